@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture of a model as frozen data. Foreign config.json files become this in ``settings/legacy.py``.
+
+Letters: B batch, L merged length, T text tokens, N tiles, P patches, C vision width, D model width, H heads.
+Sizes are (height, width) in pixels unless a name says otherwise.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from paddlemix.utils.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The language model (Llama family: Llama, Vicuna, Mistral, Yi)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    model_type: str = "llama"
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int | None = None
+    sliding_window: int | None = None
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. ``model_type`` picks the class in ``models/vision/build.py``."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    model_type: str = "clip_vision_model"
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    select_layer: int = -2
+    select_feature: str = "patch"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Feature rows that one tile gives (P); ``cls_patch`` keeps the class token in front."""
+        return self.grid * self.grid + (self.select_feature == "cls_patch")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a picture becomes tiles of ``crop_size`` pixels, and how their features are laid out.
+
+    ``aspect`` is ``square`` (short side resized, centre crop), ``pad`` (mean-coloured square) or ``anyres``.
+    ``grid_pinpoints`` are (width, height) in pixels, as the original writes them.
+    ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``.
+    """
+
+    crop_size: int
+    resize_size: int
+    aspect: str = "square"
+    merge: str = "flat"
+    grid_pinpoints: tuple[tuple[int, int], ...] = ()
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """A whole vision-language model. ``vision`` is None for a language model that has no tower yet."""
+
+    text: TextConfig
+    vision: VisionConfig | None
+    image: ImageConfig | None
+    projector_type: str = "mlp2x_gelu"
+    has_image_newline: bool = False
+    template: str = "vicuna_v1"
+    use_im_start_end: bool = False
+    use_im_patch_token: bool = False
+    padding_side: str = "right"
+    model_max_length: int = 2048
+    vision_tower_name: str | None = None
+    dtype: str = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; ``LlavaConfig.from_dict`` gives the same object back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "config.json") -> "LlavaConfig":
+        """Inverse of ``to_dict``. Unknown or missing keys raise ConfigError that names ``where`` and the key."""
+        parts = dict(data)
+        parts["text"] = _build(TextConfig, data.get("text"), f"{where}: /text")
+        for key, kind in (("vision", VisionConfig), ("image", ImageConfig)):
+            parts[key] = None if data.get(key) is None else _build(kind, data[key], f"{where}: /{key}")
+        return _build(cls, parts, where)
+
+    def with_changes(self, **changes: Any) -> "LlavaConfig":
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+
+_TUPLES = {"mean", "std"}
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
+    known = {item.name for item in fields(kind)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ConfigError(f'{where}: unknown key "{unknown[0]}" (known: {", ".join(sorted(known))})')
+    values = {key: tuple(value) if key in _TUPLES else value for key, value in data.items()}
+    if "grid_pinpoints" in values:
+        values["grid_pinpoints"] = tuple(tuple(pair) for pair in values["grid_pinpoints"])
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error

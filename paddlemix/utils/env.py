@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of environment flags: name, kind, default, meaning. ``os.environ`` is read in this file only."""
+
+import os
+from dataclasses import dataclass
+
+from paddlemix.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One environment flag. ``choices`` empty means free text."""
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    meaning: str
+
+
+_SWITCH = ("auto", "0", "1")
+
+FLAGS: dict[str, Flag] = {
+    flag.name: flag
+    for flag in (
+        Flag(
+            "PADDLEMIX_ATTENTION",
+            "auto",
+            ("auto", "math", "sdpa", "npu"),
+            "Attention backend. auto takes the first that can serve the request.",
+        ),
+        Flag("PADDLEMIX_NPU_FUSED", "auto", _SWITCH, "Fused NPU operators as a whole."),
+        Flag("PADDLEMIX_NPU_FUSED_ATTENTION", "auto", _SWITCH, "Fused NPU flash attention."),
+        Flag("PADDLEMIX_NPU_FUSED_RMS_NORM", "auto", _SWITCH, "Fused NPU RMSNorm."),
+        Flag("PADDLEMIX_NPU_FUSED_ROPE", "auto", _SWITCH, "Fused NPU rotary embedding."),
+        Flag("PADDLEMIX_NPU_FUSED_SWIGLU", "auto", _SWITCH, "Fused NPU SwiGLU."),
+        Flag("PADDLEMIX_CPU_TUNING", "1", ("0", "1"), "CPU tuning at the doorways (see utils/device.py); 0 leaves the process alone."),
+        Flag("PADDLEMIX_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"), "Level of the console log."),
+        Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
+        Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),
+    )
+}
+
+
+def get(name: str) -> str:
+    """Value of a flag of the table. ConfigError names the variable and the accepted values."""
+    flag = FLAGS[name]
+    value = os.environ.get(name, flag.default)
+    if flag.choices and value not in flag.choices:
+        raise ConfigError(f'environment variable {name}="{value}": expected one of {", ".join(flag.choices)}')
+    return value
+
+
+def raw(name: str) -> str | None:
+    """A variable that belongs to somebody else (FLAGS_*, MKL_*, PADDLE_*), as it stands."""
+    return os.environ.get(name)
+
+
+def set_default(name: str, value: str) -> bool:
+    """Set a foreign variable unless the user has set it. True when it was set here."""
+    if name in os.environ:
+        return False
+    os.environ[name] = value
+    return True
+
+
+def check_all() -> None:
+    """Read every flag once, so that garbage is an error at start and not in the middle of a run."""
+    for name in FLAGS:
+        get(name)

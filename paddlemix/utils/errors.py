@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors that a person can do something about. A doorway prints their text and exits with their code."""
+
+
+class PaddleMixError(Exception):
+    """Base of every error whose text names what, where, the value and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(PaddleMixError):
+    """A settings file, a command line or an environment flag is wrong."""
+
+
+class DataError(PaddleMixError):
+    """A record, an image or an annotation file is wrong."""
+
+
+class CheckpointError(PaddleMixError):
+    """A model folder, an adapter or one of their files is wrong."""
+
+
+class BackendError(PaddleMixError):
+    """A device or a compute path that was asked for cannot be had."""
+
+
+class TrainingError(PaddleMixError):
+    """A running training cannot go on (non-finite loss, disk full, a lost checkpoint)."""
+
+    exit_code = 1
