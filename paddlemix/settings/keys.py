@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about one settings key: its kind, its range, its meaning, and whether a value may be set at all."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.registry import nearest
+
+
+@dataclass(frozen=True)
+class Key:
+    """The facts about one key that its annotation does not tell.
+
+    ``low``/``high`` bound numbers, both ends included; ``above`` is an excluded lower end. ``choices`` are the accepted
+    texts. ``fixed`` is the reason why only the default (or a value in ``also``) is accepted: a key that would have no
+    effect is refused, never taken and forgotten. ``check`` returns what is wrong with a value, or None.
+    """
+
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    fixed: str | None = None
+    also: tuple[Any, ...] = ()
+    needed: bool = False
+    check: Callable[[Any], str | None] | None = None
+
+
+def key(default: Any, meaning: str, **facts: Any) -> Any:
+    """A dataclass field with its ``Key``."""
+    return dataclasses.field(default=default, metadata={"key": Key(meaning, **facts)})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The accepted type of a key: ``base`` is bool, int, float, str, dict or tuple (of ``item``)."""
+
+    base: type
+    item: type | None
+    optional: bool
+
+    def __str__(self) -> str:
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
+        text = f"a list of {self.item.__name__}" if self.base is tuple and self.item else names.get(self.base, "a list")
+        return f"{text} or null" if self.optional else text
+
+
+def kind_of(annotation: Any) -> Kind:
+    """Kind of a field annotation such as ``int | None`` or ``tuple[str, ...] | None``."""
+    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    optional = type(None) in members
+    (bare,) = [member for member in members if member is not type(None)]
+    origin = typing.get_origin(bare) or bare
+    item = typing.get_args(bare)[0] if origin is tuple else None
+    return Kind(origin, item if isinstance(item, type) else None, optional)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A key in its place: name, group, kind, default and facts."""
+
+    name: str
+    group: str
+    kind: Kind
+    default: Any
+    facts: Key
+
+    def accept(self, value: Any, where: str) -> Any:
+        """``value`` as the settings hold it. ConfigError begins with ``where`` and names key, value and expectation."""
+        if value is None:
+            return self._accept_null(where)
+        value = self._typed(value, where)
+        self._in_range(value, where)
+        facts = self.facts
+        if facts.choices and value not in facts.choices:
+            hint = nearest(str(value), facts.choices)
+            raise ConfigError(
+                f'{where}: "{self.name}" is {show(value)}{hint or ":"} expected one of {", ".join(facts.choices)}'
+            )
+        problem = facts.check(value) if facts.check else None
+        if problem:
+            raise ConfigError(f'{where}: "{self.name}" is {show(value)}: {problem}')
+        if facts.fixed and value != self.default and value not in facts.also:
+            raise ConfigError(
+                f'{where}: "{self.name}" is {show(value)}, but only {show(self.default)} is accepted: {facts.fixed}'
+            )
+        return value
+
+    def _accept_null(self, where: str) -> Any:
+        if self.facts.needed:
+            raise ConfigError(f'{where}: "{self.name}" is null, but it is required: {self.facts.meaning}')
+        # null means "as if the key were not there", for every key that has a default.
+        return self.default
+
+    def _typed(self, value: Any, where: str) -> Any:
+        base = self.kind.base
+        if base is bool and type(value) is int and value in (0, 1):
+            return bool(value)  # shipped recipes of PaddleMIX write "amp_master_grad": 1
+        if base is float and type(value) is int:
+            return float(value)
+        if base is tuple and isinstance(value, list | tuple):
+            return tuple(self._item(item, index, where) for index, item in enumerate(value))
+        if type(value) is not base:
+            raise ConfigError(f'{where}: "{self.name}" is {show(value)} ({json_kind(value)}); expected {self.kind}')
+        return value
+
+    def _item(self, item: Any, index: int, where: str) -> Any:
+        if isinstance(item, list):
+            return tuple(item)
+        if self.kind.item is not None and type(item) is not self.kind.item:
+            given = f'"{self.name}/{index}" is {show(item)} ({json_kind(item)})'
+            raise ConfigError(f"{where}: {given}; expected {Kind(self.kind.item, None, False)}")
+        return item
+
+    def _in_range(self, value: Any, where: str) -> None:
+        if type(value) not in (int, float):
+            return
+        facts = self.facts
+        low = facts.above if facts.above is not None else facts.low
+        if not math.isfinite(value):
+            raise ConfigError(f'{where}: "{self.name}" is {value}: expected a finite number{self.range_text()}')
+        too_low = low is not None and (value < low or (facts.above is not None and value == low))
+        if too_low or (facts.high is not None and value > facts.high):
+            raise ConfigError(f'{where}: "{self.name}" is {show(value)}: out of range{self.range_text()}')
+
+    def range_text(self) -> str:
+        """``" (more than 0, at most 1)"`` or an empty string."""
+        facts = self.facts
+        parts = [
+            f"{words} {value:g}"
+            for words, value in (("more than", facts.above), ("at least", facts.low), ("at most", facts.high))
+            if value is not None
+        ]
+        return f" ({', '.join(parts)})" if parts else ""
+
+
+def json_kind(value: Any) -> str:
+    """Name of a JSON value's type for a message."""
+    names = {bool: "true/false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
+    return names.get(type(value), "null" if value is None else "a list")
+
+
+def show(value: Any) -> str:
+    """A value for a message: as JSON writes it, and never longer than a line."""
+    named = {True: "true", False: "false", None: "null"}
+    if value is None or isinstance(value, bool):
+        return named[value]
+    text = f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    text = re.sub(r"\s+", " ", text)
+    return text if len(text) <= 80 else text[:76] + "..."
+
+
+def known_keys(group: str, kind: Any) -> dict[str, Known]:
+    """Every field of the dataclass ``kind`` as a ``Known`` of ``group``."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: Known(field.name, group, kind_of(hints[field.name]), field.default, field.metadata["key"])
+        for field in dataclasses.fields(kind)
+    }
