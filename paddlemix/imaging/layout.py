@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tiles an image is cut into and in which order their feature rows are merged: integers only, no pixels.
+
+Every rule here is the original LLaVA's (mm_utils.py, llava_arch.py), with its float order: a scale is
+``current / original`` in double, a length is ``int(length * scale)`` without rounding. So 50.99999999999999 is 50.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddlemix.settings.model import ImageConfig, VisionConfig
+from paddlemix.utils.errors import ConfigError
+
+NEWLINE = -1
+"""Entry of ``Layout.order`` that stands for the learnt newline row."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+ASPECTS = ("square", "pad", "anyres")
+MERGES = ("flat", "spatial", "spatial_unpad")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The feature rows of one image in merged order.
+
+    ``tiles`` is the number of tiles given to the vision tower. ``order`` (int64) holds ``tile * P + row`` or
+    ``NEWLINE``, where P is the number of feature rows of one tile; ``len(order)`` is the number of image tokens.
+    """
+
+    tiles: int
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+def choose_resolution(size: Size, pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (width, height) of ``pinpoints`` that keeps most pixels of an image of ``size``, then wastes least.
+
+    On a tie the first one wins. ``pinpoints`` are (width, height), as the original writes them; reading them as
+    (height, width) transposes the grid of every small image.
+    """
+    height, width = size
+    best, most_kept, least_wasted = None, 0, math.inf
+    for wide, high in pinpoints:
+        scale = min(wide / width, high / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        wasted = wide * high - kept
+        if kept > most_kept or (kept == most_kept and wasted < least_wasted):
+            best, most_kept, least_wasted = (wide, high), kept, wasted
+    if best is None:
+        raise ConfigError("image_grid_pinpoints is empty; anyres needs at least one (width, height)")
+    return best
+
+
+def fit_inside(size: Size, target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image of ``size`` scaled into ``target`` (width, height); lengths are rounded up.
+
+    (80, 120) into (112, 112) -> (112, 75).
+    """
+    height, width = size
+    wide, high = target
+    scale_w, scale_h = wide / width, high / height
+    if scale_w < scale_h:
+        return wide, min(math.ceil(height * scale_w), high)
+    return min(math.ceil(width * scale_h), wide), high
+
+
+def tile_grid(size: Size, image: ImageConfig) -> tuple[int, int] | None:
+    """(rows, columns) of the tiles of an image of ``size``; None where it is one tile (``square``, ``pad``).
+
+    anyres puts one small copy of the whole image before these tiles; it is not counted here.
+    """
+    if image.aspect not in ASPECTS:
+        raise ConfigError(f'image aspect "{image.aspect}" is not known (known: {", ".join(ASPECTS)})')
+    if image.aspect != "anyres":
+        return None
+    wide, high = choose_resolution(size, image.grid_pinpoints)
+    if wide % image.crop_size or high % image.crop_size:
+        raise ConfigError(
+            f"image_grid_pinpoints [{wide}, {high}] is no multiple of the tile side of {image.crop_size} pixels"
+        )
+    return high // image.crop_size, wide // image.crop_size
+
+
+def unpad_window(size: Size, grid: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the feature ``grid`` (rows, columns) that shows an image of ``size``.
+
+    The cut is the same on both sides, so one row or column more than the scaled length may stay.
+    Extremely long images can leave no column at all: that is the original's rule, each row is then a newline.
+    """
+    height, width = size
+    rows, columns = grid
+    if width / height > columns / rows:
+        new_rows = int(height * (columns / width))
+        cut = (rows - new_rows) // 2
+        return cut, rows - cut, 0, columns
+    new_columns = int(width * (rows / height))
+    cut = (columns - new_columns) // 2
+    return 0, rows, cut, columns - cut
+
+
+def layout_for(size: Size, tiles_grid: tuple[int, int] | None, image: ImageConfig, vision: VisionConfig) -> Layout:
+    """Layout of an image of ``size`` pixels whose tiles lie in ``tiles_grid`` (rows, columns).
+
+    ``tiles_grid`` None is a single tile. Its rows stay as they are; only in the anyres merge with unpad
+    (``spatial_unpad``) one newline follows. With several tiles the small copy of the whole image comes first
+    (without a newline), then ``flat``: tile after tile; ``spatial``: row by row over the whole picture;
+    ``spatial_unpad``: the same without the padded border and with one newline after every row.
+    """
+    if image.merge not in MERGES:
+        raise ConfigError(f'merge type "{image.merge}" is not known (known: {", ".join(MERGES)})')
+    rows_per_tile = vision.tokens_per_tile
+    if tiles_grid is None:
+        order = np.arange(rows_per_tile, dtype=np.int64)
+        newline = image.aspect == "anyres" and image.merge == "spatial_unpad"
+        return _layout(1, np.append(order, NEWLINE) if newline else order)
+    tiles = 1 + tiles_grid[0] * tiles_grid[1]
+    if image.merge == "flat":
+        return _layout(tiles, np.arange(tiles * rows_per_tile, dtype=np.int64))
+    if rows_per_tile != vision.grid * vision.grid:
+        raise ConfigError(f'merge type "{image.merge}" needs mm_vision_select_feature "patch", not "cls_patch"')
+    return _layout(tiles, _spatial(size, tiles_grid, vision.grid, image.merge == "spatial_unpad"))
+
+
+def _spatial(size: Size, tiles_grid: tuple[int, int], side: int, unpad: bool) -> np.ndarray:
+    rows, columns = tiles_grid
+    base = np.arange(side * side, dtype=np.int64)
+    tiled = side * side + np.arange(rows * columns * side * side, dtype=np.int64)
+    picture = tiled.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+    if unpad:
+        top, bottom, left, right = unpad_window(size, picture.shape)
+        kept = picture[top:bottom, left:right]
+        picture = np.concatenate([kept, np.full((len(kept), 1), NEWLINE, dtype=np.int64)], axis=1)
+    return np.concatenate([base, picture.reshape(-1)])
+
+
+def _layout(tiles: int, order: np.ndarray) -> Layout:
+    order.setflags(write=False)
+    return Layout(tiles, order)
+
+
+def layout_of(size: Size, image: ImageConfig, vision: VisionConfig) -> Layout:
+    """Layout of an image of ``size`` (height, width) pixels under these settings."""
+    return layout_for(size, tile_grid(size, image), image, vision)
+
+
+def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
+    """Image tokens of an image of ``size``: always ``len(layout_of(...).order)``, computed without the order."""
+    grid = tile_grid(size, image)
+    if grid is None or image.merge == "flat":
+        tiles = 1 if grid is None else 1 + grid[0] * grid[1]
+        newline = grid is None and image.aspect == "anyres" and image.merge == "spatial_unpad"
+        return tiles * vision.tokens_per_tile + newline
+    side = vision.grid
+    rows, columns = grid[0] * side, grid[1] * side
+    if image.merge == "spatial_unpad":
+        top, bottom, left, right = unpad_window(size, (rows, columns))
+        rows, columns = bottom - top, right - left + 1
+    return side * side + rows * columns

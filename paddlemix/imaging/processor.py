@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture in, pixels and layout out: the only thing that training, chat and evaluation need of this room."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from paddlemix.imaging.layout import Layout, Size, layout_of
+from paddlemix.imaging.preprocess import preprocess
+from paddlemix.settings.model import ImageConfig, VisionConfig
+from paddlemix.utils.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Processed:
+    """``pixels`` float32 [N, 3, S, S], the ``layout`` of their N * P feature rows, the ``size`` (height, width)."""
+
+    pixels: np.ndarray
+    layout: Layout
+    size: Size
+
+
+class ImageProcessor:
+    """Preprocessing for one vision tower. Holds no state besides its settings."""
+
+    def __init__(self, image: ImageConfig, vision: VisionConfig) -> None:
+        if image.crop_size != vision.image_size:
+            raise ConfigError(
+                f"crop_size is {image.crop_size} but the vision tower's image_size is {vision.image_size}; "
+                "a tile must have the side that the tower was built for"
+            )
+        self.image = image
+        self.vision = vision
+
+    def __call__(self, picture: Image.Image) -> Processed:
+        """Pixels, layout and size of an RGB picture (``load.load_image`` gives one). DataError for another mode."""
+        if picture.mode != "RGB":
+            raise DataError(
+                f"a picture of mode {picture.mode} was given; convert it with imaging.load.load_image first"
+            )
+        size = (picture.height, picture.width)
+        return Processed(preprocess(picture, self.image), self.layout(size), size)
+
+    def layout(self, size: Size) -> Layout:
+        """Layout of an image of ``size`` (height, width), without its pixels."""
+        return layout_of(size, self.image, self.vision)
