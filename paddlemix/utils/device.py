@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which device computes, in which dtype, and why; and what is set on a CPU before the first matrix product."""
+
+import ctypes
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.utils import env
+from paddlemix.utils.errors import BackendError, ConfigError
+from paddlemix.utils.logging import get_logger
+
+KINDS = ("cpu", "gpu", "npu")
+DTYPES = ("float32", "float16", "bfloat16")
+
+NPU_FLAGS = {
+    "FLAGS_npu_storage_format": "0",
+    "FLAGS_use_stride_kernel": "0",
+    "FLAGS_npu_jit_compile": "0",
+    "FLAGS_npu_scale_aclnn": "True",
+    "FLAGS_npu_split_aclnn": "True",
+    "FLAGS_allocator_strategy": "auto_growth",
+    "CUSTOM_DEVICE_BLACK_LIST": "set_value,set_value_with_tensor",
+}
+"""What the Ascend plug-in reads when it loads, that is while paddle is imported (``config/npu/env.sh`` sets them)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """``name`` is what ``paddle.set_device`` takes; ``reason`` is one sentence for the person."""
+
+    name: str
+    dtype: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """``cpu``, ``gpu`` or ``npu``."""
+        return self.name.split(":")[0]
+
+
+def before_paddle(name: str | None = None) -> list[str]:
+    """Set the plug-in flags that must stand before ``import paddle``. Returns a line for each flag set here.
+
+    Does nothing unless ``name`` is an npu device; a flag that the user has set is left alone. When paddle is imported
+    already it is too late: the lines then say which flags are missing, and that ``config/npu/env.sh`` sets them.
+    """
+    if not (name or "").startswith("npu"):
+        return []
+    if "paddle" in sys.modules:
+        missing = [flag for flag in NPU_FLAGS if env.raw(flag) is None]
+        return [f"{flag} is not set and paddle is loaded already: source config/npu/env.sh first" for flag in missing]
+    return [f"{flag}={value}" for flag, value in NPU_FLAGS.items() if env.set_default(flag, value)]
+
+
+def choose(name: str | None = None, dtype: str | None = None) -> Device:
+    """The device and the dtype of the computation.
+
+    ``name``: ``cpu``, ``gpu[:N]``, ``npu[:N]``, or None for the first of npu, gpu, cpu that is there.
+    ``dtype``: ``float32``, ``float16``, ``bfloat16``, or None for bfloat16 where the device has it, else float16;
+    float32 on a CPU. A CPU computes in float32 whatever was asked (paddle has no half-precision matrix product
+    there), with one warning line. BackendError when the device is not there.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f'dtype "{dtype}": expected one of {", ".join(DTYPES)}')
+    if name is None:
+        found = _first_present()
+        why = f"device {found}: " + ("the first of npu, gpu, cpu that is there" if found != "cpu" else "no npu, no gpu")
+    else:
+        found, why = _present(name), f"device {name}: as asked"
+    kind = found.split(":")[0]
+    chosen, dtype_why = _dtype_for(kind, dtype)
+    return Device(found, chosen, f"{why}; {chosen}: {dtype_why}")
+
+
+def _dtype_for(kind: str, wanted: str | None) -> tuple[str, str]:
+    if kind == "cpu":
+        if wanted not in (None, "float32"):
+            get_logger(__name__).warning(
+                f"{wanted} was asked for, but a CPU computes in float32 only (no half-precision kernels): using float32"
+            )
+            return "float32", f"the CPU has no {wanted}"
+        return "float32", "the dtype of a CPU"
+    if wanted is not None:
+        return wanted, "as asked"
+    if kind == "npu":
+        return "bfloat16", "the Ascend 910B has it"
+    import paddle
+
+    if paddle.amp.is_bfloat16_supported():
+        return "bfloat16", "the GPU has it"
+    return "float16", "the GPU has no bfloat16"
+
+
+def _first_present() -> str:
+    if _npu_count():
+        return "npu"
+    return "gpu" if _gpu_count() else "cpu"
+
+
+def _present(name: str) -> str:
+    kind, _, index = name.partition(":")
+    if kind not in KINDS or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ConfigError(f'device "{name}": expected cpu, gpu, gpu:N, npu or npu:N')
+    if kind == "cpu":
+        return name
+    count = _gpu_count() if kind == "gpu" else _npu_count()
+    if not count:
+        raise BackendError(_absent_gpu() if kind == "gpu" else _absent_npu())
+    if index and int(index) >= count:
+        raise BackendError(f"device {name}: there are {count} {kind} devices, numbered from 0")
+    return name
+
+
+def _absent_gpu() -> str:
+    import paddle
+
+    if not paddle.device.is_compiled_with_cuda():
+        return (
+            "device gpu: the installed paddle is the CPU build; install paddlepaddle-gpu from paddle's own package "
+            "index, or use --device cpu"
+        )
+    return "device gpu: paddle sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+
+
+def _absent_npu() -> str:
+    found = _custom_devices()
+    return (
+        f"device npu: no npu device; custom devices: {found or '[]'}; install paddle-custom-npu for this paddle, "
+        "source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES, or use --device cpu"
+    )
+
+
+def _custom_devices() -> list[str]:
+    import paddle
+
+    return list(paddle.device.get_all_custom_device_type() or [])
+
+
+def _npu_count() -> int:
+    import paddle
+
+    if "npu" not in _custom_devices():
+        return 0
+    return sum(1 for item in paddle.device.get_available_custom_device() if item.split(":")[0] == "npu")
+
+
+def _gpu_count() -> int:
+    import paddle
+
+    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+
+
+@functools.cache
+def tune_cpu() -> str:
+    """Set what makes paddle fast on a CPU, once per process and before the first matrix product.
+
+    Three cures (measured in float32 against the same work in other frameworks): the bundled MKL takes its generic
+    path on AMD processors unless ``MKL_DEBUG_CPU_TYPE`` names a better one (2.7 x for matrix products); copies of
+    strided views are up to 59 x slower with the stride kernels; freed temporaries go back to the system and fault in
+    again unless the allocator's thresholds are raised (2.4 x for attention). The order of sums changes a little with
+    it. ``PADDLEMIX_CPU_TUNING=0`` leaves the process alone. Returns and logs one line that says what was set and why.
+    """
+    if env.get("PADDLEMIX_CPU_TUNING") == "0":
+        return "cpu tuning: off (PADDLEMIX_CPU_TUNING=0)"
+    done = [part for part in (_tune_mkl(), _tune_strides(), _tune_allocator()) if part]
+    line = "cpu tuning: " + ("; ".join(done) or "nothing to set")
+    get_logger(__name__).info(line)
+    return line
+
+
+def mkl_cpu_type(cpuinfo: str) -> str | None:
+    """The value of ``MKL_DEBUG_CPU_TYPE`` for a machine with this ``/proc/cpuinfo``, or None when none is needed.
+
+    7 is the AVX-512 path and may only be taken with avx512f, 5 the AVX2 path; MKL finds its path on Intel by itself.
+    """
+    if "AuthenticAMD" not in cpuinfo:
+        return None
+    flags = next((line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    if "avx512f" in flags:
+        return "7"
+    return "5" if "avx2" in flags else None
+
+
+def _tune_mkl() -> str | None:
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    value = mkl_cpu_type(cpuinfo)
+    if value is None or not env.set_default("MKL_DEBUG_CPU_TYPE", value):
+        return None
+    return f"MKL_DEBUG_CPU_TYPE={value} (AMD processor with {'AVX-512' if value == '7' else 'AVX2'})"
+
+
+def _tune_strides() -> str | None:
+    if not env.set_default("FLAGS_use_stride_kernel", "0"):
+        return None
+    paddle: Any = sys.modules.get("paddle")
+    if paddle is not None:  # the variable is read at import only
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})
+    return "FLAGS_use_stride_kernel=0 (faster copies)"
+
+
+def _tune_allocator() -> str | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return None
+    trim, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+    done = mallopt(mmap_threshold, 1 << 30) and mallopt(trim, 2**31 - 1)
+    return "malloc keeps freed memory (fewer page faults)" if done else None

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command does around its one library call: check flags, tell errors in one line, return an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from paddlemix.utils import env
+from paddlemix.utils.errors import PaddleMixError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
+
+
+def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run ``main(argv)`` and return the exit code of the process.
+
+    Environment flags are checked first, so that garbage stops before any work. A PaddleMixError becomes one line on
+    stderr and its own exit code; ``--debug`` anywhere in ``argv`` adds the traceback. Errors that nobody foresaw keep
+    their traceback: they are faults of the program.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        env.check_all()
+        return main(arguments) or 0
+    except PaddleMixError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (for example `| head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are complete or absent, and the one function that reads from the network."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
+
+MANIFEST = "manifest.json"
+TEMPORARY_PREFIX = ".tmp-"
+MIB = 1 << 20
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(4 * MIB):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new, also after a crash. Text is written as UTF-8.
+
+    TrainingError when the disk is full; the old file is then untouched.
+    """
+    target = Path(path)
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _told(error, target) from error
+
+
+@contextlib.contextmanager
+def publish_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder that is then published under ``path`` as a whole.
+
+    Yields an empty temporary folder beside the target. At the end every file is flushed to disk and listed with size
+    and SHA-256 in ``manifest.json``, and the folder gets its name in one rename. When the body raises, the temporary
+    folder is removed and an older ``path`` is left as it was.
+
+    ``replace=False`` raises CheckpointError when ``path`` holds anything. A disk that runs full raises TrainingError.
+    """
+    target = Path(path).absolute()
+    if not replace and _occupied(target):
+        raise CheckpointError(f"{target}: exists already; choose another folder or remove it")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        write_manifest(temporary)
+        _swap_in(temporary, target)
+    except OSError as error:
+        raise _told(error, target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Flush every file under ``folder`` and list it in ``manifest.json``."""
+    entries: dict[str, dict[str, Any]] = {}
+    for file in sorted(item for item in folder.rglob("*") if item.is_file() and item != folder / MANIFEST):
+        _sync_file(file)
+        entries[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
+    _sync_file(manifest)
+    for directory in sorted(item for item in folder.rglob("*") if item.is_dir()):
+        _sync_folder(directory)
+    _sync_folder(folder)
+
+
+def verify_folder(folder: str | Path, *, content: bool = True) -> list[str]:
+    """What is wrong with a published folder, one line per file; empty when all is well.
+
+    ``content=False`` compares names and sizes only and does not read the files.
+    """
+    root = Path(folder)
+    try:
+        entries = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{root / MANIFEST}: {error or type(error).__name__}"]
+    problems = []
+    for name, facts in entries.items():
+        file = root / name
+        if not file.is_file():
+            problems.append(f"{file}: missing")
+        elif file.stat().st_size != facts["bytes"]:
+            problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {facts['bytes']}")
+        elif content and sha256(file) != facts["sha256"]:
+            problems.append(f"{file}: its SHA-256 differs from the manifest")
+    return problems
+
+
+def remove_leftovers(folder: str | Path) -> list[Path]:
+    """Remove the temporary folders and files that a killed process left in ``folder``. Returns what was removed."""
+    found = sorted(Path(folder).glob(f"{TEMPORARY_PREFIX}*"))
+    for item in found:
+        if item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
+    return found
+
+
+def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0) -> bytes:
+    """Content of an http(s) address. ``timeout`` is the limit of the whole transfer in seconds.
+
+    At most 3 redirects, no credentials in the address, never more than ``max_bytes`` in memory. DataError names the
+    address and the reason. Whether an address may be read at all is the caller's decision.
+    """
+    import requests
+    import urllib3
+
+    deadline = time.monotonic() + timeout
+    address = url
+    for _ in range(4):
+        _check_address(address)
+        try:
+            with requests.get(
+                address,
+                stream=True,
+                allow_redirects=False,
+                timeout=(3.05, max(0.1, deadline - time.monotonic())),
+                headers={"User-Agent": "paddlemix", "Accept-Encoding": "identity"},
+            ) as response:
+                if response.is_redirect:
+                    address = urllib.parse.urljoin(address, response.headers["location"])
+                    continue
+                if response.status_code != 200:
+                    raise DataError(f"{url}: the server answers {response.status_code} {response.reason}")
+                return _body(response, url, max_bytes, deadline, timeout)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise DataError(f"{url}: {_network_reason(error)}; check the address or download the file") from error
+    raise DataError(f"{url}: more than 3 redirects")
+
+
+def _body(response: Any, url: str, max_bytes: int, deadline: float, timeout: float) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    # Blocks are as they come over the wire: read1 returns with what is there, so a server that sends byte by byte meets
+    # the deadline, and nothing is decompressed, so a small answer cannot unfold in memory.
+    while block := response.raw.read1(64 * 1024, decode_content=False):
+        size += len(block)
+        if size > max_bytes:
+            raise DataError(f"{url}: larger than the limit of {max_bytes} bytes")
+        if time.monotonic() > deadline:
+            raise DataError(f"{url}: not complete after {timeout:g} s")
+        parts.append(block)
+    return b"".join(parts)
+
+
+def _check_address(address: str) -> None:
+    if any(mark in address for mark in "\\") or any(ord(letter) <= 32 or ord(letter) == 127 for letter in address):
+        raise DataError(f"{address!r}: not an address (it holds a backslash, a blank or a control character)")
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        raise DataError(f'{address}: only http and https addresses can be read, not "{parts.scheme or "none"}"')
+    if not parts.hostname or "@" in parts.netloc:
+        raise DataError(f"{address}: expected a host name without user and password")
+
+
+def _network_reason(error: Exception) -> str:
+    kinds = {
+        "ConnectTimeout": "no connection in time",
+        "ReadTimeout": "no answer in time",
+        "ReadTimeoutError": "the transfer stopped",
+        "ProtocolError": "the transfer broke off",
+        "SSLError": "TLS failed",
+    }
+    return kinds.get(type(error).__name__, "the server cannot be reached")
+
+
+def _occupied(target: Path) -> bool:
+    return target.exists() and (not target.is_dir() or any(target.iterdir()))
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    aside = target.with_name(f"{TEMPORARY_PREFIX}old-{target.name}-{os.getpid()}")
+    if target.exists():
+        os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, target)
+        raise
+    _sync_folder(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot flush a folder; the rename is then as safe as they make it.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _told(error: OSError, path: Path) -> Exception:
+    """The error with the path and the free space in it when the disk is full, else the error itself."""
+    if error.errno not in _DISK_FULL:
+        return error
+    folder = next((item for item in (path, *path.parents) if item.exists()), Path("/"))
+    free = shutil.disk_usage(folder).free
+    return TrainingError(
+        f"{path}: cannot be written ({error.strerror}); {free / MIB:.0f} MiB are free. "
+        "Free some space or choose another folder; what was there before is untouched"
+    )

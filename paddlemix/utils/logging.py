@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console of a person: what they need goes to the terminal, what the libraries print goes to a file."""
+
+import functools
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from paddlemix.utils import env
+
+ROOT = "paddlemix"
+
+_LIBRARIES = ("paddle", "paddlenlp", "fleet", "visualdl", "py.warnings", "root")
+"""First parts of the names of the loggers whose output is of no use on the terminal."""
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log records as plain lines on stderr; warnings and errors begin with their level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. stderr is looked up each time, so that a replaced stream is respected."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        sys.stderr.write(f"{level}{self.format(record)}\n")
+        sys.stderr.flush()
+
+
+@functools.cache
+def _root_logger() -> logging.Logger:
+    logger = logging.getLogger(ROOT)
+    logger.addHandler(_ConsoleHandler())
+    logger.setLevel(env.get("PADDLEMIX_LOG_LEVEL"))
+    logger.propagate = False
+    return logger
+
+
+def get_logger(name: str = ROOT) -> logging.Logger:
+    """Logger of a module (``get_logger(__name__)``). The first call sets up the console, so call it inside functions.
+
+    Lines go to stderr: stdout belongs to the answers of the chat and to results.
+    """
+    root = _root_logger()
+    return root if name == ROOT else root.getChild(name.removeprefix(f"{ROOT}."))
+
+
+@functools.cache
+def console() -> Console:
+    """The rich console on stdout for tables, progress and results. Plain text when stdout is not a terminal."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+@functools.cache
+def once(message: str) -> None:
+    """Log ``message`` as a warning, the first time only."""
+    get_logger().warning(message)
+
+
+def redirect_library_logs(path: str | Path) -> None:
+    """Send the log lines of paddle, paddlenlp and Python warnings to the file ``path`` instead of the terminal.
+
+    Call it after the libraries are imported, since they install their handlers then. A second call with another path
+    moves the lines there; with the same path it only catches loggers that came since.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logging.captureWarnings(True)
+    handler = _file_handler(str(target.resolve()))
+    names = ["PaddleNLP", "py.warnings", *logging.root.manager.loggerDict]
+    for logger in (logging.root, *(logging.getLogger(name) for name in names)):
+        if logger.name.split(".")[0].lower() in _LIBRARIES:
+            _move(logger, handler)
+
+
+@functools.cache
+def _file_handler(path: str) -> logging.FileHandler:
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    return handler
+
+
+def _move(logger: logging.Logger, handler: logging.Handler) -> None:
+    if logger is logging.root:
+        # Only terminal handlers of the root logger are replaced; a test runner's own handlers stay.
+        kept = [old for old in logger.handlers if type(old) is not logging.StreamHandler]
+    else:
+        kept = []
+        logger.propagate = False
+    logger.handlers = [*(old for old in kept if old is not handler), handler]
