@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA: a vision tower and a projector beside a Llama decoder, joined by the indices of the splice plan."""
+
+import zlib
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddlemix.models.llm.cache import KVCache
+from paddlemix.models.llm.llama import LlamaModel
+from paddlemix.models.loss import next_token_loss
+from paddlemix.models.merge import merge_rows
+from paddlemix.models.projector import build_projector
+from paddlemix.models.vision.build import build_tower
+from paddlemix.ops.attention.contract import Mask
+from paddlemix.ops.linear import Linear
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.utils.errors import ConfigError
+
+
+class LlavaForCausalLM(nn.Layer):
+    """The whole model. Nothing in it asks the device for a value, and nothing loops over a batch.
+
+    Parameter names are those of the Paddle checkpoints: ``llama.*`` (tower, projector and newline included) and
+    ``lm_head.weight``, which tied models do not have. Linear weights are ``[in, out]``.
+    """
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.llama = LlamaModel(config.text)
+        if config.vision is not None:
+            width = config.text.hidden_size
+            self.llama.vision_tower = build_tower(config.vision)
+            self.llama.mm_projector = build_projector(config.projector_type, config.vision.hidden_size, width)
+            if config.has_image_newline:
+                self.llama.image_newline = self.llama.create_parameter([width])
+        if not config.text.tie_word_embeddings:
+            self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype in which the decoder computes."""
+        return str(self.llama.norm.weight.dtype).rpartition(".")[2]
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """``[N, 3, S, S]`` to ``[N, P, D]``: tower, then projector."""
+        if self.config.vision is None:
+            raise ConfigError("the model has no vision tower, but pixels were given; load it with a tower")
+        features = self.llama.vision_tower(pixels)
+        return self.llama.mm_projector(features.astype(self.dtype))
+
+    def embed(self, token_ids: Tensor, source: Tensor, features: Tensor | None) -> Tensor:
+        """``[B, L]`` ids and plan indices, ``[N, P, D]`` features or None, to ``[B, L, D]``."""
+        newline = self.llama.image_newline if self.config.has_image_newline else None
+        return merge_rows(source, self.llama.embed(token_ids), features, newline)
+
+    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
+        """``[B, L, D]`` to ``[B, L, D]`` after the final norm; a cache is written and advanced by L."""
+        return self.llama.decode(embeds, positions, mask, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., V]`` in float32."""
+        if self.config.text.tie_word_embeddings:
+            return paddle.matmul(hidden, self.llama.embed_tokens.weight, transpose_y=True).astype("float32")
+        return self.lm_head(hidden).astype("float32")
+
+    def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
+        """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
+        return KVCache(self.config.text, batch, self.dtype, capacity)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        source: Tensor,
+        positions: Tensor,
+        labels: Tensor | None = None,
+        pixels: Tensor | None = None,
+        starts: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss over the labels if ``labels`` are given, else logits ``[B, L, V]``. Arguments: splice plan.
+
+        Leave ``starts`` out unless the padding is on the left, and ``segments`` unless rows are packed: both make
+        attention build a dense mask.
+        """
+        features = None if pixels is None else self.encode_images(pixels)
+        embeds = self.embed(token_ids, source, features)
+        mask = Mask(causal=True, key_starts=starts, segments=segments)
+        logits = self.logits(self.decode(embeds, positions, mask))
+        return logits if labels is None else next_token_loss(logits, labels, segments)[0]
+
+    def enable_recompute(self, on: bool = True) -> None:
+        """Keep only the input of each decoder layer for the backward pass, and compute the rest again."""
+        self.llama.recompute = on
+
+
+def build_empty(config: LlavaConfig) -> LlavaForCausalLM:
+    """The model without memory for its parameters; a loader or ``init_weights`` gives it to them."""
+    with paddle.LazyGuard():
+        return LlavaForCausalLM(config)
+
+
+@paddle.no_grad()
+def init_weights(model: LlavaForCausalLM, seed: int = 0, dtype: str = "float32") -> None:
+    """Draw every parameter. A tensor's values depend on ``seed`` and its name only, not on the order."""
+    for name, parameter in model.named_parameters():
+        values = _start_values(model.config, name, list(parameter.shape), seed)
+        allocate(parameter, paddle.to_tensor(values).astype(dtype))
+
+
+def allocate(parameter: Tensor, values: Tensor) -> None:
+    """Give ``parameter`` the memory of ``values`` (no copy); it may be without memory so far."""
+    if list(parameter.shape) != list(values.shape):
+        raise ConfigError(f"parameter {parameter.name}: shape {parameter.shape}, but the values are {values.shape}")
+    parameter.get_tensor()._share_data_with(values.get_tensor())
+
+
+def _start_values(config: LlavaConfig, name: str, shape: list[int], seed: int) -> np.ndarray:
+    """Ones for norms, zeros for biases, else normal values of the width that the family's own code uses."""
+    if name.endswith("bias"):
+        return np.zeros(shape, np.float32)
+    if ".norm" in name or "layernorm" in name or ".ln_" in name:
+        return np.ones(shape, np.float32)
+    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+    values = rng.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(_start_width(config, name, shape))
+    return values
+
+
+def _start_width(config: LlavaConfig, name: str, shape: list[int]) -> float:
+    if name.endswith("image_newline"):
+        return shape[0] ** -0.5
+    if "mm_projector" in name:
+        return (3 * shape[0]) ** -0.5  # the variance of torch's default, uniform in 1/sqrt(fan-in)
+    if "vision_tower" not in name:
+        return config.text.initializer_range
+    width, depth = config.vision.hidden_size, config.vision.num_hidden_layers
+    if name.endswith("class_embedding"):
+        return width**-0.5
+    if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "linear2.weight")):
+        return width**-0.5 * (2 * depth) ** -0.5
+    if name.endswith("out_proj.weight"):
+        return width**-0.5
+    return (2 * width) ** -0.5 if name.endswith("linear1.weight") else 0.02

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key and value cache of a decoder: blocks of places, filled from the left, trimmed by a number."""
+
+import paddle
+from paddle import Tensor
+
+from paddlemix.ops.attention.select import cache_keeps_heads_first
+from paddlemix.settings.model import TextConfig
+from paddlemix.utils.errors import ConfigError
+
+BLOCK = 128
+"""Places that are added at a time. The unused tail is hidden by the causal rule of the mask."""
+
+
+class KVCache:
+    """Keys and values of all layers of ``batch`` rows. ``length`` places are filled.
+
+    ``append`` gives whole blocks back, tail included, so that a step reads them without a copy: use them with a
+    causal mask whose ``offset`` is the ``length`` before the step. ``heads_first`` says how they lie.
+    """
+
+    def __init__(self, config: TextConfig, batch: int, dtype: str = "float32", capacity: int = 0) -> None:
+        self.length = 0
+        self.batch = batch
+        self.dtype = dtype
+        self.heads_first = cache_keeps_heads_first(_device())
+        self._heads = config.num_key_value_heads
+        self._width = config.width_per_head
+        self._wanted = _blocks(capacity)
+        self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
+        self._values: list[Tensor | None] = [None] * config.num_hidden_layers
+
+    @property
+    def capacity(self) -> int:
+        """Places that are allocated."""
+        held = self._keys[0]
+        return 0 if held is None else held.shape[self._axis]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all its keys and values back.
+
+        ``length`` grows only with ``advance``, when all layers are written.
+        """
+        if k.shape[0] != self.batch:
+            raise ConfigError(f"KV cache of {self.batch} rows was given {k.shape[0]} rows; create one per batch")
+        if self.heads_first:
+            k, v = k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3])
+        end = self.length + k.shape[self._axis]
+        keys = self._write(self._keys[layer], k, end)
+        values = self._write(self._values[layer], v, end)
+        self._keys[layer], self._values[layer] = keys, values
+        return keys, values
+
+    def advance(self, count: int) -> None:
+        """``count`` more places are filled in every layer."""
+        self.length += count
+
+    def trim(self, length: int) -> None:
+        """Keep the first ``length`` places. What lies behind is overwritten by the next step."""
+        if not 0 <= length <= self.length:
+            raise ConfigError(f"KV cache: cannot trim {self.length} filled places to {length}")
+        self.length = length
+
+    @property
+    def _axis(self) -> int:
+        return 2 if self.heads_first else 1
+
+    def _write(self, held: Tensor | None, new: Tensor, end: int) -> Tensor:
+        size = 0 if held is None else held.shape[self._axis]
+        if end > size:
+            held = self._grow(held, max(_blocks(end), self._wanted))
+        if self.heads_first:
+            held[:, :, self.length : end] = new
+        else:
+            held[:, self.length : end] = new
+        return held
+
+    def _grow(self, held: Tensor | None, size: int) -> Tensor:
+        used = 0 if held is None else held.shape[self._axis]
+        shape = [self.batch, size - used, self._heads, self._width]
+        if self.heads_first:
+            shape[1], shape[2] = shape[2], shape[1]
+        # Zeros, because a weight of exactly 0 still meets the value: 0 * NaN would be NaN.
+        tail = paddle.zeros(shape, dtype=self.dtype)
+        return tail if held is None else paddle.concat([held, tail], axis=self._axis)
+
+
+def _blocks(places: int) -> int:
+    return -(-places // BLOCK) * BLOCK
+
+
+def _device() -> str:
+    return paddle.get_device().partition(":")[0]

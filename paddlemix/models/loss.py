@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next-token loss: mean over the positions that carry a label, in float32."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from paddlemix.utils.constants import IGNORE_INDEX
+
+
+def next_labels(labels: Tensor, segments: Tensor | None = None) -> Tensor:
+    """Labels ``[B, L]`` moved one place left, so that column i holds what row i must predict; the last is ignored.
+
+    With ``segments`` [B, L] the first place of a packed sample is nobody's target, as it would be in a row of its own.
+    """
+    end = paddle.full([labels.shape[0], 1], IGNORE_INDEX, dtype=labels.dtype)
+    moved = paddle.concat([labels[:, 1:], end], axis=1)
+    if segments is None:
+        return moved
+    same = paddle.concat([segments[:, 1:] == segments[:, :-1], paddle.zeros_like(end, dtype="bool")], axis=1)
+    return paddle.where(same, moved, paddle.full_like(moved, IGNORE_INDEX))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(mean loss, number of labels) of ``logits`` [B, L, V] and unshifted ``labels`` [B, L]; both are scalars.
+
+    Without any label the loss is 0 with zero gradients (the original gives NaN). ``reduction="mean"`` of Paddle is not
+    used: it divides by all positions, ignored ones included.
+    """
+    targets = next_labels(labels, segments)
+    each = F.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    counted = (targets != IGNORE_INDEX).astype("float32")
+    count = counted.sum()
+    return (each.reshape(counted.shape) * counted).sum() / paddle.clip(count, min=1.0), count

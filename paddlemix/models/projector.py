@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projectors from vision width to model width, by the names that config files use."""
+
+import re
+
+from paddle import Tensor, nn
+
+from paddlemix.ops.activation import gelu
+from paddlemix.ops.linear import Linear
+from paddlemix.utils.errors import ConfigError
+
+_MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
+
+
+class Gelu(nn.Layer):
+    """GELU by the error function, as a place in a sequence (it takes an index in the parameter names)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return gelu(x)
+
+
+class Identity(nn.Layer):
+    """Gives its input back; vision width and model width must be equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x
+
+
+def build_projector(kind: str, vision_width: int, width: int) -> nn.Layer:
+    """``linear``, ``mlpNx_gelu`` (N linear layers with GELU between them) or ``identity``.
+
+    Parameter names below ``mm_projector``: ``weight, bias`` for linear, ``0.*, 2.*, 4.*, ...`` for an MLP.
+    """
+    if kind == "linear":
+        return Linear(vision_width, width)
+    if kind == "identity":
+        if vision_width != width:
+            raise ConfigError(
+                f"mm_projector_type identity: the vision width {vision_width} must equal the model width {width}"
+            )
+        return Identity()
+    match = _MLP.fullmatch(kind)
+    if match is None:
+        raise ConfigError(f'mm_projector_type "{kind}": expected linear, identity or mlpNx_gelu (N a whole number)')
+    layers: list[nn.Layer] = [Linear(vision_width, width)]
+    for _ in range(int(match[1]) - 1):
+        layers += [Gelu(), Linear(width, width)]
+    return nn.Sequential(*layers)

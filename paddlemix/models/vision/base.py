@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rest of the house knows of a vision tower: pixels in, the chosen layer's features out."""
+
+from typing import Protocol
+
+import paddle
+from paddle import Tensor, nn
+
+from paddlemix.settings.model import VisionConfig
+from paddlemix.utils.errors import ConfigError
+
+
+class VisionEncoder(Protocol):
+    """One family's transformer. ``layers`` is its depth."""
+
+    layers: int
+
+    def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
+        """``[N, 3, S, S]`` to ``[N, 1 + P, C]``: 0 is the input of the first layer, i the output of layer i."""
+
+
+class VisionTower(nn.Layer):
+    """Chooses layer and rows of an encoder, which it holds as ``vision_tower`` (the name published files use)."""
+
+    def __init__(self, config: VisionConfig, encoder: nn.Layer) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = encoder
+        depth = config.num_hidden_layers
+        self.layer = config.select_layer if config.select_layer >= 0 else depth + 1 + config.select_layer
+        if not 0 <= self.layer <= depth:
+            raise ConfigError(
+                f"mm_vision_select_layer {config.select_layer}: the tower has {depth} layers; "
+                f"expected {-depth - 1} to {depth}"
+            )
+        if config.select_feature not in ("patch", "cls_patch"):
+            raise ConfigError(f'mm_vision_select_feature "{config.select_feature}": expected "patch" or "cls_patch"')
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[N, 3, S, S]`` to ``[N, P, C]``. Layers above the chosen one are not run."""
+        side = self.config.image_size
+        if pixels.ndim != 4 or list(pixels.shape[1:]) != [3, side, side]:
+            raise ConfigError(f"vision tower: expected pixels [N, 3, {side}, {side}], got {list(pixels.shape)}")
+        frozen = all(item.stop_gradient for item in self.parameters())
+        with paddle.set_grad_enabled(paddle.is_grad_enabled() and not frozen):
+            hidden = self.vision_tower.hidden_state(pixels, self.layer)
+        # The class token is row 0; "patch" leaves it out.
+        return hidden[:, 1:] if self.config.select_feature == "patch" else hidden

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of vision towers by the ``model_type`` of their config."""
+
+from collections.abc import Callable
+
+from paddle import nn
+
+from paddlemix.models.vision.base import VisionTower
+from paddlemix.models.vision.clip import ClipEncoder
+from paddlemix.settings.model import VisionConfig
+from paddlemix.utils.registry import Registry
+
+ENCODERS: Registry[Callable[[VisionConfig], nn.Layer]] = Registry("vision tower")
+ENCODERS.add("clip_vision_model")(ClipEncoder)
+
+
+def build_tower(config: VisionConfig) -> VisionTower:
+    """The tower that ``config.model_type`` names; ConfigError lists the known ones."""
+    return VisionTower(config, ENCODERS.get(config.model_type)(config))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to attention: picks the backend that serves a call, and says once why it passed over the others."""
+
+import logging
+from types import ModuleType
+
+from paddle import Tensor
+
+from paddlemix.ops.attention import math, sdpa
+from paddlemix.ops.attention.contract import Mask, Request, make_request
+from paddlemix.utils import env
+from paddlemix.utils.errors import BackendError
+
+BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "math": math}
+"""In the order in which ``auto`` asks them."""
+
+NOT_BUILT = {"npu": "the fused NPU path is not part of this version"}
+
+_logger = logging.getLogger(__name__)
+_told: set[tuple[str, tuple[str, ...]]] = set()
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, scale: float, dropout: float = 0.0, kv_heads_first: bool = False
+) -> Tensor:
+    """Attention of q ``[B, Lq, H, D]`` over k and v ``[B, Lk, Hk, D]`` (``[B, Hk, Lk, D]`` if ``kv_heads_first``).
+
+    The environment flag PADDLEMIX_ATTENTION forces a backend; BackendError says why a forced one cannot serve.
+    """
+    request = make_request(q, k, v, mask, dropout, kv_heads_first)
+    backend = choose(request, env.get("PADDLEMIX_ATTENTION"))
+    return backend.attend(q, k, v, mask, scale=scale, dropout=dropout, kv_heads_first=kv_heads_first)
+
+
+def choose(request: Request, wanted: str = "auto") -> ModuleType:
+    """The backend for ``request``: the forced one, or with ``auto`` the first that can serve it."""
+    if wanted in NOT_BUILT:
+        raise BackendError(f"PADDLEMIX_ATTENTION={wanted}: {NOT_BUILT[wanted]}; use auto, sdpa or math")
+    if wanted != "auto":
+        reason = BACKENDS[wanted].why_not(request)
+        if reason:
+            raise BackendError(f"PADDLEMIX_ATTENTION={wanted}: {reason}; use auto to let the next backend serve it")
+        return BACKENDS[wanted]
+    skipped = []
+    for name, backend in BACKENDS.items():
+        reason = backend.why_not(request)
+        if reason is None:
+            _tell(name, tuple(skipped))
+            return backend
+        skipped.append(f"{name}: {reason}")
+    raise BackendError("no attention backend can serve the request: " + "; ".join(skipped))
+
+
+def cache_keeps_heads_first(device: str) -> bool:
+    """Layout of the KV cache: heads first on the CPU (its matmul then reads without a copy), else as kernels want it."""
+    return device == "cpu"
+
+
+def _tell(name: str, skipped: tuple[str, ...]) -> None:
+    if (name, skipped) not in _told:
+        _told.add((name, skipped))
+        _logger.info("attention: %s%s", name, f" (not {'; not '.join(skipped)})" if skipped else "")

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers: the plain one, and the one with a low-rank addition (LoRA)."""
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from paddlemix.utils.errors import ConfigError
+
+
+class Linear(nn.Layer):
+    """``x W + b`` with the weight as ``[in, out]``."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = self.create_parameter([in_features, out_features])
+        self.bias = self.create_parameter([out_features], is_bias=True) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
+
+
+class LoraLinear(Linear):
+    """A linear layer plus ``dropout(x) A B * alpha / r``; A is ``[in, r]``, B is ``[r, out]`` and starts at zero.
+
+    It takes over the parameters of ``base`` (no copy), so ``weight`` and ``bias`` keep their names and their memory.
+    """
+
+    def __init__(self, base: Linear, r: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
+        nn.Layer.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.r, self.alpha, self.scaling = r, alpha, alpha / r
+        self.dropout = dropout
+        self.merged = False
+        dtype = base.weight.dtype
+        self.lora_A = self.create_parameter([self.in_features, r], dtype=dtype)
+        self.lora_B = self.create_parameter([r, self.out_features], dtype=dtype, is_bias=True)
+        # Kaiming-uniform with a = sqrt(5) over the fan-in, which is what peft starts from.
+        bound = 1.0 / math.sqrt(self.in_features)
+        start = np.random.default_rng(seed).uniform(-bound, bound, [self.in_features, r]).astype(np.float32)
+        self.lora_A.set_value(paddle.to_tensor(start).astype(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        out = F.linear(x, self.weight, self.bias)
+        if self.merged:
+            return out
+        low = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
+        return out + paddle.matmul(paddle.matmul(low, self.lora_A), self.lora_B) * self.scaling
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to the weight: float32 ``[in, out]``."""
+        return paddle.matmul(self.lora_A.astype("float32"), self.lora_B.astype("float32")) * self.scaling
+
+    @paddle.no_grad()
+    def merge(self) -> None:
+        """Fold the adapter into the weight. Does nothing when it is folded in already."""
+        if not self.merged:
+            self.weight.set_value((self.weight.astype("float32") + self.delta()).astype(self.weight.dtype))
+            self.merged = True
+
+    @paddle.no_grad()
+    def unmerge(self) -> None:
+        """Take the adapter out of the weight again, to rounding."""
+        if self.merged:
+            self.weight.set_value((self.weight.astype("float32") - self.delta()).astype(self.weight.dtype))
+            self.merged = False
+
+
+def add_lora(
+    model: nn.Layer, target_patterns: Sequence[str], r: int, alpha: float, dropout: float = 0.0, seed: int = 0
+) -> list[str]:
+    """Put a LoraLinear in place of every Linear whose module name fully matches one of the regular expressions.
+
+    Returns the names, in the model's order. ConfigError when a pattern is no regular expression, matches nothing, or
+    matches no Linear. Other modules that match (a pattern may end in ``.*``) are passed over. Which parameters train
+    is not decided here.
+    """
+    if not isinstance(r, int) or r < 1:
+        raise ConfigError(f"lora_rank must be a whole number of at least 1, got {r!r}")
+    modules = dict(model.named_sublayers())
+    chosen: set[str] = set()
+    for pattern in target_patterns:
+        found = _matching(pattern, list(modules))
+        linear = [name for name in found if isinstance(modules[name], Linear)]
+        if not linear:
+            raise ConfigError(_no_target(pattern, found, modules))
+        chosen.update(linear)
+    names = [name for name in modules if name in chosen]
+    for name in names:
+        if isinstance(modules[name], LoraLinear):
+            raise ConfigError(f'LoRA: "{name}" has an adapter already; merge it first')
+        layer = LoraLinear(modules[name], r, alpha, dropout, seed=zlib.crc32(name.encode()) ^ seed)
+        _replace(model, name, layer)
+    return names
+
+
+def merge_lora(model: nn.Layer) -> list[str]:
+    """Fold every adapter into its weight and put plain Linear layers back. Returns the names of the layers."""
+    names = []
+    for name, layer in list(lora_layers(model)):
+        layer.merge()
+        plain = Linear.__new__(Linear)
+        nn.Layer.__init__(plain)
+        plain.in_features, plain.out_features = layer.in_features, layer.out_features
+        plain.weight, plain.bias = layer.weight, layer.bias
+        _replace(model, name, plain)
+        names.append(name)
+    return names
+
+
+def lora_layers(model: nn.Layer) -> Iterator[tuple[str, LoraLinear]]:
+    """(name, layer) of every layer that carries an adapter."""
+    for name, layer in model.named_sublayers():
+        if isinstance(layer, LoraLinear):
+            yield name, layer
+
+
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f'LoRA target "{pattern}" is not a regular expression: {error}') from error
+    return [name for name in names if rule.fullmatch(name)]
+
+
+def _no_target(pattern: str, found: list[str], modules: dict[str, nn.Layer]) -> str:
+    if found:
+        return (
+            f'LoRA target "{pattern}" matches {len(found)} modules but no linear layer '
+            f"(first: {found[0]}, {type(modules[found[0]]).__name__}); write it so that it ends at q_proj, gate_proj, ..."
+        )
+    linear = [name for name, layer in modules.items() if isinstance(layer, Linear)]
+    example = linear[len(linear) // 2] if linear else "none"
+    return f'LoRA target "{pattern}" matches no module (the whole name must match; a linear layer here: {example})'
+
+
+def _replace(model: nn.Layer, name: str, layer: nn.Layer) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    parent = model
+    for part in parent_name.split(".") if parent_name else []:
+        parent = getattr(parent, part)
+    layer.training = parent.training
+    setattr(parent, leaf, layer)
