@@ -61,6 +61,15 @@ class KVCache:
             raise ConfigError(f"KV cache: cannot trim {self.length} filled places to {length}")
         self.length = length
 
+    def reorder(self, rows: list[int]) -> None:
+        """Row i becomes a copy of what row ``rows[i]`` was; their number is the new batch (beam search)."""
+        if not all(0 <= row < self.batch for row in rows):
+            raise ConfigError(f"KV cache of {self.batch} rows: cannot take rows {rows}")
+        index = paddle.to_tensor(rows, dtype="int64")
+        self._keys = [None if held is None else paddle.index_select(held, index) for held in self._keys]
+        self._values = [None if held is None else paddle.index_select(held, index) for held in self._values]
+        self.batch = len(rows)
+
     @property
     def _axis(self) -> int:
         return 2 if self.heads_first else 1
