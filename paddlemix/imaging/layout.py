@@ -35,9 +35,6 @@ class Layout:
     tiles: int
     order: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.order)
-
 
 def choose_resolution(size: Size, pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The (width, height) of ``pinpoints`` that keeps most pixels of an image of ``size``, then wastes least.

@@ -36,9 +36,7 @@ class ImageProcessor:
     def __call__(self, picture: Image.Image) -> Processed:
         """Pixels, layout and size of an RGB picture (``load.load_image`` gives one). DataError for another mode."""
         if picture.mode != "RGB":
-            raise DataError(
-                f"a picture of mode {picture.mode} was given; convert it with imaging.load.load_image first"
-            )
+            raise DataError(f"this picture has mode {picture.mode}; open it with imaging.load.load_image")
         size = (picture.height, picture.width)
         return Processed(preprocess(picture, self.image), self.layout(size), size)
 

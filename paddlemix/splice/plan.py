@@ -162,9 +162,7 @@ def _check(index: int, ids: np.ndarray, is_place: np.ndarray, layouts: Sequence[
         raise DataError(f"batch row {index} has no tokens")
     places = int(is_place.sum())
     if places != len(layouts):
-        raise DataError(
-            f"batch row {index}: {places} image places but {len(layouts)} images; each place needs one image"
-        )
+        raise DataError(f"batch row {index}: {places} image places but {len(layouts)} images; each place needs one")
     wrong = ids[(ids < 0) & ~is_place]
     if len(wrong):
         raise DataError(f"batch row {index}: token id {wrong[0]} is negative and no image place ({IMAGE_TOKEN_INDEX})")
