@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said, before any template: messages, segments of rendered text, and LLaVA's rows as messages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
+from paddlemix.utils.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+TAGGED_IMAGE = f"<Image>{IMAGE_TOKEN}</Image>"
+ROW_ROLES: dict[str, Role] = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. The text holds ``<image>`` at image places."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of rendered text. ``learns``: its tokens are targets; ``quoted``: it was written by a person or data."""
+
+    text: str
+    learns: bool = False
+    quoted: bool = False
+
+
+class Layout(Protocol):
+    """Anything that can write messages as segments: a ``Template`` or a ``ChatTemplate``."""
+
+    name: str
+    images_only: bool
+    mmtag: bool
+    assistant_first: bool
+    train_as: str | None
+
+    def segments(self, messages: Sequence[Message], *, answer_open: bool) -> list[Segment]:
+        """The conversation as text in order; with ``answer_open`` it ends where the next answer begins."""
+        ...
+
+
+def check_turns(messages: Sequence[Message], *, assistant_first: bool = False) -> tuple[str | None, list[Message]]:
+    """Split off a leading system message and check that user and assistant alternate.
+
+    Returns ``(system text or None, turns)``. DataError names the index of the first message that is out of order.
+    """
+    system = messages[0].text if messages and messages[0].role == "system" else None
+    skipped = 0 if system is None else 1
+    turns = list(messages[skipped:])
+    expected = turns[0].role if turns and assistant_first else "user"
+    for i, message in enumerate(turns):
+        if message.role != expected:
+            raise DataError(
+                f'message {i + skipped} has role "{message.role}", expected "{expected}": user and assistant take turns'
+            )
+        expected = "assistant" if expected == "user" else "user"
+    return system, turns
+
+
+def messages_from_llava_row(
+    conversations: Sequence[dict[str, Any]],
+    *,
+    layout: Layout,
+    images: int,
+    use_im_start_end: bool = False,
+) -> list[Message]:
+    """Messages of a LLaVA row (``from``/``value``), with its image places where the original's training puts them.
+
+    ``images`` is the number of pictures that the row lists. As in the original (preprocess_multimodal and the
+    preprocess_* functions of train.py): a turn that holds ``<image>`` is stripped and begins with "<image>\\n"; mmtag
+    templates write "<Image><image></Image>"; ``use_im_start_end`` wraps the place in "<im_start>" and "<im_end>"; a
+    row that begins with the assistant loses that turn unless the layout takes it; for plain layouts the user turn is
+    its image place alone. Rows without a picture stay as they are.
+
+    We deviate in one thing: the original merges several ``<image>`` of one turn into one. A row that lists several
+    pictures keeps them all, where they stand.
+    """
+    messages = [_row_message(i, row) for i, row in enumerate(conversations)]
+    if messages and messages[0].role == "assistant" and not layout.assistant_first:
+        messages = messages[1:]
+    if images:
+        messages = [Message(m.role, place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in messages]
+    if layout.images_only:
+        messages = [_only_images(m) if m.role == "user" else m for m in messages]
+    return messages
+
+
+def _row_message(index: int, row: dict[str, Any]) -> Message:
+    if not isinstance(row, dict) or not isinstance(row.get("value"), str) or row.get("from") not in ROW_ROLES:
+        raise DataError(
+            f'conversations[{index}] is {row!r}: expected {{"from": "human" | "gpt" | "system", "value": text}}'
+        )
+    return Message(ROW_ROLES[row["from"]], row["value"])
+
+
+def place_images(text: str, images: int, mmtag: bool = False, use_im_start_end: bool = False) -> str:
+    """The text of one turn with its image places in the original's form; without ``<image>`` it comes back as it is."""
+    count = text.count(IMAGE_TOKEN)
+    if not count:
+        return text
+    if count == 1 or images == 1:
+        text = f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}"
+    text = text.strip()
+    if mmtag:
+        text = text.replace(IMAGE_TOKEN, TAGGED_IMAGE)
+    wrapped = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}"
+    return text.replace(IMAGE_TOKEN, wrapped) if use_im_start_end else text
+
+
+def _only_images(message: Message) -> Message:
+    return Message(message.role, IMAGE_TOKEN * message.text.count(IMAGE_TOKEN))
+
+
+def first_turn_with_images(
+    text: str, images: int, *, mmtag: bool = False, use_im_start_end: bool = False
+) -> list[Message]:
+    """Messages that open a chat about pictures, as the original's demos write them.
+
+    The text loses its own ``<image>`` marks and gets one place a picture in front, each followed by a newline. With
+    mmtag templates the pictures are a round of their own, answered by "Received.".
+    """
+    text = text.replace(IMAGE_TOKEN, "").strip()
+    place = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}" if use_im_start_end else IMAGE_TOKEN
+    if not images:
+        return [Message("user", text)]
+    if mmtag:
+        tagged = "".join(TAGGED_IMAGE.replace(IMAGE_TOKEN, place) for _ in range(images))
+        return [Message("user", tagged), Message("assistant", "Received."), Message("user", text)]
+    return [Message("user", f"{place}\n" * images + text)]

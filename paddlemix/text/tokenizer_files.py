@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing the files of a tokenizer folder as HF transformers lays them out."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix.utils.errors import CheckpointError
+
+MODEL_FILE = "tokenizer.model"
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
+_UNBOUNDED = 1_000_000
+"""HF writes 1e30 for "no limit"; anything above this is read as None."""
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of the text before sentencepiece sees it."""
+
+    content: str
+    id: int
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+
+@dataclass
+class TokenizerFiles:
+    """What the files of a folder say, before any rule is applied. ``config`` keeps every key as it stood."""
+
+    model: bytes
+    where: str
+    config: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, str | None] = field(default_factory=dict)
+    added: list[AddedToken] = field(default_factory=list)
+    fast: bool = False
+
+    @property
+    def model_max_length(self) -> int | None:
+        """Tokens the tokenizer was set up for; None when the files name no limit."""
+        value = self.config.get("model_max_length")
+        return int(value) if isinstance(value, (int, float)) and value <= _UNBOUNDED else None
+
+
+def read_files(folder: str | Path) -> TokenizerFiles:
+    """Read a tokenizer folder. CheckpointError names the file, what is wrong with it and what to do."""
+    folder = Path(folder)
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        hint = (
+            " (tokenizer.json alone is not enough: sentencepiece reads the model file)"
+            if (folder / "tokenizer.json").is_file()
+            else ""
+        )
+        raise CheckpointError(
+            f"{path}: no such file{hint}; copy {MODEL_FILE} from the base language model into this folder"
+        )
+    config = read_json(folder / "tokenizer_config.json")
+    special_map = read_json(folder / "special_tokens_map.json")
+    files = TokenizerFiles(path.read_bytes(), str(path), config)
+    for role in ROLES:
+        # The map wins over the config in the layout without "added_tokens_decoder", as in transformers 4.37.
+        first, second = (config, special_map) if "added_tokens_decoder" in config else (special_map, config)
+        files.roles[role] = _content(first.get(role)) or _content(second.get(role)) or _DEFAULTS[role]
+    files.added = _read_added(folder, config, files.roles)
+    files.fast = _is_fast(folder, config)
+    return files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one when the file is absent. CheckpointError names the file and the place."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); download the file again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}; download the file again")
+    return data
+
+
+def _content(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _read_added(folder: Path, config: dict[str, Any], roles: dict[str, str | None]) -> list[AddedToken]:
+    """Added tokens in the order of their ids; the richest file that names a token wins."""
+    found: dict[str, AddedToken] = {}
+    for content, number in read_json(folder / "added_tokens.json").items():
+        _check_id(folder / "added_tokens.json", content, number)
+        found[content] = AddedToken(content, number)
+    for row in read_json(folder / "tokenizer.json").get("added_tokens", []):
+        found[row["content"]] = _added(folder / "tokenizer.json", row["id"], row)
+    for number, row in config.get("added_tokens_decoder", {}).items():
+        found[row["content"]] = _added(folder / "tokenizer_config.json", int(number), row)
+    for role in ROLES:
+        row = config.get(role)
+        if isinstance(row, dict) and row["content"] in found:
+            found[row["content"]] = _added(folder / "tokenizer_config.json", found[row["content"]].id, row)
+    return sorted(found.values(), key=lambda token: token.id)
+
+
+def _added(path: Path, number: int, row: dict[str, Any]) -> AddedToken:
+    _check_id(path, row["content"], number)
+    if row.get("single_word"):
+        raise CheckpointError(
+            f'{path}: token "{row["content"]}" has single_word=true, which is not supported; set it to false'
+        )
+    keys = ("special", "lstrip", "rstrip", "normalized")
+    return AddedToken(row["content"], number, **{key: bool(row[key]) for key in keys if key in row})
+
+
+def _check_id(path: Path, content: str, number: Any) -> None:
+    if not isinstance(number, int) or number < 0 or not content:
+        raise CheckpointError(f'{path}: added token "{content}" has id {number!r}; expected an integer from 0 on')
+
+
+def _is_fast(folder: Path, config: dict[str, Any]) -> bool:
+    """The original loads Mistral bodies with the fast tokenizer and all others with the slow one (model/builder.py)."""
+    if "tokenizer_kind" in config:
+        return config["tokenizer_kind"] == "fast"
+    model = read_json(folder / "config.json")
+    names = {str(model.get("model_type", "")), str((model.get("text_config") or {}).get("model_type", ""))}
+    return any("mistral" in name for name in names)
+
+
+def write_files(
+    folder: str | Path, files: TokenizerFiles, added: list[AddedToken], roles: dict[str, str | None]
+) -> None:
+    """Write a folder that ``read_files`` reads back to the same tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).write_bytes(files.model)
+    names = ("lstrip", "rstrip", "normalized", "special")
+    decoder = {
+        str(t.id): {"content": t.content, "single_word": False} | {n: getattr(t, n) for n in names} for t in added
+    }
+    config = files.config | {"added_tokens_decoder": decoder} | roles | {"tokenizer_class": "LlamaTokenizer"}
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", {role: value for role, value in roles.items() if value is not None})
+    extra = {token.content: token.id for token in added if token.content not in _base_contents(roles)}
+    _write_json(folder / "added_tokens.json", extra)
+
+
+def _base_contents(roles: dict[str, str | None]) -> set[str | None]:
+    return {roles["bos_token"], roles["eos_token"], roles["unk_token"]}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
