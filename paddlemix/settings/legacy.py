@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign config.json -> ``LlavaConfig``: LLaVA as published, llava-hf, PaddleMIX, a plain language model, our own.
+
+Every key of a file is used here, ignored by name with a reason (``legacy_keys.py``), or an error. What a model does
+follows from what its config.json says, never from the name of its folder.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
+from paddlemix.settings.legacy_read import Reader
+from paddlemix.settings.legacy_tower import CLIP_LARGE_336, Pixels, find_tower, known_tower, read_pixels, read_tower
+from paddlemix.settings.legacy_tower import vision_of as _vision_of
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.registry import nearest
+
+OWN_MODEL_TYPE = "paddlemix_llava"
+
+# Defaults of transformers' LlamaConfig and MistralConfig, for the keys that a file leaves out.
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+}
+_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "mistral": {
+        **_LLAMA,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+_CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+_ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
+_HF_TYPES = ("llava", "llava_next")
+_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
+_ASPECTS = ("square", "pad", "anyres")
+_MERGES = ("flat", "spatial", "spatial_unpad")
+_SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
+_STRATEGIES = {"default": "patch", "full": "cls_patch"}
+_YI_VOCABULARY = range(64000, 64257)
+"""Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
+
+
+def load_config(
+    folder: str | Path, *, tower_folder: str | Path | None = None, overrides: dict[str, Any] | None = None
+) -> LlavaConfig:
+    """The architecture of the model in ``folder``.
+
+    ``tower_folder`` is the CLIP folder to use; without it the tower that config.json names is looked up
+    (``legacy_tower.find_tower``). A language model without a tower gives ``vision=None, image=None`` unless
+    ``tower_folder`` is given. ``overrides`` are keys of ``OVERRIDES`` by LLaVA's names; None leaves a key as it is.
+
+    CheckpointError names the file, the key, its value and what was expected. Nothing in the folder is executed.
+    """
+    root = Path(folder)
+    file = root / "config.json"
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
+    reader = Reader.of_file(file)
+    given = Path(tower_folder) if tower_folder is not None else None
+    kind = reader.data.get("model_type")
+    if kind == OWN_MODEL_TYPE:
+        config = _own(reader)
+    elif kind in _HF_TYPES and _is_hf(reader):
+        config = _llava_hf(reader, root)
+    elif kind in _ORIGINAL_TYPES or (kind in _TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
+        config = _original(reader, root, given)
+    elif kind in _TEXT_DEFAULTS:
+        config = _language_model(reader, given)
+    else:
+        known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *_TEXT_DEFAULTS)
+        hint = nearest(str(kind), known)
+        reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
+    return apply_overrides(config, overrides or {})
+
+
+def default_template(text: TextConfig) -> str:
+    """Name of the conversation template a model was trained with, from facts about its architecture.
+
+    LLaVA's Vicuna models were trained and evaluated with ``vicuna_v1`` (a curious user); its command line chat uses
+    ``llava_v1`` (a curious human) instead. We take the training template everywhere, so that a prompt is what the
+    model has learnt from; ``llava_v1`` can be asked for.
+    """
+    if text.model_type == "mistral":
+        return "mistral_instruct"
+    return "chatml_direct" if text.vocab_size in _YI_VOCABULARY else "vicuna_v1"
+
+
+def _own(reader: Reader) -> LlavaConfig:
+    data = {key: value for key, value in reader.data.items() if key not in ("model_type", "architectures", "format")}
+    try:
+        return LlavaConfig.from_dict(data, str(reader.file))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _is_hf(reader: Reader) -> bool:
+    return reader.data.get("model_type") == "llava_next" or "text_config" in reader.data
+
+
+def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaConfig:
+    """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
+    declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
+    names = reader.data.get("architectures") or []
+    family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared
+    text = _text(reader, family, complete=True)
+    name = reader.take("mm_vision_tower", str, None) or reader.take("vision_tower", str, None)
+    if name is None and tower_folder is None:
+        raise CheckpointError(f'{reader.file}: "mm_vision_tower" is missing; give the folder of the vision tower')
+    tower = tower_folder or find_tower(root, name)
+    vision = _selected(reader, _tower(tower, name, root, reader))
+    wide = reader.take("mm_hidden_size", int, vision.hidden_size)
+    if wide != vision.hidden_size:
+        reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
+    pixels = read_pixels([tower, root] if tower else [root], vision.image_size)
+    merge = _choice(reader, "mm_patch_merge_type", _MERGES, "flat")
+    image = _image(
+        pixels, _choice(reader, "image_aspect_ratio", _ASPECTS, "square"), merge, reader.pairs("image_grid_pinpoints")
+    )
+    side = _choice(reader, "tokenizer_padding_side", ("right", "left"), "right")
+    config = LlavaConfig(
+        text=text,
+        vision=vision,
+        image=image,
+        projector_type=_projector(reader, "linear"),
+        has_image_newline="unpad" in merge,
+        template=default_template(text),
+        use_im_start_end=reader.take("mm_use_im_start_end", bool, False),
+        use_im_patch_token=reader.take("mm_use_im_patch_token", bool, False),
+        padding_side=side,
+        model_max_length=_length(reader),
+        vision_tower_name=name,
+        dtype=reader.dtype() or "float32",
+    )
+    reader.expect("use_mm_proj", True, why="a model without a projector cannot see")
+    reader.expect("mm_resampler_type", "identity", why="resamplers are not supported")
+    reader.expect("s2", False, why="the multi-scale tower is not supported")
+    reader.ignore(LLAVA, {"s2_scales": "belongs to s2"}, ANYWHERE)
+    reader.finish()
+    return _checked(config, reader)
+
+
+def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
+    """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
+    next_model = reader.take("model_type", str, "") == "llava_next"
+    part = reader.child("text_config", {})
+    family = part.take("model_type", str, "llama")
+    if family not in _TEXT_DEFAULTS:
+        part.wrong("model_type", family, f"expected one of {', '.join(_TEXT_DEFAULTS)}")
+    text = _text(part, family, complete=False)
+    dtype = reader.dtype() or part.dtype() or "float32"
+    part.dtype()
+    part.ignore(ANYWHERE)
+    part.finish()
+    vision = _vision_of(reader.child("vision_config", {"model_type": "clip_vision_model", **CLIP_LARGE_336}))
+    strategy = _choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), "default")
+    vision = dataclasses.replace(
+        vision, select_layer=reader.take("vision_feature_layer", int, -2), select_feature=_STRATEGIES[strategy]
+    )
+    reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
+    reader.expect("multimodal_projector_bias", True, why="the projector has biases")
+    pixels = read_pixels([root], vision.image_size)
+    # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
+    grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
+    aspect = "anyres" if next_model else ("pad" if pixels.pads else "square")
+    reader.ignore(LLAVA_HF, ANYWHERE)
+    reader.finish()
+    config = LlavaConfig(
+        text=text,
+        vision=vision,
+        image=_image(pixels, aspect, "spatial_unpad" if next_model else "flat", grid),
+        projector_type="mlp2x_gelu",
+        has_image_newline=next_model,
+        template=default_template(text),
+        model_max_length=min(text.max_position_embeddings, 4096),
+        vision_tower_name=None,
+        dtype=dtype,
+    )
+    return _checked(config, reader)
+
+
+def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
+    """A Llama or Mistral without eyes. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
+    text = _text(reader, reader.take("model_type", str, "llama"), complete=True)
+    length = min(_length(reader, text.max_position_embeddings), text.max_position_embeddings)
+    config = LlavaConfig(
+        text=text,
+        vision=None,
+        image=None,
+        template=default_template(text),
+        model_max_length=length,
+        dtype=reader.dtype() or "float32",
+    )
+    reader.ignore(ANYWHERE)
+    reader.finish()
+    if tower_folder is not None:
+        vision = read_tower(tower_folder)
+        image = _image(read_pixels([tower_folder], vision.image_size), "square", "flat", ())
+        config = config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
+    return _checked(config, reader)
+
+
+def _tower(folder: Path | None, name: str | None, root: Path, reader: Reader) -> VisionConfig:
+    if folder is not None:
+        return read_tower(folder)
+    known = known_tower(name)
+    if known is None:
+        reader.wrong(
+            "mm_vision_tower",
+            name,
+            f"no folder of that name (looked in the current folder, beside {root} and in the cache); "
+            "give the folder of the vision tower",
+        )
+    return known
+
+
+def _selected(reader: Reader, vision: VisionConfig) -> VisionConfig:
+    layer = reader.need("mm_vision_select_layer", int)
+    feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
+    return dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+
+
+def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int], ...]) -> ImageConfig:
+    return ImageConfig(
+        crop_size=pixels.crop_size,
+        resize_size=pixels.resize_size,
+        aspect=aspect,
+        merge=merge,
+        grid_pinpoints=grid,
+        mean=pixels.mean,
+        std=pixels.std,
+    )
+
+
+def _text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
+    """The language model. ``complete``: the file must hold the sizes itself."""
+    reader.take("model_type", str, family)
+    values: dict[str, Any] = {}
+    for name, default in _TEXT_DEFAULTS[family].items():
+        kind = float if isinstance(default, float) else int
+        needed = complete and name in _CORE
+        values[name] = reader.need(name, kind) if needed else reader.take(name, kind, default)
+    if "sliding_window" in reader.data and reader.data["sliding_window"] is None:
+        values["sliding_window"] = None
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    values["head_dim"] = reader.take("head_dim", int, None)
+    values["rope_scaling"] = _rope_scaling(reader)
+    values["attention_bias"] = reader.take("attention_bias", bool, False)
+    values["tie_word_embeddings"] = reader.take("tie_word_embeddings", bool, False)
+    values["initializer_range"] = reader.take("initializer_range", float, 0.02)
+    for name, default in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", None)):
+        values[name] = reader.take(name, int, default)
+    reader.expect("hidden_act", "silu", why="only silu is supported")
+    reader.expect("mlp_bias", False, why="only layers without bias are supported")
+    reader.expect("alibi", False, why="only rotary positions are supported")
+    for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
+        reader.expect(name, False, why="fused weights cannot be read; save the model with separate ones")
+    _check_text(reader, values)
+    return TextConfig(model_type=family, **values)
+
+
+def _check_text(reader: Reader, values: dict[str, Any]) -> None:
+    reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
+    heads = values["num_attention_heads"]
+    if values["head_dim"] is None and values["hidden_size"] % heads:
+        reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple of it")
+    if heads % values["num_key_value_heads"]:
+        reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
+
+
+def _rope_scaling(reader: Reader) -> dict[str, Any] | None:
+    """``rope_scaling`` as it stands; PaddleNLP's two keys for the same thing become one object."""
+    scaling = reader.take("rope_scaling", dict, None)
+    kind = reader.take("rope_scaling_type", str, None)
+    factor = reader.take("rope_scaling_factor", float, 1.0)
+    if kind is not None and scaling is None:
+        scaling = {"type": kind, "factor": factor}
+    if scaling is not None:
+        name = scaling.get("rope_type", scaling.get("type"))
+        if name not in ("default", "linear", "dynamic", "llama3"):
+            reader.wrong("rope_scaling", scaling, "expected a type of linear, dynamic or llama3")
+    return scaling
+
+
+def _length(reader: Reader, default: int = 2048) -> int:
+    longest = reader.take("max_sequence_length", int, None)
+    trained = reader.take("tokenizer_model_max_length", int, None)
+    length = trained or longest or default
+    if length <= 0:
+        reader.wrong("tokenizer_model_max_length", length, "expected a number above 0")
+    return length
+
+
+def _projector(reader: Reader, default: str) -> str:
+    value = reader.take("mm_projector_type", str, default)
+    if not _PROJECTOR.fullmatch(value):
+        reader.wrong("mm_projector_type", value, "expected linear, identity or mlpNx_gelu")
+    return value
+
+
+def _choice(reader: Reader, name: str, accepted: tuple[str, ...], default: str) -> str:
+    value = reader.take(name, str, default)
+    if value not in accepted:
+        reader.wrong(name, value, f"expected one of {', '.join(accepted)}{nearest(value, accepted)}")
+    return value
+
+
+def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
+    vision, image = config.vision, config.image
+    if vision is not None:
+        depth = vision.num_hidden_layers
+        if not -depth - 1 <= vision.select_layer <= depth:
+            raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
+    if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
+        raise CheckpointError(f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty')
+    return config
+
+
+OVERRIDES = (
+    "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature",
+    "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio",
+    "image_grid_pinpoints", "tokenizer_model_max_length", "tokenizer_padding_side", "template", "dtype",
+)  # fmt: skip
+"""Keys that a caller may set over what a folder says, by LLaVA's names."""
+
+
+def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConfig:
+    """``config`` with the given keys of ``OVERRIDES`` replaced; None leaves a key as it is."""
+    unknown = [name for name in overrides if name not in OVERRIDES]
+    if unknown:
+        raise ConfigError(f'unknown override "{unknown[0]}"{nearest(unknown[0], OVERRIDES)}')
+    data = {name: value for name, value in overrides.items() if value is not None}
+    if not data:
+        return config
+    if "image_grid_pinpoints" in data:
+        data["image_grid_pinpoints"] = [list(pair) for pair in data["image_grid_pinpoints"]]
+    reader = Reader(data, "settings")
+    vision, image = config.vision, config.image
+    if vision is not None:
+        layer = reader.take("mm_vision_select_layer", int, vision.select_layer)
+        feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
+        vision = dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+    merge = None
+    if image is not None:
+        merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
+        aspect = _choice(reader, "image_aspect_ratio", _ASPECTS, image.aspect)
+        grid = reader.pairs("image_grid_pinpoints") or image.grid_pinpoints
+        image = dataclasses.replace(image, merge=merge, aspect=aspect, grid_pinpoints=grid)
+    changed = config.with_changes(
+        vision=vision,
+        image=image,
+        projector_type=_projector(reader, config.projector_type),
+        has_image_newline=config.has_image_newline or "unpad" in (merge or ""),
+        template=reader.take("template", str, config.template),
+        use_im_start_end=reader.take("mm_use_im_start_end", bool, config.use_im_start_end),
+        use_im_patch_token=reader.take("mm_use_im_patch_token", bool, config.use_im_patch_token),
+        padding_side=_choice(reader, "tokenizer_padding_side", ("right", "left"), config.padding_side),
+        model_max_length=reader.take("tokenizer_model_max_length", int, config.model_max_length),
+        vision_tower_name=reader.take("mm_vision_tower", str, config.vision_tower_name),
+        dtype=reader.dtype() or config.dtype,
+    )
+    if vision is None and set(data) & {"mm_vision_select_layer", "image_aspect_ratio", "mm_patch_merge_type"}:
+        raise ConfigError("image settings were given, but the model has no vision tower; give vision_tower too")
+    return _checked(changed, reader)

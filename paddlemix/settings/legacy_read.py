@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A foreign JSON object whose keys are taken one by one, so that what nobody took is seen at the end."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from paddlemix.settings.keys import show
+from paddlemix.settings.strict_json import read_object
+from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.registry import nearest
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Reader:
+    """One object of a config.json. ``pointer`` is its place in the file, empty at the top."""
+
+    def __init__(self, data: dict[str, Any], file: Path | str, pointer: str = "") -> None:
+        self.data = dict(data)
+        self.file = file
+        self.pointer = pointer
+        self._taken: set[str] = set()
+        self._refuse_code()
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Reader":
+        """Reader of a whole file. CheckpointError when it is not there or not a JSON object."""
+        return cls(read_object(path, CheckpointError), path)
+
+    def take(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+        """Value of ``name``; ``default`` when it is absent or null. A whole number may stand for a float."""
+        self._taken.add(name)
+        value = self.data.get(name)
+        if value is None:
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if float in kinds and type(value) is int:
+            return float(value)
+        if type(value) not in kinds:
+            names = " or ".join(item.__name__ for item in kinds)
+            self.wrong(name, value, f"expected {names}, got {type(value).__name__}")
+        return value
+
+    def need(self, name: str, kind: type) -> Any:
+        """Like ``take`` for a key that must be there."""
+        value = self.take(name, kind, None)
+        if value is None:
+            hint = nearest(name, [key for key in self.data if key not in self._taken])
+            raise CheckpointError(f'{self.file}: "{self.pointer}{name}" is missing{hint}')
+        return value
+
+    def child(self, name: str, default: dict[str, Any]) -> "Reader":
+        """Reader of the object under ``name``."""
+        value = self.take(name, dict, default)
+        return Reader(value, self.file, f"{self.pointer}{name}/")
+
+    def updated(self, newer: dict[str, Any]) -> "Reader":
+        """A reader whose values are those of ``newer`` where it has them."""
+        return Reader({**self.data, **newer}, self.file, self.pointer)
+
+    def triple(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Three numbers, one for each colour channel."""
+        value = self.take(name, list, list(default))
+        if len(value) != 3 or not all(type(item) in (int, float) for item in value):
+            self.wrong(name, value, "expected three numbers")
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    def pairs(self, name: str) -> tuple[tuple[int, int], ...]:
+        """A list of pairs of positive whole numbers; empty when the key is absent."""
+        value = self.take(name, list, [])
+        for pair in value:
+            fits = isinstance(pair, list) and len(pair) == 2
+            if not fits or not all(type(side) is int and 0 < side <= 1 << 16 for side in pair):
+                self.wrong(name, pair, "expected a list of [width, height] in pixels")
+        return tuple((pair[0], pair[1]) for pair in value)
+
+    def dtype(self) -> str | None:
+        """``dtype`` or ``torch_dtype`` as float32, float16 or bfloat16; None when neither is there."""
+        name = "dtype" if self.data.get("dtype") is not None else "torch_dtype"
+        self._taken.update(("dtype", "torch_dtype"))
+        value = self.data.get(name)
+        if value is None:
+            return None
+        short = value.removeprefix("torch.").removeprefix("paddle.") if isinstance(value, str) else value
+        if short not in _DTYPES:
+            self.wrong(name, value, f"expected one of {', '.join(_DTYPES)}")
+        return short
+
+    def expect(self, name: str, *accepted: Any, why: str) -> None:
+        """Refuse any value of ``name`` but those ``accepted`` (absent and null are fine)."""
+        self._taken.add(name)
+        value = self.data.get(name)
+        if value is not None and value not in accepted:
+            self.wrong(name, value, why)
+
+    def positive(self, values: dict[str, Any], *names: str) -> None:
+        """Refuse zero and negative numbers."""
+        for name in names:
+            if values[name] <= 0:
+                self.wrong(name, values[name], "expected a number above 0")
+
+    def wrong(self, name: str, value: Any, why: str) -> NoReturn:
+        """CheckpointError that names file, key, value and what is wrong with it."""
+        raise CheckpointError(f'{self.file}: "{self.pointer}{name}" is {show(value)}: {why}')
+
+    def ignore(self, *tables: dict[str, str]) -> None:
+        """Take the keys of tables of reasons, without using them."""
+        for table in tables:
+            self._taken.update(table)
+
+    def finish(self) -> None:
+        """Refuse the keys that were neither used nor ignored by name."""
+        left = sorted(set(self.data) - self._taken)
+        if left:
+            hint = nearest(left[0], sorted(self._taken))
+            more = f" (and {len(left) - 1} more: {', '.join(left[1:6])})" if len(left) > 1 else ""
+            raise CheckpointError(
+                f'{self.file}: unknown key "{self.pointer}{left[0]}"{hint}{more}; it might change what the model '
+                "computes, so it is not skipped"
+            )
+
+    def _refuse_code(self) -> None:
+        for name in ("auto_map", "custom_pipelines", "trust_remote_code"):
+            if self.data.get(name):
+                self.wrong(name, self.data[name], "code from a model folder is never run; remove the key")

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision tower of a foreign checkpoint: where its folder is, its architecture, and how it wants its pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.settings.legacy_keys import ANYWHERE, PREPROCESSOR, VISION
+from paddlemix.settings.legacy_read import Reader
+from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, VisionConfig
+from paddlemix.utils import env
+from paddlemix.utils.errors import CheckpointError
+
+# Defaults of transformers' CLIPVisionConfig for the keys that a file leaves out.
+_CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+# CLIP ViT-L/14: the tower that a llava-hf config means when it has no vision_config.
+CLIP_LARGE_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+WELL_KNOWN = {
+    "openai/clip-vit-large-patch14-336": CLIP_LARGE_336,
+    "openai/clip-vit-large-patch14": {**CLIP_LARGE_336, "image_size": 224},
+}
+"""Architecture of published towers, for checkpoints that hold the tower's weights but not its config.json.
+
+The weights decide in the end: a tower of another shape does not load.
+"""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a tile is made of a picture: sizes in pixels, mean and deviation of the normalised channels."""
+
+    crop_size: int
+    resize_size: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    pads: bool = False
+
+
+def find_tower(folder: str | Path, name: str) -> Path | None:
+    """Folder of the tower ``name`` for the checkpoint ``folder``, or None.
+
+    Looked up in this order: the name as a path; under each parent of the checkpoint (hub/liuhaotian/model finds
+    hub/openai/clip-...); under the cache ``$PPMIX_HOME/models``.
+    """
+    here = Path(folder).expanduser().resolve()
+    places = [Path(name).expanduser(), *(parent / name for parent in (here, *here.parents)), cache() / name]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def cache() -> Path:
+    """Folder of downloaded models."""
+    return Path(env.get("PPMIX_HOME")).expanduser() / "models"
+
+
+def read_tower(folder: Path) -> VisionConfig:
+    """The tower of a CLIP folder (the whole CLIP model or its vision part)."""
+    reader = Reader.of_file(folder / "config.json")
+    return vision_of(reader)
+
+
+def vision_of(reader: Reader) -> VisionConfig:
+    """``VisionConfig`` from the object of a CLIP config.json.
+
+    A whole CLIP model holds ``vision_config`` and, in files of old versions, also ``vision_config_dict``; where both
+    say something, the second wins (transformers' CLIPConfig does so).
+    """
+    kind = reader.take("model_type", str, "clip_vision_model")
+    if kind == "clip":
+        reader.ignore(VISION, ANYWHERE)
+        part = reader.child("vision_config", {})
+        newer = reader.take("vision_config_dict", dict, None) or {}
+        reader.dtype()
+        reader.finish()
+        return vision_of(part.updated(newer))
+    if kind != "clip_vision_model":
+        reader.wrong("model_type", kind, 'a vision tower of this kind is not supported (known: "clip_vision_model")')
+    values: dict[str, Any] = {}
+    for name, default in _CLIP_DEFAULTS.items():
+        values[name] = reader.take(name, type(default), default)
+    if reader.take("num_channels", int, 3) != 3:
+        reader.wrong("num_channels", reader.data["num_channels"], "pictures have 3 channels")
+    reader.positive(values, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    reader.positive(values, "image_size", "patch_size", "layer_norm_eps")
+    if values["hidden_size"] % values["num_attention_heads"]:
+        reader.wrong(
+            "num_attention_heads", values["num_attention_heads"], f"hidden_size {values['hidden_size']} is no multiple"
+        )
+    if values["image_size"] < values["patch_size"]:
+        reader.wrong("patch_size", values["patch_size"], f"larger than image_size {values['image_size']}")
+    if values["hidden_act"] not in ("quick_gelu", "gelu"):
+        reader.wrong("hidden_act", values["hidden_act"], "expected quick_gelu or gelu")
+    reader.ignore(VISION, ANYWHERE)
+    reader.dtype()
+    reader.finish()
+    return VisionConfig(**values)
+
+
+def known_tower(name: str | None) -> VisionConfig | None:
+    """Architecture of a published tower by its exact name."""
+    facts = WELL_KNOWN.get(name or "")
+    return VisionConfig(**{**_CLIP_DEFAULTS, **facts}) if facts else None
+
+
+def read_pixels(folders: list[Path], image_size: int) -> Pixels:
+    """The first preprocessor_config.json in ``folders``, or CLIP's own numbers for tiles of ``image_size``."""
+    for folder in folders:
+        file = folder / "preprocessor_config.json"
+        if file.is_file():
+            pixels = _pixels_of(Reader.of_file(file), image_size)
+            if pixels.crop_size != image_size:
+                raise CheckpointError(
+                    f'{file}: "crop_size" is {pixels.crop_size}, but the vision tower takes {image_size} pixels'
+                )
+            return pixels
+    return Pixels(image_size, image_size)
+
+
+def _pixels_of(reader: Reader, image_size: int) -> Pixels:
+    kind = reader.data.get("image_processor_type", "")
+    pads = str(kind).startswith("LlavaImageProcessor") and bool(reader.data.get("do_pad", False))
+    for name in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
+        if reader.take(name, bool, True) is not True:
+            reader.wrong(name, False, "pictures are always resized, cropped, scaled and normalised")
+    if reader.take("resample", int, 3) != 3:
+        reader.wrong("resample", reader.data["resample"], "only 3 (bicubic) is supported")
+    factor = reader.take("rescale_factor", float, 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        reader.wrong("rescale_factor", factor, "expected 1/255")
+    crop = _side(reader, "crop_size", image_size)
+    resize = _side(reader, "size", crop)
+    mean, std = reader.triple("image_mean", CLIP_MEAN), reader.triple("image_std", CLIP_STD)
+    if min(std) <= 0:
+        reader.wrong("image_std", std, "expected numbers above 0")
+    reader.ignore(PREPROCESSOR, ANYWHERE)
+    reader.finish()
+    return Pixels(crop, resize, mean, std, pads)
+
+
+def _side(reader: Reader, name: str, default: int) -> int:
+    """A side in pixels from an int (old files), {"height", "width"} or {"shortest_edge"} (new files)."""
+    value = reader.take(name, (int, dict), default)
+    if isinstance(value, dict):
+        sides = [side for key, side in value.items() if key in ("height", "width", "shortest_edge")]
+        if len(sides) != len(value) or not sides or len({*map(str, sides)}) != 1:
+            reader.wrong(name, value, 'expected {"shortest_edge": N} or equal "height" and "width"')
+        value = sides[0]
+    if type(value) is not int or not 0 < value <= 1 << 14:
+        reader.wrong(name, value, "expected a side in pixels")
+    return value
