@@ -28,7 +28,7 @@ STORAGES = {
 }
 
 
-class PickleRefused(Exception):
+class PickleRefusedError(Exception):
     """The pickle holds something a weight file does not need."""
 
 
@@ -80,13 +80,13 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value of the pickle. PickleRefused for anything outside the rules, whatever the bytes."""
+        """The value of the pickle. PickleRefusedError for anything outside the rules, whatever the bytes."""
         if len(self._data) > MAX_BYTES:
-            raise PickleRefused(f"the pickle has {len(self._data)} bytes, the limit is {MAX_BYTES}")
+            raise PickleRefusedError(f"the pickle has {len(self._data)} bytes, the limit is {MAX_BYTES}")
         try:
             return self._steps()
         except (IndexError, KeyError, ValueError, TypeError, struct.error, RecursionError, MemoryError) as error:
-            raise PickleRefused(f"broken pickle at byte {self._at} ({type(error).__name__}: {error})") from error
+            raise PickleRefusedError(f"broken pickle at byte {self._at} ({type(error).__name__}: {error})") from error
 
     def _steps(self) -> Any:
         for _ in range(MAX_STEPS):
@@ -96,18 +96,20 @@ class Machine:
                 return self._finish()
             step = _MACHINE.get(code)
             if step is None:
-                raise PickleRefused(f"opcode 0x{code:02x} at byte {self._at - 1} is not needed for weights")
+                raise PickleRefusedError(f"opcode 0x{code:02x} at byte {self._at - 1} is not needed for weights")
             step(self)
-        raise PickleRefused(f"more than {MAX_STEPS} steps")
+        raise PickleRefusedError(f"more than {MAX_STEPS} steps")
 
     def _finish(self) -> Any:
         if len(self._stack) != 1 or self._at != len(self._data):
-            raise PickleRefused(f"{len(self._stack)} values and {len(self._data) - self._at} bytes are left at the end")
+            raise PickleRefusedError(
+                f"{len(self._stack)} values and {len(self._data) - self._at} bytes are left at the end"
+            )
         return self._pop()
 
     def _take(self, count: int) -> bytes:
         if count < 0 or self._at + count > len(self._data):
-            raise PickleRefused(f"the pickle ends inside a value at byte {self._at}")
+            raise PickleRefusedError(f"the pickle ends inside a value at byte {self._at}")
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -120,7 +122,7 @@ class Machine:
     def _pop(self) -> Any:
         value = self._stack.pop()
         if value is _MARK:
-            raise PickleRefused(f"a mark where a value belongs at byte {self._at}")
+            raise PickleRefusedError(f"a mark where a value belongs at byte {self._at}")
         return value
 
     def _to_mark(self) -> list[Any]:
@@ -138,7 +140,7 @@ class Machine:
     def _protocol(self) -> None:
         version = self._number("<B")
         if self._at != 2 or version != 2:
-            raise PickleRefused(f"pickle protocol {version} at byte {self._at - 2}; torch writes 2")
+            raise PickleRefusedError(f"pickle protocol {version} at byte {self._at - 2}; torch writes 2")
 
     def _long(self) -> None:
         self._push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))
@@ -154,12 +156,12 @@ class Machine:
             self._at += 1
         name = " ".join(lines)
         if name not in _GLOBALS:
-            raise PickleRefused(f'it names "{".".join(lines)}", which is not needed for weights')
+            raise PickleRefusedError(f'it names "{".".join(lines)}", which is not needed for weights')
         self._push(_GLOBALS[name])
 
     def _put(self, layout: str) -> None:
         if self._stack[-1] is _MARK:
-            raise PickleRefused(f"a mark is put into the memo at byte {self._at}")
+            raise PickleRefusedError(f"a mark is put into the memo at byte {self._at}")
         self._memo[self._number(layout)] = self._stack[-1]
 
     def _get(self, layout: str) -> None:
@@ -168,12 +170,12 @@ class Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise PickleRefused(f"items are set on a {type(target).__name__} at byte {self._at}")
+            raise PickleRefusedError(f"items are set on a {type(target).__name__} at byte {self._at}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
-                raise PickleRefused(f"a {type(key).__name__} is used as a key at byte {self._at}")
+                raise PickleRefusedError(f"a {type(key).__name__} is used as a key at byte {self._at}")
             if key in target:
-                raise PickleRefused(f"the key {key!r} stands twice")
+                raise PickleRefusedError(f"the key {key!r} stands twice")
             target[key] = value
 
     def _set_item(self) -> None:
@@ -183,33 +185,33 @@ class Machine:
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise PickleRefused(f"items are appended to a {type(target).__name__} at byte {self._at}")
+            raise PickleRefusedError(f"items are appended to a {type(target).__name__} at byte {self._at}")
         target.extend(items)
 
     def _build(self) -> None:
         state = self._pop()
         if type(self._stack[-1]) is not _Ordered or type(state) not in (dict, tuple):
-            raise PickleRefused(f"BUILD on a {type(self._stack[-1]).__name__} at byte {self._at}")
+            raise PickleRefusedError(f"BUILD on a {type(self._stack[-1]).__name__} at byte {self._at}")
         # The state of a state dict is its _metadata (versions of the modules); nothing here needs it.
 
     def _persistent(self) -> None:
         value = self._pop()
         if type(value) is not tuple or len(value) != 5:
-            raise PickleRefused(f"a persistent id that is no storage at byte {self._at}")
+            raise PickleRefusedError(f"a persistent id that is no storage at byte {self._at}")
         kind, storage, key, place, count = value
         known = type(storage) is _Global and storage.name in STORAGES
         named = type(key) is str and key.isascii() and key.isdigit() and type(place) is str
         if kind != "storage" or not known or not named or not _is_size(count):
-            raise PickleRefused(f"a persistent id that is no storage at byte {self._at}")
+            raise PickleRefusedError(f"a persistent id that is no storage at byte {self._at}")
         self._push(StorageRef(STORAGES[storage.name], key, count))
 
     def _reduce(self) -> None:
         args, function = self._pop(), self._pop()
         if type(args) is not tuple or type(function) is not _Global:
-            raise PickleRefused(f"a call of a {type(function).__name__} at byte {self._at}")
+            raise PickleRefusedError(f"a call of a {type(function).__name__} at byte {self._at}")
         builder = _BUILDERS.get(function.name)
         if builder is None:
-            raise PickleRefused(f"a call of {function.name} at byte {self._at}")
+            raise PickleRefusedError(f"a call of {function.name} at byte {self._at}")
         self._push(builder(args))
 
 
@@ -219,31 +221,31 @@ def _is_size(value: Any) -> bool:
 
 def _ordered(args: tuple[Any, ...]) -> _Ordered:
     if args:
-        raise PickleRefused("an OrderedDict with arguments")
+        raise PickleRefusedError("an OrderedDict with arguments")
     return _Ordered()
 
 
 def _tensor(args: tuple[Any, ...]) -> TensorRef:
     if len(args) not in (6, 7):
-        raise PickleRefused(f"a tensor of {len(args)} arguments")
+        raise PickleRefusedError(f"a tensor of {len(args)} arguments")
     storage, offset, shape, stride, needs_grad, hooks = args[:6]
     plain = type(storage) is StorageRef and type(needs_grad) is bool and type(hooks) is _Ordered and not hooks
-    if not plain or type(shape) is not tuple or type(stride) is not tuple or len(args) == 7 and args[6]:
-        raise PickleRefused("a tensor whose arguments are not a storage, an offset, a shape and strides")
+    if not plain or type(shape) is not tuple or type(stride) is not tuple or (len(args) == 7 and args[6]):
+        raise PickleRefusedError("a tensor whose arguments are not a storage, an offset, a shape and strides")
     if len(shape) != len(stride) or len(shape) > MAX_RANK or not all(map(_is_size, (offset, *shape, *stride))):
-        raise PickleRefused(f"a tensor of shape {shape!r} and strides {stride!r}")
+        raise PickleRefusedError(f"a tensor of shape {shape!r} and strides {stride!r}")
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
     values = 1
     for size in shape:
         values *= size
-    if offset + reach >= storage.count and all(shape) or offset > storage.count or values > storage.count:
-        raise PickleRefused(f"a tensor of shape {shape!r} reaches outside its storage of {storage.count} values")
+    if (offset + reach >= storage.count and all(shape)) or offset > storage.count or values > storage.count:
+        raise PickleRefusedError(f"a tensor of shape {shape!r} reaches outside its storage of {storage.count} values")
     return TensorRef(storage, offset, shape, stride)
 
 
 def _parameter(args: tuple[Any, ...]) -> TensorRef:
     if len(args) not in (3, 4) or type(args[0]) is not TensorRef:
-        raise PickleRefused("a parameter that holds no tensor")
+        raise PickleRefusedError("a parameter that holds no tensor")
     return args[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, MappedFile, TensorInfo
-from paddlemix.checkpoint.formats_pickle import MAX_BYTES, Machine, PickleRefused, StorageRef, TensorRef
+from paddlemix.checkpoint.formats_pickle import MAX_BYTES, Machine, PickleRefusedError, StorageRef, TensorRef
 from paddlemix.utils.errors import CheckpointError
 
 _LOCAL_HEADER = 30
@@ -77,7 +77,7 @@ class TorchZipFile:
             raise CheckpointError(f"{self.path}: data.pkl has {entry.size} bytes, the limit is {MAX_BYTES}")
         try:
             value = Machine(self._bytes(entry)).run()
-        except PickleRefused as error:
+        except PickleRefusedError as error:
             raise CheckpointError(f"{self.path}: refused, {error}; if you trust the file, {_HOW_TO}") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path}: it holds a {type(value).__name__}, expected a dict of tensors")

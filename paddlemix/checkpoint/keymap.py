@@ -122,7 +122,10 @@ FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
         (PREFIX_TOWER, PREFIX_TOWER, _own(_CLIP)),
     ),
     "llava": _LLAVA,
-    "peft": tuple((f"base_model.model.{theirs}", ours, rows) for theirs, ours, rows in _LLAVA),
+    "peft": (
+        *((f"base_model.model.{theirs}", ours, rows) for theirs, ours, rows in _LLAVA),
+        *((f"base_model.{theirs}", ours, rows) for theirs, ours, rows in _LLAVA),  # read only: older adapters
+    ),
     "llava_hf": (
         ("language_model.model.", PREFIX_LLM, _LLM),
         ("language_model.", "", _HEAD),
@@ -144,7 +147,7 @@ FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
 
 _SIGNATURES = (
     ("paddlemix", (PREFIX_LLM,)),
-    ("peft", ("base_model.model.",)),
+    ("peft", ("base_model.",)),
     ("llava_hf_new", ("model.language_model.", "model.multi_modal_projector.")),
     ("llava_hf", ("language_model.", "multi_modal_projector.")),
     ("llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")),

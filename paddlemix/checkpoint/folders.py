@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which folder a name means, and what kind of model folder it is; told by its files, never by its name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoint.formats import WEIGHT_FILES
+from paddlemix.utils import env
+from paddlemix.utils.errors import CheckpointError
+
+CONFIG = "config.json"
+MODEL_TYPE = "paddlemix_llava"
+"""``model_type`` of our own folder form."""
+
+ADAPTER_CONFIG = "lora_config.json"
+ADAPTER_WEIGHTS = "lora_model_state.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+_MAX_CONFIG_BYTES = 16 << 20
+_LEVELS = 4
+
+
+def resolve(name: str | Path, what: str, *, near: Path | None = None, remedy: str = "give its path") -> Path:
+    """The local folder of ``name``: a path, or a published name such as ``openai/clip-vit-large-patch14-336``.
+
+    Looked for, in order: the path itself if absolute; inside ``near`` (whole name, then last part); beside ``near``,
+    going up a few levels (the layout ``<root>/<owner>/<model>``); the working directory; ``PPMIX_HOME``/models.
+    CheckpointError lists the places.
+    """
+    text = str(name)
+    found = find(text, near=near)
+    if found is not None:
+        return found
+    tried = "\n".join(f"  {place}" for place in _places(text, near))
+    raise CheckpointError(
+        f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
+        f"Models are not downloaded yet: put the folder into one of these places, or {remedy}"
+    )
+
+
+def find(name: str | Path, *, near: Path | None = None) -> Path | None:
+    """Like ``resolve``, but None when there is no such folder."""
+    return next((place for place in _places(str(name), near) if place.is_dir()), None)
+
+
+def _places(name: str, near: Path | None) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return [path]
+    places: list[Path] = []
+    if near is not None:
+        near = near.absolute()
+        places += [near / path, near / path.name]
+        places += [parent / path for parent in list(near.parents)[:_LEVELS] if parent != Path(parent.anchor)]
+    places += [Path.cwd() / path, Path(env.get("PPMIX_HOME")).expanduser() / "models" / path]
+    return list(dict.fromkeys(places))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. CheckpointError names the file and the reason."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
+        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; the folder is no complete model") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected an object, got {type(data).__name__}")
+    return data
+
+
+def kind_of(folder: Path) -> str:
+    """``adapter`` (ours), ``peft``, ``full`` (any layout with weights) or ``projector``.
+
+    CheckpointError lists what was looked for when the folder is none of them.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        return "adapter"
+    if (folder / PEFT_CONFIG).is_file():
+        return "peft"
+    if any((folder / name).is_file() for name in WEIGHT_FILES):
+        return "full"
+    if any((folder / name).is_file() for name in PROJECTOR_FILES):
+        return "projector"
+    looked = ", ".join((*WEIGHT_FILES, ADAPTER_CONFIG, PEFT_CONFIG, *PROJECTOR_FILES))
+    shards = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    loose = f"; it holds {', '.join(shards[:3])}, but no index of them" if shards else ""
+    raise CheckpointError(f"{folder}: no weights; looked for {looked}{loose}")
+
+
+def projector_file(path: Path) -> Path:
+    """The projector file that ``path`` is or holds."""
+    if path.is_file():
+        return path
+    for name in PROJECTOR_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: no projector; looked for {', '.join(PROJECTOR_FILES)}")
