@@ -36,11 +36,16 @@ class _Run:
     cache: KVCache
     starts: np.ndarray
     next_position: np.ndarray
+    vocab_size: int | None
     seen: list[list[int]] = field(default_factory=list)
 
     def _mask(self) -> Mask:
         starts = paddle.to_tensor(self.starts) if self.starts.any() else None
         return Mask(causal=True, key_starts=starts, offset=self.cache.length)
+
+    def _scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        scores = self.model.logits(hidden[:, -1])
+        return scores if self.vocab_size is None else scores[:, : self.vocab_size]
 
     @paddle.no_grad()
     def prefill(self, plan: Plan, features: paddle.Tensor | None) -> paddle.Tensor:
@@ -48,7 +53,7 @@ class _Run:
         rows = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features)
         positions = plan.positions + self.cache.length
         hidden = self.model.decode(rows, paddle.to_tensor(positions), self._mask(), self.cache)
-        return self.model.logits(hidden[:, -1])
+        return self._scores(hidden)
 
     @paddle.no_grad()
     def step(self, ids: Sequence[int]) -> paddle.Tensor:
@@ -59,7 +64,7 @@ class _Run:
         positions = paddle.to_tensor(self.next_position[:, None])
         hidden = self.model.decode(rows, positions, self._mask(), self.cache)
         self.next_position = self.next_position + 1
-        return self.model.logits(hidden[:, -1])
+        return self._scores(hidden)
 
 
 def _start(
@@ -68,6 +73,7 @@ def _start(
     pixels: np.ndarray | None,
     features: paddle.Tensor | None,
     cache: KVCache | None,
+    vocab_size: int | None,
 ) -> tuple[_Run, paddle.Tensor]:
     batch, length = plan.token_ids.shape
     if (plan.starts + plan.lengths != length).any():
@@ -78,7 +84,7 @@ def _start(
     if features is None and pixels is not None and len(pixels):
         features = encode_images(model, pixels)
     cache = model.new_cache(batch) if cache is None else cache
-    run = _Run(model, cache, np.asarray(plan.starts, dtype=np.int64), np.asarray(plan.lengths, dtype=np.int64) + kept)
+    run = _Run(model, cache, plan.starts, plan.lengths + kept, vocab_size)
     return run, run.prefill(plan, features)
 
 
@@ -100,7 +106,7 @@ def generate(
     When an id is yielded, all ids before it are in the cache and it is not. Beams yield all their ids at the end.
     """
     decoding = decoding or Decoding()
-    run, scores = _start(model, plan, pixels, features, cache)
+    run, scores = _start(model, plan, pixels, features, cache, decoding.vocab_size)
     if decoding.num_beams > 1:
         if len(plan.lengths) != 1:
             raise ValueError("beam search takes one row; generate_batch goes row by row")

@@ -17,6 +17,7 @@ class Decoding:
 
     ``eos_ids`` end an answer and are its last id. ``pad_id`` fills the finished rows of a batch. ``num_beams`` above 1
     is beam search, which is not random and so wants ``temperature`` 0. ``seed`` None draws a new one for every run.
+    ``vocab_size`` limits the ids to those the tokenizer knows, where the model's table is padded beyond them.
     A model folder's ``generation_config.json`` is never read into this: what is used is what the caller wrote.
     """
 
@@ -30,6 +31,7 @@ class Decoding:
     pad_id: int = 0
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         _number("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number from 1")

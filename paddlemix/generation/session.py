@@ -107,9 +107,11 @@ class ChatSession:
         self.tokenizer = tokenizer
         self.processor = processor
         self.template = template
-        decoding = decoding or Decoding()
+        decoding = (decoding or Decoding()).with_changes(vocab_size=tokenizer.vocab_size)
         ends = tuple(dict.fromkeys((tokenizer.eos_id, model.config.text.eos_token_id)))
         self.decoding = decoding if decoding.eos_ids else decoding.with_changes(eos_ids=ends)
+        if system is not None and IMAGE_TOKEN in system:
+            raise ConfigError(f'the system prompt holds "{IMAGE_TOKEN}"; pictures belong to a question')
         self.system = system
         self.context = context or context_of(model.config.text)
         self.note = note or get_logger(__name__).warning
@@ -156,7 +158,8 @@ class ChatSession:
             finished = True
         finally:
             pieces.close()
-            answer = "".join(said).strip()
+            # A picture place that the model wrote itself has no picture, so it cannot stay one.
+            answer = "".join(said).replace(IMAGE_TOKEN, "").strip()
             if answer or finished:
                 self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
 

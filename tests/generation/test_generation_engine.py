@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: batch = rows alone, cache = no cache, beams = exhaustive search."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.generation.engine import encode_images, generate, generate_batch
+from paddlemix.generation.sampling import Decoding, Sampler
+from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.splice.plan import Plan, PlanRow, build_plan
+from paddlemix.utils.constants import IMAGE_TOKEN_INDEX as IMAGE
+from paddlemix.utils.errors import BackendError
+from tests.tiny import tiny_image, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model(seed=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(model: Any) -> list[Any]:
+    processor = ImageProcessor(model.config.image, model.config.vision)
+    return [processor(tiny_image(kind)) for kind in range(2)]
+
+
+IDS = ([1, 5, IMAGE, 7, 8, 9], [1, IMAGE, 4, IMAGE, 99, 100, 101, 102], [1, 44])
+USES = ([0], [0, 1], [])
+
+
+def plan_of(pictures: list[Any], rows: list[int]) -> tuple[Plan, np.ndarray | None]:
+    layouts = [[pictures[i].layout for i in USES[row]] for row in rows]
+    tiles = [pictures[i].pixels for row in rows for i in USES[row]]
+    plan = build_plan(
+        [PlanRow(IDS[row], own) for row, own in zip(rows, layouts, strict=True)], tokens_per_tile=4, padding_side="left"
+    )
+    return plan, np.concatenate(tiles) if tiles else None
+
+
+def without_cache(model: Any, plan: Plan, pixels: np.ndarray | None, steps: int) -> list[int]:
+    """Greedy ids of one row by running everything again for each of them."""
+    features = None if pixels is None else model.encode_images(paddle.to_tensor(pixels))
+    made: list[int] = []
+    for _ in range(steps):
+        scores = scores_after(model, plan, features, made)
+        made.append(int(scores.argmax()))
+    return made
+
+
+@paddle.no_grad()
+def scores_after(model: Any, plan: Plan, features: Any, made: list[int]) -> np.ndarray:
+    from paddlemix.ops.attention.contract import Mask
+
+    prompt = model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features)
+    if made:
+        ids = paddle.to_tensor([made])
+        prompt = paddle.concat([prompt, model.llama.embed(ids)], axis=1)
+    positions = paddle.arange(prompt.shape[1]).unsqueeze(0)
+    hidden = model.decode(prompt, positions, Mask(causal=True))
+    return model.logits(hidden[:, -1]).numpy()[0]
+
+
+def test_a_mixed_left_padded_batch_equals_each_row_alone(model: Any, pictures: list[Any]) -> None:
+    decoding = Decoding(max_new_tokens=10)
+    together = generate_batch(model, *plan_of(pictures, [0, 1, 2]), decoding)
+    alone = [generate_batch(model, *plan_of(pictures, [row]), decoding)[0] for row in range(3)]
+    assert together == alone
+    assert len({tuple(row) for row in alone}) == 3
+
+
+def test_the_cache_gives_what_running_everything_again_gives(model: Any, pictures: list[Any]) -> None:
+    for row in range(3):
+        plan, pixels = plan_of(pictures, [row])
+        assert generate_batch(model, plan, pixels, Decoding(max_new_tokens=8))[0] == without_cache(
+            model, plan, pixels, 8
+        )
+
+
+def test_a_row_that_ended_is_padded_while_the_others_go_on(model: Any, pictures: list[Any]) -> None:
+    free = generate_batch(model, *plan_of(pictures, [0, 1]), Decoding(max_new_tokens=8))
+    ending = next(token for token in free[0] if token not in free[1])
+    place = free[0].index(ending)
+    ended = generate_batch(model, *plan_of(pictures, [0, 1]), Decoding(max_new_tokens=8, eos_ids=(ending,), pad_id=3))
+    assert ended[0] == free[0][: place + 1] + [3] * (7 - place)
+    assert ended[1] == free[1]
+
+
+def test_generation_stops_when_every_row_has_ended(model: Any, pictures: list[Any]) -> None:
+    free = generate_batch(model, *plan_of(pictures, [2]), Decoding(max_new_tokens=8))[0]
+    ended = generate_batch(model, *plan_of(pictures, [2]), Decoding(max_new_tokens=8, eos_ids=(free[2],)))[0]
+    assert ended == free[: free.index(free[2]) + 1]
+
+
+def test_the_picture_changes_the_answer(model: Any, pictures: list[Any]) -> None:
+    plan, pixels = plan_of(pictures, [0])
+    other = generate_batch(model, plan, pictures[1].pixels, Decoding(max_new_tokens=8))
+    assert other != generate_batch(model, plan, pixels, Decoding(max_new_tokens=8))
+
+
+def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Any, pictures: list[Any]) -> None:
+    decoding = Decoding(max_new_tokens=8, temperature=0.8, top_p=0.9, seed=11)
+    together = generate_batch(model, *plan_of(pictures, [0, 1]), decoding)
+    samplers = [Sampler.of(decoding, (0, 1))]
+    alone = [token for (token,) in generate(model, *plan_of(pictures, [1]), decoding, samplers=samplers)]
+    assert together[1] == alone
+
+
+def test_ids_beyond_the_tokenizer_are_never_picked(model: Any, pictures: list[Any]) -> None:
+    made = generate_batch(model, *plan_of(pictures, [0, 1, 2]), Decoding(max_new_tokens=10, vocab_size=50))
+    assert max(itertools.chain(*made)) < 50
+
+
+def test_repetition_penalty_reaches_the_choice(model: Any, pictures: list[Any]) -> None:
+    decoding = Decoding(max_new_tokens=10, repetition_penalty=1e6)
+    made = generate_batch(model, *plan_of(pictures, [1]), decoding)[0]
+    assert len(set(made)) == len(made)
+
+
+def best_by_search(model: Any, plan: Plan, features: Any, length: int, end: int) -> list[int]:
+    """The ids of best mean log probability among all of ``length`` and all shorter ones that close with ``end``."""
+    best: tuple[float, list[int]] = (-np.inf, [])
+    open_rows: list[tuple[float, list[int]]] = [(0.0, [])]
+    for step in range(1, length + 1):
+        grown = []
+        for total, ids in open_rows:
+            scores = scores_after(model, plan, features, ids)[:6]
+            chances = scores - scores.max()
+            chances = chances - np.log(np.exp(chances).sum())
+            grown += [(total + float(chances[token]), [*ids, token]) for token in range(6)]
+        closed = [(total / step, ids) for total, ids in grown if ids[-1] == end or step == length]
+        best = max([best, *closed])
+        open_rows = [item for item in grown if item[1][-1] != end]
+    return best[1]
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_beams_as_wide_as_the_vocabulary_find_the_best_answer(model: Any, pictures: list[Any], row: int) -> None:
+    plan, pixels = plan_of(pictures, [row])
+    features = None if pixels is None else encode_images(model, pixels)
+    decoding = Decoding(max_new_tokens=3, num_beams=36, eos_ids=(4,), vocab_size=6)
+    made = [token for (token,) in generate(model, plan, pixels, decoding)]
+    assert made == best_by_search(model, plan, features, 3, end=4)
+
+
+def test_one_beam_is_greedy_and_more_beams_are_no_worse(model: Any, pictures: list[Any]) -> None:
+    plan, pixels = plan_of(pictures, [1])
+    features = encode_images(model, pixels)
+
+    def worth(ids: list[int]) -> float:
+        total = 0.0
+        for place, token in enumerate(ids):
+            scores = scores_after(model, plan, features, ids[:place]).astype(np.float64)
+            total += scores[token] - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
+        return total / len(ids)
+
+    greedy = [token for (token,) in generate(model, plan, pixels, Decoding(max_new_tokens=6))]
+    beams = [token for (token,) in generate(model, plan, pixels, Decoding(max_new_tokens=6, num_beams=4))]
+    assert worth(beams) > worth(greedy)
+
+
+def test_scores_that_are_not_finite_are_an_error_with_a_remedy(pictures: list[Any]) -> None:
+    broken = tiny_model(seed=1)
+    with paddle.no_grad():
+        broken.llama.norm.weight.set_value(broken.llama.norm.weight * float("nan"))
+    for decoding in (Decoding(), Decoding(temperature=1.0), Decoding(num_beams=2)):
+        with pytest.raises(BackendError, match="not finite .* use bfloat16 or float32"):
+            list(generate(broken, *plan_of(pictures, [0]), decoding))
+
+
+def test_a_plan_padded_on_the_right_is_refused(model: Any) -> None:
+    plan = build_plan([PlanRow([1, 2, 3]), PlanRow([1])], tokens_per_tile=4)
+    with pytest.raises(ValueError, match="padding_side='left'"):
+        list(generate(model, plan))

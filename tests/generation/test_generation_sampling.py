@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling: the distribution that is drawn from, and what a seed fixes."""
+
+import numpy as np
+import pytest
+
+from paddlemix.generation.sampling import Decoding, Sampler, penalise_repeats
+from paddlemix.utils.errors import ConfigError
+
+SCORES = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05], dtype=np.float32))
+
+
+def test_temperature_zero_takes_the_best_and_the_first_of_equals() -> None:
+    assert Sampler(0.0).pick(np.array([0.0, 2.0, 2.0, 1.0])) == 1
+
+
+def test_temperature_divides_the_scores() -> None:
+    chances = Sampler(0.5).probabilities(SCORES)
+    expected = np.exp(SCORES) ** 2
+    assert np.allclose(chances, expected / expected.sum(), atol=1e-7)
+
+
+def test_a_tiny_temperature_neither_overflows_nor_loses_the_best() -> None:
+    assert Sampler(1e-300).pick(SCORES * 1000) == 1
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    chances = Sampler(1.0, top_k=2).probabilities(SCORES)
+    assert np.allclose(chances, [0, 0.625, 0, 0.375, 0], atol=1e-7)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    chances = Sampler(1.0, top_p=0.75).probabilities(SCORES)
+    assert np.allclose(chances, [0, 0.625, 0, 0.375, 0], atol=1e-7)
+
+
+def test_top_p_keeps_at_least_the_best() -> None:
+    assert np.allclose(Sampler(1.0, top_p=1e-9).probabilities(SCORES), [0, 1, 0, 0, 0])
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    # After top-k 2 the best has 0.625, so 0.6 is reached by it alone; before top-k it would not be.
+    assert np.count_nonzero(Sampler(1.0, top_k=2, top_p=0.6).probabilities(SCORES)) == 1
+    assert np.count_nonzero(Sampler(1.0, top_p=0.6).probabilities(SCORES)) == 2
+
+
+def test_drawn_frequencies_are_the_probabilities() -> None:
+    sampler = Sampler(1.0, seed=3)
+    drawn = np.bincount([sampler.pick(SCORES) for _ in range(4000)], minlength=5) / 4000
+    assert np.abs(drawn - np.exp(SCORES)).max() < 0.03
+
+
+def test_one_seed_and_stream_give_the_same_ids_and_another_stream_others() -> None:
+    decoding = Decoding(temperature=1.0, seed=5)
+    flat = np.zeros(1000, dtype=np.float32)
+
+    def draw(stream: tuple[int, ...]) -> list[int]:
+        sampler = Sampler.of(decoding, stream)
+        return [sampler.pick(flat) for _ in range(5)]
+
+    assert draw((0,)) == draw((0,))
+    assert draw((0,)) != draw((1,))
+
+
+def test_repetition_penalty_lowers_seen_ids_of_either_sign_once() -> None:
+    scores = np.array([2.0, -2.0, 1.0], dtype=np.float32)
+    assert penalise_repeats(scores, [0, 1, 0], 2.0).tolist() == [1.0, -4.0, 1.0]
+    assert scores.tolist() == [2.0, -2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: expected a whole number from 1"),
+        ({"temperature": -0.1}, "temperature is -0.1: expected 0 (greedy) or a positive number"),
+        ({"temperature": float("nan")}, "temperature is nan: expected 0 (greedy) or a positive number"),
+        ({"top_p": 0.0}, "top_p is 0.0: expected above 0 and at most 1 (1 is off)"),
+        ({"top_k": -1}, "top_k is -1: expected 0 (off) or a positive whole number"),
+        ({"num_beams": 0}, "num_beams is 0: expected a whole number from 1"),
+        ({"seed": -3}, "seed is -3: expected a whole number from 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_expected(wrong: dict[str, float], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Decoding(**wrong)
+    assert str(caught.value) == text
+
+
+def test_beams_with_a_temperature_are_refused_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match="beam search is not random; use temperature 0"):
+        Decoding(num_beams=2, temperature=0.2)
