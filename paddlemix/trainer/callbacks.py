@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while a run goes on, and how a signal ends it without loss."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import paddle
+from paddlenlp.trainer import TrainerCallback
+from paddlenlp.utils.log import logger as library_log
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from paddlemix.utils.logging import console, get_logger
+
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal ended after saving (EX_TEMPFAIL: the same command goes on from there)."""
+
+
+class ProgressBar(TrainerCallback):
+    """A bar with steps, ETA, loss and tokens per second on a terminal; one line per log everywhere."""
+
+    def __init__(self, show_bar: bool | None = None) -> None:
+        self.show_bar = console().is_terminal if show_bar is None else show_bar
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = (0.0, 0)
+        self._tokens: Any = None
+
+    def watch_tokens(self, count: Any) -> None:
+        """``count()`` gives the tokens trained so far in this process."""
+        self._tokens = count
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar, with the steps of a resumed run done already."""
+        if not state.is_world_process_zero:
+            return
+        self._started = (time.monotonic(), self._tokens() if self._tokens else 0)
+        if self.show_bar:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TextColumn("ETA"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console())
+            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, description=self._speed())
+
+    def _speed(self) -> str:
+        if self._tokens is None:
+            return ""
+        since, before = self._started
+        return f"{(self._tokens() - before) / max(time.monotonic() - since, 1e-9):,.0f} tokens/s"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """One line ``loss: ..., learning_rate: ..., global_step: ...``; the log file gets every number."""
+        if not state.is_world_process_zero or not logs:
+            return
+        library_log.info(", ".join(f"{name}: {_short(value)}" for name, value in logs.items()))
+        shown = [name for name in ("loss", "eval_loss", "train_loss", "learning_rate", "grad_norm") if name in logs]
+        if not shown:
+            return
+        line = ", ".join(f"{name}: {_short(logs[name])}" for name in shown)
+        tail = f", global_step: {state.global_step}/{state.max_steps}, epoch: {state.epoch or 0:.2f}"
+        speed = logs.get("interval_tokens_per_second")
+        console().print(line + tail + (f", tokens/s: {speed:,.0f}" if speed else ""))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say which checkpoint there is now."""
+        if state.is_world_process_zero:
+            console().print(f"saved checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM, SIGINT, SIGHUP, SIGUSR1: finish the step, save, stop. The second signal ends the process at once.
+
+    Every process of a run agrees on the step, whichever of them got the signal.
+    """
+
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take over the signals (only the main thread of a process can)."""
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        self.restore()  # the next one acts as if we were not here
+        get_logger(__name__).warning(f"{self.received}: saving after this step; once more ends the run at once")
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask the loop to save and to stop."""
+        wanted = self.received is not None
+        if args.world_size > 1:
+            flag = paddle.to_tensor(float(wanted))
+            paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MAX)
+            wanted = float(flag) > 0
+        if wanted:
+            self.received = self.received or "a signal to another process"
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give the signals back."""
+        self.restore()

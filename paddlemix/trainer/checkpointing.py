@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a run: complete or absent, found again after any kill, read without executing anything.
+
+``checkpoint-N`` is a complete model (or adapter) folder that the chat opens, plus ``optimizer*.safetensors``,
+``training_state.json``, ``trainer_state.json`` (the log) and ``manifest.json``. It gets its name in one rename after
+everything is on the disk; older ones go only after that. Order is by step number, never by file time.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from paddlemix.settings.training import KNOWN, TrainingSettings
+from paddlemix.utils import files
+from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.logging import get_logger
+
+STATE_FILE = "training_state.json"
+LOG_FILE = "trainer_state.json"
+LOCK_FILE = ".lock"
+_FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+# Keys that may differ between the first part of a run and its continuation: they change no number of the training.
+MAY_CHANGE = frozenset((
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "do_eval", "logging_dir",
+    "logging_strategy", "logging_first_step", "logging_steps", "log_on_each_node", "save_strategy", "save_steps",
+    "save_total_limit", "save_on_each_node", "evaluation_strategy", "eval_steps", "minimum_eval_times",
+    "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
+    "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",
+    "device", "recompute", "use_flash_attention", "image_folder",
+))  # fmt: skip
+
+
+@dataclass
+class RunState:
+    """What a run needs besides weights, optimizer moments and the log. Everything here is plain JSON.
+
+    Batches, dropout and rates are functions of the seed and of ``global_step``, so no generator state is kept.
+    ``open_loss`` is the float32 sum of the losses since the last log line, ``logged_loss`` the sum up to it.
+    """
+
+    global_step: int
+    schedule_step: int
+    world_size: int
+    rows: int
+    open_loss: float = 0.0
+    logged_loss: float = 0.0
+    last_logged_step: int = 0
+    tokens: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def flat(settings: TrainingSettings) -> dict[str, Any]:
+    """All keys in one JSON object, as a settings file holds them."""
+    return {name: _plain(getattr(getattr(settings, known.group), name)) for name, known in KNOWN.items()}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint under ``output_dir``, the newest step last."""
+    root = Path(output_dir)
+    if not root.is_dir():
+        return []
+    named = [(_NAME.fullmatch(item.name), item) for item in root.iterdir() if item.is_dir()]
+    return sorted((int(match.group(1)), item) for match, item in named if match)
+
+
+def newest_valid(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint whose every file agrees with its manifest. A damaged one is passed over with a warning."""
+    for _, folder in reversed(checkpoints(output_dir)):
+        problems = files.verify_folder(folder)
+        if not problems:
+            return folder
+        get_logger(__name__).warning(f"{folder} is damaged and is not used ({problems[0]}); looking for an older one")
+    return None
+
+
+def find_resume(settings: TrainingSettings) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start. Reads only; called before any heavy work.
+
+    Same command, same folder: the newest valid checkpoint is taken. ConfigError when ``output_dir`` holds something
+    else and may not be overwritten; CheckpointError when a named checkpoint is damaged.
+    """
+    training = settings.training
+    named = training.resume_from_checkpoint
+    if named and named.lower() not in ("true", "auto"):
+        folder = Path(named).expanduser()
+        problems = files.verify_folder(folder)
+        if problems:
+            raise CheckpointError(f'"resume_from_checkpoint": {problems[0]}; choose another checkpoint')
+        return folder
+    if training.overwrite_output_dir and not named:
+        return None
+    output = Path(training.output_dir).expanduser()
+    found = newest_valid(output)
+    if found is None and named:
+        raise ConfigError(f'"resume_from_checkpoint" is "{named}", but {output} holds no valid checkpoint-N folder')
+    if found is None and checkpoints(output):
+        raise CheckpointError(
+            f"{output}: every checkpoint there is damaged; remove them, or start anew with --overwrite_output_dir true"
+        )
+    if found is None and _holds_something(output):
+        raise ConfigError(
+            f'"output_dir": {output} is not empty and holds no checkpoint to go on from; choose another folder, or '
+            "start anew with --overwrite_output_dir true"
+        )
+    return found
+
+
+def _holds_something(output: Path) -> bool:
+    # train.log and the lock are written by every attempt, also by one that stopped before its first checkpoint.
+    ours = {LOCK_FILE, "train.log", "runs", "settings.json"}
+    return output.is_dir() and any(
+        item.name not in ours and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
+    )
+
+
+def clear_output(output_dir: str | Path) -> None:
+    """Remove the checkpoints of an earlier run, so that a later resume cannot take up one of them."""
+    for _, folder in checkpoints(output_dir):
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint. It loses its name first, so a kill in between leaves no half checkpoint behind."""
+    aside = folder.with_name(f"{files.TEMPORARY_PREFIX}gone-{folder.name}-{os.getpid()}")
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def rotate(output_dir: str | Path, limit: int | None, keep: str | Path | None = None) -> list[Path]:
+    """Remove the oldest checkpoints beyond ``limit``, never the newest and never ``keep`` (the best one)."""
+    found = [folder for _, folder in checkpoints(output_dir)]
+    if limit is None or len(found) <= limit:
+        return []
+    kept = Path(keep).resolve() if keep else None
+    spared = [folder for folder in found[:-1] if folder.resolve() != kept]
+    gone = spared[: len(found) - limit]
+    for folder in gone:
+        remove(folder)
+    return gone
+
+
+@contextlib.contextmanager
+def lock(output_dir: str | Path) -> Iterator[None]:
+    """Hold ``output_dir`` for this run. ConfigError names the process that holds it. A kill frees it."""
+    root = Path(output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / LOCK_FILE, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise ConfigError(
+                f'"output_dir": {root} is in use by {stream.read().strip() or "another run"}; '
+                "wait for it, stop it, or choose another folder"
+            ) from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """``training_state.json``. Floats are written so that they read back bit for bit."""
+    text = json.dumps({"format": _FORMAT, **asdict(state)}, indent=1, sort_keys=True)
+    (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> RunState:
+    """Inverse of ``write_state``; CheckpointError names the file and what is wrong with it."""
+    path = folder / STATE_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != _FORMAT:
+            raise CheckpointError(f"{path}: written by another version of paddlemix; train on with that version")
+        return RunState(**data)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; the folder is a model and not a checkpoint of a run") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); take an older checkpoint") from error
+
+
+def require_same_run(state: RunState, settings: TrainingSettings, world_size: int, rows: int, folder: Path) -> None:
+    """A continued run must compute what the straight run would have: ConfigError lists every key that differs."""
+    now = flat(settings)
+    pairs = [(name, state.settings[name], now[name]) for name in now if name in state.settings]
+    changed = [(name, old, new) for name, old, new in pairs if name not in MAY_CHANGE and old != new]
+    changed += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
+    changed += [("rows of the training data", state.rows, rows)] if state.rows != rows else []
+    if changed:
+        lines = "; ".join(f"{name} was {json.dumps(old)}, is {json.dumps(new)}" for name, old, new in changed)
+        raise ConfigError(
+            f"{folder}: the run cannot go on with other settings ({lines}). Set the old values again, or start a new "
+            f"run in another output_dir with model_name_or_path {folder}"
+        )
+
+
+def plain_optimizer(optimizer: Any) -> Any:
+    """The AdamW inside the wrappers of the distributed strategies."""
+    while hasattr(optimizer, "_inner_opt"):
+        optimizer = optimizer._inner_opt
+    return optimizer
+
+
+def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
+    """Moments (and float32 master weights) by structured parameter names: ``moment1/llama.norm.weight``.
+
+    Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before.
+    """
+    inner = plain_optimizer(optimizer)
+    tensors = {}
+    for name, parameter in parameters.items():
+        for kind, table in inner._accumulators.items():
+            if parameter.name in table:
+                tensors[f"{kind}/{name}"] = table[parameter.name].numpy()
+        if parameter.name in inner._master_weights:
+            tensors[f"master/{name}"] = inner._master_weights[parameter.name].numpy()
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+
+
+def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
+    """Inverse of ``save_optimizer`` into a fresh optimizer. CheckpointError when a tensor is missing, left over or
+    of another shape."""
+    inner = plain_optimizer(optimizer)
+    inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(inner, parameters))
+    targets = {}
+    for name, parameter in parameters.items():
+        for kind, table in inner._accumulators.items():
+            if parameter.name in table:
+                targets[f"{kind}/{name}"] = table[parameter.name]
+        if parameter.name in inner._master_weights:
+            targets[f"master/{name}"] = inner._master_weights[parameter.name]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; take an older checkpoint")
+    with safe_open(path, framework="np") as stored:
+        names = set(stored.keys())
+        wrong = sorted(names.symmetric_difference(targets))
+        if wrong:
+            side = "is not expected" if wrong[0] in names else "is missing"
+            raise CheckpointError(f"{path}: {len(wrong)} tensors do not fit the run; {wrong[0]} {side}")
+        for name, target in targets.items():
+            array = stored.get_tensor(name)
+            if list(array.shape) != list(target.shape):
+                raise CheckpointError(f"{path}: {name} has shape {array.shape}, the run needs {tuple(target.shape)}")
+            target.set_value(array)
+
+
+def _owned(optimizer: Any, parameters: dict[str, Any]) -> list[Any]:
+    """The parameters whose state lives in this process (all of them unless the state is sharded)."""
+    mine = {parameter.name for parameter in optimizer._parameter_list}
+    return [parameter for parameter in parameters.values() if parameter.name in mine]

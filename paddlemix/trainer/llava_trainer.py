@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PaddleNLP's Trainer with its unsafe parts replaced: batches, optimizer, loss check, log, evaluation, checkpoints.
+
+What is kept is the loop itself and the distributed strategies around it (data parallel, sharding, AMP).
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from paddlenlp.trainer.trainer_utils import TrainOutput
+
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.trainer import checkpointing
+from paddlemix.trainer.batches import Batch, Collate, EpochOrder, TrainBatches, load_batches, split_batches
+from paddlemix.trainer.optimization import build_optimizer, build_schedule, gradient_norm
+from paddlemix.trainer.stages import StagePlan
+from paddlemix.utils import files
+from paddlemix.utils.constants import IGNORE_INDEX
+from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
+from paddlemix.utils.logging import get_logger
+
+_OPTIMIZER = "optimizer.safetensors"
+
+
+class Weights(Protocol):
+    """How the weights of a checkpoint are written and read (a whole model, or an adapter)."""
+
+    def save(self, folder: Path, model: Any) -> None:
+        """Write a complete folder that the chat opens."""
+
+    def load(self, folder: Path, model: Any) -> None:
+        """Put the trained weights of ``folder`` into ``model``, bit for bit."""
+
+
+class LlavaTrainer(Trainer):
+    """Trains what ``plan`` says on batches of the splice plan.
+
+    The loss of a step is the mean over the labels of each micro-batch, averaged over micro-batches and processes,
+    which is what the original's trainer computes. A run is a function of its settings, its data and its seed:
+    batches and dropout of step n depend on (seed, n, rank) only, so a resumed run equals the straight one bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        settings: TrainingSettings,
+        plan: StagePlan,
+        collate: Collate,
+        weights: Weights,
+        *,
+        train_dataset: Any = None,
+        order: EpochOrder | None = None,
+        eval_dataset: Any = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.weights = weights
+        self.tokens = self._tokens_last_logged = 0
+        self.last_norm = float("nan")
+        self._open_loss: Any = None
+        self._carried: checkpointing.RunState | None = None
+        plan.apply(model)
+        if settings.training.recompute:
+            model.enable_recompute()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[_SeedEachStep(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        self.batches = None
+        if train_dataset is not None and order is not None:
+            self.batches = TrainBatches(
+                train_dataset,
+                collate,
+                order,
+                batch_size=args.per_device_train_batch_size,
+                accumulate=args.gradient_accumulation_steps,
+                rank=args.dataset_rank,
+                world=args.dataset_world_size,
+                workers=args.dataloader_num_workers,
+                drop_last=args.dataloader_drop_last,
+            )
+            args.gradient_accumulation_steps = self.batches.accumulate
+
+    # Batches
+
+    def get_train_dataloader(self) -> TrainBatches:
+        """The batches of this process, epoch after epoch."""
+        if self.batches is None:
+            raise ConfigError('"do_train" needs training data: name it in "dataset", key "train"')
+        return self.batches
+
+    def _prepare_inputs(self, inputs: Batch) -> dict[str, Any]:
+        return {name: paddle.to_tensor(value) for name, value in inputs.items()}
+
+    # Optimizer
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """AdamW and the schedule from our own settings; both are made once per trainer."""
+        if self.optimizer is None:
+            self.lr_scheduler = build_schedule(self.settings.training, num_training_steps)
+            half = self.model.dtype != "float32"
+            self.optimizer = build_optimizer(
+                self.model, self.plan, self.settings.training, self.lr_scheduler, multi_precision=half
+            )
+
+    # One step
+
+    def training_step(self, model: Any, inputs: Batch, step_control: int = 0) -> Any:
+        """Forward and backward of one micro-batch; returns its share of the step's loss."""
+        self.tokens += count_tokens(inputs)
+        loss = super().training_step(model, inputs)
+        if self._carried is not None and self._carried.open_loss:
+            # The straight run would have this sum in its accumulator already; float32, in the same order.
+            loss = paddle.to_tensor(self._carried.open_loss, dtype="float32") + loss
+        self._carried = None
+        return loss
+
+    def _check_loss_valid(self, loss: Any) -> None:
+        """Called before every update. TrainingError when the loss or a gradient is not finite on any process."""
+        norm = gradient_norm([parameter for parameter in self.model.parameters() if not parameter.stop_gradient])
+        value, size = (float(number) for number in paddle.stack([loss.astype("float32").reshape([]), norm]).numpy())
+        # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
+        healthy = np.isfinite(value) and (np.isfinite(size) or self.do_grad_scaling)
+        if self.args.world_size > 1:
+            everywhere = paddle.to_tensor(float(healthy))
+            paddle.distributed.all_reduce(everywhere, op=paddle.distributed.ReduceOp.MIN)
+            healthy = float(everywhere) == 1.0
+        if healthy:
+            self.last_norm = size / float(self.scaler._scale) if self.do_grad_scaling else size
+            return
+        what = f"the loss is {value}" if not np.isfinite(value) else f"the loss is {value:g}, the gradient norm {size}"
+        kept = checkpointing.newest_valid(self.args.output_dir)
+        raise TrainingError(
+            f"step {self.state.global_step + 1}: {what}; stopped before the update, so no weight is spoiled. "
+            f"Rows of this step: {self.batches.describe_recent() if self.batches else 'unknown'}. Try a lower "
+            f"learning_rate, bf16 in place of fp16, or look at these rows; "
+            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
+        )
+
+    # Log, evaluate, save
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, model: Any, epoch: int, *_: Any, **__: Any) -> None:
+        self._open_loss = tr_loss
+        if self.control.should_log:
+            self._log_step(tr_loss)
+        metrics = None
+        if self.control.should_evaluate:
+            metrics = self.evaluate()
+        if self.control.should_save:
+            self._save_checkpoint(model, metrics)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _log_step(self, tr_loss: Any) -> None:
+        steps = self.state.global_step - self._globalstep_last_logged - self._skip_steps_since_last_logged
+        self._skip_steps_since_last_logged = 0
+        self.control.should_log = False
+        if steps <= 0:
+            return
+        total = self._mean_over_ranks(tr_loss)
+        seconds = max(time.time() - self._globalstep_last_start_time, 1e-9)
+        samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.dataset_world_size
+        logs = {
+            "loss": total / steps,
+            "learning_rate": float(self.optimizer.get_lr()),
+            "grad_norm": self.last_norm,
+            "global_step": int(self.state.global_step),
+            "interval_runtime": round(seconds, 4),
+            "interval_samples_per_second": round(samples * steps / seconds, 4),
+            "interval_steps_per_second": round(steps / seconds, 4),
+            "interval_tokens_per_second": round((self.tokens - self._tokens_last_logged) / seconds, 1),
+            **_memory(),
+        }
+        tr_loss.subtract_(tr_loss)
+        self._total_loss_scalar += total
+        self._globalstep_last_logged = self.state.global_step
+        self._globalstep_last_start_time = time.time()
+        self._tokens_last_logged = self.tokens
+        self.log(logs)
+
+    def log(self, logs: dict[str, float], **kwargs: Any) -> None:
+        """Tell the callbacks, and keep the entry: the base class forgets all entries before the last."""
+        history = self.state.log_history
+        super().log(logs, **kwargs)
+        self.state.log_history = [*history, {**logs, "step": self.state.global_step}]
+
+    def _mean_over_ranks(self, value: Any) -> float:
+        if self.args.world_size > 1:
+            value = value.clone()
+            paddle.distributed.all_reduce(value)
+            return float(value) / self.args.world_size
+        return float(value)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over all labels of the eval data: the same number for every batch size and process count."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
+        started = time.time()
+        plan = self._eval_plan(len(dataset))
+        summed = np.zeros(2, np.float64)
+        self.model.eval()
+        with paddle.no_grad():
+            for batch in load_batches(dataset, self.data_collator, plan, self.args.dataloader_num_workers):
+                with self.autocast_smart_context_manager():
+                    loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+                labels = count_labels(batch)
+                summed += (float(loss) * labels, labels)
+        self.model.train()
+        total, count = self._sum_over_ranks(summed)
+        metrics = {
+            f"{metric_key_prefix}_loss": total / max(count, 1.0),
+            f"{metric_key_prefix}_labels": int(count),
+            f"{metric_key_prefix}_runtime": round(time.time() - started, 4),
+            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(time.time() - started, 1e-9), 4),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _eval_plan(self, rows: int) -> list[list[int]]:
+        plan = split_batches(range(rows), self.args.per_device_eval_batch_size)
+        if self.args.max_evaluate_steps > 0:
+            plan = plan[: self.args.max_evaluate_steps * self.args.dataset_world_size]
+        return plan[self.args.dataset_rank :: self.args.dataset_world_size]
+
+    def _sum_over_ranks(self, values: np.ndarray) -> tuple[float, float]:
+        if self.args.world_size > 1:
+            parts: list[Any] = []
+            paddle.distributed.all_gather_object(parts, values.tolist())
+            values = np.asarray(parts, np.float64).sum(0)
+        return float(values[0]), float(values[1])
+
+    def _note_best(self, metrics: dict[str, float], folder: Path) -> None:
+        """A checkpoint is the best one when its evaluation is; evaluations without a checkpoint do not count."""
+        training = self.settings.training
+        name = training.metric_for_best_model or "loss"
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        if name not in metrics:
+            raise ConfigError(f'"metric_for_best_model" is "{name}"; evaluation gives {", ".join(sorted(metrics))}')
+        better = np.greater if training.greater_is_better else np.less
+        if self.state.best_metric is None or better(metrics[name], self.state.best_metric):
+            self.state.best_metric = metrics[name]
+            self.state.best_model_checkpoint = str(folder)
+
+    def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
+        """Publish ``checkpoint-N``, then remove the oldest ones beyond ``save_total_limit``."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if metrics is not None:
+            self._note_best(metrics, folder)
+        # Every process takes part in the sum, one of them writes.
+        state = self._run_state()
+        if self.is_world_process_zero():
+            if folder.exists():
+                checkpointing.remove(folder)
+            with files.publish_folder(folder) as temporary:
+                self.weights.save(temporary, self.model)
+                self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
+                checkpointing.write_state(temporary, state)
+                parameters = self.plan.trainable(self.model)
+                checkpointing.save_optimizer(temporary / _OPTIMIZER, self.optimizer, parameters)
+            best = self.state.best_model_checkpoint if self.settings.training.load_best_model_at_end else None
+            checkpointing.rotate(self.args.output_dir, self.args.save_total_limit, keep=best)
+        if self.args.world_size > 1:
+            paddle.distributed.barrier()
+
+    def _run_state(self) -> checkpointing.RunState:
+        return checkpointing.RunState(
+            global_step=self.state.global_step,
+            schedule_step=self.lr_scheduler.last_epoch,
+            world_size=self.args.world_size,
+            rows=len(self.train_dataset),
+            open_loss=self._mean_over_ranks(self._open_loss),
+            logged_loss=self._total_loss_scalar,
+            last_logged_step=self._globalstep_last_logged,
+            tokens=self.tokens,
+            scaler=_scaler_numbers(self.scaler) if self.do_grad_scaling else {},
+            settings=checkpointing.flat(self.settings),
+        )
+
+    # Resume
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return int(max(1, len(self.batches) // self.batches.accumulate) * self.args.num_train_epochs)
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **_: Any) -> TrainOutput:
+        """Train to the end. A checkpoint of the last step trains nothing and gives its own result back."""
+        folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.get_train_dataloader()
+        if folder is not None:
+            self._continue_from(folder)
+        if folder is not None and self._carried.global_step >= self.total_steps():
+            output = self._finished(folder)
+        else:
+            output = super().train(resume_from_checkpoint=str(folder) if folder else None)
+        if self.settings.training.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._take_best(Path(self.state.best_model_checkpoint))
+        return output
+
+    def _finished(self, folder: Path) -> TrainOutput:
+        self.weights.load(folder, self.model)
+        self.state = TrainerState.load_from_json(str(folder / checkpointing.LOG_FILE))
+        carried = self._carried
+        loss = (carried.logged_loss + carried.open_loss) / max(carried.global_step, 1)
+        return TrainOutput(carried.global_step, loss, {"train_loss": loss})
+
+    def _take_best(self, best: Path) -> None:
+        if not best.is_dir():
+            raise CheckpointError(f"{best}: the best checkpoint is gone; the weights are those of the last step")
+        self.weights.load(best, self.model)
+        get_logger(__name__).info(f"taken: the best checkpoint, {best.name} ({self.state.best_metric:g})")
+
+    def _continue_from(self, folder: Path) -> None:
+        state = checkpointing.read_state(folder)
+        rows = len(self.train_dataset)
+        checkpointing.require_same_run(state, self.settings, self.args.world_size, rows, folder)
+        self._carried = state
+        self.tokens = self._tokens_last_logged = state.tokens
+        if not self.args.ignore_data_skip:
+            self.batches.resume(state.global_step * self.args.gradient_accumulation_steps)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if resume_from_checkpoint is not None:
+            self.weights.load(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        checkpointing.load_optimizer(Path(checkpoint) / _OPTIMIZER, self.optimizer, self.plan.trainable(self.model))
+        self.lr_scheduler.step(self._carried.schedule_step)
+        if self.do_grad_scaling and self._carried.scaler:
+            _restore_scaler(self.scaler, self._carried.scaler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Nothing to load: every step seeds its own noise.
+        return
+
+
+class _SeedEachStep(TrainerCallback):
+    """Dropout of step n depends on (seed, n, rank) only; and the sums of a continued run go on where they were."""
+
+    def __init__(self, trainer: LlavaTrainer) -> None:
+        self.trainer = trainer
+        self.restored = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The loop has set its sums to zero by now; put back those of the checkpoint."""
+        carried = self.trainer._carried
+        if carried is not None and not self.restored:
+            self.restored = True
+            self.trainer._total_loss_scalar = carried.logged_loss
+            self.trainer._globalstep_last_logged = carried.last_logged_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing."""
+        rank = self.trainer.args.process_index
+        mixed = np.random.SeedSequence([self.trainer.args.seed, state.global_step, rank]).generate_state(1)[0]
+        paddle.seed(int(mixed))
+
+
+def count_labels(batch: Batch) -> int:
+    """Positions of a batch that the loss is a mean over (the first column predicts nothing)."""
+    labels = batch["labels"]
+    learnt = labels[:, 1:] != IGNORE_INDEX
+    if batch.get("segments") is not None:
+        learnt &= batch["segments"][:, 1:] == batch["segments"][:, :-1]
+    return int(np.count_nonzero(learnt))
+
+
+def count_tokens(batch: Batch) -> int:
+    """Merged positions of a batch that are not padding: image rows and text."""
+    if batch.get("segments") is not None:
+        return int(np.count_nonzero(batch["segments"]))
+    # Positions count from 0 in every row and are 0 on padding.
+    return int((batch["positions"].max(axis=1) + 1).sum())
+
+
+def _memory() -> dict[str, float]:
+    place = paddle.framework._current_expected_place_()
+    if not place.is_gpu_place():
+        return {}
+    return {"max_memory_allocated": paddle.device.cuda.max_memory_allocated() / 2**30}
+
+
+def _scaler_numbers(scaler: Any) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+
+
+def _restore_scaler(scaler: Any, numbers: dict[str, Any]) -> None:
+    like = scaler.state_dict()
+    scaler.load_state_dict({name: np.asarray(value, np.asarray(like[name]).dtype) for name, value in numbers.items()})

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rate over the steps, and AdamW with one rate and one decay switch per parameter."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.optimizer import AdamW
+from paddle.optimizer.lr import LambdaDecay
+
+from paddlemix.settings.training import TrainingGroup
+from paddlemix.trainer.stages import StagePlan
+from paddlemix.utils.errors import ConfigError
+
+
+def warmup_steps(training: TrainingGroup, total_steps: int) -> int:
+    """Steps with a rising rate. A part of the run is rounded up, as HF transformers does (PaddleNLP rounds down)."""
+    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+
+
+def rate_curve(training: TrainingGroup, total_steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate for step 0, 1, ...: the curves of HF transformers, in double precision."""
+    warmup = warmup_steps(training, total_steps)
+    rest = max(1, total_steps - warmup)
+
+    def linear(step: int) -> float:
+        return max(0.0, (total_steps - step) / rest)
+
+    def cosine(step: int) -> float:
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * training.num_cycles * 2.0 * ((step - warmup) / rest))))
+
+    def polynomial(step: int) -> float:
+        end = training.lr_end / training.learning_rate
+        if step > total_steps:
+            return end
+        return (1.0 - end) * (1.0 - (step - warmup) / rest) ** training.power + end
+
+    def constant(_: int) -> float:
+        return 1.0
+
+    curves = {"linear": linear, "cosine": cosine, "polynomial": polynomial, "constant": constant}
+    kind = training.lr_scheduler_type
+    if kind == "polynomial" and training.lr_end >= training.learning_rate:
+        raise ConfigError(
+            f'"lr_end" is {training.lr_end:g}: with lr_scheduler_type polynomial it must be less than "learning_rate" '
+            f"({training.learning_rate:g})"
+        )
+    if kind == "constant":  # HF's "constant" has no warmup; "constant_with_warmup" is the one that has
+        return constant
+    tail = curves.get(kind, constant)
+
+    def curve(step: int) -> float:
+        return step / max(1, warmup) if step < warmup else tail(step)
+
+    return curve
+
+
+def build_schedule(training: TrainingGroup, total_steps: int) -> LambdaDecay:
+    """The schedule of ``learning_rate``; the rates of other parameters follow it in proportion."""
+    return LambdaDecay(training.learning_rate, rate_curve(training, total_steps))
+
+
+def build_optimizer(
+    model: nn.Layer, plan: StagePlan, training: TrainingGroup, schedule: LambdaDecay, multi_precision: bool = False
+) -> AdamW:
+    """AdamW over the planned parameters.
+
+    One flat list and not parameter groups: paddle clips each group by its own norm, while the gradient norm that
+    ``max_grad_norm`` bounds is that of all parameters together.
+    """
+    parameters = plan.trainable(model)
+    decayed = set()
+    for name, parameter in parameters.items():
+        rule = plan.rules[name]
+        parameter.optimize_attr["learning_rate"] = _ratio(rule.learning_rate, training.learning_rate)
+        if rule.decay:
+            decayed.add(parameter.name)
+    return AdamW(
+        learning_rate=schedule,
+        beta1=training.adam_beta1,
+        beta2=training.adam_beta2,
+        epsilon=training.adam_epsilon,
+        parameters=list(parameters.values()),
+        weight_decay=training.weight_decay,
+        apply_decay_param_fun=decayed.__contains__,
+        grad_clip=nn.ClipGradByGlobalNorm(training.max_grad_norm) if training.max_grad_norm > 0 else None,
+        multi_precision=multi_precision,
+    )
+
+
+def _ratio(rate: float, learning_rate: float) -> float:
+    if rate == learning_rate:
+        return 1.0
+    if learning_rate == 0:
+        raise ConfigError(
+            f'"learning_rate" is 0 while "mm_projector_lr" is {rate:g}: to train the projector alone write '
+            '"tune_mm_mlp_adapter": true and give its rate as "learning_rate"'
+        )
+    return rate / learning_rate
+
+
+@paddle.no_grad()
+def gradient_norm(parameters: list[Any]) -> paddle.Tensor:
+    """Norm over all gradients of this process, a float32 scalar on the device; not finite when one gradient is not."""
+    total = paddle.zeros([], dtype="float32")
+    for parameter in parameters:
+        gradient = getattr(parameter, "main_grad", None)
+        gradient = parameter.grad if gradient is None else gradient
+        if gradient is not None:
+            wide = gradient.astype("float32")
+            total = total + (wide * wide).sum()
+    return paddle.sqrt(total)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trains, at which rate, with or without decay: decided once, before the first step, for every parameter."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from paddle import nn
+
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.registry import nearest
+
+FULL, LORA, PROJECTOR = "full", "lora", "projector"
+
+LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
+"""Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
+
+# The first prefix that fits names the part. Order of the table at the start of a run.
+_PARTS = (
+    ("vision tower", ("llama.vision_tower.",)),
+    ("projector", ("llama.mm_projector.",)),
+    ("image newline", ("llama.image_newline",)),
+    ("token embedding", ("llama.embed_tokens.",)),
+    ("decoder layers", ("llama.layers.",)),
+    ("final norm", ("llama.norm.",)),
+    ("output head", ("lm_head.",)),
+    ("other", ("",)),
+)
+_ADAPTERS = "LoRA adapters"
+
+# LLaVA's trainer keeps norms out of the weight decay by a list of classes in which Mistral's norm was missing (found
+# in transformers 4.37.2), so the published Mistral recipes decay them. The numbers follow the original here.
+_DECAYED_NORMS = ("mistral",)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one trainable parameter is updated."""
+
+    learning_rate: float
+    decay: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table: counts are in numbers (scalars), ``learning_rate`` is None where nothing trains."""
+
+    name: str
+    total: int
+    trainable: int
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The decision. ``rules`` holds the trainable parameters by their structured names, in the model's order."""
+
+    stage: str
+    rules: dict[str, Rule]
+    parts: tuple[Part, ...]
+
+    def apply(self, model: nn.Layer) -> None:
+        """Let exactly the planned parameters collect gradients."""
+        for name, parameter in model.named_parameters():
+            parameter.stop_gradient = name not in self.rules
+
+    def trainable(self, model: nn.Layer) -> dict[str, Any]:
+        """The trainable parameters of ``model`` by name."""
+        return {name: parameter for name, parameter in model.named_parameters() if name in self.rules}
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """The table as text: part, parameters, trainable, learning rate; the last row is the sum."""
+        for part in self.parts:
+            rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
+            yield part.name, f"{part.total:,}", f"{part.trainable:,}", rate
+        total = sum(part.total for part in self.parts)
+        trainable = sum(part.trainable for part in self.parts)
+        yield "all", f"{total:,}", f"{trainable:,}", f"{100 * trainable / max(total, 1):.2f} % trains"
+
+    def table(self) -> Any:
+        """The rows as a rich table."""
+        from rich.table import Table
+
+        table = Table(title=f"What trains ({self.stage})", title_justify="left")
+        for head, side in (("part", "left"), ("parameters", "right"), ("trainable", "right"), ("lr", "right")):
+            table.add_column(head, justify=side)
+        for row in self.rows():
+            table.add_row(*row, style="dim" if row[-1] == "frozen" else None)
+        return table
+
+
+def stage_of(settings: TrainingSettings) -> str:
+    """``full``, ``lora`` or ``projector``. ConfigError when the keys contradict each other."""
+    model = settings.model
+    if model.lora and model.tune_mm_mlp_adapter:
+        raise ConfigError('"lora" and "tune_mm_mlp_adapter" are both true: take away one of them')
+    if model.tune_mm_mlp_adapter and model.freeze_mm_mlp_adapter:
+        raise ConfigError('"tune_mm_mlp_adapter" and "freeze_mm_mlp_adapter" are both true: nothing would train')
+    if model.lora:
+        return LORA
+    return PROJECTOR if model.tune_mm_mlp_adapter else FULL
+
+
+def part_of(name: str) -> str:
+    """Part of the model (row of the table) that a parameter belongs to."""
+    if is_adapter(name):
+        return _ADAPTERS
+    return next(part for part, prefixes in _PARTS if name.startswith(prefixes))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of the two matrices of a LoRA layer."""
+    return name.rpartition(".")[2] in ("lora_A", "lora_B")
+
+
+def plan_stage(model: nn.Layer, settings: TrainingSettings) -> StagePlan:
+    """Decide for every parameter of ``model`` (adapters already attached) whether and how it trains.
+
+    By default the stage ``full`` trains everything but the vision tower, ``lora`` the adapters and the projector,
+    ``projector`` the projector. The lists change that as in PaddleMIX: a parameter that ``freeze_include`` names and
+    ``freeze_exclude`` does not is frozen, the reverse trains, both or neither leave it alone. Adapters always train.
+    ConfigError when a pattern matches nothing or nothing is left to train.
+    """
+    stage = stage_of(settings)
+    names = [name for name, _ in model.named_parameters()]
+    include = _checked("freeze_include", settings.model.freeze_include or (), names)
+    exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
+    trains = {}
+    for name in names:
+        default = _trains_by_default(stage, part_of(name), settings)
+        listed, saved = _matches(name, include), _matches(name, exclude)
+        trains[name] = default if is_adapter(name) or listed == saved else saved
+    if not any(trains.values()):
+        raise ConfigError(
+            f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
+            f"freeze_exclude {list(exclude)} freezes every parameter"
+        )
+    no_decay = _without_decay(model)
+    rules = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name, chosen in trains.items() if chosen}
+    return StagePlan(stage, rules, tuple(_parts(model, rules)))
+
+
+def _trains_by_default(stage: str, part: str, settings: TrainingSettings) -> bool:
+    if part == "vision tower":
+        return False
+    if part == "projector":
+        return not settings.model.freeze_mm_mlp_adapter
+    return stage == FULL or part == _ADAPTERS
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _checked(key: str, patterns: Sequence[str], names: list[str]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = nearest(pattern, names) or f" (a parameter is called, for example, {names[0]})"
+            raise ConfigError(f'"{key}": the pattern "{pattern}" matches no parameter{hint}')
+    return tuple(patterns)
+
+
+def _rate(name: str, settings: TrainingSettings) -> float:
+    training = settings.training
+    if part_of(name) == "projector" and training.mm_projector_lr is not None:
+        return training.mm_projector_lr
+    return training.learning_rate
+
+
+def _without_decay(model: nn.Layer) -> set[str]:
+    """Biases and norm weights. ``image_newline``, embeddings and the output head do decay, as in LLaVA's trainer."""
+    skipped = {name for name, _ in model.named_parameters() if "bias" in name}
+    config = getattr(model, "config", None)
+    if config is not None and config.text.model_type in _DECAYED_NORMS:
+        return skipped
+    for prefix, layer in model.named_sublayers():
+        if type(layer).__name__.endswith("Norm"):
+            skipped.update(f"{prefix}.{name}" for name, _ in layer.named_parameters())
+    return skipped
+
+
+def _parts(model: nn.Layer, rules: dict[str, Rule]) -> Iterator[Part]:
+    counts: dict[str, list[int]] = {}
+    rates: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        size = 1
+        for side in parameter.shape:
+            size *= side
+        count = counts.setdefault(part, [0, 0])
+        count[0] += size
+        if name in rules:
+            count[1] += size
+            rates[part] = rules[name].learning_rate
+    order = [part for part, _ in _PARTS] + [_ADAPTERS]
+    for part in sorted(counts, key=order.index):
+        yield Part(part, counts[part][0], counts[part][1], rates.get(part))
