@@ -73,63 +73,58 @@ class Known:
     default: Any
     facts: Key
 
-    def accept(self, value: Any, where: str) -> Any:
-        """``value`` as the settings hold it. ConfigError begins with ``where`` and names key, value and expectation."""
+    def accept(self, value: Any, at: str) -> Any:
+        """``value`` as the settings hold it. ``at`` names the place, such as ``sft.json: "/lora_rank"``.
+
+        null stands for the default. ConfigError begins with ``at`` and tells the value and what was expected.
+        """
         if value is None:
-            return self._accept_null(where)
-        value = self._typed(value, where)
-        self._in_range(value, where)
+            if self.facts.needed:
+                raise ConfigError(f"{at} is null, but it is required: {self.facts.meaning}")
+            return self.default
+        value = self._typed(value, at)
+        self._in_range(value, at)
         facts = self.facts
         if facts.choices and value not in facts.choices:
             hint = nearest(str(value), facts.choices)
-            raise ConfigError(
-                f'{where}: "{self.name}" is {show(value)}{hint or ":"} expected one of {", ".join(facts.choices)}'
-            )
+            raise ConfigError(f"{at} is {show(value)}{hint or ':'} expected one of {', '.join(facts.choices)}")
         problem = facts.check(value) if facts.check else None
         if problem:
-            raise ConfigError(f'{where}: "{self.name}" is {show(value)}: {problem}')
+            raise ConfigError(f"{at} is {show(value)}: {problem}")
         if facts.fixed and value != self.default and value not in facts.also:
-            raise ConfigError(
-                f'{where}: "{self.name}" is {show(value)}, but only {show(self.default)} is accepted: {facts.fixed}'
-            )
+            raise ConfigError(f"{at} is {show(value)}, but only {show(self.default)} is accepted: {facts.fixed}")
         return value
 
-    def _accept_null(self, where: str) -> Any:
-        if self.facts.needed:
-            raise ConfigError(f'{where}: "{self.name}" is null, but it is required: {self.facts.meaning}')
-        # null means "as if the key were not there", for every key that has a default.
-        return self.default
-
-    def _typed(self, value: Any, where: str) -> Any:
+    def _typed(self, value: Any, at: str) -> Any:
         base = self.kind.base
         if base is bool and type(value) is int and value in (0, 1):
             return bool(value)  # shipped recipes of PaddleMIX write "amp_master_grad": 1
         if base is float and type(value) is int:
             return float(value)
         if base is tuple and isinstance(value, list | tuple):
-            return tuple(self._item(item, index, where) for index, item in enumerate(value))
+            return tuple(self._item(item, index, at) for index, item in enumerate(value))
         if type(value) is not base:
-            raise ConfigError(f'{where}: "{self.name}" is {show(value)} ({json_kind(value)}); expected {self.kind}')
+            raise ConfigError(f"{at} is {show(value)} ({json_kind(value)}); expected {self.kind}")
         return value
 
-    def _item(self, item: Any, index: int, where: str) -> Any:
+    def _item(self, item: Any, index: int, at: str) -> Any:
         if isinstance(item, list):
             return tuple(item)
         if self.kind.item is not None and type(item) is not self.kind.item:
-            given = f'"{self.name}/{index}" is {show(item)} ({json_kind(item)})'
-            raise ConfigError(f"{where}: {given}; expected {Kind(self.kind.item, None, False)}")
+            given = f"item {index} is {show(item)} ({json_kind(item)})"
+            raise ConfigError(f"{at}: {given}; expected {Kind(self.kind.item, None, False)}")
         return item
 
-    def _in_range(self, value: Any, where: str) -> None:
+    def _in_range(self, value: Any, at: str) -> None:
         if type(value) not in (int, float):
             return
         facts = self.facts
         low = facts.above if facts.above is not None else facts.low
         if not math.isfinite(value):
-            raise ConfigError(f'{where}: "{self.name}" is {value}: expected a finite number{self.range_text()}')
+            raise ConfigError(f"{at} is {value}: expected a finite number{self.range_text()}")
         too_low = low is not None and (value < low or (facts.above is not None and value == low))
         if too_low or (facts.high is not None and value > facts.high):
-            raise ConfigError(f'{where}: "{self.name}" is {show(value)}: out of range{self.range_text()}')
+            raise ConfigError(f"{at} is {show(value)}: out of range{self.range_text()}")
 
     def range_text(self) -> str:
         """``" (more than 0, at most 1)"`` or an empty string."""

@@ -34,6 +34,14 @@ def _sharding_words(value: str) -> str | None:
     return "expected exactly one stage" if words and len(stages) != 1 else None
 
 
+def _pairs(value: tuple[Any, ...]) -> str | None:
+    for pair in value:
+        fits = isinstance(pair, tuple) and len(pair) == 2
+        if not fits or not all(type(number) is int and number > 0 for number in pair):
+            return "expected pairs of whole numbers above 0, such as [[336, 672], [672, 336]]"
+    return None
+
+
 @dataclass(frozen=True)
 class ModelGroup:
     """Which weights are read, and which parts of them train."""
@@ -95,7 +103,7 @@ class DataGroup:
         None, "How images become tiles. null: as the checkpoint says.", choices=("square", "pad", "anyres")
     )
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = key(
-        None, "Sizes that anyres may choose from, as [width, height] in pixels."
+        None, "Sizes that anyres may choose from, as [width, height] in pixels.", check=_pairs
     )
     chat_template: str | None = key(None, "chat_template.json of every chatml data set that names none.")
     mixtoken: bool = key(False, "Pack several samples into one row.", fixed=_NO_PACKING)
@@ -241,7 +249,9 @@ class TrainingGroup:
     dataloader_drop_last: bool = key(False, "Drop the last incomplete batch.")
     group_by_modality_length: bool = key(False, "Batches of like length, with images or without, as LLaVA does.")
     group_by_length: bool = key(False, "Batches of like length.")
-    skip_data_intervals: tuple[tuple[int, int], ...] | None = key(None, "Steps whose data is skipped, [first, last].")
+    skip_data_intervals: tuple[tuple[int, int], ...] | None = key(
+        None, "Steps whose data is skipped, [first, last].", check=_pairs
+    )
     distributed_dataloader: bool = key(False, "Loader.", fixed="every rank reads its own rows")
     remove_unused_columns: bool = key(True, "Loader.", fixed=_OWN_DATA, also=(False,))
     lazy_data_processing: bool = key(True, "Loader.", fixed=_OWN_DATA)
