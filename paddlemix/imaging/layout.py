@@ -150,10 +150,10 @@ def layout_of(size: Size, image: ImageConfig, vision: VisionConfig) -> Layout:
 def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
     """Image tokens of an image of ``size``: always ``len(layout_of(...).order)``, computed without the order."""
     grid = tile_grid(size, image)
-    if grid is None or image.merge == "flat":
-        tiles = 1 if grid is None else 1 + grid[0] * grid[1]
-        newline = grid is None and image.aspect == "anyres" and image.merge == "spatial_unpad"
-        return tiles * vision.tokens_per_tile + newline
+    if grid is None:
+        return vision.tokens_per_tile
+    if image.merge == "flat":
+        return (1 + grid[0] * grid[1]) * vision.tokens_per_tile
     side = vision.grid
     rows, columns = grid[0] * side, grid[1] * side
     if image.merge == "spatial_unpad":

@@ -160,7 +160,7 @@ def test_alpha_is_dropped_and_not_blended():
     palette.putpalette([0, 0, 0, 255, 0, 0])
     for data in (
         encoded("PNG", red),
-        encoded("PNG", palette, transparency=b"\xff\x00"),
+        encoded("PNG", palette, transparency=b"\x80\x40"),
         encoded("WEBP", red, lossless=True, exact=True),
     ):
         assert load_image(data).getpixel((0, 0)) == (255, 0, 0)

@@ -28,9 +28,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 def plan_rows(draw: st.DrawFn) -> PlanRow:
     ids = draw(st.lists(st.one_of(st.just(IMAGE_TOKEN_INDEX), st.integers(1, 50)), min_size=1, max_size=12))
     images = [draw(layouts()) for token in ids if token == IMAGE_TOKEN_INDEX]
-    labels = [
-        IGNORE_INDEX if token == IMAGE_TOKEN_INDEX else draw(st.sampled_from([token, IGNORE_INDEX])) for token in ids
-    ]
+    labels = [7 if token == IMAGE_TOKEN_INDEX else draw(st.sampled_from([token, IGNORE_INDEX])) for token in ids]
     return PlanRow(ids, images, labels)
 
 
@@ -85,7 +83,11 @@ def test_labels_follow_their_tokens_and_images_are_not_learnt(rows):
     plan = build_plan(rows, tokens_per_tile=P)
     for index, row in enumerate(rows):
         learnt = plan.labels[index] != IGNORE_INDEX
-        assert plan.labels[index][learnt].tolist() == [label for label in row.labels if label != IGNORE_INDEX]
+        assert plan.labels[index][learnt].tolist() == [
+            label
+            for token, label in zip(row.ids, row.labels, strict=True)
+            if label != IGNORE_INDEX and token != IMAGE_TOKEN_INDEX
+        ]
         assert (plan.token_ids[index][learnt] == plan.labels[index][learnt]).all()
 
 
