@@ -28,7 +28,8 @@ from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.models.llm.cache import KVCache
 from paddlemix.splice.plan import Plan, PlanRow, build_plan
-from paddlemix.text.messages import Message
+from paddlemix.text.chat_template import ChatTemplate
+from paddlemix.text.messages import Message, first_turn_with_images
 from paddlemix.text.render import render
 from paddlemix.text.stream import TextStream
 from paddlemix.text.templates import Template
@@ -95,7 +96,7 @@ class ChatSession:
         model: LlavaForCausalLM,
         tokenizer: Tokenizer,
         processor: ImageProcessor | None,
-        template: Template,
+        template: Template | ChatTemplate,
         *,
         decoding: Decoding | None = None,
         system: str | None = None,
@@ -194,17 +195,24 @@ class ChatSession:
 
     def messages(self, turns: Sequence[Turn] | None = None) -> list[Message]:
         """The conversation as messages; picture places are ``<image>``."""
-        place = IMAGE_TOKEN
-        if self.model.config.use_im_start_end:
-            place = IMAGE_START_TOKEN + IMAGE_TOKEN + IMAGE_END_TOKEN
         found = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns if turns is None else turns:
-            in_front = len(turn.pictures) - turn.text.count(IMAGE_TOKEN)
-            text = turn.text.replace(IMAGE_TOKEN, place)
-            found.append(Message("user", f"{place}\n" * in_front + text))
+            found += self._question(turn)
             if turn.answer is not None:
                 found.append(Message("assistant", turn.answer))
         return found
+
+    def _question(self, turn: Turn) -> list[Message]:
+        """The messages of a turn's question; more than one where the template gives pictures a round of their own."""
+        tags = self.model.config.use_im_start_end
+        written = turn.text.count(IMAGE_TOKEN)
+        if not written:
+            return first_turn_with_images(
+                turn.text, len(turn.pictures), mmtag=self.template.mmtag, use_im_start_end=tags
+            )
+        place = IMAGE_START_TOKEN + IMAGE_TOKEN + IMAGE_END_TOKEN if tags else IMAGE_TOKEN
+        in_front = len(turn.pictures) - written
+        return [Message("user", f"{place}\n" * in_front + turn.text.replace(IMAGE_TOKEN, place))]
 
     def _units(self, turns: Sequence[Turn]) -> tuple[list[Unit], list[int], str]:
         rendered = render(self.template, self.messages(turns), self.tokenizer, answer_open=True)

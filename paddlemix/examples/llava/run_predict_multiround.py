@@ -10,6 +10,7 @@ Answers go to stdout, everything else to stderr.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,8 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         from paddlemix.text import templates
 
         templates.get(args.conv_mode)
+    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
+    warnings.filterwarnings("ignore", message="No ccache found")
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()
