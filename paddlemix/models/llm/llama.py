@@ -138,4 +138,9 @@ class LlamaModel(nn.Layer):
 def _recompute(layer: LlamaLayer, hidden: Tensor, tables: tuple[Tables, Tables], mask: Mask) -> Tensor:
     from paddle.distributed.fleet.utils import recompute
 
+    if hidden.stop_gradient:
+        # Paddle passes no gradient at all into a recomputed layer whose inputs need none: with frozen embeddings and
+        # projector the adapters of the layer would stay at their start without a word.
+        hidden = hidden.detach()
+        hidden.stop_gradient = False
     return recompute(layer, hidden, tables, mask)
