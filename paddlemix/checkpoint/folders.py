@@ -101,3 +101,9 @@ def projector_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(f"{path}: no projector; looked for {', '.join(PROJECTOR_FILES)}")
+
+
+def tower_name(config: dict[str, Any]) -> str | None:
+    """The vision tower that an original ``config.json`` names."""
+    name = config.get("mm_vision_tower") or config.get("vision_tower")
+    return name if isinstance(name, str) and name else None

@@ -12,10 +12,21 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, find, kind_of, projector_file, read_json, resolve
+from paddlemix.checkpoint.folders import (
+    CONFIG,
+    MODEL_TYPE,
+    find,
+    kind_of,
+    projector_file,
+    read_json,
+    resolve,
+    tower_name,
+)
 from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32
-from paddlemix.checkpoint.lora import Adapter, check_targets, read_adapter, require_base
+from paddlemix.checkpoint.lora import attach, check_targets
+from paddlemix.checkpoint.lora_base import require_base
+from paddlemix.checkpoint.lora_read import Adapter, read_adapter
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.models.llava import LlavaForCausalLM, allocate, build_empty
 from paddlemix.settings.legacy import load_config
@@ -107,6 +118,7 @@ def load_model(
     dtype: str = "float32",
     lora: Literal["merge", "keep"] = "merge",
     overrides: Mapping[str, Any] | None = None,
+    config: LlavaConfig | None = None,
     seed: int = 0,
     strict_finite: bool = False,
 ) -> Loaded:
@@ -116,6 +128,7 @@ def load_model(
     ``vision_tower``: folder of the tower (default: what config.json names; a tower inside the checkpoint wins).
     ``projector``: file or folder that replaces the projector, or ``"init"`` to draw one with ``seed``.
     ``lora``: fold an adapter into the weights, or keep it as LoRA layers. ``overrides``: see ``load_config``.
+    ``config``: the architecture itself, in place of what the folder says.
 
     CheckpointError when anything is missing, left over or of another shape; NaN in the weights is a warning, or an
     error with ``strict_finite``.
@@ -127,7 +140,11 @@ def load_model(
     plan = _Plan(report)
     source = _open_base(plan, parts)
     tower = _find_tower(parts, plan, vision_tower)
-    config = _read_config(parts, tower, overrides, dtype)
+    if config is None:
+        config = _read_config(parts, tower, overrides)
+    elif overrides:
+        raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
+    config = config.with_changes(dtype=dtype)
     tower = _add_tower(plan, config, tower)
     _add_later_sources(plan, parts)
     if parts.adapter is not None:
@@ -187,8 +204,8 @@ def _find_tower(parts: _Parts, plan: _Plan, given: str | Path | None) -> Path | 
         if plan.has(keymap.PREFIX_TOWER) or _brings_tower(parts.adapter):
             return None
         return parts.adapter.find_tower() if parts.adapter is not None else None
-    name = raw.get("mm_vision_tower") or raw.get("vision_tower")
-    if not isinstance(name, str) or not name:
+    name = tower_name(raw)
+    if name is None:
         return None
     if plan.has(keymap.PREFIX_TOWER):
         # Only the configuration is wanted of the folder, and the settings know that of published towers.
@@ -206,9 +223,8 @@ def _config_folder(parts: _Parts) -> Path:
     return parts.folder if (parts.folder / CONFIG).is_file() else parts.base
 
 
-def _read_config(parts: _Parts, tower: Path | None, overrides: Mapping[str, Any] | None, dtype: str) -> LlavaConfig:
-    config = load_config(_config_folder(parts), tower_folder=tower, overrides=dict(overrides) if overrides else None)
-    return config.with_changes(dtype=dtype)
+def _read_config(parts: _Parts, tower: Path | None, overrides: Mapping[str, Any] | None) -> LlavaConfig:
+    return load_config(_config_folder(parts), tower_folder=tower, overrides=dict(overrides) if overrides else None)
 
 
 def _add_tower(plan: _Plan, config: LlavaConfig, tower: Path | None) -> Path | None:
@@ -286,7 +302,7 @@ def _enter_adapter(
     plan.report.notes.append(f"adapter {adapter.folder}: {len(adapter.pairs)} layers, {lora}")
     if lora == "merge":
         return dict.fromkeys(adapter.pairs, adapter)
-    adapter.attach(model)
+    attach(adapter, model)
     for weight, pair in adapter.pairs.items():
         for side, half in (("A", pair.a), ("B", pair.b)):
             name = f"{weight.removesuffix('.weight')}.lora_{side}"

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapter folders, ours and peft's: which weights they change, by how much, and what they were trained on."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_CONFIG, read_json, resolve
+from paddlemix.checkpoint.formats import TensorSource, open_file
+from paddlemix.checkpoint.formats_base import to_float32
+from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.files import sha256
+
+_PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PEFT_OTHERS = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+_PEFT_NAME = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_OUR_NAME = re.compile(r"(.+)\.lora_([AB])")
+_PEFT_REFUSED = {
+    "fan_in_fan_out": "transposed base weights",
+    "use_dora": "DoRA",
+    "alpha_pattern": "a scale of its own per layer",
+    "modules_to_save": "whole modules saved beside the adapter",
+}
+"""Switches of peft that change the numbers and that are not built here."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """One stored half of an adapter: its name in the source, and whether it lies the other way round."""
+
+    name: str
+    transpose: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The adapter of one weight: A is ``[in, r]`` and B is ``[r, out]`` after transposing."""
+
+    a: Half
+    b: Half
+    r: int
+    scaling: float
+
+
+@dataclass
+class Adapter:
+    """An adapter folder, opened. ``pairs`` goes by the parameter name of the weight that each pair belongs to."""
+
+    folder: Path
+    source: TensorSource
+    pairs: dict[str, Pair]
+    others: list[tuple[TensorSource, str, tuple[str, ...]]]
+    dropout: float
+    sha256: str
+    base: str | None
+    base_relative: str | None = None
+    tower: str | None = None
+    tower_relative: str | None = None
+    fingerprint: dict[str, list[float]] = field(default_factory=dict)
+
+    def half(self, half: Half) -> np.ndarray:
+        """A or B as float32 in our layout."""
+        values = to_float32(self.source.read(half.name), self.source.infos()[half.name].dtype)
+        return values.T if half.transpose else values
+
+    def delta(self, weight: str) -> np.ndarray:
+        """What the adapter adds to ``weight``: float32 ``[in, out]``."""
+        pair = self.pairs[weight]
+        return (self.half(pair.a) @ self.half(pair.b)) * np.float32(pair.scaling)
+
+    def find_base(self, given: str | Path | None) -> Path:
+        """The folder of the base model: the one given, else the one the adapter was trained on."""
+        if given is not None:
+            return resolve(given, "the base model")
+        return self._find("base model", self.base, self.base_relative, "name it with base= (--base)")
+
+    def find_tower(self) -> Path | None:
+        """The folder of the vision tower that the adapter was trained with, or None when the base holds it."""
+        if self.tower is None:
+            return None
+        return self._find("vision tower", self.tower, self.tower_relative, "name it with vision_tower=")
+
+    def _find(self, what: str, name: str | None, relative: str | None, remedy: str) -> Path:
+        if not name:
+            raise CheckpointError(f"{self.folder}: the adapter does not say which {what} it belongs to; {remedy}")
+        beside = (self.folder / relative).resolve() if relative else None
+        if beside is not None and not Path(name).is_dir() and beside.is_dir():
+            return beside
+        return resolve(name, f"the {what} of {self.folder}", near=self.folder, remedy=remedy)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Open our adapter folder or peft's. CheckpointError when ranks, pairs or switches do not fit together."""
+    return _read_ours(folder) if (folder / ADAPTER_CONFIG).is_file() else _read_peft(folder)
+
+
+def _read_ours(folder: Path) -> Adapter:
+    config = read_json(folder / ADAPTER_CONFIG)
+    rank, alpha, dropout = _numbers(folder / ADAPTER_CONFIG, config, "lora_dropout")
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        if (folder / "lora_model_state.pdparams").is_file():
+            return _read_pdparams(folder)
+        raise CheckpointError(f"{folder}: no {ADAPTER_WEIGHTS} beside {ADAPTER_CONFIG}")
+    source = open_file(path)
+    halves: dict[str, dict[str, Half]] = {}
+    rest = []
+    for name in source.infos():
+        match = _OUR_NAME.fullmatch(name)
+        if match is None:
+            rest.append(name)
+        else:
+            halves.setdefault(f"{match[1]}.weight", {})[match[2]] = Half(name, False)
+    pairs = _pair(folder, source, halves, rank, alpha / rank if rank else 0.0)
+    others = [(source, "paddlemix", tuple(rest))] if rest else []
+    return Adapter(
+        folder,
+        source,
+        pairs,
+        others,
+        dropout,
+        sha256(path),
+        config.get("base_model_name_or_path"),
+        config.get("base_relative_path"),
+        config.get("vision_tower"),
+        config.get("vision_tower_relative_path"),
+        config.get("base_fingerprint") or {},
+    )
+
+
+def _read_pdparams(folder: Path) -> Adapter:
+    open_file(folder / "lora_model_state.pdparams")  # refuses with the reason
+    raise CheckpointError(f"{folder}: no adapter weights")
+
+
+def _read_peft(folder: Path) -> Adapter:
+    where = folder / PEFT_CONFIG
+    config = read_json(where)
+    for key, meaning in _PEFT_REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(f'{where}: "{key}": {config[key]!r} means {meaning}, which is not supported')
+    if config.get("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f'{where}: peft_type "{config["peft_type"]}": only LORA adapters are read')
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f'{where}: bias "{config["bias"]}": only adapters without biases are read')
+    rank, alpha, dropout = _numbers(where, config, "lora_dropout")
+    path = _first_file(folder, _PEFT_WEIGHTS)
+    if path is None:
+        raise CheckpointError(f"{folder}: no adapter weights; looked for {', '.join(_PEFT_WEIGHTS)}")
+    source = open_file(path)
+    halves, rest = _peft_halves(path, source)
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    pairs = _pair(folder, source, halves, None if config.get("rank_pattern") else rank, scaling)
+    others = [(source, "peft", tuple(rest))] if rest else []
+    beside = _first_file(folder, _PEFT_OTHERS)
+    if beside is not None:
+        trained = open_file(beside)
+        form = keymap.detect(trained.infos()) or "peft"
+        others.append((trained, form, tuple(trained.infos())))
+    return Adapter(folder, source, pairs, others, dropout, sha256(path), config.get("base_model_name_or_path"))
+
+
+def _peft_halves(path: Path, source: TensorSource) -> tuple[dict[str, dict[str, Half]], list[str]]:
+    halves: dict[str, dict[str, Half]] = {}
+    rest = []
+    for name in source.infos():
+        match = _PEFT_NAME.fullmatch(name)
+        if match is None:
+            rest.append(name)
+            continue
+        target = keymap.ours(f"{match[1]}.weight", "peft")
+        if not isinstance(target, keymap.Target):
+            raise CheckpointError(f'{path}: "{name}" is an adapter of no known weight')
+        halves.setdefault(target.name, {})[match[2]] = Half(name, True)
+    return halves, rest
+
+
+def _first_file(folder: Path, names: Iterable[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _numbers(where: Path, config: Mapping[str, Any], dropout_key: str) -> tuple[int, float, float]:
+    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get(dropout_key) or 0.0
+    if type(rank) is not int or rank < 1:
+        raise CheckpointError(f'{where}: "r": {rank!r}, expected a whole number of at least 1')
+    for key, value in (("lora_alpha", alpha), (dropout_key, dropout)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f'{where}: "{key}": {value!r}, expected a number')
+    return rank, float(alpha), float(dropout)
+
+
+def _pair(
+    folder: Path, source: TensorSource, halves: dict[str, dict[str, Half]], rank: int | None, scaling: float
+) -> dict[str, Pair]:
+    """Match A with B. ``rank=None``: each layer has its own, and ``scaling`` stays alpha over the common one."""
+    if not halves:
+        raise CheckpointError(f"{folder}: the adapter holds no lora_A and lora_B")
+    infos = source.infos()
+    pairs = {}
+    for weight, both in halves.items():
+        if set(both) != {"A", "B"}:
+            raise CheckpointError(f'{folder}: the adapter of "{weight}" has only lora_{next(iter(both))}')
+        a, b = (infos[both[side].name].shape for side in "AB")
+        if len(a) != 2 or len(b) != 2:
+            raise CheckpointError(f'{folder}: the adapter of "{weight}" has shapes {list(a)} and {list(b)}')
+        rank_a, rank_b = (a[0], b[1]) if both["A"].transpose else (a[1], b[0])
+        if rank_a != rank_b or (rank is not None and rank_a != rank):
+            raise CheckpointError(
+                f'{folder}: the adapter of "{weight}" has rank {rank_a} in A and {rank_b} in B, its config says {rank}'
+            )
+        pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling)
+    return pairs

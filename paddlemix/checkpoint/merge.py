@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An adapter and its base become one complete model folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoint.folders import kind_of, read_json, resolve
+from paddlemix.checkpoint.load import Loaded, load_model
+from paddlemix.checkpoint.lora_base import MERGED_MARKER, merged_marker
+from paddlemix.checkpoint.save import save_model
+from paddlemix.checkpoint.save_files import GENERATION
+from paddlemix.checkpoint.vocab import require_vocabulary
+from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Where the merged model lies and what it was made of."""
+
+    folder: Path
+    base: Path
+    layers: int
+    dtype: str
+    nbytes: int
+
+
+def merge_adapter(
+    adapter: str | Path, target: str | Path | None = None, *, base: str | Path | None = None, dtype: str = "float32"
+) -> Merged:
+    """Fold an adapter into its base and publish a folder that chat and training open by itself.
+
+    ``target`` is by default a new folder beside the adapter, its name with ``-merged``. ``base`` is by default the
+    one that the adapter names. CheckpointError when the folder is no adapter, when the target holds something, or when
+    the adapter is merged into the base already.
+    """
+    source = resolve(adapter, "the adapter")
+    if kind_of(source) not in ("adapter", "peft"):
+        raise CheckpointError(f"{source}: it is no LoRA adapter, so there is nothing to merge")
+    folder = Path(target) if target is not None else source.absolute().with_name(f"{source.absolute().name}-merged")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already; choose another --merge_model_path or remove it")
+    loaded = load_model(source, base=base, dtype=dtype, lora="merge")
+    tokenizer = load_tokenizer(loaded.tokenizer_folder)
+    require_vocabulary(loaded.config, tokenizer, loaded.tokenizer_folder)
+    marker = merged_marker(loaded.adapter, loaded.base)
+    save_model(
+        folder,
+        loaded.model,
+        loaded.config,
+        tokenizer,
+        generation=generation_of(loaded),
+        extra={MERGED_MARKER: marker},
+    )
+    nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Merged(folder, loaded.base, len(loaded.adapter.pairs), dtype, nbytes)
+
+
+def generation_of(loaded: Loaded) -> dict[str, Any] | None:
+    """The ``generation_config.json`` that belongs to a loaded model; None when it has none."""
+    for folder in (loaded.folder, loaded.base):
+        if (folder / GENERATION).is_file():
+            return read_json(folder / GENERATION)
+    return None

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fold a LoRA adapter into its base model and write a complete model folder.
+
+    python paddlemix/tools/merge_lora_params.py --lora_path ADAPTER [--model_name_or_path BASE] [--merge_model_path NEW]
+
+The adapter folder is never written to. Without --model_name_or_path the base that the adapter names is taken.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from paddlemix.utils.doorway import run_doorway
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of PaddleMIX's command, and --dtype."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--lora_path", required=True, help="adapter folder (ours or peft's)")
+    found.add_argument("--model_name_or_path", help="base model (default: the one that the adapter names)")
+    found.add_argument("--merge_model_path", help="new folder for the result (default: <lora_path>-merged)")
+    found.add_argument("--device", default="cpu", help="cpu, gpu or npu, where the sums are made (default: cpu)")
+    found.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help="dtype of the saved weights (default: float32, which keeps every digit; the others take half the space)",
+    )
+    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge and say where the result lies. Exit code 0; 2 when the folders do not fit together."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    from paddlemix.utils import device
+
+    device.before_paddle(args.device)
+    chosen = device.choose(args.device)
+    import paddle
+
+    from paddlemix.checkpoint.merge import merge_adapter
+
+    paddle.set_device(chosen.name)
+    result = merge_adapter(args.lora_path, args.merge_model_path, base=args.model_name_or_path, dtype=args.dtype)
+    size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
+    print(f"merged {result.layers} layers into {result.base}")
+    print(f"the merged model lies in {result.folder} ({size}, {result.dtype})")
+    print(f"chat: python paddlemix/examples/llava/run_predict_multiround.py --model-path {result.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
