@@ -1,0 +1,49 @@
+# make demo | make test: both set up .venv on a fresh machine and need nothing else installed by hand.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PLAIN := not slow and not reference and not gpu and not npu
+GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check golden clean venv
+
+demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
+	$(PY) -m paddlemix.demo
+
+test: $(STAMP)  ## lint, floors and the plain tests
+	$(VENV)/bin/ruff check .
+	$(PY) tools/check_layers.py
+	$(PY) -m pytest -n 2 -q -m "$(PLAIN)"
+
+check: $(STAMP)  ## what to run before a commit: test and the format
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+	$(MAKE) --no-print-directory test
+
+golden: $(STAMP)  ## compare with the numbers of the originals: make golden GOLDEN=/path/to/golden
+	$(PY) tools/check_golden.py $(GOLDEN)/llava
+
+venv: $(STAMP)  ## set up .venv only
+
+# The interpreter is the first that runs and is 3.10 to 3.12; PYTHON=/path/to/python chooses another.
+$(STAMP): setup.py
+	@set -e; \
+	if [ ! -x $(PY) ]; then \
+	  for candidate in $(PYTHON) python3.11 python3.12 python3.10 python3 python; do \
+	    if "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	      found="$$candidate"; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then echo "error: Python 3.10, 3.11 or 3.12 is needed (make PYTHON=/path/to/python)"; exit 1; fi; \
+	  echo "setting up $(VENV) with $$found"; \
+	  "$$found" -m venv $(VENV); \
+	fi
+	$(PY) -m pip install --disable-pip-version-check --quiet -e '.[cpu,dev]'
+	@touch $(STAMP)
+
+clean:  ## remove what the targets made, but not .venv
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo_out outputs
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,51 @@
+#!/bin/sh
+# One training run on all devices of a machine, or of several machines.
+#
+#   sh paddlemix/tools/train.sh CONFIG.json [--key value ...]
+#
+# Environment:
+#   DEVICES       devices of this machine, for example 0,1,2,3 (default: all)
+#   NPROC         processes on this machine, for a CPU run (with BACKEND=gloo)
+#   BACKEND       communication backend (default: what paddle chooses)
+#   NNODES        number of machines (default: that of MPI or the platform, else 1)
+#   NODE_RANK     number of this machine, from 0
+#   MASTER_ADDR   address of machine 0; needed with several machines
+#   MASTER_PORT   its port (default 36677)
+#   LOG_DIR       folder of the logs of the processes (default ./log)
+#   PYTHON        interpreter (default python)
+#   DRY_RUN=1     print the command instead of running it
+set -eu
+
+if [ $# -lt 1 ]; then
+  echo "usage: sh $0 CONFIG.json [--key value ...]" >&2
+  exit 2
+fi
+
+here=$(cd "$(dirname "$0")" && pwd)
+nnodes=${NNODES:-${OMPI_COMM_WORLD_SIZE:-${PADDLE_TRAINERS_NUM:-1}}}
+rank=${NODE_RANK:-${OMPI_COMM_WORLD_RANK:-${PADDLE_TRAINER_ID:-0}}}
+master=${MASTER_ADDR:-${POD_0_IP:-}}
+
+set -- "$here/supervised_finetune.py" "$@"
+if [ -n "${BACKEND:-}" ]; then set -- --backend "$BACKEND" "$@"; fi
+if [ -n "${NPROC:-}" ]; then set -- --nproc_per_node "$NPROC" "$@"; fi
+if [ -n "${DEVICES:-}" ]; then set -- --devices "$DEVICES" "$@"; fi
+if [ "$nnodes" -gt 1 ]; then
+  if [ -z "$master" ]; then
+    echo "error: $nnodes machines, but MASTER_ADDR is not set: give the address of machine 0" >&2
+    exit 2
+  fi
+  set -- --master "$master:${MASTER_PORT:-36677}" --nnodes "$nnodes" --rank "$rank" "$@"
+fi
+set -- "${PYTHON:-python}" -u -m paddle.distributed.launch --log_dir "${LOG_DIR:-./log}" --run_mode collective "$@"
+
+# What an outer scheduler set for its own processes would be taken for ours.
+unset PADDLE_ELASTIC_JOB_ID PADDLE_TRAINER_ENDPOINTS DISTRIBUTED_TRAINER_ENDPOINTS FLAGS_START_PORT \
+  PADDLE_ELASTIC_TIMEOUT PADDLE_TRAINERS_NUM PADDLE_TRAINER_ID PADDLE_WORKERS_IP_PORT_LIST PADDLE_TRAINERS \
+  PADDLE_NUM_GRADIENT_SERVERS 2>/dev/null || true
+
+if [ "${DRY_RUN:-0}" = 1 ]; then
+  echo "$@"
+  exit 0
+fi
+exec "$@"

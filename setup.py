@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installation of paddlemix: what is needed, within which versions, and why."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# What a chat and a conversion need. No paddle wheel stands here: an NPU or GPU machine brings its own.
+CORE = [
+    "numpy>=1.26,<2",  # paddlenlp 3.0.0b4 asks for <= 1.26.4
+    "pillow>=10,<13",  # 13.0 changed the result of Image.resize for tall pictures
+    "safetensors>=0.4.5",
+    "ml_dtypes>=0.5,<0.6",  # 0.6 pulls numpy 2
+    "sentencepiece>=0.2.1",  # older ones overflow on a crafted tokenizer.model (CVE-2026-1260)
+    "requests>=2.31",
+    "urllib3>=2.1",
+    "pyyaml>=6",
+    "rich>=13",
+]
+
+# The Trainer, with guards against dependencies of its own that have moved on.
+TRAINER = [
+    "paddlenlp==3.0.0b4",  # a pre-release: pip takes it only by its exact name
+    "aistudio-sdk<0.3",  # 0.3 has no aistudio_sdk.hub.download, paddlenlp cannot be imported
+    "pyarrow<22",  # newer ones want numpy 2
+    "protobuf<7",  # VisualDL and fleet fail with 7
+    "setuptools",  # paddle imports it, Python 3.12 no longer brings it
+]
+
+EXTRAS = {
+    "cpu": ["paddlepaddle==3.3.1", *TRAINER],
+    # PyPI's paddlepaddle-gpu ends at 2.6.2 and paddle-custom-npu is not there at all: install the wheels of paddle's
+    # own package index first.
+    "gpu": TRAINER,
+    "npu": TRAINER,
+    "serve": ["fastapi>=0.110", "uvicorn>=0.29", "pydantic>=2.6", "prometheus-client>=0.20"],
+    "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
+    "eval": ["openpyxl>=3.1"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "codespell>=2.3",
+        "pre-commit>=3.7",
+    ],
+}
+
+setup(
+    name="paddlemix",
+    version="0.1.0",
+    description="LLaVA-family vision-language models in PaddlePaddle: load as published, fine-tune, chat",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["paddlemix", "paddlemix.*"]),
+    package_data={"paddlemix": ["config/**/*.json", "examples/**/*.py", "tools/*.py", "tools/*.sh", "tools/README.md"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The floors of the house, held by reading the imports of every file (nothing is imported).
+
+    python tools/check_layers.py [ROOT]
+
+Prints one line for each violation and exits with 1 when there is one. The rules are those of docs/architecture.md.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+FLOORS = (
+    ("utils",),
+    ("settings",),
+    ("text", "imaging", "ops"),
+    ("splice",),
+    ("models", "datasets"),
+    ("checkpoint",),
+    ("generation", "trainer"),
+    ("eval", "serve", "export", "demo", "auto"),
+    ("tools", "examples", "deploy"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+DOORWAYS = len(FLOORS) - 1
+
+NO_PADDLE = ("utils", "settings", "text", "imaging", "splice", "datasets")
+LAZY_PADDLE = ("paddlemix/utils/device.py",)
+"""Files of rooms without paddle that may import it inside a function."""
+
+ONLY_IN = {
+    "paddlenlp": ("paddlemix/trainer/",),
+    "requests": ("paddlemix/utils/files.py",),
+    "urllib3": ("paddlemix/utils/files.py",),
+    "httpx": (),
+    "sentencepiece": ("paddlemix/text/",),
+    "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
+    "ml_dtypes": ("paddlemix/checkpoint/",),
+    "yaml": ("paddlemix/datasets/",),
+    "fastapi": ("paddlemix/serve/",),
+    "uvicorn": ("paddlemix/serve/",),
+    "gradio": ("paddlemix/serve/",),
+    "torch": ("tools/bench_peer.py",),
+    "transformers": ("tools/bench_peer.py",),
+}
+"""Libraries that belong to some files only."""
+
+ENVIRONMENT = "paddlemix/utils/env.py"
+HEADER = "# SPDX-License-Identifier: Apache-2.0"
+
+Import = tuple[str, int, bool]
+"""Module, line, and whether the import stands inside a function."""
+
+
+class House:
+    """All Python files below ``root`` but the tests, by their module names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trees: dict[str, ast.Module] = {}
+        self.files: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+        for folder in ("paddlemix", "tools", "examples", "deploy"):
+            for path in sorted((root / folder).rglob("*.py")):
+                name = path.relative_to(root).as_posix()
+                module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+                self.files[module] = name
+                self.texts[module] = path.read_text(encoding="utf-8")
+                self.trees[module] = ast.parse(self.texts[module], name)
+
+    def imports(self, module: str) -> Iterator[Import]:
+        """Every module that ``module`` imports; ``from a.b import c`` is a.b.c when that is a file of ours."""
+        inside = {id(node) for outer in ast.walk(self.trees[module]) if _is_function(outer) for node in ast.walk(outer)}
+        for node in ast.walk(self.trees[module]):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield alias.name, node.lineno, id(node) in inside
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield (whole if whole in self.files else node.module or ""), node.lineno, id(node) in inside
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def room_of(module: str) -> str | None:
+    """Room of a module; the package itself (``paddlemix``) is None. Root folders are rooms of the top floor."""
+    parts = module.split(".")
+    if parts[0] != "paddlemix":
+        return f"root {parts[0]}"
+    return parts[1] if len(parts) > 1 else None
+
+
+def floor_of(module: str) -> int | None:
+    """Floor of a module of ours, or None for the bare package."""
+    room = room_of(module)
+    if room is None:
+        return None
+    return FLOOR_OF.get(room.removeprefix("root "), DOORWAYS) if room in FLOOR_OF or room.startswith("root ") else -1
+
+
+def check(root: Path) -> list[str]:
+    """All violations below ``root``, as lines ``file:line: what is wrong``."""
+    house = House(root)
+    found = [*_unknown_rooms(house), *_headers(house)]
+    for module in house.files:
+        found += _floors(house, module)
+        found += _libraries(house, module)
+        found += _forms(house, module)
+    return found + _circles(house)
+
+
+def _unknown_rooms(house: House) -> Iterator[str]:
+    for module, file in house.files.items():
+        if floor_of(module) == -1:
+            yield f"{file}:1: the room {room_of(module)} is on no floor"
+
+
+def _headers(house: House) -> Iterator[str]:
+    for module, file in house.files.items():
+        lines = house.texts[module].splitlines()
+        if not lines or HEADER not in (lines[0], lines[1] if lines[0].startswith("#!") and len(lines) > 1 else ""):
+            yield f"{file}:1: the first line has to be {HEADER}"
+
+
+def _floors(house: House, module: str) -> Iterator[str]:
+    own_room, own_floor = room_of(module), floor_of(module)
+    for target, line, _ in house.imports(module):
+        if target.split(".")[0] != "paddlemix" or room_of(target) is None:
+            continue
+        room, floor = room_of(target), floor_of(target)
+        where = f"{house.files[module]}:{line}: {module}"
+        if own_room is None:
+            yield f"{where} imports {target}: importing the package does nothing"
+        elif room != own_room and floor is not None and own_floor is not None and floor >= own_floor >= 0:
+            way = "beside it" if floor == own_floor else "above it"
+            yield f"{where} (floor {own_floor}) imports {target} (floor {floor}, {way})"
+
+
+def _libraries(house: House, module: str) -> Iterator[str]:
+    file = house.files[module]
+    for target, line, inside in house.imports(module):
+        library = target.split(".")[0]
+        if library == "paddle" and room_of(module) in NO_PADDLE and not (inside and file in LAZY_PADDLE):
+            yield f"{file}:{line}: the room {room_of(module)} works without paddle"
+        allowed = ONLY_IN.get(library)
+        if allowed is not None and not file.startswith(allowed):
+            yield f"{file}:{line}: {library} is imported in {', '.join(allowed) or 'no file'} only"
+
+
+def _forms(house: House, module: str) -> Iterator[str]:
+    file = house.files[module]
+    for node in ast.walk(house.trees[module]):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield f"{file}:{node.lineno}: relative import; write the whole name"
+        elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            yield f"{file}:{node.lineno}: star import"
+        elif file != ENVIRONMENT and _reads_environment(node):
+            yield f"{file}:{node.lineno}: environment variables are read in {ENVIRONMENT} only"
+
+
+def _reads_environment(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "os" and any(alias.name in ("environ", "getenv", "putenv") for alias in node.names)
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+        and node.attr in ("environ", "getenv", "putenv")
+    )
+
+
+def _circles(house: House) -> list[str]:
+    """One line for each circle of files; imports inside functions count too."""
+    graph = {
+        module: sorted({name for name, _, _ in house.imports(module) if name in house.files}) for module in house.files
+    }
+    found: list[str] = []
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: list[str]) -> None:
+        state[module] = 1
+        for target in graph[module]:
+            if state.get(target) == 1:
+                circle = [*trail[trail.index(target) :], target]
+                found.append(f"{house.files[module]}:1: circle {' -> '.join(circle)}")
+            elif target not in state:
+                visit(target, [*trail, target])
+        state[module] = 2
+
+    for module in graph:
+        if module not in state:
+            visit(module, [module])
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check the repository (or the folder given) and return the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    root = Path(arguments[0]) if arguments else Path(__file__).resolve().parents[1]
+    found = check(root)
+    for line in found:
+        print(line)
+    print(f"floors: {len(found)} violations" if found else "floors: all files in their places")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
