@@ -150,29 +150,33 @@ def _attach(name: str) -> list["Image"]:
 
 def _answered(session: "ChatSession", question: str, pictures: list["Image"], debug: bool) -> bool:
     """Stream one answer. False when nothing was said, so that the pictures wait for the next question."""
-    print(ASSISTANT, end="", flush=True)
     pieces = session.ask(question, pictures)
     said = False
     try:
         for piece in pieces:
+            print(piece if said else ASSISTANT + piece, end="", flush=True)
             said = True
-            print(piece, end="", flush=True)
+        print("" if said else ASSISTANT, flush=True)
         said = True
     except KeyboardInterrupt:
-        print(" (stopped)", end="", file=sys.stderr)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-    finally:
         pieces.close()
         print(flush=True)
+        print("(stopped)", file=sys.stderr)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
     if debug and said:
-        print({"prompt": session.stats.prompt, "outputs": session.turns[-1].answer}, file=sys.stderr)
-        print(
-            f"prompt tokens {session.stats.prompt_rows}, of which reused {session.stats.reused_rows}; pictures encoded "
-            f"{session.stats.encoded_pictures}; tokens generated {len(session.stats.answer_ids)}",
-            file=sys.stderr,
-        )
+        _show(session)
     return said
+
+
+def _show(session: "ChatSession") -> None:
+    stats = session.stats
+    print({"prompt": stats.prompt, "outputs": session.turns[-1].answer}, file=sys.stderr)
+    print(
+        f"prompt tokens {stats.prompt_rows}, of which reused {stats.reused_rows}; pictures encoded "
+        f"{stats.encoded_pictures}; tokens generated {len(stats.answer_ids)}",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run_predict_multiround.py: flags, the ways a chat ends, and what a person sees."""
+
+import io
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlemix.checkpoint.save import save_model
+from paddlemix.generation.load import load_chat
+from paddlemix.generation.sampling import Decoding
+from paddlemix.generation.session import ChatSession
+from paddlemix.text.tokenizer import load_tokenizer
+from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / "paddlemix" / "examples" / "llava" / "run_predict_multiround.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model and two pictures, in a folder whose name holds a space and letters beyond ASCII."""
+    home = tmp_path_factory.mktemp("chat modèle 图")
+    tokenizer = load_tokenizer(tiny_tokenizer_folder(home / "tokenizer"))
+    model = tiny_model(seed=3)
+    save_model(home / "model", model, model.config, tokenizer)
+    for kind in range(2):
+        tiny_image(kind).save(home / f"picture {kind}.png")
+    return home
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The command's names, without a process of its own."""
+    monkeypatch.setattr(sys, "path", ["replaced", *sys.path])
+    return runpy.run_path(str(COMMAND), run_name="chat_command")
+
+
+@pytest.fixture
+def session(folder: Path) -> ChatSession:
+    return load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def run(folder: Path, *flags: str, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(COMMAND), *flags],
+        input=typed,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=folder,
+        timeout=100,
+        **more,
+    )
+
+
+def test_a_piped_chat_from_another_folder_streams_answers_and_ends_with_the_input(folder: Path) -> None:
+    done = run(
+        folder,
+        *("--model_path", "model", "--image-file", "picture 0.png", "picture 1.png", "--temperature", "0"),
+        *("--max_new", "6", "--device", "cpu"),
+        typed="what is shown?\nwhy?\n",
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    greedy = load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
+    answers = ["".join(greedy.ask("what is shown?", [folder / "picture 0.png", folder / "picture 1.png"]))]
+    answers.append("".join(greedy.ask("why?")))
+    assert done.stdout == "".join(f"USER: ASSISTANT: {answer}\n" for answer in answers) + "USER: \n"
+    assert "model: device cpu: as asked; float32: the dtype of a CPU; template vicuna_v1; 4 tokens" in done.stderr
+
+
+def test_ctrl_c_at_the_prompt_ends_the_chat_with_exit_code_0(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(COMMAND), "--model-path", str(folder / "model"), "--device", "cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    seen = b""
+    while not seen.endswith(b"USER: "):
+        byte = process.stdout.read(1)
+        assert byte, process.stderr.read().decode()
+        seen += byte
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--image-file", "absent.png"), "absent.png: no such image file"),
+        (("--conv-mode", "llava_v3"), 'unknown template "llava_v3", did you mean "llava_v1"?'),
+        (("--temperature", "-1"), "temperature is -1.0: expected 0 (greedy) or a positive number"),
+        (("--num-beams", "2", "--temperature", "0.2"), "beam search is not random; use temperature 0"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_with_exit_code_2_before_paddle_is_loaded(
+    command: dict[str, Any], flags: tuple[str, ...], text: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # With None in its place, an import of the module raises.
+    monkeypatch.setitem(sys.modules, "paddlemix.generation.load", None)
+    assert command["main"](["--model-path", "absent", *flags]) == 2
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert text in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_exit_code_2_and_names_the_places(command: dict[str, Any], capsys: Any) -> None:
+    assert command["main"](["--model-path", "owner/absent", "--device", "cpu"]) == 2
+    assert 'the model "owner/absent" is not on this machine; looked for' in capsys.readouterr().err
+
+
+def test_pictures_for_a_model_without_a_tower_are_refused_before_the_chat(
+    command: dict[str, Any], folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    blind = tiny_model(vision=None, image=None)
+    save_model(tmp_path / "blind", blind, blind.config, load_tokenizer(folder / "model"))
+    flags = ["--model-path", str(tmp_path / "blind"), "--image-file", str(folder / "picture 0.png"), "--device", "cpu"]
+    assert command["main"](flags) == 2
+    assert "has no vision tower; leave --image-file out" in capsys.readouterr().err
+
+
+def test_underscores_and_prefixes_of_flags_are_taken(command: dict[str, Any]) -> None:
+    typed = ["--model_path=a_b", "--image_file", "x_1.png", "--max_new_tokens", "7", "--temp", "0", "--conv_m", "v1"]
+    args = command["parser"]().parse_args([command["_dashed"](part) if part[:2] == "--" else part for part in typed])
+    assert (args.model_path, args.image_file, args.max_new_tokens) == ("a_b", [["x_1.png"]], 7)
+    assert (args.temperature, args.conv_mode) == (0.0, "v1")
+
+
+def test_several_pictures_may_follow_one_flag_or_several(command: dict[str, Any]) -> None:
+    args = command["parser"]().parse_args(["--image-file", "a", "b", "--image-file", "c"])
+    assert args.image_file == [["a", "b"], ["c"]]
+
+
+def test_the_defaults_are_those_of_the_command_that_users_know(command: dict[str, Any]) -> None:
+    args = command["parser"]().parse_args([])
+    assert args.model_path == "paddlemix/llava/llava-v1.5-7b"
+    assert (args.max_new_tokens, args.fp16, args.debug, args.conv_mode) == (512, False, False, None)
+    assert command["DEFAULT_TEMPERATURE"] == 0.2
+
+
+def test_an_empty_line_ends_the_chat(
+    command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    type_in(monkeypatch, "why?\n  \nnever asked\n")
+    assert command["chat"](session, []) == 0
+    assert len(session.turns) == 1
+    assert capsys.readouterr().out == f"USER: ASSISTANT: {session.turns[0].answer}\nUSER: "
+
+
+def test_a_picture_can_come_later_and_the_conversation_can_begin_anew(
+    command: dict[str, Any], session: ChatSession, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lines = ["what?", "/image absent.png", f"/image {folder / 'picture 1.png'}", "and this?", "why?"]
+    type_in(monkeypatch, "\n".join(lines) + "\n")
+    assert command["chat"](session, [tiny_image(0)]) == 0
+    assert [len(turn.pictures) for turn in session.turns] == [1, 1, 0]
+    assert capsys.readouterr().err.startswith("error: absent.png: no such image file")
+    type_in(monkeypatch, "/reset\nwhy?\n")
+    assert command["chat"](session, []) == 0
+    assert [turn.text for turn in session.turns] == ["why?"]
+
+
+def interrupt_after(pieces: Iterator[str], count: int) -> Iterator[str]:
+    try:
+        for _ in range(count):
+            yield next(pieces)
+        raise KeyboardInterrupt
+    finally:
+        pieces.close()
+
+
+def test_ctrl_c_during_an_answer_stops_the_answer_only(
+    command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ask, begun = session.ask, []
+
+    def interrupted(text: str, images: Any = ()) -> Iterator[str]:
+        begun.append(text)
+        pieces = ask(text, images)
+        return interrupt_after(pieces, 2) if len(begun) == 1 else pieces
+
+    monkeypatch.setattr(session, "ask", interrupted)
+    type_in(monkeypatch, "what?\nwhy?\n")
+    assert command["chat"](session, [tiny_image(0)]) == 0
+    assert [turn.text for turn in session.turns] == ["what?", "why?"]
+    assert session.turns[0].answer
+    assert session.turns[0].pictures
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_pictures_wait_for_the_next_question_when_one_could_not_be_asked(
+    command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    type_in(monkeypatch, "why " * 600 + "\nwhat?\n")
+    assert command["chat"](session, [tiny_image(0)]) == 0
+    assert [len(turn.pictures) for turn in session.turns] == [1]
+    assert "of the 512 positions of the model's context" in capsys.readouterr().err
+
+
+def test_debug_shows_the_prompt_and_what_was_reused(
+    command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    type_in(monkeypatch, "what?\nwhy?\n")
+    command["chat"](session, [tiny_image(0)], debug=True)
+    errors = capsys.readouterr().err
+    assert 'USER: <image>\\nwhat? ASSISTANT:"' in errors
+    assert "of which reused 0; pictures encoded 1; tokens generated 6" in errors
+    assert "pictures encoded 0; tokens generated 6" in errors
