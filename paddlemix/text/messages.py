@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of rendered text. ``learns``: its tokens are targets; ``quoted``: it was written by a person or data."""
+    """A stretch of rendered text. ``learns``: its tokens are targets; ``quoted``: a person or a data row wrote it."""
 
     text: str
     learns: bool = False

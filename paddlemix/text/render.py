@@ -5,19 +5,20 @@ The text is encoded as the original encodes it (in one call, cut only at ``<imag
 The labels come from where the characters of each token stand: a token is learnt if its first character is in a segment
 that learns. Nothing is counted twice, so no row is lost to a "tokenization mismatch".
 
-Law: the ids of a training sample up to an answer equal those of the prompt for that answer. It holds whenever no token
-of the sample crosses the border between head and answer. Where a vocabulary has such a token (a head that ends in "\\n"
-before an answer that begins with "\\n", and a piece "\\n\\n"), the training ids are the original's, and the token is not
-learnt: no prompt could lead to it.
+Law: the ids of a training sample up to an answer equal those of the prompt for that answer. A vocabulary can join or
+lose white space at the border between head and answer, so that the prompt ends some tokens before the border: then
+what the prompt does not give is learnt as well. It can also join the last character of the head and the first of the
+answer to one piece ("\\n\\n"), where the prompt has another id. The training ids are then still the original's, and
+that token is not learnt, because no prompt could lead to it.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paddlemix.text.messages import Layout, Message, Segment
-from paddlemix.text.tokenizer import Span, Tokenizer
+from paddlemix.text.tokenizer import Pieces, Span, Tokenizer
 from paddlemix.utils.constants import (
     IGNORE_INDEX,
     IMAGE_END_TOKEN,
@@ -53,7 +54,7 @@ def render(
 
     ``answer_open=True`` ends where the next answer begins (a prompt; the last message is the user's);
     ``answer_open=False`` is a training sample. ``specials=True`` parses special tokens that stand in the messages, as
-    the original does; by default a written "</s>" stays five characters. ``images=False`` keeps ``<image>`` as text
+    the original does; by default a written "</s>" stays four characters. ``images=False`` keeps ``<image>`` as text
     (rows without pictures).
 
     ConfigError when a sample is asked for with a template that the original trains in another layout.
@@ -63,22 +64,21 @@ def render(
             f'template "{template.name}" is for prompts; training uses "{template.train_as}": '
             f'take templates.get("{template.name}", training=True)'
         )
-    return render_segments(
-        template.segments(messages, answer_open=answer_open), tokenizer, specials=specials, images=images
-    )
+    segments = template.segments(messages, answer_open=answer_open)
+    return render_segments(segments, tokenizer, specials=specials, images=images)
 
 
 def render_segments(
     segments: Sequence[Segment], tokenizer: Tokenizer, *, specials: bool = False, images: bool = True
 ) -> Rendered:
-    """Ids and labels of segments that stand one after the other; arguments as in ``render``."""
+    """Ids and labels of segments that stand one after the other; arguments as in ``render``.
+
+    The tokenizer's bos stands in front unless the first segment is template text that writes it out.
+    """
     text = "".join(part.text for part in segments)
-    ends, at = [], 0
-    for part in segments:
-        at += len(part.text)
-        ends.append(at)
-    plain = [] if specials else _quoted_spans(segments, ends, text, images)
-    ids = [tokenizer.bos_id] if tokenizer.add_bos else []
+    borders = _Borders(segments)
+    plain = [] if specials else _quoted_spans(segments, text, images)
+    ids = [tokenizer.bos_id] * (tokenizer.add_bos and not _writes_bos(segments, tokenizer))
     labels = [IGNORE_INDEX] * len(ids)
     at = 0
     for i, chunk in enumerate(text.split(IMAGE_TOKEN) if images else [text]):
@@ -88,17 +88,63 @@ def render_segments(
             at += len(IMAGE_TOKEN)
         inside = [(a - at, b - at) for a, b in plain if a < at + len(chunk) and at < b]
         found = tokenizer.pieces(chunk, plain=inside)
+        learnt = [borders.learns(at + start) for start in found.starts]
+        for border in borders.inside(at, at + len(chunk)):
+            _learn_from_prompt(found, learnt, border - at, chunk, inside, tokenizer)
         ids += found.ids
-        for number, start in zip(found.ids, found.starts, strict=True):
-            owner = segments[min(bisect_right(ends, at + start), len(segments) - 1)]
-            labels.append(number if owner.learns else IGNORE_INDEX)
+        labels += [number if learns else IGNORE_INDEX for number, learns in zip(found.ids, learnt, strict=True)]
         at += len(chunk)
     return Rendered(ids, labels, text, list(segments))
 
 
-def _quoted_spans(segments: Sequence[Segment], ends: Sequence[int], text: str, images: bool) -> list[Span]:
+class _Borders:
+    """Which characters are learnt, and where learning begins."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+        self._ends: list[int] = []
+        self._begins: list[int] = []
+        at, before = 0, False
+        for part in segments:
+            if part.learns and not before and at:
+                self._begins.append(at)
+            before = part.learns
+            at += len(part.text)
+            self._ends.append(at)
+
+    def learns(self, char: int) -> bool:
+        return self._segments[min(bisect_right(self._ends, char), len(self._ends) - 1)].learns
+
+    def inside(self, begin: int, end: int) -> list[int]:
+        """Characters strictly inside a chunk at which learning begins."""
+        return self._begins[bisect_right(self._begins, begin) : bisect_left(self._begins, end)]
+
+
+def _learn_from_prompt(
+    found: Pieces, learnt: list[bool], border: int, chunk: str, plain: Sequence[Span], tokenizer: Tokenizer
+) -> None:
+    """Learn from where the prompt for an answer ends, if a token stands across ``border`` or white space before it."""
+    after = bisect_left(found.starts, border)
+    begins_here = after < len(found.starts) and found.starts[after] == border
+    if begins_here and not chunk[border - 1].isspace():
+        return
+    prompt = tokenizer.pieces(chunk[:border], plain=plain).ids
+    if found.ids[: len(prompt)] == prompt:
+        learnt[len(prompt) : after] = [True] * (after - len(prompt))
+
+
+def _writes_bos(segments: Sequence[Segment], tokenizer: Tokenizer) -> bool:
+    begin = tokenizer.token(tokenizer.bos_id)
+    return bool(segments) and not segments[0].quoted and segments[0].text.startswith(begin)
+
+
+def _quoted_spans(segments: Sequence[Segment], text: str, images: bool) -> list[Span]:
     """Characters that people wrote, without the marks around image places (those are ours)."""
-    spans = [(end - len(part.text), end) for part, end in zip(segments, ends, strict=True) if part.quoted]
+    spans, at = [], 0
+    for part in segments:
+        if part.quoted:
+            spans.append((at, at + len(part.text)))
+        at += len(part.text)
     for match in _WRAPPED_IMAGE.finditer(text) if images else ():
         begin, end = match.span()
         spans = [piece for a, b in spans for piece in ((a, min(b, begin)), (max(a, end), b)) if piece[0] < piece[1]]

@@ -6,6 +6,7 @@ Reading them here keeps the protobuf package out of the project (two libraries t
 sees it, and gives the byte offset of every piece in all versions of sentencepiece from 0.2.1 on.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """Appended to a model file it overrides one setting: field 3 (normalizer), its field 3 (add_dummy_prefix) = false."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _MODEL_FIELDS = {1: _BYTES, 2: _BYTES, 3: _BYTES, 4: _BYTES, 5: _BYTES}
 
 
@@ -95,7 +97,7 @@ def _read_piece(data: bytes, index: int) -> Piece:
             text = value.decode("utf-8")
         elif number == 3 and wire == _VARINT:
             kind = value
-    if not text or not NORMAL <= kind <= BYTE:
+    if not text or not NORMAL <= kind <= BYTE or (kind == BYTE and not _BYTE_PIECE.fullmatch(text)):
         raise ValueError(f"piece {index} has text {text!r} and kind {kind}")
     return Piece(text, kind)
 

@@ -165,7 +165,7 @@ def _chatml(name: str, system: str, newline: str = "") -> Template:
 
 
 def _llama_2(name: str, system: str, begin: str = "<s>", **more: object) -> Template:
-    """``[INST] <<SYS>> ... text [/INST] text </s>``; the first round has no ``<s>``: the tokenizer's bos stands there."""
+    """``[INST] <<SYS>> ... text [/INST] text </s>``; the first round has no ``<s>``: the bos stands there."""
     return Template(
         name,
         system,
@@ -230,10 +230,10 @@ _ORCA = (
 _MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 _EXAMPLE = (
     "What are the key differences between renewable and non-renewable energy sources?",
-    "Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, such as "
-    "solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are finite and will "
-    "eventually be depleted, such as coal, oil, and natural gas. Here are some key differences between renewable and "
-    "non-renewable energy sources:\n"
+    "Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, such "
+    "as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are finite and "
+    "will eventually be depleted, such as coal, oil, and natural gas. Here are some key differences between renewable "
+    "and non-renewable energy sources:\n"
     "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy sources are "
     "finite and will eventually run out.\n"
     "2. Environmental impact: Renewable energy sources have a much lower environmental impact than non-renewable "
