@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BYTES = 64 << 20
-MAX_STEPS = 4_000_000
+MAX_STEPS = 2_000_000
 MAX_RANK = 8
 
 STORAGES = {
