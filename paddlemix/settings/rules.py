@@ -158,8 +158,8 @@ def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:
     elif training.do_eval and training.do_train and training.evaluation_strategy == "no":
         changes["evaluation_strategy"] = "steps"
         notes.append('evaluation_strategy is "steps", because do_eval is true')
-    if training.optim != "adamw":
-        changes["optim"] = "adamw"
+    # Accepted spellings of what is done anyway; the trainer gets the one that it knows.
+    changes |= {"optim": "adamw", "count_trained_tokens": False}
     changes.update(_resolved_data(settings))
     settings = settings.with_changes(**changes)
     notes.extend(_idle(settings, given))

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings loader: what is accepted, and what is said about everything that is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlemix.settings.loader import differences_from_default, help_text, load_settings, settings_to_json
+from paddlemix.settings.training import ALIASES, FOREIGN, KNOWN
+from paddlemix.utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "paddlemix" / "config" / "llava").rglob("*.json"))
+LEAST = {
+    "model_name_or_path": "model",
+    "output_dir": "out",
+    "do_train": True,
+    "dataset": {"train": [{"name": "chatml_dataset", "data_files": "train.json"}]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def load(*flags, **keys):
+    Path("c.json").write_text(json.dumps(LEAST | keys), encoding="utf-8")
+    return load_settings(["c.json", *flags])
+
+
+def told(call) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def told_of_bytes(data: bytes) -> str:
+    Path("c.json").write_bytes(data)
+    return told(lambda: load_settings(["c.json"]))
+
+
+def test_defaults_are_those_of_the_table():
+    settings = load()
+    assert settings.training.learning_rate == 5e-5
+    assert settings.data.max_length == 2048
+    assert set(differences_from_default(settings)) == set(LEAST)
+
+
+def test_command_line_wins_over_the_file():
+    settings = load("--learning_rate", "1e-4", "--lora=true", "--lora_target_modules", "a", "b", learning_rate=1.0)
+    assert settings.training.learning_rate == 1e-4
+    assert settings.model.lora_target_modules == ("a", "b")
+
+
+def test_flags_alone_are_enough():
+    settings = load_settings(["--model_name_or_path", "m", "--data-path", "d.json", "--output_dir", "o", "--do_train"])
+    assert settings.data.dataset == {"train": [{"data_files": "d.json"}]}
+
+
+def test_null_on_the_command_line_sets_the_default_back():
+    assert load("--max_length", "null", max_length=7).data.max_length == 2048
+
+
+def test_names_of_llava_are_names_of_ours():
+    settings = load("--lora_enable", "True", "--lora_r", "4", version="plain", model_max_length=99)
+    assert (settings.model.lora, settings.model.lora_rank) == (True, 4)
+    assert (settings.model.template, settings.data.max_length) == ("plain", 99)
+
+
+def test_what_was_resolved_can_be_run_again():
+    settings = load(chat_template="t.json", evaluation_strategy="epoch", do_eval=False, lora=True, lora_rank=4)
+    Path("again.json").write_text(json.dumps(settings_to_json(settings)), encoding="utf-8")
+    again = load_settings(["again.json"])
+    assert settings_to_json(again) == settings_to_json(settings)
+
+
+def test_a_secret_is_neither_saved_nor_shown():
+    settings = load(wandb_api_key="s3cret")
+    assert "s3cret" not in json.dumps(settings_to_json(settings)) + str(differences_from_default(settings))
+    assert settings.training.wandb_api_key == "s3cret"
+
+
+def test_one_chat_template_serves_every_data_set_without_its_own():
+    data = {"train": [{"data_files": "a"}, {"data_files": "b", "chat_template": "own"}]}
+    entries = load(chat_template="common", dataset=data).data.dataset["train"]
+    assert [entry["chat_template"] for entry in entries] == ["common", "own"]
+
+
+def test_do_eval_false_in_the_file_switches_evaluation_off_and_says_so():
+    settings = load(do_eval=False, evaluation_strategy="epoch")
+    assert settings.training.evaluation_strategy == "no"
+    assert any("evaluation_strategy" in note for note in settings.notes)
+
+
+def test_an_evaluation_strategy_switches_evaluation_on():
+    both = LEAST["dataset"] | {"eval": [{"data_files": "val.json"}]}
+    assert load(dataset=both, evaluation_strategy="epoch").training.do_eval is True
+
+
+def test_a_key_that_does_nothing_beside_the_others_is_noted():
+    notes = " | ".join(load(save_strategy="epoch", save_steps=100, lora_rank=4).notes)
+    assert "save_steps has no effect" in notes
+    assert "lora_rank has no effect without lora" in notes
+
+
+def test_help_names_every_key():
+    text = help_text()
+    assert [name for name in (*KNOWN, *ALIASES) if name not in text] == []
+
+
+# Row 1 to 4: the file
+
+
+@pytest.mark.parametrize(("name", "text"), [("none.json", "no such file"), (".", "is a folder")])
+def test_a_missing_file_or_a_folder_is_named(name, text):
+    message = told(lambda: load_settings([name]))
+    assert name in message
+    assert text in message
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ('{"seed": 1,}', "c.json:1:11", "a comma before"),
+        ('{\n "seed": 1\n "bf16": true}', "c.json:3:2", 'expected "," or "}"'),
+        ('{\n // note\n "seed": 1}', "c.json:2:2", "expected a key"),
+        ('{"seed": }', "c.json:1:10", "expected a value"),
+        ('{"seed": 1', "c.json:1:11", 'expected "," or "}"'),
+        ("{'seed': 1}", "c.json:1:2", "expected a key in double quotes"),
+        ('{"seed": NaN}', "c.json:1:10", "NaN is not a number of JSON"),
+        ('{"seed": 1e400}', "c.json:1:10", "out of range"),
+        ('{"seed": tru}', "c.json:1:10", 'expected a value near `{"seed": tru}`'),
+        ('{"run_name": "a\nb"}', "c.json:1:16", "invalid control character"),
+    ],
+)
+def test_a_syntax_error_has_line_column_and_excerpt(text, place, reason):
+    message = told_of_bytes(text.encode())
+    assert place in message
+    assert reason in message
+    assert "near `" in message
+
+
+def test_a_byte_order_mark_is_accepted():
+    Path("c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(LEAST).encode())
+    assert load_settings(["c.json"]).training.output_dir == "out"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ('{"seed": 1}'.encode("utf-16"), "byte 0: this is UTF-16"),
+        (b'{"run_name": "\xff"}', "byte 14: not UTF-8"),
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"[1]", "expected an object {...} at the top, got a list"),
+        (b"7", "got a number"),
+        (b'"x"', "got a text"),
+        (b"null", "got null"),
+        (b'{"run_name": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_what_is_not_an_object_in_utf8_is_told(data, text):
+    assert text in told_of_bytes(data)
+
+
+# Row 5 to 7, 15: keys
+
+
+def test_an_unknown_key_comes_with_the_nearest_name():
+    message = told(lambda: load(learning_rat=1e-4))
+    assert message == 'c.json: unknown key "/learning_rat", did you mean "learning_rate"?'
+
+
+@pytest.mark.parametrize("name", ["learning_rat", "lor", "num_train_epoch", "lora_ran", "bf1"])
+def test_no_key_is_abbreviated(name):
+    assert f'unknown key "/{name}"' in told(lambda: load(**{name: 1}))
+    assert f'unknown key "--{name}"' in told(lambda: load(f"--{name}", "1"))
+
+
+def test_a_key_of_a_related_project_comes_with_what_to_do():
+    message = told(lambda: load(deepspeed="zero3.json"))
+    assert '"/deepspeed" is not a key of ours' in message
+    assert "sharding" in message
+    assert set(FOREIGN).isdisjoint(KNOWN)
+
+
+def test_a_key_that_stands_twice_is_told_with_both_lines():
+    message = told_of_bytes(b'{\n "seed": 1,\n "seed": 2}')
+    assert 'key "seed" stands twice (lines 2 and 3)' in message
+
+
+def test_two_names_of_one_key_are_refused():
+    assert '"lora_rank" and "lora_r" are two names' in told(lambda: load(lora_rank=1, lora_r=2))
+
+
+# Row 8 to 10, 12: values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("max_steps", "3", 'is "3" (a text); expected a whole number'),
+        ("max_steps", 1.5, "is 1.5 (a number); expected a whole number"),
+        ("learning_rate", True, "is true (true/false); expected a number"),
+        ("bf16", "true", 'is "true" (a text); expected true or false'),
+        ("bf16", 2, "is 2 (a whole number); expected true or false"),
+        ("output_dir", 3, "is 3 (a whole number); expected a text"),
+        ("freeze_include", "x", 'is "x" (a text); expected a list of str'),
+        ("freeze_include", ["x", 1], "item 1 is 1 (a whole number); expected a text"),
+        ("dataset", [], "is [] (a list); expected an object"),
+        ("learning_rate", -1, "is -1.0: out of range (at least 0)"),
+        ("per_device_train_batch_size", 0, "is 0: out of range (at least 1)"),
+        ("num_train_epochs", 0, "out of range (more than 0)"),
+        ("warmup_ratio", 1.01, "out of range (at least 0, at most 1)"),
+        ("device", "npuu", 'is "npuu", did you mean "npu"? expected one of cpu, gpu, npu'),
+        ("lr_scheduler_type", "cosin", 'did you mean "cosine"?'),
+        ("image_aspect_ratio", "crop", "expected one of square, pad, anyres"),
+        ("sharding", "stage4", 'unknown word "stage4"'),
+        ("sharding", "offload", "expected exactly one stage"),
+        ("image_grid_pinpoints", [[336, 0]], "expected pairs"),
+    ],
+)
+def test_a_wrong_value_is_told_with_key_value_and_expectation(name, value, text):
+    message = told(lambda: load(**{name: value}))
+    assert message.startswith(f'c.json: "/{name}"')
+    assert text in message
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "x", "1e-4.5", "0x1"])
+def test_a_wrong_number_on_the_command_line_is_told(value):
+    assert '"--learning_rate" is' in told(lambda: load("--learning_rate", value))
+
+
+def test_null_is_the_default_and_never_the_word_none():
+    settings = load(resume_from_checkpoint=None, lora_rank=None)
+    assert settings.training.resume_from_checkpoint is None
+    assert settings.model.lora_rank == 8
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "output_dir"])
+def test_null_for_a_required_key_is_refused(name):
+    assert f'"/{name}" is null, but it is required' in told(lambda: load(**{name: None}))
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "output_dir"])
+def test_a_missing_required_key_is_named(name):
+    Path("c.json").write_text(json.dumps({key: value for key, value in LEAST.items() if key != name}))
+    assert f'"/{name}" is missing' in told(lambda: load_settings(["c.json"]))
+
+
+def _other(known):
+    """A value of the right kind that is not the default."""
+    return {bool: not known.default, int: 3, float: 0.25, str: "other", tuple: ["x"]}[known.kind.base]
+
+
+FIXED = [name for name, known in KNOWN.items() if known.facts.fixed and _other(known) not in known.facts.also]
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_key_without_effect_is_refused_at_any_other_value_and_says_why(name):
+    known = KNOWN[name]
+    other = _other(known)
+    message = told(lambda: load(**{name: other}))
+    assert message.startswith(f'c.json: "/{name}" is')
+    assert known.facts.fixed in message
+
+
+def test_every_key_takes_its_own_default():
+    for name, known in KNOWN.items():
+        if known.default is not None:
+            value = list(known.default) if isinstance(known.default, tuple) else known.default
+            assert known.accept(value, name) == known.default
+
+
+# Row 11: conflicts
+
+
+@pytest.mark.parametrize(
+    ("keys", "also"),
+    [
+        ({"fp16": True, "bf16": True}, ()),
+        ({"fp16_opt_level": "O2"}, ("bf16",)),
+        ({"lora": True, "freeze_include": ["*"]}, ()),
+        ({"lora": True, "tune_mm_mlp_adapter": True}, ()),
+        ({"lora_path": "x"}, ("lora",)),
+        ({"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": True}, ()),
+        ({"freeze_mm_mlp_adapter": True, "mm_projector_lr": 1e-5}, ()),
+        ({"resume_from_checkpoint": "x", "overwrite_output_dir": True}, ()),
+        ({"group_by_length": True, "group_by_modality_length": True}, ()),
+        ({"image_aspect_ratio": "pad", "image_grid_pinpoints": [[1, 2]]}, ()),
+        ({"data_path": "x"}, ("dataset",)),
+        ({"dataset": None}, ("do_train",)),
+        ({"do_eval": True}, ("dataset",)),
+        ({"do_train": False}, ("do_eval",)),
+        ({"load_best_model_at_end": True}, ("evaluation_strategy", "save_strategy")),
+    ],
+)
+def test_keys_that_do_not_go_together_are_all_named(keys, also):
+    message = told(lambda: load(**keys))
+    assert [name for name in (*keys, *also) if f'"{name}"' not in message] == []
+    assert "do not go together" in message
+
+
+# Row 13: paths
+
+
+def test_an_output_folder_that_is_a_file_is_refused():
+    Path("file").touch()
+    assert '"/output_dir" is "file": that is a file' in told(lambda: load(output_dir="file"))
+    assert "is a file" in told(lambda: load(output_dir="file/deeper"))
+
+
+def test_an_output_folder_among_the_pictures_is_refused():
+    assert "inside the data set" in told(lambda: load(image_folder="pictures", output_dir="pictures/out"))
+
+
+def test_the_current_folder_is_not_taken_for_a_data_set():
+    assert load(image_folder=".").training.output_dir == "out"
+
+
+def test_an_output_folder_that_is_the_model_is_refused():
+    Path("model").mkdir()
+    assert "would be overwritten" in told(lambda: load(output_dir="model"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_an_output_folder_that_cannot_be_made_is_refused():
+    assert "cannot be written" in told(lambda: load(output_dir="/proc/paddlemix"))
+
+
+def test_an_output_folder_without_permission_is_refused(monkeypatch):
+    Path("locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write everywhere
+    assert "no permission" in told(lambda: load(output_dir="locked/out"))
+
+
+def test_the_check_leaves_nothing_behind():
+    before = sorted(os.listdir())
+    load(output_dir="new/deep")
+    assert sorted(os.listdir()) == sorted({*before, "c.json"})
+
+
+# Row 14: nested keys
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text"),
+    [
+        ({"trian": []}, 'unknown key "/dataset/trian", did you mean "train"?'),
+        ({"train": {}}, '"/dataset/train" is an object'),
+        ({"train": []}, "expected a list of data sets"),
+        ({"train": ["x"]}, '"/dataset/train/0" is a text'),
+        ({"train": [{"data_files": "a", "chat_templat": "b"}]}, '/chat_templat", did you mean "chat_template"'),
+        ({"train": [{"data_files": "a"}, {"data_files": 3}]}, '"/dataset/train/1/data_files" is 3'),
+        ({"train": [{"data_files": []}]}, "/dataset/train/0/data_files"),
+        ({"train": [{"name": "chatml_dataset"}]}, '"/dataset/train/0/data_files" is missing'),
+        ({"train": [{"data_files": "a", "splits": "b"}]}, "each entry names its own file"),
+    ],
+)
+def test_a_fault_inside_dataset_has_its_json_pointer(dataset, text):
+    assert text in told(lambda: load(dataset=dataset))
+
+
+# Row 16: size and depth
+
+
+def test_a_file_of_ten_megabytes_is_refused_by_its_size():
+    assert "at most 4194304 are read" in told_of_bytes(b'{"run_name": "' + b"x" * 10_000_000 + b'"}')
+
+
+def test_deep_nesting_is_refused_without_a_recursion_error():
+    assert "nested deeper than 32" in told_of_bytes(b'{"dataset": ' + b"[" * 1000 + b"]" * 1000 + b"}")
+
+
+# Command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "expected CONFIG.json or --key value"),
+        (["x"], '"x" is not a .json file'),
+        (["c.json", "stray"], '"stray" does not belong to a --key'),
+        (["c.json", "--seed"], '"--seed" has no value'),
+        (["c.json", "--seed", "1", "2"], '"--seed" has 2 values'),
+        (["c.json", "--seed", "1", "--seed", "2"], '"--seed" is given twice'),
+        (["c.json", "--dataset", "{"], "--dataset"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_told(flags, text):
+    Path("c.json").write_text(json.dumps(LEAST))
+    assert text in told(lambda: load_settings(flags))
+
+
+def test_settings_are_read_without_any_heavy_import():
+    Path("c.json").write_text(json.dumps(LEAST))
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from paddlemix.settings.loader import load_settings\nload_settings(['c.json'])\n"
+        "print([name for name in ('paddle', 'paddlenlp', 'numpy', 'PIL', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_recipe_loads_without_a_note(path):
+    settings = load_settings([str(path)])
+    assert settings.notes == ()
+    assert settings.training.bf16
+    assert settings.training.fp16_opt_level == "O2"
+    assert not settings.training.overwrite_output_dir
+    assert settings.data.image_aspect_ratio is not None
+
+
+def test_the_recipes_have_the_names_of_paddlemix():
+    names = {str(path.relative_to(ROOT / "paddlemix/config/llava")) for path in RECIPES}
+    per_version = ("sft_argument.json", "lora_sft_argument.json", "lora_sft_argument_stage2.json")
+    assert names >= {"pretrain.json", *(f"{version}/{name}" for version in ("v1_5", "v1_6") for name in per_version)}
