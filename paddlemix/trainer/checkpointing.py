@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import KNOWN, TrainingSettings
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError
@@ -51,28 +51,20 @@ class RunState:
     """What a run needs besides weights, optimizer moments and the log. Everything here is plain JSON.
 
     Batches, dropout and rates are functions of the seed and of ``global_step``, so no generator state is kept.
+    ``data`` is a fingerprint of the training rows.
     ``open_loss`` is the float32 sum of the losses since the last log line, ``logged_loss`` the sum up to it.
     """
 
     global_step: int
     schedule_step: int
     world_size: int
-    rows: int
+    data: str
     open_loss: float = 0.0
     logged_loss: float = 0.0
     last_logged_step: int = 0
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def flat(settings: TrainingSettings) -> dict[str, Any]:
-    """All keys in one JSON object, as a settings file holds them."""
-    return {name: _plain(getattr(getattr(settings, known.group), name)) for name, known in KNOWN.items()}
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -128,7 +120,7 @@ def find_resume(settings: TrainingSettings) -> Path | None:
 
 def _holds_something(output: Path) -> bool:
     # train.log and the lock are written by every attempt, also by one that stopped before its first checkpoint.
-    ours = {LOCK_FILE, "train.log", "runs", "settings.json"}
+    ours = {LOCK_FILE, "train.log", "runs", "training_settings.json"}
     return output.is_dir() and any(
         item.name not in ours and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
     )
@@ -200,13 +192,16 @@ def read_state(folder: Path) -> RunState:
         raise CheckpointError(f"{path}: cannot be read ({error}); take an older checkpoint") from error
 
 
-def require_same_run(state: RunState, settings: TrainingSettings, world_size: int, rows: int, folder: Path) -> None:
-    """A continued run must compute what the straight run would have: ConfigError lists every key that differs."""
-    now = flat(settings)
-    pairs = [(name, state.settings[name], now[name]) for name in now if name in state.settings]
-    changed = [(name, old, new) for name, old, new in pairs if name not in MAY_CHANGE and old != new]
+def require_same_run(state: RunState, settings: TrainingSettings, world_size: int, data: str, folder: Path) -> None:
+    """A continued run must compute what the straight run would have: ConfigError lists every key that differs.
+
+    ``data`` is the fingerprint of the training rows.
+    """
+    before, now = state.settings, settings_to_json(settings)
+    names = [name for name in KNOWN if name not in MAY_CHANGE and before.get(name) != now.get(name)]
+    changed = [(name, before.get(name), now.get(name)) for name in names]
     changed += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
-    changed += [("rows of the training data", state.rows, rows)] if state.rows != rows else []
+    changed += [("the training data (fingerprint)", state.data[:12], data[:12])] if state.data != data else []
     if changed:
         lines = "; ".join(f"{name} was {json.dumps(old)}, is {json.dumps(new)}" for name, old, new in changed)
         raise ConfigError(
@@ -241,6 +236,8 @@ def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
 def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
     """Inverse of ``save_optimizer`` into a fresh optimizer. CheckpointError when a tensor is missing, left over or
     of another shape."""
+    import paddle
+
     inner = plain_optimizer(optimizer)
     inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(inner, parameters))
     targets = {}

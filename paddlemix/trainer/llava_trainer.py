@@ -14,6 +14,7 @@ import paddle
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import TrainOutput
 
+from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer import checkpointing
 from paddlemix.trainer.batches import Batch, Collate, EpochOrder, TrainBatches, load_batches, split_batches
@@ -282,13 +283,13 @@ class LlavaTrainer(Trainer):
             global_step=self.state.global_step,
             schedule_step=self.lr_scheduler.last_epoch,
             world_size=self.args.world_size,
-            rows=len(self.train_dataset),
+            data=fingerprint(self.train_dataset),
             open_loss=self._mean_over_ranks(self._open_loss),
             logged_loss=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
             tokens=self.tokens,
             scaler=_scaler_numbers(self.scaler) if self.do_grad_scaling else {},
-            settings=checkpointing.flat(self.settings),
+            settings=settings_to_json(self.settings),
         )
 
     # Resume
@@ -328,8 +329,8 @@ class LlavaTrainer(Trainer):
 
     def _continue_from(self, folder: Path) -> None:
         state = checkpointing.read_state(folder)
-        rows = len(self.train_dataset)
-        checkpointing.require_same_run(state, self.settings, self.args.world_size, rows, folder)
+        data = fingerprint(self.train_dataset)
+        checkpointing.require_same_run(state, self.settings, self.args.world_size, data, folder)
         self._carried = state
         self.tokens = self._tokens_last_logged = state.tokens
         if not self.args.ignore_data_skip:
@@ -372,6 +373,11 @@ class _SeedEachStep(TrainerCallback):
         rank = self.trainer.args.process_index
         mixed = np.random.SeedSequence([self.trainer.args.seed, state.global_step, rank]).generate_state(1)[0]
         paddle.seed(int(mixed))
+
+
+def fingerprint(dataset: Any) -> str:
+    """What tells one set of training rows from another."""
+    return str(getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows")
 
 
 def count_labels(batch: Batch) -> int:

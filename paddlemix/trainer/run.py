@@ -1,10 +1,266 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training run from its settings: check, load, train, evaluate, save a folder that the chat opens."""
+"""A whole training run from its settings: check, load, train, evaluate, save a folder that the chat opens.
 
+Paddle and PaddleNLP are imported inside the functions, after everything that can be found wrong without them.
+"""
+
+import contextlib
 import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
+from paddlemix.utils import device as devices
+from paddlemix.utils import env, files
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.logging import console, redirect_library_logs
+
+LOG_FILE = "train.log"
+SETTINGS_FILE = "training_settings.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: ``folder`` opens in the chat; ``metrics`` are those of ``all_results.json``."""
+
+    folder: Path
+    steps: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    stopped_by: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 75 when a signal ended the run after saving: the same command goes on."""
+        return 75 if self.stopped_by else 0
+
+
+def pretrain(settings: TrainingSettings) -> Result:
+    """First stage: the projector alone, on image and caption. Template ``plain`` unless another one is named."""
+    model = settings.model
+    return finetune(settings.with_changes(tune_mm_mlp_adapter=True, template=model.template or "plain"))
+
+
+def finetune(settings: TrainingSettings) -> Result:
+    """Run a training from its settings and return where the result lies.
+
+    ConfigError, CheckpointError and DataError before the first step for what is wrong with the input; TrainingError
+    when the run cannot go on. Nothing is written before the settings, ``output_dir`` and the checkpoint are checked.
+    """
+    from paddlemix.trainer import checkpointing, stages
+
+    stages.stage_of(settings)
+    resume = checkpointing.find_resume(settings)
+    output = Path(settings.training.output_dir).expanduser()
+    guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
+    with guard, _library_output(output):
+        if _is_main():
+            files.remove_leftovers(output)
+            if resume is None:
+                checkpointing.clear_output(output)
+            files.atomic_write(output / SETTINGS_FILE, json.dumps(settings_to_json(settings), indent=2) + "\n")
+        return _Run(settings, output, resume).go()
+
+
+class _Run:
+    """One run from loading to saving; a class only because its steps share what they have made."""
+
+    def __init__(self, settings: TrainingSettings, output: Path, resume: Path | None) -> None:
+        self.settings = settings
+        self.output = output
+        self.resume = resume
+
+    def go(self) -> Result:
+        """All steps in order."""
+        self._greet()
+        device = self._choose_device()
+        self.args = training_arguments(self.settings, device.name)
+        self._load(device)
+        self._prepare()
+        metrics: dict[str, Any] = {}
+        steps, stopped = 0, None
+        if self.settings.training.do_train:
+            steps, stopped = self._train(metrics)
+        if self.settings.training.do_eval and not stopped:
+            metrics.update(self.trainer.evaluate())
+            self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
+        self._write("all_results.json", metrics)
+        self._farewell(stopped)
+        return Result(self.output, steps, metrics, stopped)
+
+    def _greet(self) -> None:
+        if not _is_main():
+            return
+        console().print("Settings that differ from the defaults:")
+        for name, value in differences_from_default(self.settings).items():
+            console().print(f"  {name}: {json.dumps(value, ensure_ascii=False)}", markup=False)
+        for note in self.settings.notes:
+            console().print(f"note: {note}", markup=False)
+
+    def _choose_device(self) -> devices.Device:
+        training = self.settings.training
+        wanted = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+        chosen = devices.choose(training.device, wanted)
+        if chosen.kind == "cpu":
+            devices.tune_cpu()
+        self._say(chosen.reason)
+        return chosen
+
+    def _load(self, device: devices.Device) -> None:
+        from paddlemix.checkpoint.load import INIT, load_model
+        from paddlemix.checkpoint.vocab import grow_vocabulary, require_vocabulary
+        from paddlemix.text.tokenizer import load_tokenizer
+        from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
+
+        model = self.settings.model
+        half = self.settings.training.fp16_opt_level == "O2"
+        self.loaded = load_model(
+            model.lora_path or model.model_name_or_path,
+            base=model.model_name_or_path if model.lora_path else model.base,
+            vision_tower=model.vision_tower,
+            projector=model.pretrain_mm_mlp_adapter or (INIT if model.vision_tower else None),
+            dtype=device.dtype if half else "float32",
+            lora="keep" if model.lora_path else "merge",
+            overrides=_overrides(self.settings),
+            seed=self.settings.training.seed,
+        )
+        self._say(self.loaded.report.summary())
+        if self.loaded.report.initialised:
+            names = ", ".join(sorted(self.loaded.report.initialised))
+            self._say(f"drawn anew: {names}")
+        self.model = self.loaded.model
+        self.tokenizer = load_tokenizer(model.text_model_name_or_path or self.loaded.tokenizer_folder)
+        config = self.loaded.config
+        marks = [IMAGE_PATCH_TOKEN] * config.use_im_patch_token
+        marks += [IMAGE_START_TOKEN, IMAGE_END_TOKEN] * config.use_im_start_end
+        if marks and self.tokenizer.add_special(marks):
+            config = grow_vocabulary(self.model, self.tokenizer.vocab_size)
+        require_vocabulary(config, self.tokenizer, self.loaded.tokenizer_folder)
+        self.config = config
+
+    def _prepare(self) -> None:
+        from paddlemix.ops.linear import add_lora
+        from paddlemix.trainer import stages
+        from paddlemix.trainer.weights import Surroundings, weights_of
+
+        model, training = self.settings.model, self.settings.training
+        if model.lora and not model.lora_path:
+            if self.loaded.adapter is not None:
+                raise ConfigError(
+                    f'"model_name_or_path": {self.loaded.folder} is an adapter itself; to train it on give it as '
+                    '"lora_path" and its base as "model_name_or_path", or merge it first'
+                )
+            patterns = model.lora_target_modules or stages.LORA_TARGETS
+            add_lora(self.model, patterns, model.lora_rank, model.lora_alpha, model.lora_dropout, seed=training.seed)
+        self.plan = stages.plan_stage(self.model, self.settings)
+        if _is_main():
+            console().print(self.plan.table())
+        around = Surroundings(
+            self.config, self.tokenizer, settings_to_json(self.settings), self.loaded.base, self.loaded.vision_tower
+        )
+        self.weights = weights_of(self.plan, around)
+        self._build_trainer()
+
+    def _build_trainer(self) -> None:
+        from paddlemix.datasets.build import build_datasets
+        from paddlemix.trainer.callbacks import ProgressBar, StopOnSignal
+        from paddlemix.trainer.llava_trainer import LlavaTrainer
+
+        data = build_datasets(
+            self.settings,
+            self.config,
+            self.tokenizer,
+            rank=self.args.dataset_rank,
+            world=self.args.dataset_world_size,
+        )
+        hidden = self.settings.training.disable_tqdm
+        self.bar = ProgressBar(None if hidden is None else not hidden)
+        self.stop = StopOnSignal()
+        self.trainer = LlavaTrainer(
+            self.model,
+            self.args,
+            self.settings,
+            self.plan,
+            data.collator,
+            self.weights,
+            train_dataset=data.train,
+            order=data.order or self._order(data.train),
+            eval_dataset=data.eval,
+            callbacks=[self.bar, self.stop],
+        )
+        self.bar.watch_tokens(lambda: self.trainer.tokens)
+        redirect_library_logs(self.output / LOG_FILE)
+
+    def _order(self, rows: Any) -> Any:
+        from paddlemix.datasets.sampler import LengthGroupedSampler
+        from paddlemix.trainer.batches import shuffled
+
+        training = self.settings.training
+        if rows is None:
+            return None
+        if not training.group_by_length:
+            return shuffled(len(rows), training.seed)
+        return LengthGroupedSampler(
+            rows.lengths,
+            batch_size=training.per_device_train_batch_size,
+            world=self.args.dataset_world_size,
+            seed=training.seed,
+            by_modality=False,
+        )
+
+    def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
+        if self.resume is not None:
+            self._say(f"going on from {self.resume}")
+        try:
+            done = self.trainer.train(resume_from_checkpoint=self.resume)
+        finally:
+            self.bar.close()
+            self.stop.restore()
+        metrics.update(done.metrics, train_tokens=self.trainer.tokens)
+        if _is_main():
+            self.trainer.state.save_to_json(str(self.output / "trainer_state.json"))
+        self._write("train_results.json", done.metrics)
+        if self.stop.received is None:
+            self._save()
+        return done.global_step, self.stop.received
+
+    def _save(self) -> None:
+        from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
+
+        if not _is_main() or self.settings.training.benchmark:
+            return
+        weights = self.weights
+        if isinstance(weights, ProjectorWeights):
+            # Checkpoints of this stage hold the projector only; the result is a whole model, with the file beside it.
+            write_projector(self.output, self.model)
+            weights = ModelWeights(weights.around, self.plan)
+        publish_result(self.output, weights, self.model)
+
+    def _write(self, name: str, metrics: dict[str, Any]) -> None:
+        if _is_main() and metrics:
+            files.atomic_write(self.output / name, json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+
+    def _farewell(self, stopped: str | None) -> None:
+        training = self.settings.training
+        if stopped:
+            return self._say(
+                f"stopped by {stopped}; the same command goes on from the last checkpoint in {self.output}"
+            )
+        if training.benchmark:
+            return self._say("benchmark: the model is not saved")
+        if training.do_train:
+            self._say(f"The result is in {self.output}. Talk with it:")
+            chat = Path("paddlemix/examples/llava/run_predict_multiround.py")
+            self._say(f"  python {chat} --model-path {self.output} --image-file PICTURE")
+        return None
+
+    def _say(self, line: str) -> None:
+        if _is_main():
+            console().print(line, markup=False)
 
 
 def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
@@ -34,5 +290,32 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
     return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
 
 
+def _overrides(settings: TrainingSettings) -> dict[str, Any]:
+    model, data = settings.model, settings.data
+    names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
+             "mm_use_im_start_end", "mm_use_im_patch_token", "template")  # fmt: skip
+    found = {name: getattr(model, name) for name in names}
+    found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return (env.raw("PADDLE_TRAINER_ID") or "0") == "0"
+
+
+@contextlib.contextmanager
+def _library_output(output: Path) -> Iterator[None]:
+    """What paddle and paddlenlp say while they are imported and set up goes to ``train.log``."""
+    log = output / LOG_FILE
+    redirect_library_logs(log)
+    loud = sys.stderr
+    with open(log, "a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
+        import paddlenlp.trainer  # noqa: F401 - imported here for its words
+    sys.stderr = loud
+    redirect_library_logs(log)
+    yield

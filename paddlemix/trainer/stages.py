@@ -4,15 +4,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
-
-from paddle import nn
+from typing import TYPE_CHECKING, Any
 
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
+if TYPE_CHECKING:
+    from paddle import nn
+
 FULL, LORA, PROJECTOR = "full", "lora", "projector"
+PROJECTOR_PART = "projector"
 
 LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
 """Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
@@ -61,12 +63,12 @@ class StagePlan:
     rules: dict[str, Rule]
     parts: tuple[Part, ...]
 
-    def apply(self, model: nn.Layer) -> None:
+    def apply(self, model: "nn.Layer") -> None:
         """Let exactly the planned parameters collect gradients."""
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = name not in self.rules
 
-    def trainable(self, model: nn.Layer) -> dict[str, Any]:
+    def trainable(self, model: "nn.Layer") -> dict[str, Any]:
         """The trainable parameters of ``model`` by name."""
         return {name: parameter for name, parameter in model.named_parameters() if name in self.rules}
 
@@ -115,7 +117,7 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in ("lora_A", "lora_B")
 
 
-def plan_stage(model: nn.Layer, settings: TrainingSettings) -> StagePlan:
+def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     """Decide for every parameter of ``model`` (adapters already attached) whether and how it trains.
 
     By default the stage ``full`` trains everything but the vision tower, ``lora`` the adapters and the projector,
@@ -169,7 +171,7 @@ def _rate(name: str, settings: TrainingSettings) -> float:
     return training.learning_rate
 
 
-def _without_decay(model: nn.Layer) -> set[str]:
+def _without_decay(model: "nn.Layer") -> set[str]:
     """Biases and norm weights. ``image_newline``, embeddings and the output head do decay, as in LLaVA's trainer."""
     skipped = {name for name, _ in model.named_parameters() if "bias" in name}
     config = getattr(model, "config", None)
@@ -181,7 +183,7 @@ def _without_decay(model: nn.Layer) -> set[str]:
     return skipped
 
 
-def _parts(model: nn.Layer, rules: dict[str, Rule]) -> Iterator[Part]:
+def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[Part]:
     counts: dict[str, list[int]] = {}
     rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First training stage of LLaVA: the projector alone, on pictures and captions.
+
+    python paddlemix/examples/llava/pretrain.py CONFIG.json [--key value ...]
+
+Keys, exit codes and resuming are those of paddlemix/tools/supervised_finetune.py; the template is "plain" unless the
+settings name another one. The result is a whole model, with mm_projector.safetensors beside it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from paddlemix.settings.loader import load_settings
+from paddlemix.utils import device
+from paddlemix.utils.doorway import run_doorway
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, then train the projector."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    settings = load_settings(argv)
+    device.before_paddle(settings.training.device)
+    from paddlemix.trainer.run import pretrain
+
+    return pretrain(settings).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune a LLaVA model, whole or with LoRA, from one JSON file.
+
+    python paddlemix/tools/supervised_finetune.py CONFIG.json [--key value ...]
+    python -m paddle.distributed.launch --devices 0,1 paddlemix/tools/supervised_finetune.py CONFIG.json
+
+The same command goes on from the newest checkpoint in output_dir. Exit code 0; 2 when the settings, the data or a
+model folder are wrong (nothing is written); 1 when the training cannot go on; 75 when a signal ended it after saving.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from paddlemix.settings.loader import load_settings
+from paddlemix.utils import device
+from paddlemix.utils.doorway import run_doorway
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, then train."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    settings = load_settings(argv)
+    device.before_paddle(settings.training.device)
+    from paddlemix.trainer.run import finetune
+
+    return finetune(settings).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

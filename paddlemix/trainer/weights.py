@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the weights of a run are saved and read back: a whole model, an adapter, or the projector alone."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTOR_FILES
+from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.formats_base import to_float32
+from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.lora import save_adapter
+from paddlemix.checkpoint.save import save_model
+from paddlemix.checkpoint.save_files import write_side_files
+from paddlemix.trainer.stages import PROJECTOR_PART, StagePlan, part_of
+from paddlemix.utils import files
+from paddlemix.utils.errors import CheckpointError
+
+PROJECTOR_FILE = PROJECTOR_FILES[0]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a complete folder holds besides weights."""
+
+    config: Any
+    tokenizer: Any
+    settings: dict[str, Any]
+    base: Path
+    vision_tower: Path | None
+
+
+class ModelWeights:
+    """The whole model, vision tower included."""
+
+    def __init__(self, around: Surroundings, plan: StagePlan) -> None:
+        self.around = around
+        self.names = list(plan.rules)
+
+    def save(self, folder: Path, model: Any) -> None:
+        """A folder in our own form."""
+        around = self.around
+        save_model(folder, model, around.config, around.tokenizer, training_settings=around.settings)
+
+    def load(self, folder: Path, model: Any) -> None:
+        """The trained parameters, bit for bit; the frozen ones are in ``model`` already."""
+        restore(open_folder(folder), model, self.names)
+
+
+class AdapterWeights(ModelWeights):
+    """The LoRA matrices and whatever else trains or is not in the base."""
+
+    def save(self, folder: Path, model: Any) -> None:
+        """An adapter folder that finds its base by itself."""
+        around = self.around
+        save_adapter(
+            folder,
+            model,
+            around.config,
+            around.tokenizer,
+            base=around.base,
+            vision_tower=around.vision_tower,
+            training_settings=around.settings,
+        )
+
+    def load(self, folder: Path, model: Any) -> None:
+        """The trained parameters, bit for bit."""
+        restore(open_file(folder / ADAPTER_WEIGHTS), model, self.names)
+
+
+class ProjectorWeights(ModelWeights):
+    """The projector alone, under the original's names: what ``pretrain_mm_mlp_adapter`` reads.
+
+    The first training stage changes 20 of 13,000 million parameters; a checkpoint of it need not copy the others.
+    """
+
+    def save(self, folder: Path, model: Any) -> None:
+        """``mm_projector.safetensors`` and the small files of a model."""
+        write_projector(folder, model)
+        write_side_files(folder, self.around.config, self.around.tokenizer, None, self.around.settings)
+
+    def load(self, folder: Path, model: Any) -> None:
+        """The projector, bit for bit."""
+        restore(open_file(folder / PROJECTOR_FILE), model, self.names, form="llava")
+
+
+def weights_of(plan: StagePlan, around: Surroundings) -> ModelWeights:
+    """The form in which the checkpoints of a stage are kept."""
+    if plan.stage == "lora":
+        return AdapterWeights(around, plan)
+    only_projector = {part_of(name) for name in plan.rules} == {PROJECTOR_PART}
+    return ProjectorWeights(around, plan) if only_projector else ModelWeights(around, plan)
+
+
+@paddle.no_grad()
+def restore(source: TensorSource, model: Any, names: Iterable[str], form: str | None = None) -> None:
+    """Put stored tensors into the parameters ``names``. CheckpointError when one is missing or of another shape."""
+    parameters = dict(model.named_parameters())
+    infos = source.infos()
+    for name in names:
+        target = keymap.theirs(name, form) if form else None
+        theirs = target.name if target else name
+        if theirs not in infos:
+            raise CheckpointError(f'{source.where}: no tensor "{theirs}"; the checkpoint is of another run')
+        values = source.read(theirs)
+        values = values.T if target and target.transpose else values
+        parameter = parameters[name]
+        if list(values.shape) != list(parameter.shape):
+            raise CheckpointError(
+                f'{source.where}: "{theirs}" has shape {list(values.shape)}, the model needs {list(parameter.shape)}'
+            )
+        wide = np.ascontiguousarray(to_float32(values, infos[theirs].dtype))
+        parameter.set_value(paddle.to_tensor(wide).astype(parameter.dtype))
+
+
+def write_projector(folder: Path, model: Any) -> None:
+    """``mm_projector.safetensors`` with the names and the layout of LLaVA's ``mm_projector.bin``."""
+    tensors = []
+    for name, parameter in model.named_parameters():
+        if part_of(name) != PROJECTOR_PART:
+            continue
+        target = keymap.theirs(name, "llava")
+        values = parameter.astype("float32").numpy()
+        values = np.ascontiguousarray(values.T if target.transpose else values)
+        tensors.append(Stored(target.name, "float32", values.shape, lambda values=values: values))
+    write_safetensors(folder / PROJECTOR_FILE, tensors, {"format": "pt"})
+
+
+def publish_result(output: Path, weights: ModelWeights, model: Any) -> list[str]:
+    """Write a complete folder and move its files into ``output``, beside the checkpoints; returns their names.
+
+    The manifest goes first and comes back last: while it is missing, the files are not one result.
+    """
+    staging = output / f"{files.TEMPORARY_PREFIX}result-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        weights.save(staging, model)
+        _move_references(staging, output)
+        files.write_manifest(staging)
+        names = sorted(item.name for item in staging.iterdir())
+        _remove_former(output)
+        for name in sorted(names, key=lambda name: name == files.MANIFEST):
+            os.replace(staging / name, output / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return names
+
+
+def _remove_former(output: Path) -> None:
+    """Remove an earlier result, whose files (shards, an adapter) the new one may not replace one by one."""
+    manifest = output / files.MANIFEST
+    if not manifest.is_file():
+        return
+    former = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    manifest.unlink()
+    for name in former:
+        if (output / name).resolve().is_relative_to(output.resolve()):
+            (output / name).unlink(missing_ok=True)
+
+
+def _move_references(staging: Path, output: Path) -> None:
+    """An adapter names its base relative to its own folder: make that hold one level higher."""
+    path = staging / ADAPTER_CONFIG
+    if not path.is_file():
+        return
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("base_relative_path", "vision_tower_relative_path"):
+        if data.get(key):
+            data[key] = os.path.relpath(os.path.normpath(staging.absolute() / data[key]), output.absolute())
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

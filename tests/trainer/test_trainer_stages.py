@@ -1,0 +1,105 @@
+"""What trains is decided once, by stage and lists."""
+
+import pytest
+
+from paddlemix.ops.linear import add_lora
+from paddlemix.trainer.stages import LORA_TARGETS, part_of, plan_stage
+from paddlemix.utils.errors import ConfigError
+from tests.trainer.trainer_kit import settings, tiny
+
+
+def parts(plan):
+    return {part.name for part in plan.parts if part.trainable}
+
+
+def with_adapters(model):
+    add_lora(model, LORA_TARGETS, 4, 8)
+    return model
+
+
+def test_full_training_freezes_the_vision_tower_only(tmp_path):
+    plan = plan_stage(tiny(newline=True), settings(tmp_path))
+    names = {part.name for part in plan.parts}
+    assert names - parts(plan) == {"vision tower"}
+
+
+def test_lora_trains_adapters_and_projector_only(tmp_path):
+    plan = plan_stage(with_adapters(tiny(newline=True)), settings(tmp_path, lora=True))
+    assert parts(plan) == {"LoRA adapters", "projector"}
+
+
+def test_default_targets_are_all_linear_layers_of_the_decoder_and_none_else():
+    model = tiny()
+    names = add_lora(model, LORA_TARGETS, 4, 8)
+    assert len(names) == 2 * 7
+    assert all(name.startswith("llama.layers.") for name in names)
+
+
+def test_a_frozen_projector_stays_frozen_under_lora(tmp_path):
+    run = settings(tmp_path, lora=True, freeze_include=("*mm_projector*",))
+    assert parts(plan_stage(with_adapters(tiny()), run)) == {"LoRA adapters"}
+
+
+def test_freeze_lists_never_freeze_adapters(tmp_path):
+    run = settings(tmp_path, lora=True, freeze_include=("*llama*",), freeze_exclude=("*llama.mm_projector*",))
+    assert parts(plan_stage(with_adapters(tiny()), run)) == {"LoRA adapters", "projector"}
+
+
+def test_pretraining_trains_the_projector_and_leaves_the_newline_frozen(tmp_path):
+    plan = plan_stage(tiny(newline=True), settings(tmp_path, tune_mm_mlp_adapter=True))
+    assert parts(plan) == {"projector"}
+
+
+def test_the_shipped_pretraining_lists_leave_the_projector(tmp_path):
+    run = settings(tmp_path, freeze_include=("*llama*", "*lm_head*"), freeze_exclude=("*llama.mm_projector*",))
+    assert parts(plan_stage(tiny(newline=True), run)) == {"projector"}
+
+
+def test_a_parameter_of_both_lists_keeps_its_default(tmp_path):
+    both = dict(freeze_include=("*vision_tower*", "*lm_head*"), freeze_exclude=("*vision_tower*", "*lm_head*"))
+    assert parts(plan_stage(tiny(), settings(tmp_path, **both))) == parts(plan_stage(tiny(), settings(tmp_path)))
+
+
+def test_freeze_exclude_alone_lets_the_vision_tower_train(tmp_path):
+    assert "vision tower" in parts(plan_stage(tiny(), settings(tmp_path, freeze_exclude=("*vision_tower*",))))
+
+
+@pytest.mark.parametrize("key", ["freeze_include", "freeze_exclude"])
+def test_a_pattern_without_a_match_is_an_error_that_names_it(tmp_path, key):
+    with pytest.raises(ConfigError, match=rf'"{key}": the pattern "\*mm_projektor\*" matches no parameter'):
+        plan_stage(tiny(), settings(tmp_path, **{key: ("*mm_projektor*",)}))
+
+
+def test_freezing_everything_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="nothing would train"):
+        plan_stage(tiny(), settings(tmp_path, freeze_include=("*",)))
+
+
+def test_the_projector_has_its_own_rate_and_the_newline_has_not(tmp_path):
+    plan = plan_stage(tiny(newline=True), settings(tmp_path, mm_projector_lr=1e-4))
+    rates = {name: rule.learning_rate for name, rule in plan.rules.items()}
+    assert {rate for name, rate in rates.items() if part_of(name) == "projector"} == {1e-4}
+    assert {rate for name, rate in rates.items() if part_of(name) != "projector"} == {1e-2}
+
+
+def test_norms_and_biases_do_not_decay_and_the_rest_does(tmp_path):
+    plan = plan_stage(tiny(newline=True), settings(tmp_path))
+    still = {name for name, rule in plan.rules.items() if not rule.decay}
+    assert still == {name for name in plan.rules if "norm" in name or name.endswith("bias")}
+    assert {"llama.image_newline", "llama.embed_tokens.weight", "lm_head.weight"} <= set(plan.rules) - still
+
+
+def test_norms_of_mistral_decay_as_in_the_original(tmp_path):
+    plan = plan_stage(tiny(model_type="mistral"), settings(tmp_path))
+    assert plan.rules["llama.norm.weight"].decay
+
+
+def test_the_table_counts_every_parameter_once(tmp_path):
+    model = tiny(newline=True)
+    plan = plan_stage(model, settings(tmp_path))
+    total = sum(int(parameter.numel()) for parameter in model.parameters())
+    *_, last = plan.rows()
+    assert last[1] == f"{total:,}"
+    assert sum(part.trainable for part in plan.parts) == sum(
+        int(value.numel()) for value in plan.trainable(model).values()
+    )
