@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of a training run from its settings: train and eval sets, the collator, the order of an epoch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.datasets.collate import Collator
+from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.packing import PackedDataset, pack
+from paddlemix.datasets.preprocess import SampleEncoder
+from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.sampler import LengthGroupedSampler
+from paddlemix.datasets.sources import Entry, read
+from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.text import templates
+from paddlemix.text.tokenizer import Tokenizer
+from paddlemix.utils.errors import ConfigError, DataError
+
+NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset")
+"""Accepted in an entry's ``name``. They mean the same: the form is found row by row."""
+
+WINDOW = 8
+"""Megabatches that are sorted by length together (sampler.length_grouped)."""
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, and the order of an epoch.
+
+    ``order`` is None when ``group_by_modality_length`` is off: the trainer then shuffles.
+    """
+
+    train: ChatDataset | PackedDataset | None
+    eval: ChatDataset | None
+    collator: Collator
+    order: LengthGroupedSampler | None
+
+
+def build_datasets(
+    settings: TrainingSettings,
+    config: LlavaConfig,
+    tokenizer: Tokenizer,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Datasets:
+    """Read and check the data files of a run.
+
+    ``config`` is the model's with the run's overrides (image mode, merge type, template) already applied: it is what is
+    saved with the result. With ``world`` > 1 every batch holds at least one tile, so that all processes use the same
+    parameters. DataError names file and record; ConfigError the key.
+    """
+    encoder = make_encoder(settings, config, tokenizer)
+    parts = settings.data.dataset or {}
+    train = _part("train", parts.get("train"), settings, encoder, rank) if settings.training.do_train else None
+    held_out = _part("eval", parts.get("eval"), settings, encoder, rank) if settings.training.do_eval else None
+    if train is not None and len(train) < world:
+        raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
+    if train is not None and settings.data.mixtoken:
+        train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
+    return Datasets(train, held_out, make_collator(settings, config, world), _order(settings, train, world))
+
+
+def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer) -> SampleEncoder:
+    """The encoder of a run: template of the settings, or else of the checkpoint."""
+    processor = ImageProcessor(config.image, config.vision) if config.vision and config.image else None
+    return SampleEncoder(
+        tokenizer,
+        processor,
+        templates.get(settings.model.template or config.template, training=True),
+        max_length=settings.data.max_length,
+        use_im_start_end=config.use_im_start_end,
+        allow_outside_root=settings.data.allow_outside_root,
+    )
+
+
+def make_collator(settings: TrainingSettings, config: LlavaConfig, world: int = 1) -> Collator:
+    """The collator of a run. Training pads on the right, whatever side the checkpoint's chat pads on."""
+    return Collator(
+        tokens_per_tile=config.vision.tokens_per_tile if config.vision else 1,
+        tile_side=config.vision.image_size if config.vision else 1,
+        pad_to_multiple_of=settings.data.pad_to_multiple_of,
+        min_tiles=1 if world > 1 and config.vision else 0,
+    )
+
+
+def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[Entry]:
+    """The entries of ``dataset.train`` or ``dataset.eval`` as the readers take them."""
+    found = []
+    for entry in entries:
+        name = entry.get("name")
+        if name not in (None, *NAMES):
+            raise ConfigError(f'data set "{name}" is not known (known: {", ".join(NAMES)}); leave "name" out')
+        files = entry["data_files"]
+        folder = entry.get("image_folder") or settings.data.image_folder
+        found.append(Entry((files,) if isinstance(files, str) else tuple(files), folder, entry.get("chat_template")))
+    return found
+
+
+def _part(
+    part: str, entries: list[dict[str, Any]] | None, settings: TrainingSettings, encoder: SampleEncoder, rank: int
+) -> ChatDataset | None:
+    if not entries:
+        return None
+    name = "bad_samples.jsonl" if part == "train" else f"bad_samples_{part}.jsonl"
+    bad = BadSamples(settings.data.on_bad_sample, Path(settings.training.output_dir) / name, primary=rank == 0)
+    samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad)]
+    return ChatDataset(samples, encoder, bad)
+
+
+def _order(
+    settings: TrainingSettings, train: ChatDataset | PackedDataset | None, world: int
+) -> LengthGroupedSampler | None:
+    if train is None or not settings.training.group_by_modality_length:
+        return None
+    return LengthGroupedSampler(
+        train.modality_lengths.tolist(),
+        batch_size=settings.training.per_device_train_batch_size,
+        world=world,
+        seed=settings.training.seed,
+        window=WINDOW,
+    )

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A map-style data set of conversations: index in, ids, labels and pixels out."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from paddlemix.datasets.preprocess import Encoded, SampleEncoder
+from paddlemix.datasets.sample import BadSamples, Sample
+from paddlemix.utils.errors import DataError
+
+
+class ChatDataset:
+    """Samples that are encoded when they are asked for.
+
+    Building it checks every row's turns and image count (no picture is opened). A row that turns out bad later raises,
+    or is None under ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by another row.
+    """
+
+    def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, bad: BadSamples | None = None) -> None:
+        self.encoder = encoder
+        self.bad = bad or BadSamples()
+        self.samples = [sample for sample in samples if self._usable(sample)]
+        self.bad.begin(len(self.samples))
+        if not self.samples:
+            raise DataError("the data set has no usable row")
+
+    def _usable(self, sample: Sample) -> bool:
+        try:
+            self.encoder.check(sample)
+        except DataError as error:
+            self.bad.add(error, sample.where)
+            return False
+        return True
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Encoded | None:
+        sample = self.samples[index]
+        try:
+            encoded = self.encoder(sample)
+        except DataError as error:
+            self.bad.add(error, sample.where, index)
+            return None
+        self.bad.mark(index, encoded.truncated > 0)
+        return encoded
+
+    def where(self, index: int) -> str:
+        """File and record of a row, for messages."""
+        return self.samples[index].where
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Merged positions of every row (int64), cut at ``max_length``. Pictures are not decoded.
+
+        A row whose picture cannot be read counts 1 under ``skip``.
+        """
+        return np.array([self._length(index) for index in range(len(self))], dtype=np.int64)
+
+    @cached_property
+    def modality_lengths(self) -> np.ndarray:
+        """``lengths``, negative for rows without pictures: what grouping by modality takes."""
+        sign = np.array([1 if sample.images else -1 for sample in self.samples], dtype=np.int64)
+        return self.lengths * sign
+
+    def _length(self, index: int) -> int:
+        sample = self.samples[index]
+        try:
+            return max(1, min(self.encoder.length(sample), self.encoder.max_length))
+        except DataError as error:
+            self.bad.add(error, sample.where, index)
+            return 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over what the rows say (not over the pictures), to find out whether data changed before a resume."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            turns = [(message.role, message.text) for message in sample.messages]
+            digest.update(repr((turns, sample.images, sample.id)).encode("utf-8"))
+        return digest.hexdigest()
+
+
+def word_lengths(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths, modality lengths) as LLaVA estimates them: words, plus 128 a row with a picture in the first one only.
+
+    The second is negative for rows without pictures. Only for comparison with the original's order.
+    """
+    words = np.array([sum(len(m.text.split()) for m in sample.messages) for sample in samples], dtype=np.int64)
+    pictured = np.array([bool(sample.images) for sample in samples])
+    return words + 128 * pictured, np.where(pictured, words, -words)

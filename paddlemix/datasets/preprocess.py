@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a sample to ids, labels and pixels; the length of a sample without decoding a picture."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddlemix.datasets.sample import Sample
+from paddlemix.imaging.layout import Layout as ImageLayout
+from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_address, load_image
+from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.text import chat_template
+from paddlemix.text.messages import Layout, Message, messages_from_llava_row
+from paddlemix.text.render import Rendered, render
+from paddlemix.text.tokenizer import Tokenizer
+from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from paddlemix.utils.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A sample ready to be merged into a batch.
+
+    ``ids`` and ``labels`` int64 [T] before merging, ``pixels`` float32 [N, 3, S, S] (None without pictures), one
+    layout for each image place. ``length`` counts merged positions, ``truncated`` those that were cut off. ``segments``
+    int64 [T] number the samples of a packed row (None: one sample).
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    pixels: np.ndarray | None
+    layouts: tuple[ImageLayout, ...]
+    length: int
+    where: str = ""
+    truncated: int = 0
+    segments: np.ndarray | None = None
+
+
+class SampleEncoder:
+    """Encodes samples of any source with one tokenizer, one processor and one template.
+
+    ``template`` must be the training form (``templates.get(name, training=True)``). A sample longer than
+    ``max_length`` keeps its head, as in the original, but the cut never divides a picture: one that does not fit whole
+    is left out with all that follows. ``specials`` True parses special tokens written in the data, as the original
+    does; by default a written "</s>" is text. Addresses are refused unless ``allow_addresses``; pictures outside of the
+    image folder unless ``allow_outside_root``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        processor: ImageProcessor | None,
+        template: Layout,
+        *,
+        max_length: int,
+        use_im_start_end: bool = False,
+        specials: bool = False,
+        limits: ImageLimits = DATASET_LIMITS,
+        allow_outside_root: bool = False,
+        allow_addresses: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.template = template
+        self.max_length = max_length
+        self.use_im_start_end = use_im_start_end
+        self.specials = specials
+        self.limits = limits
+        self.allow_outside_root = allow_outside_root
+        self.allow_addresses = allow_addresses
+        self._chat_templates: dict[str, Layout] = {}
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Ids, labels and pixels. DataError names the sample when it cannot be trained on."""
+        rendered = self.render(sample)
+        pictures = [
+            load_image(path, self.limits, name=f"{sample.where}: {path}")
+            for path in (self._allowed(sample, image) for image in sample.images)
+        ]
+        layouts = [self.processor.layout((picture.height, picture.width)) for picture in pictures]
+        ids, labels = np.array(rendered.ids, dtype=np.int64), np.array(rendered.labels, dtype=np.int64)
+        kept, length, cut = _fit(ids, layouts, self.max_length)
+        ids, labels = ids[:kept], labels[:kept]
+        if not (labels[1:] != IGNORE_INDEX).any():
+            raise DataError(f"{sample.where}: {self._why_nothing_is_learnt(cut, length + cut)}")
+        used = int((ids == IMAGE_TOKEN_INDEX).sum())
+        parts = [self.processor(picture).pixels for picture in pictures[:used]]
+        pixels = np.concatenate(parts) if parts else None
+        return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
+
+    def length(self, sample: Sample) -> int:
+        """Merged positions of the whole sample, before ``max_length``. Reads at most the headers of its pictures."""
+        ids = np.array(self.render(sample).ids, dtype=np.int64)
+        return int((ids != IMAGE_TOKEN_INDEX).sum()) + sum(self._image_tokens(sample, image) for image in sample.images)
+
+    def messages(self, sample: Sample) -> list[Message]:
+        """The conversation as the template takes it. DataError when turns or pictures do not fit."""
+        rows = [{"from": message.role, "value": message.text} for message in sample.messages]
+        messages = messages_from_llava_row(
+            rows, layout=self._layout(sample), images=len(sample.images), use_im_start_end=self.use_im_start_end
+        )
+        places = sum(message.text.count(IMAGE_TOKEN) for message in messages)
+        if sample.images and places != len(sample.images):
+            raise DataError(
+                f'{sample.where}: {places} "{IMAGE_TOKEN}" in the text but {len(sample.images)} images; '
+                "each needs the other"
+            )
+        if sample.images and self.processor is None:
+            raise DataError(f"{sample.where}: has images, but the model has no vision tower")
+        return messages
+
+    def render(self, sample: Sample) -> Rendered:
+        """Ids and labels of the whole sample, before merging. Without pictures a written ``<image>`` is text."""
+        try:
+            return render(
+                self._layout(sample),
+                self.messages(sample),
+                self.tokenizer,
+                answer_open=False,
+                specials=self.specials,
+                images=bool(sample.images),
+            )
+        except DataError as error:
+            raise _named(error, sample) from error
+
+    def check(self, sample: Sample) -> None:
+        """What can be said without tokenizing: turns, roles, number of pictures, an answer to learn."""
+        try:
+            segments = self._layout(sample).segments(self.messages(sample), answer_open=False)
+        except DataError as error:
+            raise _named(error, sample) from error
+        if not any(part.learns and part.text for part in segments):
+            raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty")
+
+    def _layout(self, sample: Sample) -> Layout:
+        path = sample.chat_template
+        if path is None:
+            return self.template
+        if path not in self._chat_templates:
+            self._chat_templates[path] = chat_template.load(path)
+        return self._chat_templates[path]
+
+    def _image_tokens(self, sample: Sample, image: str) -> int:
+        config = self.processor.image
+        if config.aspect != "anyres":
+            return self.processor.vision.tokens_per_tile
+        path = self._allowed(sample, image)
+        return len(self.processor.layout(image_size(path, self.limits, name=f"{sample.where}: {path}")).order)
+
+    def _allowed(self, sample: Sample, image: str) -> str:
+        if is_address(image):
+            if image[:5].lower() != "data:" and not self.allow_addresses:
+                raise DataError(f"{sample.where}: {image}: addresses are not read while training; download the picture")
+            return image
+        if self.allow_outside_root:
+            return image
+        root = os.path.realpath(sample.image_root)
+        target = os.path.realpath(image)
+        if os.path.commonpath([root, target]) != root:
+            raise DataError(
+                f"{sample.where}: {image} lies outside of the image folder {root}; "
+                "set image_folder to a folder above it, or allow_outside_root to true"
+            )
+        return image
+
+    def _why_nothing_is_learnt(self, cut: int, length: int) -> str:
+        if cut:
+            return (
+                f"nothing to learn in the first {self.max_length} of {length} positions; "
+                'raise max_length, or set on_bad_sample to "skip"'
+            )
+        return "no token to learn; every assistant text is empty"
+
+
+def _named(error: DataError, sample: Sample) -> DataError:
+    return error if str(error).startswith(sample.where) else DataError(f"{sample.where}: {error}")
+
+
+def _fit(ids: np.ndarray, layouts: Sequence[ImageLayout], max_length: int) -> tuple[int, int, int]:
+    """(ids to keep, their merged length, merged positions cut off)."""
+    spans = np.ones(len(ids), dtype=np.int64)
+    spans[ids == IMAGE_TOKEN_INDEX] = [len(layout.order) for layout in layouts]
+    ends = np.cumsum(spans)
+    total = int(ends[-1]) if len(ends) else 0
+    kept = int((ends <= max_length).sum())
+    length = int(ends[kept - 1]) if kept else 0
+    return kept, length, total - length

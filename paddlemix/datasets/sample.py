@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One conversation with its pictures, and the record of those that could not be used."""
+
+import json
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+
+import numpy as np
+
+from paddlemix.text.messages import Message
+from paddlemix.utils.errors import DataError
+
+SKIPPED_SHARE = 0.01
+"""``on_bad_sample: skip`` gives up when more than this share of the rows (and more than one row) is bad."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a data file, in one form whatever the file's form was.
+
+    ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
+    in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
+    must lie in; ``chat_template`` the chat_template.json of the entry, if it has one.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[str, ...]
+    id: str
+    where: str
+    image_root: str = "."
+    chat_template: str | None = None
+
+
+class BadSamples:
+    """What happens to rows that cannot be used: ``error`` raises, ``skip`` counts and names them.
+
+    With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl). The marks lie in shared
+    memory, so that worker processes and the main process count together. DataError when the share becomes too large.
+    Every process of a distributed run reads the files; only the ``primary`` one writes down what it finds there.
+    """
+
+    GOOD, TRUNCATED, BAD = 1, 2, 3
+
+    def __init__(self, policy: str = "error", path: str | Path | None = None, *, primary: bool = True) -> None:
+        if policy not in ("error", "skip"):
+            raise DataError(f'on_bad_sample is "{policy}": expected "error" or "skip"')
+        self.policy = policy
+        self.path = None if path is None else Path(path)
+        self.primary = primary
+        self.unread = 0
+        self.rows = 0
+        self._marks = RawArray("b", 1)
+
+    def begin(self, rows: int) -> None:
+        """Say how many usable rows there are; before it, every row counts as ``unread`` (bad in its file)."""
+        self.rows = rows
+        self._marks = RawArray("b", max(rows, 1))
+        self._check_share()
+
+    def mark(self, index: int, truncated: bool) -> None:
+        """Row ``index`` was used, as a whole or cut at its end."""
+        self._marks[index] = self.TRUNCATED if truncated else self.GOOD
+
+    def add(self, error: DataError, where: str, index: int | None = None) -> None:
+        """Row ``index`` (None while the file is being read) cannot be used. Raises ``error`` under ``error``."""
+        if self.policy == "error":
+            raise error
+        if index is None:
+            self.unread += 1
+        elif self._marks[index] == self.BAD:
+            return
+        else:
+            self._marks[index] = self.BAD
+        if index is not None or self.primary:
+            self._write(where, error)
+        if self.rows:
+            self._check_share()
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were found bad up to now."""
+        return self.unread + self._count(self.BAD)
+
+    @property
+    def truncated(self) -> int:
+        """Rows that were cut at ``max_length`` up to now."""
+        return self._count(self.TRUNCATED)
+
+    def summary(self) -> str:
+        """``skipped 3 of 1200 rows (list: ...); cut 5 rows at max_length``, or an empty string."""
+        total = self.rows + self.unread
+        parts = []
+        if self.skipped:
+            listed = f" (list: {self.path})" if self.path else ""
+            parts.append(f"skipped {self.skipped} of {total} rows{listed}")
+        if self.truncated:
+            parts.append(f"cut {self.truncated} rows at max_length")
+        return "; ".join(parts)
+
+    def _count(self, mark: int) -> int:
+        return int((np.frombuffer(self._marks, dtype=np.int8) == mark).sum())
+
+    def _write(self, where: str, error: DataError) -> None:
+        if self.path is None:
+            return
+        line = json.dumps({"where": where, "reason": str(error)}, ensure_ascii=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def _check_share(self) -> None:
+        total = self.rows + self.unread
+        if self.skipped > max(1, SKIPPED_SHARE * total):
+            listed = f"; they are listed in {self.path}" if self.path else ""
+            raise DataError(
+                f"{self.skipped} of {total} rows cannot be used, more than {SKIPPED_SHARE:.0%}{listed}. "
+                "Correct the data; the limit keeps a wrong image folder from training on what is left"
+            )
