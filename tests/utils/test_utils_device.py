@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices, dtypes, tuning, logs and doorways."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlemix.utils import device, env
+from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.errors import BackendError, ConfigError, DataError, TrainingError
+from paddlemix.utils.logging import get_logger, redirect_library_logs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_cpu_computes_in_float32_and_says_why():
+    chosen = device.choose("cpu")
+    assert (chosen.name, chosen.kind, chosen.dtype) == ("cpu", "cpu", "float32")
+    assert "as asked" in chosen.reason
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_on_a_cpu_becomes_float32_with_one_warning(dtype, capsys):
+    assert device.choose("cpu", dtype).dtype == "float32"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1
+    assert dtype in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("npuu", "expected cpu, gpu"), ("gpu:x", "gpu:N"), ("cpu:1", "expected cpu")]
+)
+def test_an_unknown_device_is_told_with_the_choices(name, text):
+    with pytest.raises(ConfigError, match=text):
+        device.choose(name)
+
+
+def test_an_unknown_dtype_is_told_with_the_choices():
+    with pytest.raises(ConfigError, match='dtype "fp16": expected one of float32'):
+        device.choose("cpu", "fp16")
+
+
+def test_a_gpu_on_a_cpu_build_is_told_in_plain_words(monkeypatch):
+    paddle = pytest.importorskip("paddle")
+    monkeypatch.setattr(paddle.device, "is_compiled_with_cuda", lambda: False)
+    with pytest.raises(BackendError, match="device gpu: the installed paddle is the CPU build"):
+        device.choose("gpu")
+
+
+def test_a_missing_npu_is_told_with_the_custom_devices(monkeypatch):
+    monkeypatch.setattr(device, "_custom_devices", list)
+    with pytest.raises(BackendError, match=r"device npu: no npu device; custom devices: \[\]"):
+        device.choose("npu")
+
+
+def test_the_first_of_npu_gpu_cpu_is_taken(monkeypatch):
+    monkeypatch.setattr(device, "_npu_count", lambda: 2)
+    monkeypatch.setattr(device, "_gpu_count", lambda: 1)
+    assert (device.choose().name, device.choose().dtype) == ("npu", "bfloat16")
+    assert device.choose("npu:1", "float16").dtype == "float16"
+    with pytest.raises(BackendError, match="there are 2 npu devices"):
+        device.choose("npu:2")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "value"),
+    [
+        ("AuthenticAMD", "sse2 avx2 avx512f", "7"),
+        ("AuthenticAMD", "sse2 avx2", "5"),
+        ("AuthenticAMD", "sse2", None),
+        ("GenuineIntel", "avx2 avx512f", None),
+    ],
+)
+def test_the_matrix_path_follows_the_processor(vendor, flags, value):
+    cpuinfo = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n"
+    assert device.mkl_cpu_type(cpuinfo) == value
+
+
+def _python(code: str, **variables: str) -> subprocess.CompletedProcess:
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("FLAGS_", "MKL_", "PADDLEMIX_"))}
+    environment = keep | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+
+
+_TUNE = "import os; from paddlemix.utils import device; device.tune_cpu(); device.tune_cpu(); print(os.environ.get('FLAGS_use_stride_kernel'))"  # noqa: E501
+
+
+def test_tuning_is_logged_in_one_line_and_can_be_switched_off():
+    tuned = _python(_TUNE)
+    assert tuned.stdout.strip() == "0"
+    assert tuned.stderr.count("cpu tuning:") == 1
+    assert _python(_TUNE, PADDLEMIX_CPU_TUNING="0").stdout.strip() == "None"
+
+
+def test_tuning_leaves_what_the_user_has_set():
+    assert _python(_TUNE, FLAGS_use_stride_kernel="1").stdout.strip() == "1"
+
+
+def test_npu_flags_are_set_before_paddle_and_for_an_npu_only():
+    code = "from paddlemix.utils.device import before_paddle as b; print(len(b('cpu')), len(b('npu:0')))"
+    assert _python(code).stdout.split() == ["0", str(len(device.NPU_FLAGS))]
+    late = "import sys; sys.modules['paddle'] = sys\nfrom paddlemix.utils import device\nprint(device.before_paddle('npu')[0])"
+    assert "source config/npu/env.sh" in _python(late).stdout
+
+
+def test_the_profile_of_npu_machines_sets_the_same_flags():
+    text = (ROOT / "config" / "npu" / "env.sh").read_text(encoding="utf-8")
+    for name, value in device.NPU_FLAGS.items():
+        assert f'export {name}="${{{name}:-{value}}}"' in text
+
+
+def test_importing_the_utilities_imports_nothing_heavy():
+    code = (
+        "import sys; from paddlemix.utils import device, doorway, files\n"
+        "print([name for name in ('paddle', 'paddlenlp', 'numpy', 'requests') if name in sys.modules])"
+    )
+    assert _python(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("error", "code"), [(DataError("a.json, record 3: bad"), 2), (TrainingError("disk"), 1)])
+def test_a_doorway_tells_an_error_in_one_line(error, code, capsys):
+    def main(argv):
+        raise error
+
+    assert run_doorway(main, []) == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_debug_adds_the_traceback(capsys):
+    def main(argv):
+        raise DataError("bad")
+
+    run_doorway(main, ["--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_doorway_ends_with_130_after_an_interrupt(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert run_doorway(main, []) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_doorway(lambda argv: 1 // 0, [])
+
+
+def test_garbage_in_a_flag_stops_before_the_command(monkeypatch, capsys):
+    monkeypatch.setenv("PADDLEMIX_ATTENTION", "maybe")
+    assert run_doorway(lambda argv: pytest.fail("was run"), []) == 2
+    told = capsys.readouterr().err
+    assert 'PADDLEMIX_ATTENTION="maybe": expected one of auto, math, sdpa, npu' in told
+
+
+def test_every_flag_has_a_meaning_and_a_default_that_it_accepts():
+    for name, flag in env.FLAGS.items():
+        assert flag.meaning
+        assert not flag.choices or flag.default in flag.choices, name
+
+
+def test_library_logs_go_to_the_file_and_ours_do_not(tmp_path, capsys):
+    library = logging.getLogger("paddle.test_of_logs")
+    library.addHandler(logging.StreamHandler(sys.stdout))
+    redirect_library_logs(tmp_path / "logs" / "library.log")
+    redirect_library_logs(tmp_path / "logs" / "library.log")
+    library.warning("120 lines of settings")
+    get_logger("paddlemix.test").warning("for the person")
+    shown = capsys.readouterr()
+    assert "settings" not in shown.out + shown.err
+    assert shown.err == "warning: for the person\n"
+    assert (tmp_path / "logs" / "library.log").read_text().count("120 lines of settings") == 1
+
+
+def test_the_launcher_puts_machines_devices_and_settings_in_one_command():
+    script = ROOT / "paddlemix" / "tools" / "train.sh"
+    variables = {"DRY_RUN": "1", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host", "DEVICES": "0,1"}
+    variables["PATH"] = os.environ["PATH"]
+    command = ["sh", script, "c.json", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    assert "--master host:36677 --nnodes 2 --rank 1 --devices 0,1" in done.stdout
+    assert done.stdout.strip().endswith("supervised_finetune.py c.json --seed 3")
+
+
+def test_the_launcher_refuses_several_machines_without_an_address():
+    script = ROOT / "paddlemix" / "tools" / "train.sh"
+    variables = {"PATH": os.environ["PATH"], "NNODES": "2", "DRY_RUN": "1"}
+    done = subprocess.run(["sh", script, "c.json"], capture_output=True, text=True, env=variables)
+    assert done.returncode == 2
+    assert "MASTER_ADDR" in done.stderr
