@@ -7,6 +7,7 @@ import numpy as np
 
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.preprocess import Encoded
+from paddlemix.datasets.sample import BadSamples
 
 
 def pack(lengths: Sequence[int], max_length: int, order: Iterable[int] | None = None) -> list[list[int]]:
@@ -54,6 +55,11 @@ class PackedDataset:
         found = [self.dataset[number] for number in self.groups[index]]
         items = [item for item in found if item is not None]
         return join(items) if items else None
+
+    @property
+    def bad(self) -> BadSamples:
+        """The record of rows that could not be used, or were cut."""
+        return self.dataset.bad
 
     def where(self, index: int) -> str:
         """Files and records of the samples in a row."""

@@ -47,9 +47,6 @@ def length_grouped(lengths: Sequence[int], batch_size: int, world: int, permute:
         full = len(cut) - (len(cut[-1]) < size)
         drawn = list(permute(full)) if window > 1 else list(range(full))
         megabatches += [cut[number] for number in [*drawn, *range(full, len(cut))]]
-    if window > 1:
-        # Only the last megabatch may be short, or every batch after it would straddle two of them.
-        megabatches.sort(key=lambda rows: len(rows) < size)
     return [index for rows in megabatches for chunk in even_chunks(rows, lengths, world) for index in chunk]
 
 

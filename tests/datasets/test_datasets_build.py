@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of a run from its settings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paddlemix.datasets.build import build_datasets
+from paddlemix.settings.loader import load_settings
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.utils.errors import ConfigError, DataError
+
+CONFIG = LlavaConfig(
+    TextConfig(448, 32, 64, 2, 4, 2),
+    VisionConfig(32, 64, 2, 4, image_size=28, patch_size=14),
+    ImageConfig(28, 28, "pad"),
+    padding_side="left",
+)
+ROWS = [
+    {"image": "a.png", "conversations": [["<image>\nwhat is this?", "a red square"]]},
+    {"conversations": [["why?", "a circle"]]},
+    {"image": "b.png", "conversations": [["<image>\nwhat is this?", "two"]]},
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+
+    def make(world: int = 1, **keys: object):
+        keys = {
+            "model_name_or_path": "model",
+            "output_dir": "out",
+            "image_folder": str(pictures),
+            "do_train": True,
+            "per_device_train_batch_size": 1,
+            "dataset": {"train": [{"name": "chatml_dataset", "data_files": "rows.json"}]},
+            **keys,
+        }
+        (tmp_path / "run.json").write_text(json.dumps(keys))
+        settings = load_settings([str(tmp_path / "run.json")])
+        return build_datasets(settings, CONFIG, tokenizer, world=world)
+
+    return make
+
+
+def test_a_run_gets_its_rows_its_collator_and_no_order(run):
+    data = run()
+    assert len(data.train) == 3
+    assert data.eval is None
+    assert data.order is None
+    batch = data.collator([data.train[0], data.train[1]])
+    assert "starts" not in batch
+    assert batch["pixels"].shape == (1, 3, 28, 28)
+
+
+def test_data_path_and_dataset_give_the_same_rows(run):
+    one, other = run(), run(dataset=None, data_path="rows.json")
+    assert one.train.samples == other.train.samples
+
+
+def test_train_and_eval_entries_keep_their_own_folder_and_template(run, tmp_path):
+    template = {"conversation": ["Q: {{ user }}\n", "A: {{ bot }}</s>"], "query": "Q: {{ query }}\nA: "}
+    (tmp_path / "chat.json").write_text(json.dumps(template))
+    entry = {"data_files": ["rows.json", "rows.json"], "image_folder": "elsewhere", "chat_template": "chat.json"}
+    data = run(dataset={"train": [{"data_files": "rows.json"}, entry], "eval": [entry]}, do_eval=True)
+    assert len(data.train) == 9
+    assert len(data.eval) == 6
+    assert data.train.samples[3].images == ("elsewhere/a.png",)
+    assert data.train.encoder.render(data.train.samples[4]).text == "Q: why?\nA: a circle</s>"
+    assert data.train.encoder.render(data.train.samples[1]).text.startswith("A chat between")
+
+
+def test_grouping_by_modality_gives_an_order_of_all_rows(run):
+    data = run(group_by_modality_length=True)
+    assert sorted(data.order(0)) == [0, 1, 2]
+    assert data.order(0) == run(group_by_modality_length=True).order(0)
+
+
+def test_with_several_processes_every_batch_has_a_tile(run):
+    data = run(world=2)
+    assert data.collator([data.train[1]])["pixels"].shape == (1, 3, 28, 28)
+
+
+def test_too_few_rows_for_the_processes_are_an_error(run):
+    with pytest.raises(DataError, match="3 training rows for 4 processes"):
+        run(world=4)
+
+
+def test_an_unknown_data_set_name_is_an_error(run):
+    with pytest.raises(ConfigError, match='data set "coco_vqa" is not known'):
+        run(dataset={"train": [{"name": "coco_vqa", "data_files": "rows.json"}]})
+
+
+def test_skipped_rows_are_listed_beside_the_result(run, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([*ROWS * 34, {"conversations": []}]))
+    data = run(on_bad_sample="skip")
+    assert len(data.train) == 102
+    (line,) = (tmp_path / "out" / "bad_samples.jsonl").read_text().splitlines()
+    assert json.loads(line)["where"] == "rows.json: /102"
+    with pytest.raises(DataError, match=r"rows\.json: /102/conversations: empty"):
+        run(on_bad_sample="error")
