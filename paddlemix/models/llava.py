@@ -2,6 +2,8 @@
 """LLaVA: a vision tower and a projector beside a Llama decoder, joined by the indices of the splice plan."""
 
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import paddle
@@ -14,7 +16,7 @@ from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.ops.linear import Linear
+from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -91,6 +93,27 @@ class LlavaForCausalLM(nn.Layer):
         logits = self.logits(self.decode(embeds, positions, mask))
         return logits if labels is None else next_token_loss(logits, labels, segments)[0]
 
+    def prepare_inference(self) -> "LlavaForCausalLM":
+        """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""
+        self.eval()
+        self.llama.fuse()
+        return self
+
+    def train(self) -> None:
+        """Training mode; fused projections become plain layers again."""
+        self.llama.unfuse()
+        super().train()
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """As nn.Layer has it; fused projections become plain layers first, so that every parameter holds its values."""
+        self.llama.unfuse()
+        return super().named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As nn.Layer has it; fused projections become plain layers first."""
+        self.llama.unfuse()
+        return super().state_dict(*args, **kwargs)
+
     def enable_recompute(self, on: bool = True) -> None:
         """Keep only the input of each decoder layer for the backward pass, and compute the rest again."""
         self.llama.recompute = on
@@ -114,7 +137,7 @@ def allocate(parameter: Tensor, values: Tensor) -> None:
     """Give ``parameter`` the memory of ``values`` (no copy); it may be without memory so far."""
     if list(parameter.shape) != list(values.shape):
         raise ConfigError(f"parameter {parameter.name}: shape {parameter.shape}, but the values are {values.shape}")
-    parameter.get_tensor()._share_data_with(values.get_tensor())
+    share_memory(parameter, values)
 
 
 def _start_values(config: LlavaConfig, name: str, shape: list[int], seed: int) -> np.ndarray:

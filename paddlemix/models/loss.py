@@ -2,8 +2,8 @@
 """The next-token loss: mean over the positions that carry a label, in float32."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.nn import functional
 
 from paddlemix.utils.constants import IGNORE_INDEX
 
@@ -28,7 +28,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, segments: Tensor | None = No
     used: it divides by all positions, ignored ones included.
     """
     targets = next_labels(labels, segments)
-    each = F.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    each = functional.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
     counted = (targets != IGNORE_INDEX).astype("float32")
     count = counted.sum()
     return (each.reshape(counted.shape) * counted).sum() / paddle.clip(count, min=1.0), count

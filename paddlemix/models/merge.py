@@ -2,8 +2,8 @@
 """The merge of text rows and feature rows: one gather by the indices of the splice plan."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.nn import functional
 
 
 def merge_rows(source: Tensor, text: Tensor, features: Tensor | None, newline: Tensor | None) -> Tensor:
@@ -20,4 +20,4 @@ def merge_rows(source: Tensor, text: Tensor, features: Tensor | None, newline: T
     if newline is not None:
         parts.append(newline.astype(text.dtype).reshape([1, width]))
     # An embedding look-up, because it has forward and backward with duplicate indices on every device.
-    return F.embedding(source, paddle.concat(parts, axis=0))
+    return functional.embedding(source, paddle.concat(parts, axis=0))

@@ -21,26 +21,36 @@ class RotaryTables:
         self.head_dim = head_dim
         self.frequencies = rotary_frequencies(head_dim, theta, scaling)
 
-    def at(self, positions: Tensor, dtype: str = "float32") -> tuple[Tensor, Tensor]:
-        """(cos, sin) of ``positions`` [B, L], each ``[B, L, 1, D]``; sin carries the sign of the rotation."""
-        angles = positions.astype("float32").unsqueeze([2, 3]) * paddle.to_tensor(
-            self.frequencies, place=positions.place
-        )
+    def step(self, positions: Tensor) -> "StepTables":
+        """The tables for ``positions`` [B, L], to be shared by all layers of a step."""
+        return StepTables(*self.at(positions))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 (cos, sin) of ``positions`` [B, L], each ``[B, L, 1, D]``; sin carries the sign of the rotation."""
+        frequencies = paddle.to_tensor(self.frequencies, place=positions.place)
+        angles = positions.astype("float32").unsqueeze([2, 3]) * frequencies
         cos, sin = paddle.cos(angles), paddle.sin(angles)
-        cos = paddle.concat([cos, cos], axis=-1)
-        sin = paddle.concat([-sin, sin], axis=-1)
-        return cos.astype(dtype), sin.astype(dtype)
+        return paddle.concat([cos, cos], axis=-1), paddle.concat([-sin, sin], axis=-1)
 
 
-def widen(tables: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor]:
-    """Repeat ``[B, L, 1, D]`` tables over ``heads``. A multiply that broadcasts costs 7 times as much on a CPU."""
-    batch, length, _, width = tables[0].shape
-    cos, sin = (table.expand([batch, length, heads, width]).contiguous() for table in tables)
-    return cos, sin
+class StepTables:
+    """cos and sin ``[B, L, 1, D]`` of one step, repeated over as many heads as a layer asks for."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos, self.sin = cos, sin
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def over(self, heads: int) -> tuple[Tensor, Tensor]:
+        """``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""
+        if heads not in self._kept:
+            batch, length, _, width = self.cos.shape
+            shape = [batch, length, heads, width]
+            self._kept[heads] = (self.cos.expand(shape).contiguous(), self.sin.expand(shape).contiguous())
+        return self._kept[heads]
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``). Done in float32, given back in x's dtype."""
+    """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``): in float32, back in the dtype of x."""
     cos, sin = tables
     half = x.shape[-1] // 2
     wide = x.astype("float32")

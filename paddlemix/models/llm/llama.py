@@ -10,13 +10,11 @@ from paddlemix.models.llm.cache import KVCache
 from paddlemix.ops.activation import ACTIVATIONS
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
-from paddlemix.ops.linear import Linear
+from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
-from paddlemix.ops.rope import RotaryTables, rotate, widen
+from paddlemix.ops.rope import RotaryTables, StepTables, rotate
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
-
-Tables = tuple[Tensor, Tensor]
 
 
 class LlamaAttention(nn.Layer):
@@ -33,19 +31,44 @@ class LlamaAttention(nn.Layer):
         self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
         self.o_proj = Linear(inner, config.hidden_size, bias=bias)
+        self.fused: Fused | None = None
 
-    def forward(self, x: Tensor, tables: tuple[Tables, Tables], mask: Mask, cache: KVCache | None) -> Tensor:
-        """``[B, L, D]`` to the same shape. ``tables`` are those of the query heads and of the key heads."""
-        batch, length, _ = x.shape
-        q = rotate(self.q_proj(x).reshape([batch, length, self.heads, self.head_dim]), tables[0])
-        k = rotate(self.k_proj(x).reshape([batch, length, self.kv_heads, self.head_dim]), tables[1])
-        v = self.v_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
+    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None) -> Tensor:
+        """``[B, L, D]`` to the same shape."""
+        q, k, v = self._project(x, tables) if self.fused is None else self._project_fused(x, tables)
         heads_first = False
         if cache is not None:
             k, v = cache.append(self.index, k, v)
             heads_first = cache.heads_first
         out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim), kv_heads_first=heads_first)
-        return self.o_proj(out.reshape([batch, length, self.heads * self.head_dim]))
+        return self.o_proj(out.reshape([x.shape[0], x.shape[1], self.heads * self.head_dim]))
+
+    def _project(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, _ = x.shape
+        q = self.q_proj(x).reshape([batch, length, self.heads, self.head_dim])
+        k = self.k_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
+        v = self.v_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
+        return rotate(q, tables.over(self.heads)), rotate(k, tables.over(self.kv_heads)), v
+
+    def _project_fused(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
+        """One product for all three, one rotation for the heads of q and k together."""
+        batch, length, _ = x.shape
+        turned = self.heads + self.kv_heads
+        heads = self.fused(x).reshape([batch, length, turned + self.kv_heads, self.head_dim])
+        both = rotate(heads[:, :, :turned], tables.over(turned))
+        return both[:, :, : self.heads], both[:, :, self.heads :], heads[:, :, turned:]
+
+    def fuse(self) -> None:
+        """Use one product for q, k and v from now on (inference). Layers with an open adapter stay apart."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if self.fused is None and Fused.can(layers):
+            self.fused = Fused(layers)
+
+    def unfuse(self) -> None:
+        """Plain layers again."""
+        if self.fused is not None:
+            self.fused.release()
+            self.fused = None
 
 
 class LlamaMLP(nn.Layer):
@@ -57,10 +80,26 @@ class LlamaMLP(nn.Layer):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act = ACTIVATIONS.get(config.hidden_act)
+        self.fused: Fused | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape."""
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        if self.fused is None:
+            return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = paddle.split(self.fused(x), 2, axis=-1)
+        return self.down_proj(self.act(gate) * up)
+
+    def fuse(self) -> None:
+        """Use one product for gate and up from now on (inference). Layers with an open adapter stay apart."""
+        layers = (self.gate_proj, self.up_proj)
+        if self.fused is None and Fused.can(layers):
+            self.fused = Fused(layers)
+
+    def unfuse(self) -> None:
+        """Plain layers again."""
+        if self.fused is not None:
+            self.fused.release()
+            self.fused = None
 
 
 class LlamaLayer(nn.Layer):
@@ -73,7 +112,7 @@ class LlamaLayer(nn.Layer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, tables: tuple[Tables, Tables], mask: Mask, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), tables, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -110,9 +149,7 @@ class LlamaModel(nn.Layer):
     def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]`` after the final norm. ``mask.offset`` is the length of the cache."""
         self._check(embeds, mask, cache)
-        narrow = self.rotary.at(positions)
-        config = self.config
-        tables = (widen(narrow, config.num_attention_heads), widen(narrow, config.num_key_value_heads))
+        tables = self.rotary.step(positions)
         hidden = embeds
         for layer in self.layers:
             if self.recompute and cache is None and paddle.is_grad_enabled():
@@ -122,6 +159,18 @@ class LlamaModel(nn.Layer):
         if cache is not None:
             cache.advance(embeds.shape[1])
         return self.norm(hidden)
+
+    def fuse(self) -> None:
+        """One product for q, k, v and one for gate, up in every layer, for inference."""
+        for layer in self.layers:
+            layer.self_attn.fuse()
+            layer.mlp.fuse()
+
+    def unfuse(self) -> None:
+        """Plain layers again, as training and saving need them."""
+        for layer in self.layers:
+            layer.self_attn.unfuse()
+            layer.mlp.unfuse()
 
     def _check(self, embeds: Tensor, mask: Mask, cache: KVCache | None) -> None:
         filled = 0 if cache is None else cache.length
@@ -135,7 +184,7 @@ class LlamaModel(nn.Layer):
             )
 
 
-def _recompute(layer: LlamaLayer, hidden: Tensor, tables: tuple[Tables, Tables], mask: Mask) -> Tensor:
+def _recompute(layer: LlamaLayer, hidden: Tensor, tables: StepTables, mask: Mask) -> Tensor:
     from paddle.distributed.fleet.utils import recompute
 
     if hidden.stop_gradient:

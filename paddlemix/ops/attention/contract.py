@@ -5,6 +5,7 @@ Contract: q is ``[B, Lq, H, D]``; k and v are ``[B, Lk, Hk, D]``, or ``[B, Hk, L
 keeps heads first; ``Hk`` divides ``H`` (grouped queries). The answer is ``[B, Lq, H, D]`` in the dtype of q.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,19 +44,22 @@ class Mask:
 
     def allowed(self, q_len: int, k_len: int) -> Tensor | None:
         """Bool ``[B or 1, 1, q_len, k_len]``, True where a key is seen; None when every key is."""
-        key = ("allowed", q_len, k_len)
-        if key not in self._kept:
-            self._kept[key] = self._build(q_len, k_len)
-        return self._kept[key]
+        return self.keep(("allowed", q_len, k_len), lambda: self._build(q_len, k_len))
 
     def additive(self, q_len: int, k_len: int) -> Tensor | None:
-        """Float32 ``[B or 1, 1, q_len, k_len]``: 0 where a key is seen, ``MASKED`` elsewhere; None when every key is."""
-        key = ("additive", q_len, k_len)
+        """Float32 ``[B or 1, 1, q_len, k_len]``: 0 where a key is seen, else ``MASKED``; None when every key is seen."""
+        return self.keep(("additive", q_len, k_len), lambda: self._added(self.allowed(q_len, k_len)))
+
+    def keep(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
+        """What ``build`` gives, made at the first use of ``key`` and shared by every later one."""
         if key not in self._kept:
-            allowed = self.allowed(q_len, k_len)
-            # (a - 1) * -MASKED is exact at both ends and needs no select kernel.
-            self._kept[key] = None if allowed is None else (allowed.astype("float32") - 1.0) * -MASKED
+            self._kept[key] = build()
         return self._kept[key]
+
+    @staticmethod
+    def _added(allowed: Tensor | None) -> Tensor | None:
+        # (a - 1) * -MASKED is exact at both ends and needs no select kernel.
+        return None if allowed is None else (allowed.astype("float32") - 1.0) * -MASKED
 
     def _build(self, q_len: int, k_len: int) -> Tensor | None:
         if not self.causal and self.is_plain:

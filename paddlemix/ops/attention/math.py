@@ -2,8 +2,8 @@
 """Attention written out in plain operators: the law that every other backend is tested against."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.nn import functional
 
 from paddlemix.ops.attention.contract import Mask, Request
 
@@ -30,8 +30,8 @@ def attend(
     bias = mask.additive(q_len, k_len)
     if bias is not None:
         scores = (scores.reshape([batch, heads, q_len, k_len]) + bias).reshape(scores.shape)
-    weights = F.softmax(scores, axis=-1).astype(q.dtype)
+    weights = functional.softmax(scores, axis=-1).astype(q.dtype)
     if dropout:
-        weights = F.dropout(weights, dropout)
+        weights = functional.dropout(weights, dropout)
     out = paddle.matmul(weights, v).reshape([batch, heads, q_len, width])
     return out.transpose([0, 2, 1, 3])

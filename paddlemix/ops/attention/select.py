@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one door to attention: picks the backend that serves a call, and says once why it passed over the others."""
 
-import logging
 from types import ModuleType
 
 from paddle import Tensor
@@ -10,13 +9,13 @@ from paddlemix.ops.attention import math, sdpa
 from paddlemix.ops.attention.contract import Mask, Request, make_request
 from paddlemix.utils import env
 from paddlemix.utils.errors import BackendError
+from paddlemix.utils.logging import get_logger
 
 BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "math": math}
 """In the order in which ``auto`` asks them."""
 
 NOT_BUILT = {"npu": "the fused NPU path is not part of this version"}
 
-_logger = logging.getLogger(__name__)
 _told: set[tuple[str, tuple[str, ...]]] = set()
 
 
@@ -52,11 +51,11 @@ def choose(request: Request, wanted: str = "auto") -> ModuleType:
 
 
 def cache_keeps_heads_first(device: str) -> bool:
-    """Layout of the KV cache: heads first on the CPU (its matmul then reads without a copy), else as kernels want it."""
+    """Layout of the KV cache: heads first on the CPU (matmul reads it without a copy), else as fused kernels want it."""
     return device == "cpu"
 
 
 def _tell(name: str, skipped: tuple[str, ...]) -> None:
     if (name, skipped) not in _told:
         _told.add((name, skipped))
-        _logger.info("attention: %s%s", name, f" (not {'; not '.join(skipped)})" if skipped else "")
+        get_logger(__name__).info("attention: %s%s", name, f" (not {'; not '.join(skipped)})" if skipped else "")

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure the models on a CPU with random weights, and compare with the same work done otherwise.
+
+    python tools/bench.py {vision,prefill,decode,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
+
+Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
+which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING),
+ours/peer (HF transformers, run by the interpreter given with --peer), and for chat: the first token of round 2 with
+the kept cache / encoding and prefilling again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vision_width": 64, "vision_ffn": 256, "vision_layers": 4, "vision_heads": 4, "image": 112, "patch": 14,
+        "width": 128, "ffn": 352, "layers": 4, "heads": 4, "kv_heads": 4, "vocab": 1024, "prompt": 128, "tokens": 16,
+    },
+    "mid": {
+        "vision_width": 1024, "vision_ffn": 4096, "vision_layers": 24, "vision_heads": 16, "image": 336, "patch": 14,
+        "width": 1024, "ffn": 2816, "layers": 16, "heads": 16, "kv_heads": 16, "vocab": 32064, "prompt": 640,
+        "tokens": 16,
+    },
+}  # fmt: skip
+"""``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
+
+KINDS = ("vision", "prefill", "decode", "chat")
+
+
+class Contestant:
+    """A process that prepares once and then does the work each time it is asked."""
+
+    def __init__(self, name: str, command: list[str], spec: dict[str, Any], tuned: bool = True) -> None:
+        self.name = name
+        self.times: list[dict[str, float]] = []
+        settings = ["OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", f"PADDLEMIX_CPU_TUNING={int(tuned)}"]
+        self.process = subprocess.Popen(
+            ["env", *settings, *command, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self) -> dict[str, float]:
+        """Let it do the work once; seconds of CPU time by stage."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.name}: the worker ended with code {self.process.wait()}; its error is above")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def median(self, stage: str) -> float:
+        """Seconds, over the repetitions so far."""
+        return statistics.median(item[stage] for item in self.times)
+
+
+def measure(kind: str, shape: str, repeat: int, peer: str | None) -> dict[str, Any]:
+    """Run all contestants interleaved; medians in seconds and ratios."""
+    spec = {"kind": kind, **SHAPES[shape]}
+    ours = [sys.executable, str(Path(__file__).resolve()), "--worker"]
+    with ExitStack() as stack:
+        contestants = [Contestant("tuned", ours, spec), Contestant("untuned", ours, spec, tuned=False)]
+        if peer:
+            from tools.bench_peer import WORKER
+
+            contestants.append(Contestant("peer", [peer, "-c", WORKER], spec))
+        for contestant in contestants:
+            stack.callback(contestant.close)
+            contestant.ask()  # warm up
+        for _ in range(repeat):
+            for contestant in contestants:
+                contestant.times.append(contestant.ask())
+    tuned, untuned, *others = contestants
+    stages = list(tuned.times[0])
+    ratios = {f"tuned/untuned {stage}": tuned.median(stage) / untuned.median(stage) for stage in stages}
+    for other in others:
+        for stage in stages:
+            if stage in other.times[0]:
+                ratios[f"ours/peer {stage}"] = tuned.median(stage) / other.median(stage)
+    if kind == "chat":
+        ratios["round 2 first token/encode and prefill again"] = tuned.median("kept") / tuned.median("again")
+    medians = {f"{item.name} {stage}": item.median(stage) for item in contestants for stage in item.times[0]}
+    return {"kind": kind, "shape": shape, "repeat": repeat, "seconds": medians, "ratios": ratios}
+
+
+def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Build the model of ``spec`` with random weights; the returned function does the work once."""
+    import numpy as np
+    import paddle
+
+    from paddlemix.models.llava import build_empty, init_weights
+    from paddlemix.ops.attention.contract import Mask
+    from paddlemix.utils.device import tune_cpu
+
+    tune_cpu()
+    paddle.set_grad_enabled(False)
+    config = model_config(spec)
+    model = build_empty(config)
+    init_weights(model, seed=0)
+    model.eval()
+    getattr(model, "prepare_inference", lambda: None)()
+    rng = np.random.default_rng(0)
+    side, length, new = spec["image"], spec["prompt"], spec["tokens"]
+    pixels = paddle.to_tensor(rng.standard_normal([1, 3, side, side], dtype=np.float32))
+    ids = paddle.to_tensor(rng.integers(3, spec["vocab"], [1, length + 2 * new]))
+    rows = paddle.arange(length + 2 * new).unsqueeze(0)
+
+    def feed(first: int, last: int, cache: Any, features: Any = None) -> Any:
+        count = 0 if features is None else features.shape[1]
+        source = paddle.arange(last - first).unsqueeze(0)
+        if count:
+            source = paddle.concat([source[:, :1], paddle.arange(count).unsqueeze(0) + (last - first)], axis=1)
+            source = paddle.concat([source, paddle.arange(count + 1, last - first).unsqueeze(0)], axis=1)
+        embeds = model.embed(ids[:, first:last], source, features)
+        hidden = model.decode(embeds, rows[:, first:last], Mask(causal=True, offset=cache.length), cache)
+        return model.logits(hidden[:, -1:]).argmax(-1).item()
+
+    def vision() -> dict[str, float]:
+        return {"vision": timed(lambda: model.encode_images(pixels).sum().item())}
+
+    def prefill() -> dict[str, float]:
+        return {"prefill": timed(lambda: feed(0, length, model.new_cache(1, length + 2 * new)))}
+
+    kept = model.new_cache(1, length + 2 * new)
+    if spec["kind"] in ("decode", "chat"):
+        feed(0, length, kept)
+
+    def decode() -> dict[str, float]:
+        kept.trim(length)
+        return {"decode": timed(lambda: [feed(length + i, length + i + 1, kept) for i in range(new)]) / new}
+
+    def chat() -> dict[str, float]:
+        # Round 2 adds a question of 2 * tokens places; the kept cache holds the whole of round 1.
+        kept.trim(length)
+        fast = timed(lambda: feed(length, length + 2 * new, kept))
+        full = model.new_cache(1, length + 2 * new)
+        slow = timed(lambda: feed(0, length + 2 * new, full, model.encode_images(pixels)))
+        return {"kept": fast, "again": slow}
+
+    return {"vision": vision, "prefill": prefill, "decode": decode, "chat": chat}[spec["kind"]]
+
+
+def model_config(spec: dict[str, int]) -> Any:
+    """The LlavaConfig of a shape."""
+    from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+
+    text = TextConfig(
+        spec["vocab"], spec["width"], spec["ffn"], spec["layers"], spec["heads"], spec["kv_heads"],
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    vision = VisionConfig(
+        spec["vision_width"], spec["vision_ffn"], spec["vision_layers"], spec["vision_heads"], spec["image"],
+        spec["patch"],
+    )  # fmt: skip
+    return LlavaConfig(text, vision, ImageConfig(spec["image"], spec["image"], "pad"))
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """CPU seconds of this process for one call."""
+    begun = time.process_time()
+    action()
+    return time.process_time() - begun
+
+
+def worker(spec: dict[str, Any]) -> None:
+    """Answer each line of stdin with one line of JSON."""
+    run = work(spec)
+    for _ in sys.stdin:
+        print(json.dumps(run()), flush=True)
+
+
+def report(result: dict[str, Any]) -> Iterator[str]:
+    """Lines for a person."""
+    yield f"{result['kind']}, shape {result['shape']}, median of {result['repeat']}, one thread, CPU time"
+    for name, seconds in result["seconds"].items():
+        yield f"  {name:<28}{seconds * 1000:10.1f} ms"
+    for name, ratio in result["ratios"].items():
+        yield f"  {name:<48}{ratio:7.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure, print."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--worker"]:
+        worker(json.loads(arguments[1]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has torch and transformers")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    args = parser.parse_args(arguments)
+    result = measure(args.kind, args.shape, args.repeat, args.peer)
+    print("\n".join(report(result)))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
