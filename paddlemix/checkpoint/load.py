@@ -23,7 +23,7 @@ from paddlemix.checkpoint.folders import (
     tower_name,
 )
 from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
-from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32
+from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32, is_finite
 from paddlemix.checkpoint.lora import attach, check_targets
 from paddlemix.checkpoint.lora_base import require_base
 from paddlemix.checkpoint.lora_read import Adapter, read_adapter
@@ -36,6 +36,9 @@ from paddlemix.utils.logging import get_logger
 
 INIT = "init"
 """``projector=INIT``: start a projector anew, as the first training stage does."""
+
+_SMALL = 1 << 20
+"""Bytes of a mapped tensor of ours that is looked at: norms and biases tell of a model that has diverged."""
 
 _NO_PROJECTOR = (
     "There is no projector between the tower and the language model: give one with projector=PATH (mm_projector.bin), "
@@ -66,6 +69,8 @@ class _Entry:
     source: TensorSource
     name: str
     transpose: bool
+    own: bool
+    """Whether the file is of our own form, whose values were checked when they were made."""
 
 
 @dataclass
@@ -99,7 +104,7 @@ class _Plan:
                 self.report.ignored[name] = target.reason
             else:
                 replaced += target.name in self.entries
-                self.entries[target.name] = _Entry(source, name, target.transpose)
+                self.entries[target.name] = _Entry(source, name, target.transpose, form == "paddlemix")
         self.report.notes += source.notes
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
@@ -153,7 +158,7 @@ def load_model(
     _check(plan, model, config, parts)
     report.require_clean()
     merged = _enter_adapter(plan, model, parts.adapter, lora)
-    _fill(plan, model, merged, dtype, seed)
+    _fill(plan, model, merged, dtype, seed, strict_finite)
     _tell(report, strict_finite)
     model.eval()
     return Loaded(model, config, report, _tokenizer_folder(parts), parts.folder, parts.base, tower, parts.adapter)
@@ -306,13 +311,15 @@ def _enter_adapter(
     for weight, pair in adapter.pairs.items():
         for side, half in (("A", pair.a), ("B", pair.b)):
             name = f"{weight.removesuffix('.weight')}.lora_{side}"
-            plan.entries[name] = _Entry(adapter.source, half.name, half.transpose)
+            plan.entries[name] = _Entry(adapter.source, half.name, half.transpose, False)
             plan.report.loaded[name] = adapter.source.infos()[half.name].file.name
     return {}
 
 
 @paddle.no_grad()
-def _fill(plan: _Plan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], dtype: str, seed: int) -> None:
+def _fill(
+    plan: _Plan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], dtype: str, seed: int, strict: bool
+) -> None:
     rng = np.random.default_rng(seed)
     on_cpu = paddle.get_device() == "cpu"
     for name, parameter in model.named_parameters():
@@ -324,6 +331,10 @@ def _fill(plan: _Plan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], d
         entry = plan.entries[name]
         mapped = _mapped(entry, dtype) if on_cpu and name not in merged else None
         if mapped is not None:
+            # Looking at a value reads its page: of our own large tensors that is left until they are used.
+            looked_at = strict or not entry.own or mapped.nbytes <= _SMALL
+            if looked_at and not is_finite(mapped, dtype):
+                plan.report.not_finite.append(name)
             allocate(parameter, paddle.utils.dlpack.from_dlpack(mapped))
             continue
         tensor, target = _empty(shape, dtype, on_cpu)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_CONFIG, read_json, resolve
+from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_CONFIG, kind_of, read_json, resolve
 from paddlemix.checkpoint.formats import TensorSource, open_file
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.utils.errors import CheckpointError
@@ -216,3 +216,17 @@ def _pair(
             )
         pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling)
     return pairs
+
+
+def merge_paths(adapter: str | Path, target: str | Path | None) -> tuple[Path, Path]:
+    """The adapter's folder and the folder that a merge would make: by default a new one beside it, ``<name>-merged``.
+
+    CheckpointError when the first is no adapter or the second holds something. Needs no paddle.
+    """
+    source = resolve(adapter, "the adapter")
+    if kind_of(source) not in ("adapter", "peft"):
+        raise CheckpointError(f"{source}: it is no LoRA adapter, so there is nothing to merge")
+    folder = Path(target) if target is not None else source.absolute().with_name(f"{source.absolute().name}-merged")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already; choose another --merge_model_path or remove it")
+    return source, folder

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoint.folders import kind_of, read_json, resolve
+from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.checkpoint.lora_base import MERGED_MARKER, merged_marker
+from paddlemix.checkpoint.lora_read import merge_paths
 from paddlemix.checkpoint.save import save_model
-from paddlemix.checkpoint.save_files import GENERATION
+from paddlemix.checkpoint.save_files import CHAT_TEMPLATE, GENERATION
 from paddlemix.checkpoint.vocab import require_vocabulary
 from paddlemix.text.tokenizer import load_tokenizer
-from paddlemix.utils.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ def merge_adapter(
     one that the adapter names. CheckpointError when the folder is no adapter, when the target holds something, or when
     the adapter is merged into the base already.
     """
-    source = resolve(adapter, "the adapter")
-    if kind_of(source) not in ("adapter", "peft"):
-        raise CheckpointError(f"{source}: it is no LoRA adapter, so there is nothing to merge")
-    folder = Path(target) if target is not None else source.absolute().with_name(f"{source.absolute().name}-merged")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists already; choose another --merge_model_path or remove it")
+    source, folder = merge_paths(adapter, target)
     loaded = load_model(source, base=base, dtype=dtype, lora="merge")
     tokenizer = load_tokenizer(loaded.tokenizer_folder)
     require_vocabulary(loaded.config, tokenizer, loaded.tokenizer_folder)
@@ -51,10 +46,20 @@ def merge_adapter(
         loaded.config,
         tokenizer,
         generation=generation_of(loaded),
-        extra={MERGED_MARKER: marker},
+        extra={MERGED_MARKER: marker, **template_file(loaded)},
     )
     nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Merged(folder, loaded.base, len(loaded.adapter.pairs), dtype, nbytes)
+
+
+def template_file(loaded: Loaded) -> dict[str, Any]:
+    """A PaddleNLP ``chat_template.json`` of the loaded folder, to be handed on; nothing when there is none.
+
+    transformers' file of that name is a program and is left behind.
+    """
+    path = loaded.folder / CHAT_TEMPLATE
+    data = read_json(path) if path.is_file() else {}
+    return {CHAT_TEMPLATE: data} if "conversation" in data else {}
 
 
 def generation_of(loaded: Loaded) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE
 from paddlemix.settings.model import ImageConfig, LlavaConfig
 
 PREPROCESSOR = "preprocessor_config.json"
+CHAT_TEMPLATE = "chat_template.json"
 GENERATION = "generation_config.json"
 TRAINING_SETTINGS = "training_settings.json"
 """The resolved settings of the run that made the weights, when there was one."""

@@ -40,8 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    from paddlemix.checkpoint.lora_read import merge_paths, read_adapter
     from paddlemix.utils import device
 
+    # What is wrong with the folders is told before paddle is loaded, which takes seconds.
+    source, _ = merge_paths(args.lora_path, args.merge_model_path)
+    read_adapter(source).find_base(args.model_name_or_path)
     device.before_paddle(args.device)
     chosen = device.choose(args.device)
     import paddle
