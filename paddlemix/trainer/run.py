@@ -57,17 +57,21 @@ def finetune(settings: TrainingSettings) -> Result:
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
     guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
-    with guard, _library_output(output):
+    with guard, library_output(output):
         if _is_main():
             files.remove_leftovers(output)
             if resume is None:
                 checkpointing.clear_output(output)
             files.atomic_write(output / SETTINGS_FILE, json.dumps(settings_to_json(settings), indent=2) + "\n")
-        return _Run(settings, output, resume).go()
+        return TrainingRun(settings, output, resume).go()
 
 
-class _Run:
-    """One run from loading to saving; a class only because its steps share what they have made."""
+class TrainingRun:
+    """One run from loading to saving; a class only because its steps share what they have made.
+
+    ``set_up`` loads and builds everything (``model``, ``plan``, ``trainer``), ``carry_out`` trains, evaluates and saves.
+    Between the two, a comparison with another trainer may set the start of the adapters or the order of the rows.
+    """
 
     def __init__(self, settings: TrainingSettings, output: Path, resume: Path | None) -> None:
         self.settings = settings
@@ -76,11 +80,19 @@ class _Run:
 
     def go(self) -> Result:
         """All steps in order."""
+        self.set_up()
+        return self.carry_out()
+
+    def set_up(self) -> None:
+        """Choose the device, load the model, decide what trains, read the data."""
         self._greet()
         device = self._choose_device()
         self.args = training_arguments(self.settings, device.name)
         self._load(device)
         self._prepare()
+
+    def carry_out(self) -> Result:
+        """Train, evaluate, save and tell where the result lies."""
         metrics: dict[str, Any] = {}
         steps, stopped = 0, None
         if self.settings.training.do_train:
@@ -309,7 +321,7 @@ def _is_main() -> bool:
 
 
 @contextlib.contextmanager
-def _library_output(output: Path) -> Iterator[None]:
+def library_output(output: Path) -> Iterator[None]:
     """What paddle and paddlenlp say while they are imported and set up goes to ``train.log``."""
     log = output / LOG_FILE
     redirect_library_logs(log)
