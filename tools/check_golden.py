@@ -13,6 +13,7 @@ import json
 import pkgutil
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,26 +22,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
+from tools.golden.case import Case
+
 HELPERS = {"case", "adapter", "weights", "common"}
 """Modules of tools/golden that are no family."""
 
 
 def families() -> list[str]:
     """Names of the family modules, in order."""
-    return sorted(item.name for item in pkgutil.iter_modules([str(ROOT / "tools" / "golden")]) if item.name not in HELPERS)
+    return sorted(
+        item.name for item in pkgutil.iter_modules([str(ROOT / "tools" / "golden")]) if item.name not in HELPERS
+    )
 
 
-def run(folder: Path, only: str | None = None) -> Iterator["object"]:
+def run(folder: Path, only: str | None = None) -> Iterator[Case]:
     """Every case of ``folder``; ``only`` keeps the families and cases whose name holds that text."""
     for name in families():
-        module = importlib.import_module(f"tools.golden.{name}")
-        if only and only in name:
-            yield from module.run(folder)
-        else:
-            yield from (case for case in module.run(folder) if not only or only in case.case)
+        for case in _family(name, folder):
+            if not only or only in name or only in case.case:
+                yield case
 
 
-def line(case: "object") -> str:
+def _family(name: str, folder: Path) -> Iterator[Case]:
+    """The cases of one family; one that breaks is a failure of its own and does not hide the families behind it."""
+    try:
+        yield from importlib.import_module(f"tools.golden.{name}").run(folder)
+    except Exception as error:  # noqa: BLE001 - see above; the text is printed and counts as a failure
+        traceback.print_exc()
+        yield Case(f"{name}/stopped", float("inf"), 0.0, "fail", f"{type(error).__name__}: {error}")
+
+
+def line(case: Case) -> str:
     """``case | max diff | tolerance | status`` of one case, with the reason behind it when there is one."""
     text = f"{case.case} | {case.max_diff:.3g} | {case.tolerance:.3g} | {case.status}"
     return f"{text} | {case.reason}" if case.reason else text
@@ -59,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(families()))
         return 0
     if not args.folder.is_dir():
-        print(f"{args.folder}: no such folder; give a folder that holds MANIFEST.md and the case folders", file=sys.stderr)
+        print(
+            f"{args.folder}: no such folder; give a folder that holds MANIFEST.md and the case folders", file=sys.stderr
+        )
         return 2
     from paddlemix.utils.device import tune_cpu
 

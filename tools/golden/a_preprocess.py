@@ -30,9 +30,17 @@ def run(folder: Path) -> Iterator[Case]:
     arrays = _folder_of_this_pillow(folder)
     for path in sorted(arrays.glob("process_images_*.npz")):
         yield from _pixels(path, pictures, facts)
-    yield from _stages(arrays / "intermediates_uint8.npz", pictures, facts)
-    yield from _tables(folder / FOLDER / "anyres_tables.json")
-    yield from _unpad(folder / FOLDER / "unpad_table.json")
+    stages, tables, windows = (
+        arrays / "intermediates_uint8.npz",
+        folder / FOLDER / "anyres_tables.json",
+        folder / FOLDER / "unpad_table.json",
+    )
+    if stages.is_file():
+        yield from _stages(stages, pictures, facts)
+    if tables.is_file():
+        yield from _tables(tables)
+    if windows.is_file():
+        yield from _unpad(windows)
 
 
 def image_config(facts: dict[str, Any], aspect: str) -> ImageConfig:
