@@ -373,9 +373,9 @@ def test_float32_to_bfloat16_rounds_to_nearest_even_and_keeps_nan():
 @pytest.mark.parametrize("target", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("source", ["float32", "float16", "bfloat16"])
 def test_filling_in_blocks_equals_casting_at_once(source, target):
-    values = from_float32(RNG.normal(size=(300, 700)).astype(np.float32), source)
+    values = from_float32(RNG.normal(size=(900, 700)).astype(np.float32), source)
     assert values.size > 2 * BLOCK_VALUES
-    out = np.empty((700, 300), kit_type(target))
+    out = np.empty((700, 900), kit_type(target))
     assert fill(values, source, out, target, transpose=True)
     np.testing.assert_array_equal(out, cast(values, source, target).T)
 
