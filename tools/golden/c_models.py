@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden family c: hidden states and features of the towers, projectors, merged batches, logits and losses."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from paddlemix.checkpoint.load import Loaded, load_model
+from paddlemix.models.llava import LlavaForCausalLM, allocate
+from paddlemix.models.projector import build_projector
+from paddlemix.ops.attention.contract import Mask
+from paddlemix.utils.errors import PaddleMixError
+from tools.golden.adapter import Adapted, case_names, load_case
+from tools.golden.case import Case
+from tools.golden.e_generate import find_model
+
+FEATURES = 2e-5
+LOGITS = 1e-4
+LOSS = 1e-5
+
+
+def run(folder: Path) -> Iterator[Case]:
+    """Every file of c_features and c_multimodal; a model that is not there skips its cases, with the reason."""
+    for file in sorted((folder / "c_features").glob("*.npz")):
+        label = f"c_features/{file.stem}"
+        arrays = dict(np.load(file))
+        if file.stem == "projectors":
+            yield from _projectors(label, arrays)
+        else:
+            yield from _with_model(folder, label, lambda loaded: _tower(label, loaded.model, arrays))  # noqa: B023
+    for name in case_names(folder):
+        label = f"c_multimodal/{name}"
+        yield from _with_model(
+            folder,
+            label,
+            lambda loaded: _multimodal(label, loaded.model, load_case(folder, name, loaded.config)),  # noqa: B023
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def model_of(folder: Path, prefix: str) -> Loaded:
+    """The checkpoint behind a case prefix (v15, v16v, v16m), in evaluation mode."""
+    loaded = load_model(find_model(folder, prefix), dtype="float32")
+    loaded.model.eval()
+    return loaded
+
+
+def _with_model(folder: Path, label: str, cases: Any) -> Iterator[Case]:
+    try:
+        loaded = model_of(folder, label.split("/")[1].split("_")[0])
+    except PaddleMixError as error:
+        yield Case(label, 0.0, 0.0, "skipped", " ".join(str(error).split()))
+        return
+    with paddle.no_grad():
+        yield from list(cases(loaded))
+
+
+def _tower(label: str, model: LlavaForCausalLM, expected: dict[str, np.ndarray]) -> Iterator[Case]:
+    pixels = paddle.to_tensor(expected["pixel_values"])
+    encoder, depth = model.llama.vision_tower.vision_tower, model.config.vision.num_hidden_layers
+    for key in sorted(set(expected) - {"pixel_values"}):
+        if key.startswith("hidden_state_"):
+            ours = encoder.hidden_state(pixels, int(key.rpartition("_")[2]))
+        elif key == "last_hidden_state":
+            ours = encoder.hidden_state(pixels, depth)
+        elif key == "pooler_output":
+            ours = encoder.pooled(pixels)
+        elif key.startswith("features_layer"):
+            layer, _, rows = key.removeprefix("features_layer").partition("_")
+            ours = encoder.hidden_state(pixels, int(layer) if int(layer) >= 0 else depth + 1 + int(layer))
+            ours = ours[:, 1:] if rows == "patch" else ours
+        elif key.startswith("list_input_"):
+            index = int(key.rpartition("_")[2])
+            ours = model.llama.vision_tower(pixels[index : index + 1])
+        elif key == "features":
+            ours = model.llama.vision_tower(pixels)
+        elif key in ("encode_images", "projected"):
+            ours = model.encode_images(pixels)
+        else:
+            yield Case(f"{label}/{key}", 0.0, FEATURES, "skipped", "an array that this tool does not know")
+            continue
+        yield near(f"{label}/{key}", ours.numpy(), expected[key], FEATURES)
+
+
+def _projectors(label: str, arrays: dict[str, np.ndarray]) -> Iterator[Case]:
+    x = paddle.to_tensor(arrays["x"])
+    for kind in sorted({key.split("/")[0] for key in arrays} - {"x"}):
+        wanted = arrays[f"{kind}/y"]
+        layer = build_projector(kind, arrays["x"].shape[-1], wanted.shape[-1])
+        weights = {key.split("/w/")[1]: value for key, value in arrays.items() if key.startswith(f"{kind}/w/")}
+        if set(weights) != {name for name, _ in layer.named_parameters()}:
+            yield Case(f"{label}/{kind}", 0.0, FEATURES, "fail", f"parameter names differ: {sorted(weights)}")
+            continue
+        _fill(layer, weights)
+        with paddle.no_grad():
+            yield near(f"{label}/{kind}", layer(x).numpy(), wanted, FEATURES)
+
+
+def _fill(layer: nn.Layer, weights: dict[str, np.ndarray]) -> None:
+    for name, parameter in layer.named_parameters():
+        value = weights[name].T if weights[name].ndim == 2 else weights[name]
+        allocate(parameter, paddle.to_tensor(np.ascontiguousarray(value)))
+
+
+def batch_of(case: Adapted) -> dict[str, paddle.Tensor]:
+    """Arguments of ``LlavaForCausalLM.forward`` for a case, labels included."""
+    plan = case.plan()
+    arrays = {"token_ids": plan.token_ids, "source": plan.source, "positions": plan.positions, "labels": plan.labels}
+    if case.pixels is not None:
+        arrays["pixels"] = case.pixels
+    if plan.starts.any():
+        arrays["starts"] = plan.starts
+    return {key: paddle.to_tensor(value) for key, value in arrays.items()}
+
+
+def _multimodal(label: str, model: LlavaForCausalLM, case: Adapted) -> Iterator[Case]:
+    plan, batch, expected = case.plan(), batch_of(case), case.expected
+    places = {"out_labels": plan.labels, "out_attention_mask": plan.mask, "out_position_ids": plan.positions}
+    for key in sorted(set(places) & set(expected)):
+        wrong = float((places[key] != expected[key]).sum()) if places[key].shape == expected[key].shape else np.inf
+        yield Case(f"{label}/{key}", wrong, 0.0, "ok" if wrong == 0 else "fail")
+    features = model.encode_images(batch["pixels"]) if "pixels" in batch else None
+    embeds = model.embed(batch["token_ids"], batch["source"], features)
+    if "out_inputs_embeds" in expected:
+        yield near(f"{label}/embeds", embeds.numpy(), expected["out_inputs_embeds"], FEATURES)
+    mask = Mask(causal=True, key_starts=batch.get("starts"))
+    logits = model.logits(model.decode(embeds, batch["positions"], mask)).numpy()
+    yield from _logits(label, logits, plan.mask, expected)
+    if "loss" in expected:
+        yield _loss(label, float(model(**batch)), float(expected["loss"]), bool((plan.labels[:, 1:] >= 0).any()))
+
+
+def _logits(label: str, ours: np.ndarray, valid: np.ndarray, expected: dict[str, np.ndarray]) -> Iterator[Case]:
+    if "logits" in expected:
+        yield near(f"{label}/logits", ours[valid], expected["logits"][valid], LOGITS)
+    if "logits_sub16" in expected:
+        yield near(f"{label}/logits_sub16", ours[..., ::16][valid], expected["logits_sub16"][valid], LOGITS)
+    if "logits_lse" in expected:
+        high = ours.max(-1, keepdims=True).astype(np.float64)
+        lse = high[..., 0] + np.log(np.exp(ours - high).sum(-1))
+        yield near(f"{label}/logits_lse", lse[valid], expected["logits_lse"][valid], LOGITS)
+    if "logits_argmax" in expected:
+        # Another winner counts unless both scores are nearer than the logits may differ.
+        theirs = np.take_along_axis(ours, expected["logits_argmax"][..., None], -1)[..., 0]
+        wrong = float((ours.max(-1) - theirs > 2 * LOGITS)[valid].sum())
+        yield Case(f"{label}/logits_argmax", wrong, 0.0, "ok" if wrong == 0 else "fail")
+
+
+def _loss(label: str, ours: float, theirs: float, has_labels: bool) -> Case:
+    if np.isnan(theirs):
+        good = ours == 0.0 and not has_labels
+        reason = "no label is left in the batch: the original's loss is NaN, ours is 0 with zero gradients"
+        return Case(f"{label}/loss", 0.0, LOSS, "deviates" if good else "fail", reason)
+    return relative(f"{label}/loss", ours, theirs, LOSS)
+
+
+def near(case: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Case:
+    """Compare the largest absolute difference."""
+    if ours.shape != theirs.shape:
+        return Case(case, float("inf"), tolerance, "fail", f"shape {ours.shape} instead of {theirs.shape}")
+    diff = float(np.abs(ours.astype(np.float64) - theirs).max()) if ours.size else 0.0
+    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")
+
+
+def relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
+    """Compare two numbers, relative to theirs."""
+    diff = abs(ours - theirs) / max(abs(theirs), 1e-12)
+    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")
