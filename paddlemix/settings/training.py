@@ -19,7 +19,6 @@ _NO_EXPERTS = "the model has no experts"
 _OWN_CHECKPOINTS = "checkpoints are written and read by paddlemix (complete or absent, with checksums)"
 _OWN_FLOW = "the training loop has no such mode"
 _OWN_DATA = "the data set is read row by row, with every column the model needs"
-_NO_PACKING = "packing of samples is not available; use group_by_modality_length"
 _CLIP_ONLY = "it belongs to the trainers of CLIP and EVA; use lr_scheduler_type and warmup_ratio"
 _SHARDING = ("stage1", "stage2", "stage3", "offload")
 _INTERVAL = ("no", "steps", "epoch")
@@ -106,7 +105,7 @@ class DataGroup:
         None, "Sizes that anyres may choose from, as [width, height] in pixels.", check=_pairs
     )
     chat_template: str | None = key(None, "chat_template.json of every chatml data set that names none.")
-    mixtoken: bool = key(False, "Pack several samples into one row.", fixed=_NO_PACKING)
+    mixtoken: bool = key(False, "Pack several samples into one row of at most max_length positions.")
     task_name: str | None = key(None, "Sub-task of a built-in data set.", fixed=_NO_EFFECT)
     src_length: int = key(1024, "Longest question.", fixed="it has no effect in PaddleMIX; use max_length")
     eval_with_do_generation: bool = key(False, "Generate during evaluation.", fixed=_OWN_FLOW)

@@ -3,9 +3,12 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from paddlemix.settings import loader
 from paddlemix.settings.loader import load_settings
 from paddlemix.settings.training import ALIASES, KNOWN, OWN_TRAINING_KEYS
 from paddlemix.utils.errors import ConfigError
@@ -146,3 +149,13 @@ PADDLEMIX_KEYS = {
 def test_every_key_of_paddlemix_is_known_with_its_default(group):
     for name, default in PADDLEMIX_KEYS[group].items():
         assert (KNOWN[name].group, KNOWN[name].default) == (group, default)
+
+
+def test_every_key_that_acts_is_read_by_a_room_or_handed_to_paddlenlp():
+    rooms = Path(loader.__file__).parents[1]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in rooms.rglob("*.py") if path.parent.name != "settings")
+    turned_into_dataset = {"data_path"}
+    for name, known in KNOWN.items():
+        ours = known.group != "training" or name in OWN_TRAINING_KEYS
+        if ours and not known.facts.fixed and name not in turned_into_dataset:
+            assert re.search(rf"\b{name}\b", text), f"{name} is accepted, but no room reads it"

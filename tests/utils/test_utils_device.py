@@ -103,7 +103,8 @@ def test_tuning_leaves_what_the_user_has_set():
 def test_npu_flags_are_set_before_paddle_and_for_an_npu_only():
     code = "from paddlemix.utils.device import before_paddle as b; print(len(b('cpu')), len(b('npu:0')))"
     assert _python(code).stdout.split() == ["0", str(len(device.NPU_FLAGS))]
-    late = "import sys; sys.modules['paddle'] = sys\nfrom paddlemix.utils.device import before_paddle as b\nprint(b('npu')[0])"
+    late = "import sys; sys.modules['paddle'] = sys\nfrom paddlemix.utils.device import before_paddle\n"
+    late += "print(before_paddle('npu')[0])"
     assert "source config/npu/env.sh" in _python(late).stdout
 
 
