@@ -1,0 +1,166 @@
+"""Checkpoints are complete or absent, and the right one is found."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from paddlemix.trainer import checkpointing
+from paddlemix.trainer.checkpointing import RunState
+from paddlemix.utils import files
+from paddlemix.utils.errors import CheckpointError, ConfigError
+from tests.trainer.trainer_kit import settings
+
+
+def publish(output, step, text="weights"):
+    with files.publish_folder(output / f"checkpoint-{step}") as folder:
+        (folder / "model.safetensors").write_text(text)
+    return output / f"checkpoint-{step}"
+
+
+def test_checkpoints_are_ordered_by_step_and_not_by_name_or_time(tmp_path):
+    for step in (10, 9, 100):
+        publish(tmp_path, step)
+    (tmp_path / "checkpoint-abc").mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [9, 10, 100]
+    assert checkpointing.newest_valid(tmp_path).name == "checkpoint-100"
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing", "manifest", "longer"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage, capsys):
+    publish(tmp_path, 1)
+    newest = publish(tmp_path, 2)
+    if damage == "bit":
+        (newest / "model.safetensors").write_text("weightt")
+    elif damage == "longer":
+        (newest / "model.safetensors").write_text("weights and more")
+    elif damage == "missing":
+        (newest / "model.safetensors").unlink()
+    else:
+        (newest / files.MANIFEST).write_text("{")
+    assert checkpointing.newest_valid(tmp_path).name == "checkpoint-1"
+    assert "checkpoint-2 is damaged" in capsys.readouterr().err
+
+
+def test_only_damaged_checkpoints_are_an_error_and_no_fresh_start(tmp_path):
+    (publish(tmp_path, 2) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint there is damaged"):
+        checkpointing.find_resume(settings(tmp_path))
+    assert checkpointing.find_resume(settings(tmp_path, overwrite_output_dir=True)) is None
+
+
+def test_a_named_checkpoint_must_be_whole(tmp_path):
+    folder = publish(tmp_path / "elsewhere", 3)
+    run = settings(tmp_path / "out", resume_from_checkpoint=str(folder))
+    assert checkpointing.find_resume(run) == folder
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r'"resume_from_checkpoint".*model.safetensors: missing'):
+        checkpointing.find_resume(run)
+
+
+def test_a_folder_with_other_things_is_not_written_into(tmp_path):
+    assert checkpointing.find_resume(settings(tmp_path / "new")) is None
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        checkpointing.find_resume(settings(tmp_path))
+    assert checkpointing.find_resume(settings(tmp_path, overwrite_output_dir=True)) is None
+
+
+def test_what_an_interrupted_start_leaves_does_not_block_the_next(tmp_path):
+    for name in ("train.log", ".lock", "training_settings.json", ".tmp-checkpoint-2-77"):
+        (tmp_path / name).write_text("")
+    assert checkpointing.find_resume(settings(tmp_path)) is None
+
+
+def test_asking_for_a_checkpoint_where_there_is_none_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="holds no valid checkpoint"):
+        checkpointing.find_resume(settings(tmp_path, resume_from_checkpoint="true"))
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    folders = [publish(tmp_path, step) for step in (1, 2, 3, 4)]
+    assert checkpointing.rotate(tmp_path, None) == []
+    gone = checkpointing.rotate(tmp_path, 2, keep=folders[0])
+    assert gone == folders[1:3]
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [1, 4]
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".tmp")] == []
+    assert checkpointing.rotate(tmp_path, 1, keep=folders[3]) == [folders[0]]
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    folder = publish(tmp_path, 5)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    checkpointing.remove(folder)
+    assert checkpointing.checkpoints(tmp_path) == []
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from paddlemix.trainer.checkpointing import lock\n"
+        f"with lock({str(tmp_path)!r}):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"is in use by process {other.pid} on"), checkpointing.lock(tmp_path):
+            pass
+        other.kill()
+    with checkpointing.lock(tmp_path):  # a kill frees the folder
+        pass
+
+
+def test_a_state_reads_back_bit_for_bit(tmp_path):
+    state = RunState(7, 7, 1, "abc", open_loss=0.1 + 0.2, logged_loss=1 / 3, settings={"lora": True})
+    checkpointing.write_state(tmp_path, state)
+    assert checkpointing.read_state(tmp_path) == state
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "extra": 2}', '{"format": 9}'])
+def test_a_broken_state_names_the_file(tmp_path, text):
+    (tmp_path / checkpointing.STATE_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match=r"training_state\.json"):
+        checkpointing.read_state(tmp_path)
+
+
+def test_a_model_folder_is_not_taken_for_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="a model and not a checkpoint"):
+        checkpointing.read_state(tmp_path)
+
+
+def test_a_failing_save_leaves_the_older_checkpoint_and_no_new_one(tmp_path):
+    from tests.trainer.trainer_kit import PlainWeights, make_trainer
+
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    trainer = make_trainer(settings(tmp_path, save_strategy="steps", save_steps=2))
+
+    class Failing(PlainWeights):
+        def save(self, folder, model):
+            super().save(folder, model)
+            if trainer.state.global_step == 4:
+                raise OSError(28, "No space left on device")
+
+    trainer.weights = Failing()
+    with pytest.raises(Exception, match=r"checkpoint-4: cannot be written .*free"):
+        trainer.train()
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [2]
+    assert files.verify_folder(tmp_path / "checkpoint-2") == []
+
+
+def test_the_optimizer_is_stored_by_structured_names(tmp_path):
+    from safetensors import safe_open
+
+    from tests.trainer.trainer_kit import make_trainer
+
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    trainer = make_trainer(settings(tmp_path, save_strategy="steps", save_steps=12))
+    trainer.train()
+    with safe_open(tmp_path / "checkpoint-12" / "optimizer.safetensors", framework="np") as stored:
+        names = set(stored.keys())
+    assert {name.partition("/")[2] for name in names} == set(trainer.plan.rules)
+    assert json.loads((tmp_path / "checkpoint-12" / checkpointing.STATE_FILE).read_text())["global_step"] == 12
