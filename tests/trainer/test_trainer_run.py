@@ -1,0 +1,286 @@
+"""Whole runs from settings to a folder that the chat opens, through the doorways where that matters."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from paddlemix.settings.loader import load_settings
+from paddlemix.trainer import checkpointing
+from paddlemix.utils import files
+from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
+from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+DOORWAY = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model, pictures and rows; the last row has no picture."""
+    from paddlemix.checkpoint.save import save_model
+    from paddlemix.text.tokenizer import load_tokenizer
+
+    root = tmp_path_factory.mktemp("place")
+    model = tiny_model()
+    save_model(root / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    rows = []
+    for index in range(6):
+        tiny_image(index).save(root / f"{index}.png")
+        turns = [("human", f"<image>\nwhat colour {index}?"), ("gpt", "red square" if index % 2 else "blue circle")]
+        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
+    del rows[-1]["image"]
+    rows[-1]["conversations"][0]["value"] = "how many?"
+    (root / "train.json").write_text(json.dumps(rows))
+    (root / "eval.json").write_text(json.dumps(rows[:3]))
+    return root
+
+
+def arguments(place, output, **changes):
+    keys = {
+        "model_name_or_path": place / "model",
+        "data_path": place / "train.json",
+        "image_folder": place,
+        "output_dir": output,
+        "do_train": "true",
+        "device": "cpu",
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **changes,
+    }
+    return [part for name, value in keys.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def go(place, output, **changes):
+    from paddlemix.trainer.run import finetune
+
+    return finetune(load_settings(arguments(place, output, **changes)))
+
+
+def with_eval(place):
+    parts = {name: [{"data_files": str(place / f"{name}.json")}] for name in ("train", "eval")}
+    return dict(data_path=None, dataset=json.dumps(parts))
+
+
+def answer(folder):
+    from paddlemix.generation.load import load_chat
+    from paddlemix.generation.sampling import Decoding
+
+    chat = load_chat(str(folder), device="cpu", decoding=Decoding(max_new_tokens=4))
+    return "".join(chat.ask("what colour 0?", [tiny_image(0)]))
+
+
+def test_a_full_run_leaves_a_complete_folder_and_the_console_tells_what_counts(place, tmp_path, capsys):
+    result = go(place, tmp_path / "out", save_strategy="steps", save_steps=4, **with_eval(place), do_eval="true")
+    shown = capsys.readouterr().out
+    for words in ("learning_rate: 0.001", "What trains (full)", "vision tower", "frozen", "loss: ", "eval_loss: ",
+                  "saved checkpoint-4", f"--model-path {tmp_path / 'out'}"):  # fmt: skip
+        assert words in shown
+    assert "Configuration Arguments" not in shown
+    assert len(shown.splitlines()) < 60
+    out = result.folder
+    assert "Configuration Arguments" in (out / "train.log").read_text()
+    assert files.verify_folder(out) == []
+    assert files.verify_folder(out / "checkpoint-4") == []
+    results = json.loads((out / "all_results.json").read_text())
+    assert results["train_loss"] > 0
+    assert results["eval_loss"] > 0
+    assert {"train_results.json", "eval_results.json", "trainer_state.json"} <= {item.name for item in out.iterdir()}
+    assert load_settings(arguments_from(out / "training_settings.json")).training.learning_rate == 1e-3
+    assert isinstance(answer(out), str)
+
+
+def arguments_from(file):
+    return [str(file)]
+
+
+def test_the_result_is_what_was_trained(place, tmp_path):
+    from paddlemix.trainer.run import TrainingRun
+
+    run = TrainingRun(load_settings(arguments(place, tmp_path)), tmp_path, None)
+    run.set_up()
+    before = {name: value.numpy().copy() for name, value in run.model.named_parameters()}
+    run.carry_out()
+    stored = load_file(tmp_path / "model.safetensors")
+    after = {name: value.numpy() for name, value in run.model.named_parameters()}
+    assert all(np.array_equal(stored[name], after[name]) for name in after)
+    moved = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert moved == set(run.plan.rules)
+
+
+def test_an_adapter_opens_without_flags_and_goes_on_as_lora_path(place, tmp_path):
+    go(place, tmp_path / "a", lora="true", lora_rank=2, save_strategy="steps", save_steps=6)
+    assert (tmp_path / "a" / "lora_config.json").is_file()
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+    assert answer(tmp_path / "a") == answer(tmp_path / "a" / "checkpoint-6")
+    go(place, tmp_path / "b", lora="true", lora_path=tmp_path / "a", learning_rate=0)
+    first, second = (load_file(tmp_path / name / "lora_model_state.safetensors") for name in "ab")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_an_adapter_folder_can_be_moved_together_with_its_base(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "one" / "model")
+    go(place, tmp_path / "one" / "adapter", lora="true", lora_rank=2, model_name_or_path=tmp_path / "one" / "model")
+    told = answer(tmp_path / "one" / "adapter")
+    os.rename(tmp_path / "one", tmp_path / "two")
+    assert answer(tmp_path / "two" / "adapter") == told
+
+
+def test_an_adapter_is_no_base_for_another(place, tmp_path):
+    go(place, tmp_path / "a", lora="true", lora_rank=2, max_steps=1)
+    with pytest.raises(ConfigError, match='give it as "lora_path"'):
+        go(place, tmp_path / "b", lora="true", lora_rank=2, model_name_or_path=tmp_path / "a")
+
+
+def test_pretraining_saves_a_projector_that_reads_back(place, tmp_path):
+    from paddlemix.trainer.run import pretrain
+
+    run = load_settings(arguments(place, tmp_path / "a", save_strategy="steps", save_steps=6))
+    pretrain(run)
+    trained = load_file(tmp_path / "a" / "model.safetensors")
+    projector = load_file(tmp_path / "a" / "mm_projector.safetensors")
+    assert np.array_equal(projector["model.mm_projector.0.weight"], trained["llama.mm_projector.0.weight"].T)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["template"] == "plain"
+    before = load_file(place / "model" / "model.safetensors")
+    assert {name for name in before if not np.array_equal(before[name], trained[name])} == {
+        name for name in before if "mm_projector" in name
+    }
+    for adapter in (tmp_path / "a" / "mm_projector.safetensors", tmp_path / "a" / "checkpoint-6"):
+        go(place, tmp_path / "b", pretrain_mm_mlp_adapter=adapter, learning_rate=0, overwrite_output_dir="true")
+        assert np.array_equal(
+            load_file(tmp_path / "b" / "model.safetensors")["llama.mm_projector.2.bias"],
+            trained["llama.mm_projector.2.bias"],
+        )
+
+
+def test_evaluation_alone_gives_the_loss_and_trains_nothing(place, tmp_path):
+    result = go(place, tmp_path / "out", do_train="false", do_eval="true", **with_eval(place))
+    assert result.steps == 0
+    assert result.metrics["eval_loss"] > 0
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_with_a_result_is_not_overwritten_unasked(place, tmp_path):
+    go(place, tmp_path, max_steps=1)
+    with pytest.raises(ConfigError, match="is not empty"):
+        go(place, tmp_path, max_steps=1)
+    go(place, tmp_path, max_steps=1, overwrite_output_dir="true", save_strategy="steps", save_steps=1)
+    go(place, tmp_path, max_steps=1, overwrite_output_dir="true")
+    assert checkpointing.checkpoints(tmp_path) == []
+
+
+def test_a_finished_run_started_again_gives_its_result_back(place, tmp_path):
+    keys = dict(save_strategy="steps", save_steps=6)
+    first = go(place, tmp_path, **keys)
+    result = (tmp_path / "model.safetensors").read_bytes()
+    again = go(place, tmp_path, **keys)
+    assert again.steps == first.steps == 6
+    assert again.metrics["train_loss"] == first.metrics["train_loss"]
+    assert (tmp_path / "model.safetensors").read_bytes() == result
+
+
+@pytest.mark.parametrize("lora", ["false", "true"])
+def test_a_signal_saves_and_the_same_command_ends_as_the_straight_run(place, tmp_path, lora):
+    from paddlenlp.trainer import TrainerCallback
+
+    from paddlemix.trainer.run import TrainingRun, finetune
+
+    keys = dict(lora=lora, group_by_modality_length="true")
+    go(place, tmp_path / "straight", **keys)
+
+    class Kill(TrainerCallback):
+        def on_substep_end(self, args, state, control, **_):
+            return control
+
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = load_settings(arguments(place, tmp_path / "stopped", **keys))
+    (tmp_path / "stopped").mkdir()
+    run = TrainingRun(settings, tmp_path / "stopped", None)
+    run.set_up()
+    run.trainer.add_callback(Kill())
+    stopped = run.carry_out()
+    assert (stopped.exit_code, stopped.stopped_by, stopped.steps) == (75, "SIGTERM", 4)
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path / "stopped")] == [4]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert finetune(settings).exit_code == 0
+    name = "model.safetensors" if lora == "false" else "lora_model_state.safetensors"
+    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_the_command_resumes_in_a_fresh_process_and_another_folder_bit_for_bit(place, tmp_path):
+    keys = dict(lora="true", save_strategy="steps", save_steps=3)
+    go(place, tmp_path / "straight", **keys)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "straight" / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    done = subprocess.run(
+        [sys.executable, str(DOORWAY), *arguments(place, "again", **keys)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PADDLEMIX_CPU_TUNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from again/checkpoint-3" in done.stdout
+    name = "lora_model_state.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rat": 1}, 'did you mean "learning_rate"'),
+        ({"do_predict": "true"}, "do_predict"),
+        ({"lora": "true", "tune_mm_mlp_adapter": "true"}, "choose one"),
+    ],
+)
+def test_wrong_settings_end_with_2_before_paddle_is_imported(place, tmp_path, changes, words):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = [{str(DOORWAY)!r}, *sys.argv[1:]]\n"
+        "try:\n"
+        f"    runpy.run_path({str(DOORWAY)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert 'paddle' not in sys.modules\n"
+        "    raise\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments(place, tmp_path / "out", **changes)], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_eval_rows_name_the_key(place, tmp_path):
+    with pytest.raises(ConfigError, match="eval"):
+        go(place, tmp_path / "out", do_eval="true")
+
+
+def test_the_failing_step_names_the_rows(place, tmp_path):
+    with pytest.raises(TrainingError, match=r"step \d+: .*train\.json"):
+        go(place, tmp_path / "out", learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant")
+
+
+def test_a_model_folder_that_does_not_exist_is_told(place, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        go(place, tmp_path / "out", model_name_or_path="nowhere/model")
+
+
+@pytest.fixture(autouse=True)
+def _library_log_level():
+    yield
+    logging.getLogger("PaddleNLP").handlers = []
