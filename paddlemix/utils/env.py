@@ -33,7 +33,12 @@ FLAGS: dict[str, Flag] = {
         Flag("PADDLEMIX_NPU_FUSED_RMS_NORM", "auto", _SWITCH, "Fused NPU RMSNorm."),
         Flag("PADDLEMIX_NPU_FUSED_ROPE", "auto", _SWITCH, "Fused NPU rotary embedding."),
         Flag("PADDLEMIX_NPU_FUSED_SWIGLU", "auto", _SWITCH, "Fused NPU SwiGLU."),
-        Flag("PADDLEMIX_CPU_TUNING", "1", ("0", "1"), "CPU tuning at the doorways (see utils/device.py); 0 leaves the process alone."),
+        Flag(
+            "PADDLEMIX_CPU_TUNING",
+            "1",
+            ("0", "1"),
+            "CPU tuning at the doorways (see utils/device.py); 0 leaves the process alone.",
+        ),
         Flag("PADDLEMIX_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"), "Level of the console log."),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),
