@@ -49,10 +49,16 @@ MIXED = (
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["v1_pad", "llava_llama_2_pad", "v1_square"])
-def test_rows_equal_the_data_set_of_the_original(golden_llava: Path, name: str):
-    version, aspect = name.rsplit("_", 1)
-    expected = np.load(golden_llava / "b_prompts" / f"dataset_batch_{name}.npz")
+def test_rows_equal_the_data_set_of_the_original(golden_llava: Path):
+    paths = sorted((golden_llava / "b_prompts").glob("dataset_batch_*.npz"))
+    assert paths
+    for path in paths:
+        compare_with_the_original(golden_llava, path)
+
+
+def compare_with_the_original(golden_llava: Path, path: Path) -> None:
+    version, aspect = path.stem.removeprefix("dataset_batch_").rsplit("_", 1)
+    expected = np.load(path)
     side = expected["images"].shape[-1]
     tower = json.loads(next(golden_llava.glob("hub/openai/*/config.json")).read_text())["vision_config"]
     vision = VisionConfig(1, 1, 1, 1, image_size=tower["image_size"], patch_size=tower["patch_size"])

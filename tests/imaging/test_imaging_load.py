@@ -191,6 +191,17 @@ def test_broken_exif_and_icc_do_not_hide_the_picture():
         assert load_image(encoded("JPEG", **options)).size == (47, 33)
 
 
+def test_a_text_chunk_that_unfolds_is_refused_or_left_alone():
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    data, bomb = encoded("PNG"), chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 50_000_000, 9))
+    begun = time.perf_counter()
+    with contextlib.suppress(DataError):
+        assert np.array_equal(np.asarray(load_image(data[:33] + bomb + data[33:])), NOISE)
+    assert time.perf_counter() - begun < 1.0
+
+
 def test_the_first_frame_is_used_and_more_can_be_refused():
     frames = [Image.new("RGB", (8, 8), (10 * index, 0, 0)) for index in range(1, 9)]
     for kind in ("GIF", "WEBP", "PNG"):

@@ -64,10 +64,17 @@ def test_equal_sources_have_equal_embeddings_and_padding_is_zero(golden_llava: P
     assert compared
 
 
-@pytest.mark.parametrize("model", ["v16v", "v16m"])
-def test_features_of_the_flat_merge_rearranged_give_the_other_merges(golden_llava: Path, model: str):
-    found = {case.name: case for case in cases(golden_llava) if case.name.startswith(model)}
-    flat = found[f"{model}_flat"]
+def test_features_of_the_flat_merge_rearranged_give_the_other_merges(golden_llava: Path):
+    found = {case.name: case for case in cases(golden_llava)}
+    flats = [name for name in found if name.endswith("_flat")]
+    if not flats:
+        pytest.skip("this folder has no case of the flat merge with several tiles")
+    for name in flats:
+        model = name.removesuffix("flat")
+        compare_with_flat(found[name], [found[other] for other in sorted(found) if other.startswith(model)])
+
+
+def compare_with_flat(flat: Adapted, others: list[Adapted]) -> None:
     plan, rows = flat.plan(), flat.expected["out_inputs_embeds"]
     is_feature = (plan.source >= plan.token_ids.size) & plan.mask
     numbers = plan.source[is_feature] - plan.token_ids.size
@@ -75,15 +82,14 @@ def test_features_of_the_flat_merge_rearranged_give_the_other_merges(golden_llav
     features[numbers] = rows[is_feature]
     words = {int(token): rows[index] for index, token in np.ndenumerate(plan.token_ids) if not is_feature[index]}
     compared = 0
-    for name in sorted(found):
-        case = found[name]
-        if name == flat.name or case.pixels is None or not np.array_equal(case.pixels, flat.pixels):
+    for case in others:
+        if case.name == flat.name or case.pixels is None or not np.array_equal(case.pixels, flat.pixels):
             continue
         plan, rows = case.plan(), case.expected["out_inputs_embeds"]
         lone = plan.token_ids.size + plan.n_tiles * plan.tokens_per_tile + 1
         newline = rows[plan.source == lone][:1] if (plan.source == lone).any() else np.zeros((1, rows.shape[-1]))
         text = np.stack([words[int(token)] for token in plan.token_ids.reshape(-1)])
         table = np.concatenate([text, features, np.zeros_like(newline), newline])
-        assert np.abs(table[plan.source] - rows)[plan.mask].max() <= 2e-5, name
+        assert np.abs(table[plan.source] - rows)[plan.mask].max() <= 2e-5, case.name
         compared += 1
-    assert compared >= 3
+    assert compared
