@@ -80,7 +80,9 @@ class ChatDataset:
         digest = hashlib.sha256()
         for sample in self.samples:
             turns = [(message.role, message.text) for message in sample.messages]
-            digest.update(repr((turns, sample.images, sample.id)).encode("utf-8"))
+            # Without the image folder in front: data that moved to another disk is the same data.
+            images = [image.removeprefix(sample.image_root) for image in sample.images]
+            digest.update(repr((turns, images, sample.id)).encode("utf-8"))
         return digest.hexdigest()
 
 

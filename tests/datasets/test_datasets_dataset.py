@@ -322,6 +322,7 @@ def test_addresses_are_not_read_while_training_unless_allowed(rows, encoder, pic
 def test_the_fingerprint_changes_with_the_rows_only(rows, encoder):
     one = ChatDataset(rows(*MIXED), encoder())
     assert one.fingerprint == ChatDataset(rows(*MIXED, name="other.json"), encoder(max_length=99)).fingerprint
+    assert one.fingerprint == ChatDataset(rows(*MIXED, image_folder="moved"), encoder()).fingerprint
     assert one.fingerprint != ChatDataset(rows(*MIXED[:2]), encoder()).fingerprint
     changed = replace(one.samples[0], messages=(Message("user", "<image>"), Message("assistant", "blue")))
     assert one.fingerprint != ChatDataset([changed, *one.samples[1:]], encoder()).fingerprint
