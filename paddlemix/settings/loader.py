@@ -37,7 +37,8 @@ def load_settings(argv: list[str]) -> TrainingSettings:
     values: dict[str, Any] = {}
     if file is not None:
         values = _accept_all(read_object(file), file, "/")
-    values |= _accept_all(_parse_flags(tokens), COMMAND_LINE, "--")
+    flags = _accept_all(_parse_flags(tokens), COMMAND_LINE, "--")
+    values = _overlay(values, flags)
     where = file or COMMAND_LINE
     for name, known in KNOWN.items():
         if known.facts.needed and values.get(name) is None:
@@ -50,6 +51,17 @@ def load_settings(argv: list[str]) -> TrainingSettings:
     check_conflicts(settings, where)
     check_paths(settings, where)
     return settings
+
+
+def _overlay(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The file's values under those of the command line. Training files named there replace the file's; eval stays."""
+    merged = values | flags
+    if flags.get("dataset") is not None:
+        merged["data_path"] = None
+    elif flags.get("data_path") is not None and isinstance(values.get("dataset"), dict):
+        merged["dataset"] = {**values["dataset"], "train": [{"data_files": flags["data_path"]}]}
+        merged["data_path"] = None
+    return merged
 
 
 def settings_to_json(settings: TrainingSettings) -> dict[str, Any]:

@@ -427,3 +427,12 @@ def test_the_recipes_have_the_names_of_paddlemix():
     names = {str(path.relative_to(ROOT / "paddlemix/config/llava")) for path in RECIPES}
     per_version = ("sft_argument.json", "lora_sft_argument.json", "lora_sft_argument_stage2.json")
     assert names >= {"pretrain.json", *(f"{version}/{name}" for version in ("v1_5", "v1_6") for name in per_version)}
+
+
+def test_training_files_on_the_command_line_replace_those_of_the_file():
+    dataset = {"train": [{"data_files": "a.json"}], "eval": [{"data_files": "b.json"}]}
+    named = load("--data_path", "c.json", dataset=dataset).data
+    assert named.dataset == {"train": [{"data_files": "c.json"}], "eval": [{"data_files": "b.json"}]}
+    assert named.data_path is None
+    other = json.dumps({"train": [{"data_files": "d.json"}]})
+    assert load("--dataset", other, data_path="a.json").data.dataset["train"] == [{"data_files": "d.json"}]
