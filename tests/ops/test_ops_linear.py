@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers, adapters and fused products."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from paddlemix.ops.linear import Fused, Linear, LoraLinear, add_lora, lora_layers, merge_lora
+from paddlemix.utils.errors import ConfigError
+
+
+class Block(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.o_proj = Linear(8, 12), Linear(12, 8, bias=False)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + self.o_proj(self.q_proj(x)))
+
+
+class Stack(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.LayerList([Block(), Block()])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.fixture
+def x():
+    return paddle.to_tensor(np.random.default_rng(0).standard_normal([3, 8]).astype("float32"))
+
+
+def trained(model):
+    """Give every adapter a B that is not zero."""
+    for index, (_, layer) in enumerate(lora_layers(model)):
+        values = np.random.default_rng(index).standard_normal(layer.lora_B.shape).astype("float32")
+        layer.lora_B.set_value(paddle.to_tensor(values))
+
+
+def test_weights_are_in_by_out(x):
+    layer = Linear(8, 12)
+    assert list(layer.weight.shape) == [8, 12]
+    expected = x.numpy() @ layer.weight.numpy() + layer.bias.numpy()
+    np.testing.assert_allclose(layer(x).numpy(), expected, atol=1e-6)
+
+
+def test_a_new_adapter_changes_nothing(x):
+    model = Stack()
+    before = model(x).numpy()
+    names = add_lora(model, [".*_proj"], r=4, alpha=8)
+    assert names == ["layers.0.q_proj", "layers.0.o_proj", "layers.1.q_proj", "layers.1.o_proj"]
+    assert np.array_equal(model(x).numpy(), before)
+
+
+def test_parameter_names_stay_and_lora_names_are_added():
+    model = Stack()
+    before = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    add_lora(model, ["layers.0.q_proj"], r=4, alpha=8)
+    after = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    assert set(after) - set(before) == {"layers.0.q_proj.lora_A", "layers.0.q_proj.lora_B"}
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert after["layers.0.q_proj.lora_A"].shape == (8, 4)
+    assert after["layers.0.q_proj.lora_B"].shape == (4, 12)
+
+
+def test_the_adapter_adds_scaled_a_times_b(x):
+    layer = LoraLinear(Linear(8, 12), r=4, alpha=6)
+    plain = (x.numpy() @ layer.weight.numpy()) + layer.bias.numpy()
+    layer.lora_B.set_value(paddle.ones([4, 12]))
+    low = x.numpy() @ layer.lora_A.numpy() @ np.ones([4, 12], "float32") * 1.5
+    np.testing.assert_allclose(layer(x).numpy(), plain + low, atol=1e-6)
+
+
+def test_merged_equals_unmerged_and_back(x):
+    model = Stack()
+    add_lora(model, [".*_proj"], r=4, alpha=8)
+    trained(model)
+    open_, weight = model(x).numpy(), model.layers[0].q_proj.weight.numpy()
+    for _, layer in lora_layers(model):
+        layer.merge()
+        layer.merge()  # a second time does nothing
+    np.testing.assert_allclose(model(x).numpy(), open_, atol=5e-6)
+    assert not np.allclose(model.layers[0].q_proj.weight.numpy(), weight)
+    for _, layer in lora_layers(model):
+        layer.unmerge()
+    np.testing.assert_allclose(model.layers[0].q_proj.weight.numpy(), weight, atol=1e-6)
+
+
+def test_merge_lora_leaves_a_plain_model(x):
+    model = Stack()
+    plain_names = [name for name, _ in model.named_parameters()]
+    names = add_lora(model, ["layers.1.*"], r=2, alpha=2)
+    trained(model)
+    open_ = model(x).numpy()
+    assert merge_lora(model) == names
+    assert [name for name, _ in model.named_parameters()] == plain_names
+    assert {type(layer) for _, layer in model.named_sublayers() if isinstance(layer, Linear)} == {Linear}
+    np.testing.assert_allclose(model(x).numpy(), open_, atol=5e-6)
+
+
+def test_the_start_of_an_adapter_depends_on_seed_and_name_only():
+    one, two, other = Stack(), Stack(), Stack()
+    add_lora(one, ["layers.0.q_proj", "layers.1.q_proj"], r=2, alpha=2, seed=3)
+    add_lora(two, ["layers.1.q_proj"], r=2, alpha=2, seed=3)
+    add_lora(other, ["layers.1.q_proj"], r=2, alpha=2, seed=4)
+    assert np.array_equal(one.layers[1].q_proj.lora_A.numpy(), two.layers[1].q_proj.lora_A.numpy())
+    assert not np.array_equal(one.layers[0].q_proj.lora_A.numpy(), one.layers[1].q_proj.lora_A.numpy())
+    assert not np.array_equal(two.layers[1].q_proj.lora_A.numpy(), other.layers[1].q_proj.lora_A.numpy())
+
+
+def test_dropout_acts_in_training_only(x):
+    paddle.seed(1)
+    layer = LoraLinear(Linear(8, 12), r=4, alpha=4, dropout=0.5)
+    layer.lora_B.set_value(paddle.ones([4, 12]))
+    assert not np.allclose(layer(x).numpy(), layer(x).numpy())
+    layer.eval()
+    assert np.array_equal(layer(x).numpy(), layer(x).numpy())
+
+
+@pytest.mark.parametrize(
+    ("patterns", "text"),
+    [
+        ([".*_proj", "q_proj"], 'LoRA target "q_proj" matches no module .*whole name must match.*layers.'),
+        (["layers.0.norm"], 'target "layers.0.norm" matches 1 modules but no linear layer .*LayerNorm'),
+        (["layers.(0"], r'target "layers.\(0" is not a regular expression'),
+    ],
+)
+def test_a_target_that_hits_no_linear_layer_is_an_error(patterns, text):
+    model = Stack()
+    with pytest.raises(ConfigError, match=text):
+        add_lora(model, patterns, r=2, alpha=2)
+    assert list(lora_layers(model)) == []
+
+
+def test_a_second_adapter_on_a_layer_is_an_error():
+    model = Stack()
+    add_lora(model, ["layers.0.q_proj"], r=2, alpha=2)
+    with pytest.raises(ConfigError, match='"layers.0.q_proj" has an adapter already; merge it first'):
+        add_lora(model, ["layers.0.q_proj"], r=2, alpha=2)
+
+
+def test_fused_layers_equal_plain_ones_and_come_back_bit_for_bit(x):
+    layers = [Linear(8, 12), Linear(8, 4)]
+    for layer in layers:
+        layer.bias.set_value(paddle.randn(layer.bias.shape))
+    plain = np.concatenate([layer(x).numpy() for layer in layers], axis=1)
+    values = [parameter.numpy() for layer in layers for parameter in layer.parameters()]
+    fused = Fused(layers)
+    np.testing.assert_allclose(fused(x).numpy(), plain, atol=1e-6)
+    fused.release()
+    after = [parameter.numpy() for layer in layers for parameter in layer.parameters()]
+    assert all(np.array_equal(one, two) for one, two in zip(values, after, strict=True))
+
+
+def test_an_open_adapter_is_not_fused():
+    layer = LoraLinear(Linear(8, 12), r=2, alpha=2)
+    assert not Fused.can([Linear(8, 12), layer])
