@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _read_ours(folder: Path) -> Adapter:
             rest.append(name)
         else:
             halves.setdefault(f"{match[1]}.weight", {})[match[2]] = Half(name, False)
-    pairs = _pair(folder, source, halves, rank, alpha / rank if rank else 0.0)
+    pairs = _pair(folder, source, halves, rank, lambda r: alpha / r)
     others = [(source, "paddlemix", tuple(rest))] if rest else []
     return Adapter(
         folder,
@@ -155,8 +155,9 @@ def _read_peft(folder: Path) -> Adapter:
         raise CheckpointError(f"{folder}: no adapter weights; looked for {', '.join(_PEFT_WEIGHTS)}")
     source = open_file(path)
     halves, rest = _peft_halves(path, source)
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    pairs = _pair(folder, source, halves, None if config.get("rank_pattern") else rank, scaling)
+    stabilised = bool(config.get("use_rslora"))
+    one_rank = None if config.get("rank_pattern") else rank
+    pairs = _pair(folder, source, halves, one_rank, lambda r: alpha / (math.sqrt(r) if stabilised else r))
     others = [(source, "peft", tuple(rest))] if rest else []
     beside = _first_file(folder, _PEFT_OTHERS)
     if beside is not None:
@@ -196,9 +197,13 @@ def _numbers(where: Path, config: Mapping[str, Any], dropout_key: str) -> tuple[
 
 
 def _pair(
-    folder: Path, source: TensorSource, halves: dict[str, dict[str, Half]], rank: int | None, scaling: float
+    folder: Path,
+    source: TensorSource,
+    halves: dict[str, dict[str, Half]],
+    rank: int | None,
+    scaling: Callable[[int], float],
 ) -> dict[str, Pair]:
-    """Match A with B. ``rank=None``: each layer has its own, and ``scaling`` stays alpha over the common one."""
+    """Match A with B. ``rank=None``: each layer has its own (peft's rank_pattern); ``scaling`` is asked for each."""
     if not halves:
         raise CheckpointError(f"{folder}: the adapter holds no lora_A and lora_B")
     infos = source.infos()
@@ -210,11 +215,11 @@ def _pair(
         if len(a) != 2 or len(b) != 2:
             raise CheckpointError(f'{folder}: the adapter of "{weight}" has shapes {list(a)} and {list(b)}')
         rank_a, rank_b = (a[0], b[1]) if both["A"].transpose else (a[1], b[0])
-        if rank_a != rank_b or (rank is not None and rank_a != rank):
+        if rank_a != rank_b or rank_a < 1 or (rank is not None and rank_a != rank):
             raise CheckpointError(
                 f'{folder}: the adapter of "{weight}" has rank {rank_a} in A and {rank_b} in B, its config says {rank}'
             )
-        pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling)
+        pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling(rank_a))
     return pairs
 
 

@@ -154,6 +154,13 @@ def test_a_new_projector_is_drawn_by_the_seed_and_reported(model, tmp_path):
     assert (weight != other.model.llama.mm_projector[0].weight.numpy()).any()
 
 
+def test_only_the_projector_is_drawn_anew(model, tmp_path):
+    hub = kit.hub(tmp_path, model)
+    edit_weights(hub["vicuna"], lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match='1 tensors do not fit the model:\n  missing "llama.norm.weight"'):
+        load_model(hub["vicuna"], vision_tower=hub["clip"], projector="init")
+
+
 def test_a_projector_file_replaces_the_projector(model, tmp_path):
     hub = kit.hub(tmp_path, model)
     names = {name: value for name, value in kit.weights_in("llava", model).items() if "mm_projector" in name}

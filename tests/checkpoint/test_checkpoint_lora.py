@@ -238,6 +238,26 @@ def test_rank_stabilised_adapters_scale_by_the_root(peft):
     np.testing.assert_allclose(stable - plain, (usual - plain) * 2, atol=1e-5)
 
 
+def test_a_rank_of_its_own_scales_its_layer(peft):
+    folder, hub = peft
+    weight = "llama.layers.0.self_attn.q_proj.weight"
+    plain = dict(load_model(hub["llava"]).model.named_parameters())[weight].numpy()
+    source = open_file(folder / "adapter_model.bin")
+    tensors = {name: ("float32", source.read(name)) for name in source.infos()}
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    a, b = tensors[f"{prefix}A.weight"][1][:2].copy(), tensors[f"{prefix}B.weight"][1][:, :2].copy()
+    tensors |= {f"{prefix}A.weight": ("float32", a), f"{prefix}B.weight": ("float32", b)}
+    kit.write_bin(folder / "adapter_model.bin", tensors)
+    with pytest.raises(CheckpointError, match="its config says 4"):
+        load_model(folder)
+    edit(folder, rank_pattern={"layers.0.self_attn.q_proj": 2})
+    merged = dict(load_model(folder).model.named_parameters())[weight].numpy()
+    np.testing.assert_allclose(merged, plain + (b @ a * (8 / 2)).T, atol=1e-5)
+    kept = load_model(folder, lora="keep").model
+    assert {layer.r for _, layer in lora_layers(kept)} == {2, 4}
+    np.testing.assert_allclose(logits(kept), logits(load_model(folder).model), rtol=1e-4, atol=1e-4)
+
+
 def edit(folder: Path, **changes) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
