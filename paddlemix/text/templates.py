@@ -275,6 +275,7 @@ TEMPLATES: dict[str, Template] = {
         _chatml("mistral_orca", _ORCA),
         _tagged("mistral_zephyr", "You are a helpful AI assistant.", ("<|user|>\n", "<|assistant|>\n"), "</s>"),
         _chatml("qwen_1_5", "You are a helpful assistant.", newline="\n"),
+        _chatml("qwen_2", "You are a helpful assistant.", newline="\n"),
         Template(
             "gemma_instruct",
             "",

@@ -132,6 +132,10 @@ def test_a_token_across_the_border_is_learnt_only_if_the_prompt_leads_to_it():
     split = [Segment("the "), Segment("cat", True), Segment("</s>", True)]
     got = render_segments(split, ours)
     assert [label for label in got.labels if label >= 0] == [2]
+    # "athe" is "at", "he", but the prompt "a" is one piece: nothing leads to any token of it.
+    got = render_segments([Segment("a"), Segment("the", True)], ours)
+    assert ours.pieces("a").ids != got.ids[1:2]
+    assert [label for label in got.labels if label >= 0] == got.ids[-1:]
     # sentencepiece's defaults drop the trailing space of a prompt: there the prompt does lead to the token.
     got = render_segments(split, tokenizer(0, True))
     assert len([label for label in got.labels if label >= 0]) >= 2

@@ -47,7 +47,7 @@ def test_characters_between_offsets_are_the_text_of_the_token(text, kind):
 def test_decoding_gives_the_text_back(text, kind):
     ours = tokenizer(kind)
     text = text.replace("\u2581", " ")
-    decoded = ours.decode(ours.encode(text))
+    decoded = ours.decode(ours.encode(text, specials=False))
     # The first token loses its space; with legacy rules sentencepiece takes one more.
     assert decoded.replace("\u2581", " ").lstrip(" ") == text.lstrip(" ")
 
