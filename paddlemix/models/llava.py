@@ -91,7 +91,7 @@ class LlavaForCausalLM(nn.Layer):
         embeds = self.embed(token_ids, source, features)
         mask = Mask(causal=True, key_starts=starts, segments=segments)
         logits = self.logits(self.decode(embeds, positions, mask))
-        return logits if labels is None else next_token_loss(logits, labels, segments)[0]
+        return logits if labels is None else next_token_loss(logits, labels, segments, starts)[0]
 
     def prepare_inference(self) -> "LlavaForCausalLM":
         """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""

@@ -8,26 +8,34 @@ from paddle.nn import functional
 from paddlemix.utils.constants import IGNORE_INDEX
 
 
-def next_labels(labels: Tensor, segments: Tensor | None = None) -> Tensor:
+def next_labels(labels: Tensor, segments: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
     """Labels ``[B, L]`` moved one place left, so that column i holds what row i must predict; the last is ignored.
 
-    With ``segments`` [B, L] the first place of a packed sample is nobody's target, as it would be in a row of its own.
+    The first place of a sample is nobody's target: with ``segments`` [B, L] (packed rows) and ``starts`` [B] (left
+    padding) it is taken out here, as it falls out by itself in a row of its own.
     """
+    length = labels.shape[1]
     end = paddle.full([labels.shape[0], 1], IGNORE_INDEX, dtype=labels.dtype)
     moved = paddle.concat([labels[:, 1:], end], axis=1)
-    if segments is None:
-        return moved
-    same = paddle.concat([segments[:, 1:] == segments[:, :-1], paddle.zeros_like(end, dtype="bool")], axis=1)
-    return paddle.where(same, moved, paddle.full_like(moved, IGNORE_INDEX))
+    none = paddle.full_like(moved, IGNORE_INDEX)
+    if segments is not None:
+        same = paddle.concat([segments[:, 1:] == segments[:, :-1], paddle.zeros_like(end, dtype="bool")], axis=1)
+        moved = paddle.where(same, moved, none)
+    if starts is not None:
+        before = paddle.arange(1, length + 1).unsqueeze(0) == starts.astype("int64").unsqueeze(1)
+        moved = paddle.where(before, none, moved)
+    return moved
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, segments: Tensor | None = None, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(mean loss, number of labels) of ``logits`` [B, L, V] and unshifted ``labels`` [B, L]; both are scalars.
 
     Without any label the loss is 0 with zero gradients (the original gives NaN). ``reduction="mean"`` of Paddle is not
     used: it divides by all positions, ignored ones included.
     """
-    targets = next_labels(labels, segments)
+    targets = next_labels(labels, segments, starts)
     each = functional.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
     counted = (targets != IGNORE_INDEX).astype("float32")
     count = counted.sum()

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Towers, projectors, merged batches, logits, losses and training steps equal the original's."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tools.golden import c_models, d_train
+
+pytestmark = pytest.mark.golden
+
+
+def bad(cases):
+    return [case for case in cases if case.status not in ("ok", "deviates", "skipped")]
+
+
+@pytest.mark.parametrize("backend", ["auto", "math"])
+def test_features_embeddings_logits_and_losses_equal_the_original(golden_llava, monkeypatch, backend):
+    monkeypatch.setenv("PADDLEMIX_ATTENTION", backend)
+    cases = list(c_models.run(golden_llava))
+    assert bad(cases) == []
+    compared = {case.case.rpartition("/")[2] for case in cases if case.status == "ok"}
+    assert {"embeds", "loss", "logits_lse", "encode_images", "mlp2x_gelu"} <= compared
+
+
+def test_the_only_deviation_is_the_loss_of_a_batch_without_labels(golden_llava):
+    cases = [case for case in c_models.run(golden_llava) if case.status == "deviates"]
+    assert {case.case.rpartition("/")[2] for case in cases} <= {"loss"}
+    assert all("NaN" in case.reason for case in cases)
+
+
+def test_training_steps_equal_the_original(golden_llava):
+    assert bad(d_train.run(golden_llava)) == []
+
+
+def test_a_changed_number_is_a_failure(golden_llava, tmp_path):
+    (tmp_path / "hub").symlink_to(golden_llava / "hub")
+    shutil.copytree(golden_llava / "c_multimodal", tmp_path / "c_multimodal")
+    file = tmp_path / "c_multimodal" / "v15_mixed_right.npz"
+    data = dict(np.load(file))
+    data["out_inputs_embeds"][0, 3, 1] += 1e-3
+    data["loss"] = data["loss"] * 1.001
+    np.savez(file, **data)
+    failed = {case.case for case in c_models.run(tmp_path) if case.status == "fail"}
+    assert failed == {"c_multimodal/v15_mixed_right/embeds", "c_multimodal/v15_mixed_right/loss"}
+
+
+def test_a_checkpoint_that_is_not_there_is_skipped_with_a_reason(golden_llava, tmp_path):
+    shutil.copytree(golden_llava / "c_multimodal", tmp_path / "c_multimodal")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "d_train").mkdir()
+    facts = {"model": "liuhaotian/none"}
+    (tmp_path / "d_train" / "v15_all_plain.json").write_text(json.dumps(facts), encoding="utf-8")
+    c_models.model_of.cache_clear()
+    cases = [*c_models.run(tmp_path), *d_train.run(tmp_path)]
+    assert cases
+    assert {case.status for case in cases} == {"skipped"}
+    assert all("no" in case.reason for case in cases)
