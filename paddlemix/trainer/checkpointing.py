@@ -212,9 +212,11 @@ def require_same_run(state: RunState, settings: TrainingSettings, world_size: in
 
 def plain_optimizer(optimizer: Any) -> Any:
     """The AdamW inside the wrappers of the distributed strategies."""
-    while hasattr(optimizer, "_inner_opt"):
-        optimizer = optimizer._inner_opt
-    return optimizer
+    while True:
+        inner = getattr(optimizer, "_inner_opt", None) or getattr(optimizer, "_optim", None)
+        if inner is None:
+            return optimizer
+        optimizer = inner
 
 
 def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:

@@ -25,8 +25,6 @@ from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
 from paddlemix.utils.logging import get_logger
 
-_OPTIMIZER = "optimizer.safetensors"
-
 
 class Weights(Protocol):
     """How the weights of a checkpoint are written and read (a whole model, or an adapter)."""
@@ -172,6 +170,8 @@ class LlavaTrainer(Trainer):
         total = self._mean_over_ranks(tr_loss)
         seconds = max(time.time() - self._globalstep_last_start_time, 1e-9)
         samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.dataset_world_size
+        counted = paddle.to_tensor(float(self.tokens - self._tokens_last_logged))
+        tokens = self._mean_over_ranks(counted) * self.args.world_size
         logs = {
             "loss": total / steps,
             "learning_rate": float(self.optimizer.get_lr()),
@@ -180,7 +180,7 @@ class LlavaTrainer(Trainer):
             "interval_runtime": round(seconds, 4),
             "interval_samples_per_second": round(samples * steps / seconds, 4),
             "interval_steps_per_second": round(steps / seconds, 4),
-            "interval_tokens_per_second": round((self.tokens - self._tokens_last_logged) / seconds, 1),
+            "interval_tokens_per_second": round(tokens / seconds, 1),
             **_memory(),
         }
         tr_loss.subtract_(tr_loss)
@@ -271,12 +271,30 @@ class LlavaTrainer(Trainer):
                 self.weights.save(temporary, self.model)
                 self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
                 checkpointing.write_state(temporary, state)
-                parameters = self.plan.trainable(self.model)
-                checkpointing.save_optimizer(temporary / _OPTIMIZER, self.optimizer, parameters)
+                self._save_optimizer(temporary)
             best = self.state.best_model_checkpoint if self.settings.training.load_best_model_at_end else None
             checkpointing.rotate(self.args.output_dir, self.args.save_total_limit, keep=best)
+        else:
+            self._save_optimizer(None)
         if self.args.world_size > 1:
             paddle.distributed.barrier()
+
+    def _save_optimizer(self, folder: Path | None) -> None:
+        """Into ``folder``, which the writing process knows; with sharding every process adds its part to it."""
+        parameters = self.plan.trainable(self.model)
+        if not self.args.sharding:
+            if folder is not None:
+                checkpointing.save_optimizer(folder / self._optimizer_file(), self.optimizer, parameters)
+            return
+        told = [str(folder)]
+        paddle.distributed.broadcast_object_list(told, src=0)
+        checkpointing.save_optimizer(Path(told[0]) / self._optimizer_file(), self.optimizer, parameters)
+        paddle.distributed.barrier()
+
+    def _optimizer_file(self) -> str:
+        if not self.args.sharding:
+            return "optimizer.safetensors"
+        return f"optimizer-{self.args.process_index:05d}-of-{self.args.world_size:05d}.safetensors"
 
     def _run_state(self) -> checkpointing.RunState:
         return checkpointing.RunState(
@@ -343,7 +361,8 @@ class LlavaTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        checkpointing.load_optimizer(Path(checkpoint) / _OPTIMIZER, self.optimizer, self.plan.trainable(self.model))
+        path = Path(checkpoint) / self._optimizer_file()
+        checkpointing.load_optimizer(path, self.optimizer, self.plan.trainable(self.model))
         self.lr_scheduler.step(self._carried.schedule_step)
         if self.do_grad_scaling and self._carried.scaler:
             _restore_scaler(self.scaler, self._carried.scaler)

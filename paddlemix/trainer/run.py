@@ -70,7 +70,7 @@ class TrainingRun:
     """One run from loading to saving; a class only because its steps share what they have made.
 
     ``set_up`` loads and builds everything (``model``, ``plan``, ``trainer``), ``carry_out`` trains, evaluates and
-    saves. Between the two, a comparison with another trainer may set the start of the adapters or the order of the rows.
+    saves. Between the two, a comparison with another trainer may set the start of the adapters or the order of rows.
     """
 
     def __init__(self, settings: TrainingSettings, output: Path, resume: Path | None) -> None:

@@ -1,0 +1,54 @@
+"""Two processes train what one would."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddlemix.trainer import checkpointing
+from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights
+
+pytestmark = pytest.mark.dist
+
+WORKER = Path(__file__).with_name("dist_worker.py")
+
+
+def launch(output, resume="-", **keys):
+    pairs = [f"{name}={json.dumps(value)}" for name, value in keys.items()]
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    log = output.parent / "log"
+    done = subprocess.run(
+        [*command, "--log_dir", str(log), str(WORKER), str(output), str(resume), *pairs],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    told = "\n".join(file.read_text()[-1500:] for file in sorted(log.glob("workerlog.*")))
+    assert done.returncode == 0, told
+    return json.loads((output / "told.json").read_text()), dict(np.load(output / "weights.npz"))
+
+
+@pytest.mark.parametrize("sharding", ["", "stage1"])
+def test_two_processes_equal_one_with_twice_the_batch_and_resume_bit_for_bit(tmp_path, sharding):
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    alone = make_trainer(
+        settings(tmp_path / "alone", per_device_train_batch_size=4), rows=Rows(12, equal=True), eval_rows=Rows(5)
+    )
+    alone.train()
+    keys = dict(save_strategy="steps", save_steps=4, sharding=sharding)
+    told, values = launch(tmp_path / "both", **keys)
+    assert told["losses"] == pytest.approx(losses(alone), rel=1e-5)
+    assert told["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
+    single = weights(alone.model)
+    assert max(float(np.abs(single[name] - values[name]).max()) for name in single) < 5e-5
+    folder = checkpointing.newest_valid(tmp_path / "both")
+    assert folder.name == "checkpoint-4"
+    again, resumed = launch(tmp_path / "again", folder, **keys)
+    assert again["losses"] == pytest.approx(told["losses"], rel=1e-6)
+    assert all(np.array_equal(values[name], resumed[name]) for name in values)
