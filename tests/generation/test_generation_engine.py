@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.generation.engine import encode_images, generate, generate_batch
+from paddlemix.generation.engine import _advance, _Beams, encode_images, generate, generate_batch
 from paddlemix.generation.sampling import Decoding, Sampler
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.splice.plan import Plan, PlanRow, build_plan
@@ -146,7 +146,18 @@ def test_beams_as_wide_as_the_vocabulary_find_the_best_answer(model: Any, pictur
     assert made == best_by_search(model, plan, features, 3, end=4)
 
 
-def test_one_beam_is_greedy_and_more_beams_are_no_worse(model: Any, pictures: list[Any]) -> None:
+def test_an_ending_counts_only_among_as_many_candidates_as_there_are_beams() -> None:
+    beams = _Beams(width=2, length_penalty=1.0)
+    # Two open rows and three ids, of which 2 ends an answer. The ending of row 0 ranks first, that of row 1 third.
+    candidates = np.array([-2.0, -9.0, -1.0, -4.0, -9.0, -3.0], dtype=np.float32)
+    order = np.argsort(-candidates, kind="stable")[:4]
+    decoding = Decoding(num_beams=2, eos_ids=(2,))
+    rows, totals, parents = _advance(beams, [[7], [8]], candidates, order, 3, decoding)
+    assert (rows, totals.tolist(), parents) == ([[7, 0], [8, 0]], [-2.0, -4.0], [0, 1])
+    assert beams.done == [(-0.5, [7, 2])]
+
+
+def test_more_beams_find_a_likelier_answer_than_greedy(model: Any, pictures: list[Any]) -> None:
     plan, pixels = plan_of(pictures, [1])
     features = encode_images(model, pixels)
 

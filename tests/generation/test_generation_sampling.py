@@ -38,6 +38,10 @@ def test_top_p_keeps_at_least_the_best() -> None:
     assert np.allclose(Sampler(1.0, top_p=1e-9).probabilities(SCORES), [0, 1, 0, 0, 0])
 
 
+def test_top_p_stops_where_the_sum_is_reached_exactly() -> None:
+    assert Sampler(1.0, top_p=0.5).probabilities(np.zeros(4)).tolist() == [0.5, 0.5, 0, 0]
+
+
 def test_top_p_counts_what_top_k_left() -> None:
     # After top-k 2 the best has 0.625, so 0.6 is reached by it alone; before top-k it would not be.
     assert np.count_nonzero(Sampler(1.0, top_k=2, top_p=0.6).probabilities(SCORES)) == 1

@@ -89,6 +89,13 @@ def test_a_later_round_reuses_the_whole_earlier_prompt(session: ChatSession) -> 
     assert session.stats.encoded_pictures == 0
 
 
+def test_the_same_question_again_is_answered_the_same_from_the_cache(session: ChatSession) -> None:
+    first = session.answer("what is this?", [tiny_image(0)])
+    session.turns = []
+    assert session.answer("what is this?", [tiny_image(0)]) == first
+    assert session.stats.reused_rows == session.stats.prompt_rows - 1
+
+
 def test_an_answer_that_tokenizes_back_to_its_ids_is_not_run_again(session: ChatSession) -> None:
     words = session.tokenizer.encode(" red blue green", bos=False)
     session.answer("what?", [tiny_image(0)])
@@ -149,6 +156,7 @@ def test_the_streamed_pieces_are_the_answer(model: Any, tokenizer: Tokenizer) ->
     session = new_session(model, tokenizer)
     pieces = list(session.ask("why?"))
     assert len(pieces) > 1
+    assert all(pieces)
     assert "".join(pieces).strip() == session.turns[0].answer
     assert tokenizer.decode(session.stats.answer_ids).strip() == session.turns[0].answer
 
@@ -199,6 +207,8 @@ def test_beam_search_in_a_session_equals_a_fresh_one(model: Any, tokenizer: Toke
         fresh = fresh_like(session, session.turns)
         pictures = [tiny_image(kind) for kind in images]
         assert session.answer(question, pictures) == fresh.answer(question, pictures)
+        # The beams have no more in common than the prompt.
+        assert session._cache.length == sum(unit.rows for unit in session._cached) == session.stats.prompt_rows
     assert session.stats.reused_rows > 0
 
 
