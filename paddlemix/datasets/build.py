@@ -74,6 +74,7 @@ def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tok
         max_length=settings.data.max_length,
         use_im_start_end=config.use_im_start_end,
         allow_outside_root=settings.data.allow_outside_root,
+        allow_image_urls=settings.data.allow_image_urls,
     )
 
 

@@ -44,8 +44,8 @@ class SampleEncoder:
     ``template`` must be the training form (``templates.get(name, training=True)``). A sample longer than
     ``max_length`` keeps its head, as in the original, but the cut never divides a picture: one that does not fit whole
     is left out with all that follows. ``specials`` True parses special tokens written in the data, as the original
-    does; by default a written "</s>" is text. Addresses are refused unless ``allow_addresses``; pictures outside of the
-    image folder unless ``allow_outside_root``.
+    does; by default a written "</s>" is text. Addresses are refused unless ``allow_image_urls``; pictures outside of
+    the image folder unless ``allow_outside_root``.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SampleEncoder:
         specials: bool = False,
         limits: ImageLimits = DATASET_LIMITS,
         allow_outside_root: bool = False,
-        allow_addresses: bool = False,
+        allow_image_urls: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.processor = processor
@@ -69,7 +69,7 @@ class SampleEncoder:
         self.specials = specials
         self.limits = limits
         self.allow_outside_root = allow_outside_root
-        self.allow_addresses = allow_addresses
+        self.allow_image_urls = allow_image_urls
         self._chat_templates: dict[str, Layout] = {}
 
     def __call__(self, sample: Sample) -> Encoded:
@@ -147,12 +147,18 @@ class SampleEncoder:
         if config.aspect != "anyres":
             return self.processor.vision.tokens_per_tile
         path = self._allowed(sample, image)
+        if is_address(path) and path[:5].lower() != "data:":
+            # Only an estimate for the order of the rows: fetching every picture for its size would cost a pass.
+            return len(self.processor.layout((config.crop_size, config.crop_size)).order)
         return len(self.processor.layout(image_size(path, self.limits, name=f"{sample.where}: {path}")).order)
 
     def _allowed(self, sample: Sample, image: str) -> str:
         if is_address(image):
-            if image[:5].lower() != "data:" and not self.allow_addresses:
-                raise DataError(f"{sample.where}: {image}: addresses are not read while training; download the picture")
+            if image[:5].lower() != "data:" and not self.allow_image_urls:
+                raise DataError(
+                    f"{sample.where}: {image}: addresses are not read; "
+                    "download the picture, or set allow_image_urls to true"
+                )
             return image
         if self.allow_outside_root:
             return image

@@ -94,6 +94,7 @@ class DataGroup:
     data_path: str | None = key(None, "LLaVA's way to name one training file; instead of dataset.")
     image_folder: str | None = key(None, "Folder that relative image paths start from. null: the current folder.")
     allow_outside_root: bool = key(False, "Accept image paths that lead out of image_folder.")
+    allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
     on_bad_sample: str = key("error", "A row that cannot be used stops the run, or is skipped and counted.",
                              choices=("error", "skip"))  # fmt: skip
     max_length: int = key(2048, "Longest sample in positions, image tokens included.", low=1)

@@ -316,7 +316,7 @@ def test_addresses_are_not_read_while_training_unless_allowed(rows, encoder, pic
     monkeypatch.setattr("paddlemix.imaging.load.fetch", lambda *_, **__: (pictures / "a.png").read_bytes())
     with pytest.raises(DataError, match="http://example.org/a.png: addresses are not read"):
         encoder()(sample)
-    assert encoder(allow_addresses=True)(sample).pixels is not None
+    assert encoder(allow_image_urls=True)(sample).pixels is not None
 
 
 def test_the_fingerprint_changes_with_the_rows_only(rows, encoder):
