@@ -140,15 +140,14 @@ class ChatSession:
         ``images`` are paths, URLs, bytes or PIL pictures. If the text holds no ``<image>``, they are put in front of
         it, each on a line of its own; else it holds one for each of them. ``changes`` replace fields of ``decoding``
         for this answer. Work begins with the first piece. Closing the iterator keeps what was said so far as the
-        answer; an error or an interrupt does the same, and the next round starts with an empty cache.
+        answer; an interrupt does the same. A question to which nothing was said is not kept.
         DataError when the question alone is longer than the context, or a picture cannot be used.
         """
         decoding = self.decoding.with_changes(**changes)
         self._encoded = 0
         turn = Turn(text, self._pictures(text, images))
-        turns, decoding, notes = self._fit([*self.turns, turn], decoding)
-        for sentence in notes:
-            self.note(sentence)
+        wanted = decoding.max_new_tokens
+        turns, decoding = self._fit([*self.turns, turn], decoding)
         said: list[str] = []
         finished = False
         pieces = self._stream(turns, decoding)
@@ -157,6 +156,10 @@ class ChatSession:
                 said.append(piece)
                 yield piece
             finished = True
+            if self._was_cut(decoding, wanted):
+                self.note(
+                    f"the answer was cut after {decoding.max_new_tokens} tokens: the context of {self.context} is full"
+                )
         finally:
             pieces.close()
             # A picture place that the model wrote itself has no picture, so it cannot stay one.
@@ -227,13 +230,18 @@ class ChatSession:
                 units.append(Unit(token))
         return units, ids, rendered.text
 
-    def _fit(self, turns: list[Turn], decoding: Decoding) -> tuple[list[Turn], Decoding, list[str]]:
-        """Turns that leave room for the answer, the decoding (a shorter answer as the last resort), and the notes."""
+    def _fit(self, turns: list[Turn], decoding: Decoding) -> tuple[list[Turn], Decoding]:
+        """Turns that leave room for the answer, and the decoding with no more tokens than there is room for.
+
+        Turns make way for ``max_new_tokens``, but for no more than a quarter of the context: with a small context the
+        usual 512 would leave no conversation at all.
+        """
         dropped_turns = dropped_pictures = 0
         own = len(turns[-1].pictures)
+        reserve = min(decoding.max_new_tokens, max(1, self.context // 4))
         while True:
             rows = sum(unit.rows for unit in self._units(turns)[0])
-            if rows + decoding.max_new_tokens <= self.context:
+            if rows + reserve <= self.context:
                 break
             if len(turns) > 1:
                 turns = _without_oldest(turns)
@@ -248,20 +256,18 @@ class ChatSession:
                     f"the question needs {rows} of the {self.context} positions of the model's context and leaves "
                     "none for an answer; shorten it or send fewer pictures"
                 )
-        notes = []
         if dropped_turns or dropped_pictures:
-            notes.append(
+            self.note(
                 f"the conversation no longer fits the context of {self.context} tokens: dropped the oldest "
                 f"{dropped_turns} turn(s) and {dropped_pictures} picture(s)"
             )
-        room = self.context - rows
-        if room < decoding.max_new_tokens:
-            notes.append(
-                f"the answer is limited to {room} instead of {decoding.max_new_tokens} tokens: the question takes "
-                f"{rows} of the {self.context} positions of the model's context"
-            )
-            decoding = decoding.with_changes(max_new_tokens=room)
-        return turns, decoding, notes
+        return turns, decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, self.context - rows))
+
+    def _was_cut(self, decoding: Decoding, wanted: int) -> bool:
+        """Whether the last answer ended only because the context did."""
+        ids = self.stats.answer_ids
+        full = len(ids) == decoding.max_new_tokens < wanted
+        return full and ids[-1] not in decoding.eos_ids
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -353,9 +359,10 @@ def context_of(text: Any) -> int:
     """Rows that the language model can hold: its positions, times the factor of a scaling that stretches them.
 
     ``linear`` and ``dynamic`` scaling leave ``max_position_embeddings`` at the unscaled number; the others
-    (``llama3``, ``yarn``, ``longrope``) write the scaled one.
+    (``llama3``, ``yarn``, ``longrope``) write the scaled one. A sliding window is the limit where it is smaller.
     """
     scaling = text.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type"))
     stretched = kind in {"linear", "dynamic"}
-    return int(text.max_position_embeddings * (float(scaling.get("factor", 1.0)) if stretched else 1.0))
+    rows = int(text.max_position_embeddings * (float(scaling.get("factor", 1.0)) if stretched else 1.0))
+    return min(rows, text.sliding_window or rows)

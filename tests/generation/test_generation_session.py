@@ -2,6 +2,7 @@
 """The chat session: kept cache = fresh session, what is computed again, and what happens at the context's end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -253,17 +254,29 @@ def test_pictures_are_dropped_when_nothing_else_is_left(model: Any, tokenizer: T
     assert 1 <= session.stats.prompt.count("<image>") < 4
 
 
-def test_a_question_that_leaves_little_room_gets_a_short_answer_and_a_note(model: Any, tokenizer: Tokenizer) -> None:
+def test_an_answer_that_the_context_cuts_off_comes_with_a_note(model: Any, tokenizer: Tokenizer) -> None:
     notes: list[str] = []
     session = new_session(model, tokenizer, note=notes.append)
     rows = len(session._units([Turn("why?")])[0])
     session.context = rows + 4
     session.answer("why?")
     assert len(session.stats.answer_ids) == 4
-    assert notes == [
-        f"the answer is limited to 4 instead of 10 tokens: the question takes {rows} of the {rows + 4} positions of "
-        "the model's context"
-    ]
+    assert notes == [f"the answer was cut after 4 tokens: the context of {rows + 4} is full"]
+    ending = session.stats.answer_ids[-1]
+    session.reset()
+    list(session.ask("why?", eos_ids=(ending,)))
+    assert len(notes) == 1
+
+
+def test_a_small_context_keeps_its_conversation_when_long_answers_are_allowed(model: Any, tokenizer: Tokenizer) -> None:
+    notes: list[str] = []
+    session = new_session(model, tokenizer, context=400, note=notes.append)
+    session.answer("what is this?", [tiny_image(0)])
+    pieces = session.ask("and why?", max_new_tokens=512)
+    next(pieces)
+    pieces.close()
+    assert len(session.turns) == 2
+    assert notes == []
 
 
 def test_a_question_longer_than_the_context_is_an_error_and_changes_nothing(session: ChatSession) -> None:
@@ -313,9 +326,10 @@ def test_the_system_prompt_can_be_replaced(model: Any, tokenizer: Tokenizer) -> 
         new_session(model, tokenizer, system="<image>")
 
 
-def test_the_context_is_stretched_by_linear_scaling_only() -> None:
+def test_the_context_is_what_positions_scaling_and_window_allow() -> None:
     text = TextConfig(10, 8, 8, 1, 1, 1, max_position_embeddings=4096)
     assert context_of(text) == 4096
+    assert context_of(replace(text, sliding_window=1024)) == 1024
     for scaling, expected in (
         ({"type": "linear", "factor": 4.0}, 16384),
         ({"rope_type": "dynamic", "factor": 2.0}, 8192),
