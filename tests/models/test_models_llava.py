@@ -364,6 +364,8 @@ def test_construction_takes_no_memory_and_drawing_is_seeded_by_name():
     for name, parameter in names.items():
         assert np.array_equal(parameter.numpy(), dict(again.named_parameters())[name].numpy()), name
         assert np.array_equal(parameter.numpy(), dict(deeper.named_parameters())[name].numpy()), name
+    first, second = (names[f"llama.layers.{index}.mlp.up_proj.weight"].numpy() for index in (0, 1))
+    assert not np.array_equal(first, second)
     assert names["llama.embed_tokens.weight"].numpy().std() == pytest.approx(0.02, rel=0.1)
 
 

@@ -3,7 +3,6 @@
 
 from typing import Protocol
 
-import paddle
 from paddle import Tensor, nn
 
 from paddlemix.settings.model import VisionConfig
@@ -41,8 +40,6 @@ class VisionTower(nn.Layer):
         side = self.config.image_size
         if pixels.ndim != 4 or list(pixels.shape[1:]) != [3, side, side]:
             raise ConfigError(f"vision tower: expected pixels [N, 3, {side}, {side}], got {list(pixels.shape)}")
-        frozen = all(item.stop_gradient for item in self.parameters())
-        with paddle.set_grad_enabled(paddle.is_grad_enabled() and not frozen):
-            hidden = self.vision_tower.hidden_state(pixels, self.layer)
+        hidden = self.vision_tower.hidden_state(pixels, self.layer)
         # The class token is row 0; "patch" leaves it out.
         return hidden[:, 1:] if self.config.select_feature == "patch" else hidden
