@@ -43,6 +43,7 @@ def load_chat(
     chosen = devices.choose(device, dtype)
     paddle.set_device(chosen.name)
     loaded = load_model(path, base=base, vision_tower=vision_tower, projector=projector, dtype=chosen.dtype)
+    loaded.model.prepare_inference()
     config = loaded.config
     template = template_for(loaded.folder, config, conv_mode)
     about = f"{path}: {chosen.reason}; template {template.name}; {picture_tokens(config)}"

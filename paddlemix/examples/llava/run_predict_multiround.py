@@ -9,6 +9,8 @@ Answers go to stdout, everything else to stderr.
 """
 
 import argparse
+import contextlib
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -65,6 +67,10 @@ def _run(argv: list[str]) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    if sys.stdin is not None and sys.stdin.isatty():
+        # Its import alone gives input() line editing and a history; not every platform has it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")
     session, pictures = start(args)
     return chat(session, pictures, debug=args.debug)
 
