@@ -51,7 +51,7 @@ class ChatTemplate:
     sentencepiece joins them to its first word.
     """
 
-    images_only = mmtag = assistant_first = False
+    mmtag = assistant_first = False
     train_as = None
 
     def __init__(self, data: dict[str, Any], name: str = "chat_template.json") -> None:

@@ -40,7 +40,6 @@ class Layout(Protocol):
     """Anything that can write messages as segments: a ``Template`` or a ``ChatTemplate``."""
 
     name: str
-    images_only: bool
     mmtag: bool
     assistant_first: bool
     train_as: str | None
@@ -80,8 +79,8 @@ def messages_from_llava_row(
     ``images`` is the number of pictures that the row lists. As in the original (preprocess_multimodal and the
     preprocess_* functions of train.py): a turn that holds ``<image>`` is stripped and begins with "<image>\\n"; mmtag
     templates write "<Image><image></Image>"; ``use_im_start_end`` wraps the place in "<im_start>" and "<im_end>"; a
-    row that begins with the assistant loses that turn unless the layout takes it; for plain layouts the user turn is
-    its image place alone. Rows without a picture stay as they are.
+    row that begins with the assistant loses that turn unless the layout takes it. Rows without a picture stay as they
+    are.
 
     We deviate in one thing: the original merges several ``<image>`` of one turn into one. A row that lists several
     pictures keeps them all, where they stand.
@@ -91,8 +90,6 @@ def messages_from_llava_row(
         messages = messages[1:]
     if images:
         messages = [Message(m.role, place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in messages]
-    if layout.images_only:
-        messages = [_only_images(m) if m.role == "user" else m for m in messages]
     return messages
 
 
@@ -116,10 +113,6 @@ def place_images(text: str, images: int, mmtag: bool = False, use_im_start_end: 
         text = text.replace(IMAGE_TOKEN, TAGGED_IMAGE)
     wrapped = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}"
     return text.replace(IMAGE_TOKEN, wrapped) if use_im_start_end else text
-
-
-def _only_images(message: Message) -> Message:
-    return Message(message.role, IMAGE_TOKEN * message.text.count(IMAGE_TOKEN))
 
 
 def first_turn_with_images(

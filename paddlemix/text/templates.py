@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from paddlemix.text.messages import Message, Segment, check_turns
+from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.registry import nearest
 
@@ -35,6 +36,7 @@ class Template:
     ``opening`` stands before the first turn, with ``{system}`` in it (``bare_opening`` when the system text is empty);
     ``user`` are the strings around a user text, ``first_user`` those around the first one when they differ, and
     ``empty_user`` stands for a user turn without text. ``examples`` are rounds that every prompt begins with.
+    ``images_only`` keeps of a user text its image places alone.
     ``train_as`` names the template that the original trains with when it is not this one (see ``for_training``).
     """
 
@@ -79,6 +81,8 @@ class Template:
         return [Segment(before), Segment(text, quoted=system is not None), Segment(after)]
 
     def _user(self, text: str, *, first: bool, quoted: bool) -> list[Segment]:
+        if self.images_only:
+            text = IMAGE_TOKEN * text.count(IMAGE_TOKEN)
         if not text:
             if first and self.first_user is not None:
                 raise DataError(

@@ -68,7 +68,7 @@ def test_ids_of_a_sample_up_to_an_answer_are_those_of_the_prompt(name, pairs, ki
 def test_every_template_learns_its_answers_and_nothing_else(name, kind):
     ours, template = tokenizer(kind), templates.get(name)
     messages = conversation(
-        [("<image>\nwhat is it?", "a red cat."), ("USER: and ASSISTANT: this?", "the mat </s> is red")]
+        [("<image>\nwhat is it?", "a red cat."), ("<image> USER: and ASSISTANT: this?", "the mat </s> is red")]
     )
     got = render(template, messages, ours, answer_open=False)
     learnt = [ours.decode([n for n in part if n >= 0], skip_special=False) for part in runs(got.labels)]
@@ -220,13 +220,6 @@ def test_a_row_that_begins_with_the_answer_loses_it_unless_the_layout_takes_it()
     assert len(messages_from_llava_row(rows, layout=templates.get("v0", training=True), images=0)) == 3
 
 
-def test_plain_rows_keep_only_the_picture_of_a_question():
-    got = messages_from_llava_row(
-        row("Describe <image>", "a cat"), layout=templates.get("plain", training=True), images=1
-    )
-    assert texts_of(got) == ["<image>", "a cat"]
-
-
 @pytest.mark.parametrize(
     "bad", [{"from": "robot", "value": "x"}, {"from": "human"}, {"from": "human", "value": 3}, "x"]
 )
@@ -238,6 +231,13 @@ def test_a_bad_turn_of_a_row_is_named(bad):
 def test_a_chat_with_two_pictures_begins_with_two_places():
     assert texts_of(first_turn_with_images("why <image>?", 2)) == ["<image>\n<image>\nwhy ?"]
     assert texts_of(first_turn_with_images("why?", 1, mmtag=True)) == ["<Image><image></Image>", "Received.", "why?"]
+
+
+def test_a_plain_prompt_is_the_picture_alone_as_in_training():
+    got = render(
+        templates.get("plain", training=True), [Message("user", "<image>\nWhat?")], tokenizer(0), answer_open=True
+    )
+    assert got.ids == [1, IMAGE_TOKEN_INDEX]
 
 
 TEMPLATE = {

@@ -77,6 +77,20 @@ def test_the_end_gives_back_what_only_looked_like_a_stop_string():
     assert (parts, stream.end(), stream.end()) == (["", "", ""], "cat", "")
 
 
+@pytest.mark.parametrize("split", [["\u2581the"], ["\u2581", "t", "h", "e"]])
+def test_the_stop_string_that_is_complete_first_counts_however_the_text_is_split(split):
+    stream, parts = pour(0, [tokenizer(0).token_id(piece) for piece in split], ["the", "h"])
+    assert "".join(parts) == "t"
+    assert stream.stopped
+
+
+def test_a_special_token_written_like_a_stop_string_ends_the_stream():
+    ours = tokenizer(0)
+    numbers = [ours.token_id("\u2581the"), ours.eos_id, ours.token_id("t")]
+    assert pour(0, numbers, ["</s>"])[1] == ["the", "", "", ""]
+    assert "".join(pour(0, numbers, ["###"])[1]) == "thet"
+
+
 def test_after_a_stop_nothing_comes():
     stream, _ = pour(0, tokenizer(0).encode("the cat"), ["e"])
     assert stream.put(tokenizer(0).token_id("a")) == ""

@@ -31,7 +31,7 @@ def test_offsets_belong_to_the_same_ids_as_plain_encoding(text, kind, normal):
 @settings(max_examples=150, deadline=None)
 def test_characters_between_offsets_are_the_text_of_the_token(text, kind):
     ours = tokenizer(kind)
-    found = ours.pieces(text)
+    found = ours.pieces(text, plain=((0, len(text)),))
     for start in set(found.starts):
         end = min((other for other in found.starts if other > start), default=len(text))
         here = [number for number, other in zip(found.ids, found.starts, strict=True) if other == start]
@@ -123,6 +123,19 @@ def test_a_mistral_folder_gets_the_fast_kind():
     (path / "config.json").write_text(json.dumps({"model_type": "llava_mistral"}))
     assert load_tokenizer(path).kind == "fast"
     assert load_tokenizer(folder()).kind == "slow"
+
+
+@pytest.mark.parametrize(("listed", "pad"), [(None, "</s>"), ({}, "<unk>")])
+def test_the_special_tokens_map_wins_only_where_transformers_reads_it(listed, pad):
+    path = folder(pad_token="<unk>", **({} if listed is None else {"added_tokens_decoder": listed}))
+    (path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "</s>"}}))
+    ours = load_tokenizer(path)
+    assert ours.pad_id == ours.token_id(pad)
+
+
+def test_a_model_file_cut_inside_a_field_names_the_place():
+    with pytest.raises(ValueError, match=r"field \d+ wants \d+ bytes at byte \d+, only \d+ are left"):
+        spm.read_model(model_bytes()[:-1])
 
 
 def test_no_limit_of_length_is_none():
