@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.utils.constants import IGNORE_INDEX
+
 Batch = dict[str, np.ndarray]
 Collate = Callable[[list[Any]], Batch]
 EpochOrder = Callable[[int], Sequence[int]]
@@ -135,3 +137,25 @@ class _Rows(paddle.io.Dataset):
 
 def _count(rows: int, batch_size: int, drop_last: bool) -> int:
     return max(1, rows // batch_size) if drop_last else math.ceil(rows / batch_size)
+
+
+def fingerprint(dataset: Any) -> str:
+    """What tells one set of training rows from another."""
+    return str(getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows")
+
+
+def count_labels(batch: Batch) -> int:
+    """Positions of a batch that the loss is a mean over (the first column predicts nothing)."""
+    labels = batch["labels"]
+    learnt = labels[:, 1:] != IGNORE_INDEX
+    if batch.get("segments") is not None:
+        learnt &= batch["segments"][:, 1:] == batch["segments"][:, :-1]
+    return int(np.count_nonzero(learnt))
+
+
+def count_tokens(batch: Batch) -> int:
+    """Merged positions of a batch that are not padding: image rows and text."""
+    if batch.get("segments") is not None:
+        return int(np.count_nonzero(batch["segments"]))
+    # Positions count from 0 in every row and are 0 on padding.
+    return int((batch["positions"].max(axis=1) + 1).sum())

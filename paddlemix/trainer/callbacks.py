@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import paddle
 from paddlenlp.trainer import TrainerCallback
 from paddlenlp.utils.log import logger as library_log
@@ -25,17 +26,17 @@ class ProgressBar(TrainerCallback):
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = (0.0, 0)
-        self._tokens: Any = None
+        self._trainer: Any = None
 
-    def watch_tokens(self, count: Any) -> None:
-        """``count()`` gives the tokens trained so far in this process."""
-        self._tokens = count
+    def watch(self, trainer: Any) -> None:
+        """Show the ``running_loss`` and the ``tokens`` of this trainer."""
+        self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar, with the steps of a resumed run done already."""
         if not state.is_world_process_zero:
             return
-        self._started = (time.monotonic(), self._tokens() if self._tokens else 0)
+        self._started = (time.monotonic(), self._trainer.tokens if self._trainer else 0)
         if self.show_bar:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TextColumn("ETA"))
             self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console())
@@ -48,10 +49,11 @@ class ProgressBar(TrainerCallback):
             self._bar.update(self._task, completed=state.global_step, description=self._speed())
 
     def _speed(self) -> str:
-        if self._tokens is None:
+        if self._trainer is None:
             return ""
         since, before = self._started
-        return f"{(self._tokens() - before) / max(time.monotonic() - since, 1e-9):,.0f} tokens/s"
+        speed = (self._trainer.tokens - before) / max(time.monotonic() - since, 1e-9)
+        return f"loss {self._trainer.running_loss:.4f}  {speed:,.0f} tokens/s"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """One line ``loss: ..., learning_rate: ..., global_step: ...``; the log file gets every number."""
@@ -132,3 +134,25 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give the signals back."""
         self.restore()
+
+
+class SeedEachStep(TrainerCallback):
+    """Dropout of step n depends on (seed, n, rank) only; and the sums of a continued run go on where they were."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.restored = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The loop has set its sums to zero by now; put back those of the checkpoint."""
+        carried = self.trainer._carried
+        if carried is not None and not self.restored:
+            self.restored = True
+            self.trainer._total_loss_scalar = carried.logged_loss
+            self.trainer._globalstep_last_logged = carried.last_logged_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing."""
+        rank = self.trainer.args.process_index
+        mixed = np.random.SeedSequence([self.trainer.args.seed, state.global_step, rank]).generate_state(1)[0]
+        paddle.seed(int(mixed))

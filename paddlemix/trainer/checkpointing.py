@@ -119,8 +119,8 @@ def find_resume(settings: TrainingSettings) -> Path | None:
 
 
 def _holds_something(output: Path) -> bool:
-    # train.log and the lock are written by every attempt, also by one that stopped before its first checkpoint.
-    ours = {LOCK_FILE, "train.log", "runs", "training_settings.json"}
+    # These are written by every attempt, also by one that stopped before its first checkpoint.
+    ours = {LOCK_FILE, "train.log", "runs", "training_settings.json", "bad_samples.jsonl", "bad_samples_eval.jsonl"}
     return output.is_dir() and any(
         item.name not in ours and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
     )

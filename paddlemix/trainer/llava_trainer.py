@@ -17,11 +17,21 @@ from paddlenlp.trainer.trainer_utils import TrainOutput
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer import checkpointing
-from paddlemix.trainer.batches import Batch, Collate, EpochOrder, TrainBatches, load_batches, split_batches
+from paddlemix.trainer.batches import (
+    Batch,
+    Collate,
+    EpochOrder,
+    TrainBatches,
+    count_labels,
+    count_tokens,
+    fingerprint,
+    load_batches,
+    split_batches,
+)
+from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, gradient_norm
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.utils import files
-from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
 from paddlemix.utils.logging import get_logger
 
@@ -62,7 +72,7 @@ class LlavaTrainer(Trainer):
         self.plan = plan
         self.weights = weights
         self.tokens = self._tokens_last_logged = 0
-        self.last_norm = float("nan")
+        self.last_norm = self.running_loss = float("nan")
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
         plan.apply(model)
@@ -74,7 +84,7 @@ class LlavaTrainer(Trainer):
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[_SeedEachStep(self), *callbacks],
+            callbacks=[SeedEachStep(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.batches = None
@@ -119,12 +129,26 @@ class LlavaTrainer(Trainer):
     def training_step(self, model: Any, inputs: Batch, step_control: int = 0) -> Any:
         """Forward and backward of one micro-batch; returns its share of the step's loss."""
         self.tokens += count_tokens(inputs)
-        loss = super().training_step(model, inputs)
+        try:
+            loss = super().training_step(model, inputs)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "ResourceExhausted" not in str(error):
+                raise
+            raise TrainingError(self._out_of_memory(inputs)) from error
         if self._carried is not None and self._carried.open_loss:
             # The straight run would have this sum in its accumulator already; float32, in the same order.
             loss = paddle.to_tensor(self._carried.open_loss, dtype="float32") + loss
         self._carried = None
         return loss
+
+    def _out_of_memory(self, inputs: Batch) -> str:
+        rows, length = inputs["token_ids"].shape
+        tiles = len(inputs["pixels"]) if inputs.get("pixels") is not None else 0
+        return (
+            f"step {self.state.global_step + 1}: out of memory with {rows} rows of {length} positions and {tiles} "
+            f"image tiles ({self.batches.describe_recent()}). Lower per_device_train_batch_size and raise "
+            "gradient_accumulation_steps by the same factor, switch recompute on, or lower max_length"
+        )
 
     def _check_loss_valid(self, loss: Any) -> None:
         """Called before every update. TrainingError when the loss or a gradient is not finite on any process."""
@@ -137,6 +161,7 @@ class LlavaTrainer(Trainer):
             paddle.distributed.all_reduce(everywhere, op=paddle.distributed.ReduceOp.MIN)
             healthy = float(everywhere) == 1.0
         if healthy:
+            self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
             self.last_norm = size / float(self.scaler._scale) if self.do_grad_scaling else size
             return
         what = f"the loss is {value}" if not np.isfinite(value) else f"the loss is {value:g}, the gradient norm {size}"
@@ -370,50 +395,6 @@ class LlavaTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # Nothing to load: every step seeds its own noise.
         return
-
-
-class _SeedEachStep(TrainerCallback):
-    """Dropout of step n depends on (seed, n, rank) only; and the sums of a continued run go on where they were."""
-
-    def __init__(self, trainer: LlavaTrainer) -> None:
-        self.trainer = trainer
-        self.restored = False
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The loop has set its sums to zero by now; put back those of the checkpoint."""
-        carried = self.trainer._carried
-        if carried is not None and not self.restored:
-            self.restored = True
-            self.trainer._total_loss_scalar = carried.logged_loss
-            self.trainer._globalstep_last_logged = carried.last_logged_step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing."""
-        rank = self.trainer.args.process_index
-        mixed = np.random.SeedSequence([self.trainer.args.seed, state.global_step, rank]).generate_state(1)[0]
-        paddle.seed(int(mixed))
-
-
-def fingerprint(dataset: Any) -> str:
-    """What tells one set of training rows from another."""
-    return str(getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows")
-
-
-def count_labels(batch: Batch) -> int:
-    """Positions of a batch that the loss is a mean over (the first column predicts nothing)."""
-    labels = batch["labels"]
-    learnt = labels[:, 1:] != IGNORE_INDEX
-    if batch.get("segments") is not None:
-        learnt &= batch["segments"][:, 1:] == batch["segments"][:, :-1]
-    return int(np.count_nonzero(learnt))
-
-
-def count_tokens(batch: Batch) -> int:
-    """Merged positions of a batch that are not padding: image rows and text."""
-    if batch.get("segments") is not None:
-        return int(np.count_nonzero(batch["segments"]))
-    # Positions count from 0 in every row and are 0 on padding.
-    return int((batch["positions"].max(axis=1) + 1).sum())
 
 
 def _memory() -> dict[str, float]:

@@ -7,6 +7,7 @@ Paddle and PaddleNLP are imported inside the functions, after everything that ca
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ def finetune(settings: TrainingSettings) -> Result:
     """
     from paddlemix.trainer import checkpointing, stages
 
+    _refuse_idle(settings)
     stages.stage_of(settings)
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
@@ -204,7 +206,7 @@ class TrainingRun:
             eval_dataset=data.eval,
             callbacks=[self.bar, self.stop],
         )
-        self.bar.watch_tokens(lambda: self.trainer.tokens)
+        self.bar.watch(self.trainer)
         redirect_library_logs(self.output / LOG_FILE)
 
     def _order(self, rows: Any) -> Any:
@@ -225,6 +227,7 @@ class TrainingRun:
         )
 
     def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
+        self._check_space()
         if self.resume is not None:
             self._say(f"going on from {self.resume}")
         try:
@@ -240,6 +243,20 @@ class TrainingRun:
             self._save()
         return done.global_step, self.stop.received
 
+    def _check_space(self) -> None:
+        """A disk that cannot hold one checkpoint beside the result is told before the first step."""
+        sizes = {name: value.size * value.element_size() for name, value in self.model.named_parameters()}
+        trained = sum(sizes[name] for name in self.plan.rules)
+        saved = trained if self.plan.stage == "lora" else sum(sizes.values())
+        moments = 8 * sum(part.trainable for part in self.plan.parts)
+        needed = saved + (saved + moments if self.settings.training.save_strategy != "no" else 0)
+        free = shutil.disk_usage(self.output).free
+        if free < needed:
+            raise ConfigError(
+                f'"output_dir": {self.output} needs about {needed / files.MIB:,.0f} MiB for the result and one '
+                f"checkpoint, {free / files.MIB:,.0f} MiB are free; free some space or choose another folder"
+            )
+
     def _save(self) -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
 
@@ -253,8 +270,12 @@ class TrainingRun:
         publish_result(self.output, weights, self.model)
 
     def _write(self, name: str, metrics: dict[str, Any]) -> None:
-        if _is_main() and metrics:
-            files.atomic_write(self.output / name, json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        if not _is_main() or not metrics:
+            return
+        copies = self.settings.training.metrics_output_path
+        for folder in (self.output, *([Path(copies)] if copies else [])):
+            folder.mkdir(parents=True, exist_ok=True)
+            files.atomic_write(folder / name, json.dumps(metrics, indent=2, sort_keys=True) + "\n")
 
     def _farewell(self, stopped: str | None) -> None:
         training = self.settings.training
@@ -262,8 +283,13 @@ class TrainingRun:
             return self._say(
                 f"stopped by {stopped}; the same command goes on from the last checkpoint in {self.output}"
             )
+        for rows in (self.trainer.train_dataset, self.trainer.eval_dataset):
+            bad = getattr(rows, "bad", None)
+            if bad is not None and bad.summary():
+                self._say(bad.summary())
         if training.benchmark:
-            return self._say("benchmark: the model is not saved")
+            speed = self.trainer.state.log_history[-1].get("train_samples_per_second", 0.0)
+            return self._say(f"Effective_samples_per_second: {speed:.3f} (benchmark: the model is not saved)")
         if training.do_train:
             self._say(f"The result is in {self.output}. Talk with it:")
             chat = Path("paddlemix/examples/llava/run_predict_multiround.py")
@@ -297,7 +323,11 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
         bf16=training.bf16 and not on_cpu,
         fp16=training.fp16 and not on_cpu,
         amp_master_grad=training.amp_master_grad and not on_cpu,
-        unified_checkpoint=False,
+        metrics_output_path=None,
+        minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
+        # Every planned parameter takes part in every batch, unless freeze_exclude lets the tower train: the layers
+        # behind the selected one give no feature.
+        ddp_find_unused_parameters=_tower_may_train(settings),
     )
     return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
 
@@ -309,6 +339,26 @@ def _overrides(settings: TrainingSettings) -> dict[str, Any]:
     found = {name: getattr(model, name) for name in names}
     found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _tower_may_train(settings: TrainingSettings) -> bool:
+    return bool(settings.model.freeze_exclude)
+
+
+_IDLE = {
+    "eval_accumulation_steps": "evaluation keeps one number a batch, so there is nothing to take off the device",
+    "bf16_full_eval": "evaluation computes in the precision of the training",
+    "fp16_full_eval": "evaluation computes in the precision of the training",
+    "save_on_each_node": "checkpoints are written once, to a folder that all nodes see",
+}
+
+
+def _refuse_idle(settings: TrainingSettings) -> None:
+    """A key that would do nothing here is an error and not a silence."""
+    for name, reason in _IDLE.items():
+        value = getattr(settings.training, name)
+        if value != KNOWN[name].default:
+            raise ConfigError(f'"{name}" is {json.dumps(value)}, but it has no effect: {reason}; take the key away')
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One process of a data parallel run on synthetic rows: ``dist_worker.py OUTPUT RESUME|- [key=value ...]``."""
+"""One process of a run on synthetic rows, and of its continuation: ``dist_worker.py OUTPUT [key=value ...]``."""
 
 import json
 import sys
@@ -11,14 +11,21 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights  # noqa: E402 - after the path
 
 
-def main(output: str, resume: str, *pairs: str) -> None:
+def train(output: Path, keys: dict, resume: Path | None) -> dict:
+    trainer = make_trainer(settings(output, **keys), rows=Rows(12, equal=True), eval_rows=Rows(5))
+    trainer.train(resume)
+    return {"losses": losses(trainer), "eval_loss": trainer.evaluate()["eval_loss"], "weights": weights(trainer.model)}
+
+
+def main(output: str, *pairs: str) -> None:
+    folder = Path(output)
     keys = {name: json.loads(value) for name, value in (pair.split("=") for pair in pairs)}
-    trainer = make_trainer(settings(Path(output), **keys), rows=Rows(12, equal=True), eval_rows=Rows(5))
-    trainer.train(None if resume == "-" else resume)
-    score = trainer.evaluate()["eval_loss"]
-    if trainer.is_world_process_zero():
-        np.savez(Path(output) / "weights.npz", **weights(trainer.model))
-        (Path(output) / "told.json").write_text(json.dumps({"losses": losses(trainer), "eval_loss": score}))
+    straight = train(folder, keys, None)
+    resumed = train(folder, keys, folder / "checkpoint-4")
+    equal = all(np.array_equal(straight["weights"][name], resumed["weights"][name]) for name in straight["weights"])
+    np.savez(folder / f"weights-{equal}.npz", **straight.pop("weights"))
+    straight["resumed"] = resumed["losses"]
+    (folder / "told.json").write_text(json.dumps(straight))
 
 
 if __name__ == "__main__":

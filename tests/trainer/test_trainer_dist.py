@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.trainer import checkpointing
 from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights
 
 pytestmark = pytest.mark.dist
@@ -18,12 +17,12 @@ pytestmark = pytest.mark.dist
 WORKER = Path(__file__).with_name("dist_worker.py")
 
 
-def launch(output, resume="-", **keys):
+def launch(output, **keys):
     pairs = [f"{name}={json.dumps(value)}" for name, value in keys.items()]
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     log = output.parent / "log"
     done = subprocess.run(
-        [*command, "--log_dir", str(log), str(WORKER), str(output), str(resume), *pairs],
+        [*command, "--log_dir", str(log), str(WORKER), str(output), *pairs],
         capture_output=True,
         text=True,
         timeout=240,
@@ -31,24 +30,20 @@ def launch(output, resume="-", **keys):
     )
     told = "\n".join(file.read_text()[-1500:] for file in sorted(log.glob("workerlog.*")))
     assert done.returncode == 0, told
-    return json.loads((output / "told.json").read_text()), dict(np.load(output / "weights.npz"))
+    return json.loads((output / "told.json").read_text())
 
 
-@pytest.mark.parametrize("sharding", ["", "stage1"])
+@pytest.mark.parametrize("sharding", ["", pytest.param("stage1", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_twice_the_batch_and_resume_bit_for_bit(tmp_path, sharding):
     logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
     alone = make_trainer(
         settings(tmp_path / "alone", per_device_train_batch_size=4), rows=Rows(12, equal=True), eval_rows=Rows(5)
     )
     alone.train()
-    keys = dict(save_strategy="steps", save_steps=4, sharding=sharding)
-    told, values = launch(tmp_path / "both", **keys)
+    told = launch(tmp_path / "both", save_strategy="steps", save_steps=4, sharding=sharding)
     assert told["losses"] == pytest.approx(losses(alone), rel=1e-5)
     assert told["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
+    values = dict(np.load(tmp_path / "both" / "weights-True.npz"))
     single = weights(alone.model)
     assert max(float(np.abs(single[name] - values[name]).max()) for name in single) < 5e-5
-    folder = checkpointing.newest_valid(tmp_path / "both")
-    assert folder.name == "checkpoint-4"
-    again, resumed = launch(tmp_path / "again", folder, **keys)
-    assert again["losses"] == pytest.approx(told["losses"], rel=1e-6)
-    assert all(np.array_equal(values[name], resumed[name]) for name in values)
+    assert told["resumed"] == pytest.approx(told["losses"], rel=1e-6)

@@ -1,5 +1,6 @@
 """Whole runs from settings to a folder that the chat opens, through the doorways where that matters."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +280,55 @@ def test_the_failing_step_names_the_rows(place, tmp_path):
 def test_a_model_folder_that_does_not_exist_is_told(place, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         go(place, tmp_path / "out", model_name_or_path="nowhere/model")
+
+
+@pytest.mark.parametrize(("name", "value"), [("bf16_full_eval", "true"), ("eval_accumulation_steps", 2)])
+def test_a_key_without_effect_is_an_error(place, tmp_path, name, value):
+    with pytest.raises(ConfigError, match=f'"{name}" is .* but it has no effect'):
+        go(place, tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(place, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(ConfigError, match='"output_dir": .* MiB are free'):
+        go(place, tmp_path / "out")
+    assert not (tmp_path / "out" / "trainer_state.json").exists()
+
+
+def test_packed_rows_train(place, tmp_path):
+    result = go(place, tmp_path / "out", mixtoken="true", max_length=200)
+    assert np.isfinite(result.metrics["train_loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_run_that_is_killed_again_and_again_ends_as_the_straight_run(place, tmp_path):
+    keys = dict(save_strategy="steps", save_steps=1, save_total_limit=2, num_train_epochs=20)
+    go(place, tmp_path / "straight", **keys)
+    rng = np.random.default_rng(0)
+    command = [sys.executable, str(DOORWAY), *arguments(place, tmp_path / "killed", **keys)]
+    log = tmp_path / "log"
+    kills, seen = 0, [0]
+    for _ in range(40):
+        with log.open("w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as run:
+            while run.poll() is None and "saved checkpoint" not in log.read_text():
+                time.sleep(0.02)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(rng.uniform(0, 0.8))
+            if run.poll() is not None:
+                assert run.returncode == 0, log.read_text()
+                break
+            run.kill()
+            kills += 1
+        found = checkpointing.checkpoints(tmp_path / "killed")
+        assert [folder for _, folder in found if files.verify_folder(folder)] == []
+        assert found[-1][0] >= seen[-1]
+        seen.append(found[-1][0])
+    assert kills >= 3
+    name = "model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
 @pytest.fixture(autouse=True)
