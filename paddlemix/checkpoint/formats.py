@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoint import formats_pdparams
 from paddlemix.checkpoint.formats_base import FLOATS, TensorFile, TensorInfo, fill
+from paddlemix.checkpoint.formats_pdparams import PdparamsFile
 from paddlemix.checkpoint.formats_safetensors import SafetensorsFile
 from paddlemix.checkpoint.formats_torch_zip import TorchZipFile
 from paddlemix.utils.errors import CheckpointError
@@ -110,9 +110,9 @@ def _open_one(path: Path) -> TensorFile:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix == ".pdparams":
-        formats_pdparams.refuse(path)
+        return PdparamsFile(path)
     if path.suffix not in (".bin", ".pt", ".pth"):
-        raise CheckpointError(f"{path}: unknown kind of weight file (known: .safetensors, .bin, .pt, .pth)")
+        raise CheckpointError(f"{path}: unknown kind of weight file (known: .safetensors, .bin, .pt, .pth, .pdparams)")
     return TorchZipFile(path)
 
 

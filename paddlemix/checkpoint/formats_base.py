@@ -71,6 +71,7 @@ class MappedFile:
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        self.map: mmap.mmap | bytes = self._map if self._map is not None else b""
         self.bytes = memoryview(self._map) if self._map is not None else memoryview(b"")
 
     def release(self, start: int, length: int) -> None:

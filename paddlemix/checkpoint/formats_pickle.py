@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A closed machine for the pickles inside torch files: thirty opcodes, ten known names, nothing is ever called.
+"""A closed machine for the pickles of weight files: a few opcodes, a few known names, nothing is ever called.
 
-Rules: only the opcodes in ``_MACHINE`` exist; a global is looked up in a table of exact names and becomes a token of
-ours, never a Python object of that name; REDUCE builds one of three descriptions of ours; everything else raises.
+Rules: only the opcodes in ``Machine.steps`` exist; a global is looked up in a table of exact names and becomes a token
+of ours, never a Python object of that name; REDUCE builds one of a few descriptions of ours; everything else raises.
+The tables here are those of torch's files; ``formats_pdparams`` has those of Paddle's.
 """
 
+import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 MAX_BYTES = 64 << 20
 MAX_STEPS = 2_000_000
@@ -52,7 +54,9 @@ class TensorRef:
 
 
 @dataclass(frozen=True)
-class _Global:
+class Known:
+    """A global name that is known; it stands for a builder of ours."""
+
     name: str
 
 
@@ -60,20 +64,29 @@ class _Ordered(dict[Any, Any]):
     """Stands for ``collections.OrderedDict``: the only thing that BUILD accepts."""
 
 
-_MARK = object()
-_GLOBALS: dict[str, _Global | str] = {
-    **{f"torch {name}": _Global(name) for name in STORAGES},
-    "collections OrderedDict": _Global("OrderedDict"),
-    "torch._utils _rebuild_tensor_v2": _Global("tensor"),
-    "torch._utils _rebuild_parameter": _Global("parameter"),
-    "torch._utils _rebuild_parameter_with_state": _Global("parameter_with_state"),
+MARK = object()
+"""Lies on the stack where a tuple or a list of items begins."""
+
+_GLOBALS: dict[str, Known] = {
+    **{f"torch {name}": Known(name) for name in STORAGES},
+    "collections OrderedDict": Known("OrderedDict"),
+    "torch._utils _rebuild_tensor_v2": Known("tensor"),
+    "torch._utils _rebuild_parameter": Known("parameter"),
+    "torch._utils _rebuild_parameter_with_state": Known("parameter_with_state"),
 }
 
 
 class Machine:
     """Runs one pickle. ``run`` returns plain dicts, lists, tuples, numbers, strings and TensorRefs."""
 
-    def __init__(self, data: bytes) -> None:
+    steps: ClassVar[Mapping[int, Callable[[Any], None]]]
+    """What each opcode does; set below, when the functions exist."""
+    names: ClassVar[Mapping[str, Known]] = _GLOBALS
+    builders: ClassVar[Mapping[str, Callable[[tuple[Any, ...]], Any]]]
+    protocols: ClassVar[tuple[int, ...]] = (2,)
+    limit: ClassVar[int | None] = MAX_BYTES
+
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
         self._at = 0
         self._stack: list[Any] = []
@@ -81,8 +94,8 @@ class Machine:
 
     def run(self) -> Any:
         """The value of the pickle. PickleRefusedError for anything outside the rules, whatever the bytes."""
-        if len(self._data) > MAX_BYTES:
-            raise PickleRefusedError(f"the pickle has {len(self._data)} bytes, the limit is {MAX_BYTES}")
+        if self.limit is not None and len(self._data) > self.limit:
+            raise PickleRefusedError(f"the pickle has {len(self._data)} bytes, the limit is {self.limit}")
         try:
             return self._steps()
         except (IndexError, KeyError, ValueError, TypeError, struct.error, RecursionError, MemoryError) as error:
@@ -94,7 +107,7 @@ class Machine:
             self._at += 1
             if code == 0x2E:  # STOP
                 return self._finish()
-            step = _MACHINE.get(code)
+            step = self.steps.get(code)
             if step is None:
                 raise PickleRefusedError(f"opcode 0x{code:02x} at byte {self._at - 1} is not needed for weights")
             step(self)
@@ -121,13 +134,13 @@ class Machine:
 
     def _pop(self) -> Any:
         value = self._stack.pop()
-        if value is _MARK:
+        if value is MARK:
             raise PickleRefusedError(f"a mark where a value belongs at byte {self._at}")
         return value
 
     def _to_mark(self) -> list[Any]:
         items: list[Any] = []
-        while self._stack[-1] is not _MARK:
+        while self._stack[-1] is not MARK:
             items.append(self._stack.pop())
         self._stack.pop()
         items.reverse()
@@ -139,8 +152,10 @@ class Machine:
 
     def _protocol(self) -> None:
         version = self._number("<B")
-        if self._at != 2 or version != 2:
-            raise PickleRefusedError(f"pickle protocol {version} at byte {self._at - 2}; torch writes 2")
+        if self._at != 2 or version not in self.protocols:
+            raise PickleRefusedError(
+                f"pickle protocol {version} at byte {self._at - 2}; expected {' or '.join(map(str, self.protocols))}"
+            )
 
     def _long(self) -> None:
         self._push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))
@@ -151,16 +166,21 @@ class Machine:
     def _global(self) -> None:
         lines = []
         for _ in range(2):
-            end = self._data.index(b"\n", self._at, self._at + 256)
+            end = self._data.find(b"\n", self._at, self._at + 256)
+            if end < 0:
+                raise PickleRefusedError(f"a global name without an end at byte {self._at}")
             lines.append(self._take(end - self._at).decode("ascii"))
             self._at += 1
-        name = " ".join(lines)
-        if name not in _GLOBALS:
-            raise PickleRefusedError(f'it names "{".".join(lines)}", which is not needed for weights')
-        self._push(_GLOBALS[name])
+        self._push(self._known(*lines))
+
+    def _known(self, module: str, name: str) -> Known:
+        known = self.names.get(f"{module} {name}")
+        if known is None:
+            raise PickleRefusedError(f'it names "{module}.{name}", which is not needed for weights')
+        return known
 
     def _put(self, layout: str) -> None:
-        if self._stack[-1] is _MARK:
+        if self._stack[-1] is MARK:
             raise PickleRefusedError(f"a mark is put into the memo at byte {self._at}")
         self._memo[self._number(layout)] = self._stack[-1]
 
@@ -199,23 +219,24 @@ class Machine:
         if type(value) is not tuple or len(value) != 5:
             raise PickleRefusedError(f"a persistent id that is no storage at byte {self._at}")
         kind, storage, key, place, count = value
-        known = type(storage) is _Global and storage.name in STORAGES
+        known = type(storage) is Known and storage.name in STORAGES
         named = type(key) is str and key.isascii() and key.isdigit() and type(place) is str
-        if kind != "storage" or not known or not named or not _is_size(count):
+        if kind != "storage" or not known or not named or not is_size(count):
             raise PickleRefusedError(f"a persistent id that is no storage at byte {self._at}")
         self._push(StorageRef(STORAGES[storage.name], key, count))
 
     def _reduce(self) -> None:
         args, function = self._pop(), self._pop()
-        if type(args) is not tuple or type(function) is not _Global:
+        if type(args) is not tuple or type(function) is not Known:
             raise PickleRefusedError(f"a call of a {type(function).__name__} at byte {self._at}")
-        builder = _BUILDERS.get(function.name)
+        builder = self.builders.get(function.name)
         if builder is None:
             raise PickleRefusedError(f"a call of {function.name} at byte {self._at}")
         self._push(builder(args))
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Whether a value of a pickle can be a size or an offset."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -232,7 +253,7 @@ def _tensor(args: tuple[Any, ...]) -> TensorRef:
     plain = type(storage) is StorageRef and type(needs_grad) is bool and type(hooks) is _Ordered and not hooks
     if not plain or type(shape) is not tuple or type(stride) is not tuple or (len(args) == 7 and args[6]):
         raise PickleRefusedError("a tensor whose arguments are not a storage, an offset, a shape and strides")
-    if len(shape) != len(stride) or len(shape) > MAX_RANK or not all(map(_is_size, (offset, *shape, *stride))):
+    if len(shape) != len(stride) or len(shape) > MAX_RANK or not all(map(is_size, (offset, *shape, *stride))):
         raise PickleRefusedError(f"a tensor of shape {shape!r} and strides {stride!r}")
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
     values = 1
@@ -249,16 +270,16 @@ def _parameter(args: tuple[Any, ...]) -> TensorRef:
     return args[0]
 
 
-_BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+Machine.builders = {
     "OrderedDict": _ordered,
     "tensor": _tensor,
     "parameter": _parameter,
     "parameter_with_state": _parameter,
 }
 
-_MACHINE: dict[int, Callable[[Machine], None]] = {
+Machine.steps = {
     0x80: Machine._protocol,  # PROTO
-    ord("("): lambda m: m._push(_MARK),  # MARK
+    ord("("): lambda m: m._push(MARK),  # MARK
     ord("}"): lambda m: m._push({}),  # EMPTY_DICT
     ord("]"): lambda m: m._push([]),  # EMPTY_LIST
     ord(")"): lambda m: m._push(()),  # EMPTY_TUPLE

@@ -28,6 +28,18 @@ _PEFT_REFUSED = {
     "modules_to_save": "whole modules saved beside the adapter",
 }
 """Switches of peft that change the numbers and that are not built here."""
+PADDLE_WEIGHTS = "lora_model_state.pdparams"
+"""The weights of PaddleMIX's own adapters; the configuration beside them is ours, too."""
+_PADDLE_REFUSED = {
+    "trainable_bias": "biases that were trained",
+    "enable_lora_list": "adapters on parts of a fused weight",
+    "do_qat": "quantised training",
+    "pissa": "a base that was changed by PiSSA",
+    "loraga": "a base that was changed by LoRA-GA",
+    "use_mora": "MoRA",
+    "lora_use_mixer": "a third matrix between A and B",
+}
+"""Switches of PaddleNLP that change the numbers and that are not built here."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +115,14 @@ def read_adapter(folder: Path) -> Adapter:
 def _read_ours(folder: Path) -> Adapter:
     config = read_json(folder / ADAPTER_CONFIG)
     rank, alpha, dropout = _numbers(folder / ADAPTER_CONFIG, config, "lora_dropout")
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        if (folder / "lora_model_state.pdparams").is_file():
-            return _read_pdparams(folder)
+    path = _first_file(folder, (ADAPTER_WEIGHTS, PADDLE_WEIGHTS))
+    if path is None:
         raise CheckpointError(f"{folder}: no {ADAPTER_WEIGHTS} beside {ADAPTER_CONFIG}")
+    for key, meaning in _PADDLE_REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(
+                f'{folder / ADAPTER_CONFIG}: "{key}": {config[key]!r} means {meaning}, which is not supported'
+            )
     source = open_file(path)
     halves: dict[str, dict[str, Half]] = {}
     rest = []
@@ -117,7 +132,8 @@ def _read_ours(folder: Path) -> Adapter:
             rest.append(name)
         else:
             halves.setdefault(f"{match[1]}.weight", {})[match[2]] = Half(name, False)
-    pairs = _pair(folder, source, halves, rank, lambda r: alpha / r)
+    stabilised = bool(config.get("rslora"))
+    pairs = _pair(folder, source, halves, rank, lambda r: alpha / (math.sqrt(r) if stabilised else r))
     others = [(source, "paddlemix", tuple(rest))] if rest else []
     return Adapter(
         folder,
@@ -132,11 +148,6 @@ def _read_ours(folder: Path) -> Adapter:
         config.get("vision_tower_relative_path"),
         config.get("base_fingerprint") or {},
     )
-
-
-def _read_pdparams(folder: Path) -> Adapter:
-    open_file(folder / "lora_model_state.pdparams")  # refuses with the reason
-    raise CheckpointError(f"{folder}: no adapter weights")
 
 
 def _read_peft(folder: Path) -> Adapter:

@@ -456,12 +456,6 @@ def test_shards_without_an_index_are_named(tmp_path):
         open_folder(tmp_path)
 
 
-def test_pdparams_are_refused_with_the_reason(tmp_path):
-    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps({}))
-    with pytest.raises(CheckpointError, match="pdparams files are not read yet"):
-        open_folder(tmp_path)
-
-
 def test_an_old_bin_says_how_to_convert_it(tmp_path):
     with pytest.raises(CheckpointError, match="weights_only=True"):
         open_file(ARCHIVES["old torch format"](tmp_path / "x.bin"))
