@@ -1,0 +1,32 @@
+"""What the documents say about training is so."""
+
+import re
+from pathlib import Path
+
+from paddlemix.settings.loader import load_settings
+from paddlemix.trainer.checkpointing import MAY_CHANGE
+from tests.trainer.keys_table import table, written
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_of_keys_is_that_of_the_settings():
+    assert written() == table(), "run: python -m tests.trainer.keys_table"
+
+
+def test_every_command_of_the_training_document_is_read_without_an_error(tmp_path):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:python|DEVICES=\S+ sh) (\S+) (\S+\.json)(.*)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for doorway, recipe, more in commands:
+        assert (ROOT / doorway).is_file()
+        argv = [str(ROOT / recipe), *more.split()]
+        if "--output_dir" in argv:
+            argv[argv.index("--output_dir") + 1] = str(tmp_path)
+        assert load_settings(argv).training.do_train
+
+
+def test_keys_that_may_change_on_resume_exist():
+    from paddlemix.settings.training import KNOWN
+
+    assert set(KNOWN) >= MAY_CHANGE
