@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activations by the names that published config files use."""
 
+from collections.abc import Callable
+
+import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
+from paddlemix.ops.npu import fused
 from paddlemix.utils.registry import Registry
 
 ACTIVATIONS: Registry = Registry("activation")
@@ -25,3 +29,12 @@ def gelu(x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     return functional.silu(x)
+
+
+def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """act(gate) * up. Without ``up`` the last axis of ``gate`` holds both, the gate first."""
+    if act is silu and fused.wants_swiglu(gate):
+        return fused.swiglu(gate, up)
+    if up is None:
+        gate, up = paddle.split(gate, 2, axis=-1)
+    return act(gate) * up

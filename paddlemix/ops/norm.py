@@ -4,6 +4,8 @@
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.ops.npu import fused
+
 
 class RMSNorm(nn.Layer):
     """``x / sqrt(mean(x * x) + epsilon) * weight`` over the last axis."""
@@ -20,6 +22,8 @@ class RMSNorm(nn.Layer):
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """See ``RMSNorm``. Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul)."""
+    if fused.wants_rms_norm(x, weight):
+        return fused.rms_norm(x, weight, epsilon)
     wide = x.astype("float32")
     ones = paddle.full([x.shape[-1], 1], 1.0 / x.shape[-1], dtype="float32")
     mean = paddle.matmul(wide * wide, ones)

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from paddlemix.ops.npu import fused
 from paddlemix.utils.errors import ConfigError
 
 
@@ -39,6 +40,18 @@ class StepTables:
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         self.cos, self.sin = cos, sin
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._fused: tuple[Tensor, Tensor] | None = None
+        self._wants_fused: bool | None = None
+
+    def turn(self, x: Tensor) -> Tensor:
+        """``x`` [B, L, H, D] turned to its positions, in the dtype of x. The first call decides for the whole step."""
+        if self._wants_fused is None:
+            self._wants_fused = fused.wants_rope(x, x.shape[3])
+        if not self._wants_fused:
+            return rotate(x, self.over(x.shape[2]))
+        if self._fused is None:
+            self._fused = fused.rope_tables(self.cos, self.sin, fused.dtype_of(x))
+        return fused.rope(x, *self._fused)
 
     def over(self, heads: int) -> tuple[Tensor, Tensor]:
         """``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""

@@ -30,6 +30,12 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag("PADDLEMIX_NPU_FUSED", "auto", _SWITCH, "Fused NPU operators as a whole."),
         Flag("PADDLEMIX_NPU_FUSED_ATTENTION", "auto", _SWITCH, "Fused NPU flash attention."),
+        Flag(
+            "PADDLEMIX_NPU_ATTENTION_FLOAT32",
+            "0",
+            ("0", "1"),
+            "1 hands float32 to the fused attention too, which a card refuses and a stand-in device may take.",
+        ),
         Flag("PADDLEMIX_NPU_FUSED_RMS_NORM", "auto", _SWITCH, "Fused NPU RMSNorm."),
         Flag("PADDLEMIX_NPU_FUSED_ROPE", "auto", _SWITCH, "Fused NPU rotary embedding."),
         Flag("PADDLEMIX_NPU_FUSED_SWIGLU", "auto", _SWITCH, "Fused NPU SwiGLU."),

@@ -150,7 +150,7 @@ def test_auto_says_why_it_passed_over_a_backend(monkeypatch):
 
 @pytest.mark.parametrize(
     ("forced", "dropout", "text"),
-    [("npu", 0.0, "the fused NPU path is not part of this version"), ("sdpa", 0.1, "has no dropout")],
+    [("npu", 0.0, "not on an npu"), ("sdpa", 0.1, "has no dropout")],
 )
 def test_forcing_what_cannot_be_raises_with_the_reason(monkeypatch, forced, dropout, text):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", forced)

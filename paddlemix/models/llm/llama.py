@@ -7,12 +7,12 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlemix.models.llm.cache import KVCache
-from paddlemix.ops.activation import ACTIVATIONS
+from paddlemix.ops.activation import ACTIVATIONS, gated
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
-from paddlemix.ops.rope import RotaryTables, StepTables, rotate
+from paddlemix.ops.rope import RotaryTables, StepTables
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -48,14 +48,14 @@ class LlamaAttention(nn.Layer):
         q = self.q_proj(x).reshape([batch, length, self.heads, self.head_dim])
         k = self.k_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
         v = self.v_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
-        return rotate(q, tables.over(self.heads)), rotate(k, tables.over(self.kv_heads)), v
+        return tables.turn(q), tables.turn(k), v
 
     def _project_fused(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
         """One product for all three, one rotation for the heads of q and k together."""
         batch, length, _ = x.shape
         turned = self.heads + self.kv_heads
         heads = self.fused(x).reshape([batch, length, turned + self.kv_heads, self.head_dim])
-        both = rotate(heads[:, :, :turned], tables.over(turned))
+        both = tables.turn(heads[:, :, :turned])
         return both[:, :, : self.heads], both[:, :, self.heads :], heads[:, :, turned:]
 
     def fuse(self) -> None:
@@ -85,9 +85,8 @@ class LlamaMLP(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         if self.fused is None:
-            return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
-        gate, up = paddle.split(self.fused(x), 2, axis=-1)
-        return self.down_proj(self.act(gate) * up)
+            return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated(self.act, self.fused(x)))
 
     def fuse(self) -> None:
         """Use one product for gate and up from now on (inference). Layers with an open adapter stay apart."""

@@ -5,16 +5,15 @@ from types import ModuleType
 
 from paddle import Tensor
 
-from paddlemix.ops.attention import math, sdpa
+from paddlemix.ops.attention import math, npu, sdpa
 from paddlemix.ops.attention.contract import Mask, Request, make_request
+from paddlemix.ops.npu import switches
 from paddlemix.utils import env
 from paddlemix.utils.errors import BackendError
 from paddlemix.utils.logging import get_logger
 
-BACKENDS: dict[str, ModuleType] = {"sdpa": sdpa, "math": math}
-"""In the order in which ``auto`` asks them."""
-
-NOT_BUILT = {"npu": "the fused NPU path is not part of this version"}
+BACKENDS: dict[str, ModuleType] = {"npu": npu, "sdpa": sdpa, "math": math}
+"""In the order in which ``auto`` asks them. The first is asked under the flags of the fused NPU operators only."""
 
 _told: set[tuple[str, tuple[str, ...]]] = set()
 
@@ -33,16 +32,21 @@ def attend(
 
 def choose(request: Request, wanted: str = "auto") -> ModuleType:
     """The backend for ``request``: the forced one, or with ``auto`` the first that can serve it."""
-    if wanted in NOT_BUILT:
-        raise BackendError(f"PADDLEMIX_ATTENTION={wanted}: {NOT_BUILT[wanted]}; use auto, sdpa or math")
+    fused, flag = switches.setting("ATTENTION")
+    if (wanted == "npu" and fused == "0") or (wanted not in ("npu", "auto") and fused == "1"):
+        raise BackendError(
+            f"PADDLEMIX_ATTENTION={wanted} and {flag}={fused} contradict each other; leave one of them out"
+        )
+    if wanted == "auto" and fused == "1":
+        return _forced(request, "npu", f"{flag}=1")
     if wanted != "auto":
-        reason = BACKENDS[wanted].why_not(request)
-        if reason:
-            raise BackendError(f"PADDLEMIX_ATTENTION={wanted}: {reason}; use auto to let the next backend serve it")
-        return BACKENDS[wanted]
+        return _forced(request, wanted, f"PADDLEMIX_ATTENTION={wanted}")
     skipped = []
     for name, backend in BACKENDS.items():
-        reason = backend.why_not(request)
+        if name == "npu" and request.device != "npu":
+            continue
+        off = f"{flag}=0" if name == "npu" and fused == "0" else None
+        reason = off or backend.why_not(request)
         if reason is None:
             _tell(name, tuple(skipped))
             return backend
@@ -50,8 +54,15 @@ def choose(request: Request, wanted: str = "auto") -> ModuleType:
     raise BackendError("no attention backend can serve the request: " + "; ".join(skipped))
 
 
+def _forced(request: Request, name: str, by: str) -> ModuleType:
+    reason = BACKENDS[name].why_not(request)
+    if reason:
+        raise BackendError(f"{by}: {reason}; use auto to let the next backend serve it")
+    return BACKENDS[name]
+
+
 def cache_keeps_heads_first(device: str) -> bool:
-    """Layout of the KV cache: heads first on the CPU (matmul reads it without a copy), else as fused kernels want it."""
+    """Layout of the KV cache: heads first on the CPU (matmul reads it without a copy), else as fused kernels want."""
     return device == "cpu"
 
 

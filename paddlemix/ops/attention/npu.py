@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention through the fused NPU operator ``flash_attention_npu``: its rules, its mask, its call.
+
+The operator takes a bool mask in which True hides a key, and knows no scale but 1 / sqrt(D). A query row without any
+visible key gives garbage, so masks keep one open (``Mask`` does). Its hint ``is_triangle_upper_mask`` makes it skip
+what lies right of the top-left diagonal: it is set only where that is exactly what the mask hides.
+"""
+
+import math
+
+import paddle
+from paddle import Tensor
+
+from paddlemix.ops.attention.contract import Mask, Request
+from paddlemix.ops.npu import library
+from paddlemix.utils import env
+
+NAME = "npu"
+OPERATOR = "flash_attention_npu"
+HEAD_STEP, HEAD_LIMIT = 16, 512
+
+
+def why_not(request: Request) -> str | None:
+    """Why the fused operator cannot serve ``request``; None when it can."""
+    if request.device != "npu":
+        return f"the tensors are on {request.device}, not on an npu"
+    form = library.form_of(OPERATOR)
+    if isinstance(form, str):
+        return form
+    return _why_not_shape(request)
+
+
+def _why_not_shape(request: Request) -> str | None:
+    if request.dtype not in ("float16", "bfloat16") and not (
+        request.dtype == "float32" and env.get("PADDLEMIX_NPU_ATTENTION_FLOAT32") == "1"
+    ):
+        return f"{OPERATOR} takes float16 and bfloat16, not {request.dtype}"
+    if request.head_dim % HEAD_STEP or request.head_dim > HEAD_LIMIT:
+        return f"{OPERATOR}: the head width {request.head_dim} is no multiple of {HEAD_STEP} up to {HEAD_LIMIT}"
+    if request.dropout:
+        return f"{OPERATOR}: its dropout leaves the forward pass alone but not the gradients"
+    if request.kv_heads_first:
+        return f"{OPERATOR} wants keys in [B, L, H, D]"
+    return None
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, scale: float, dropout: float = 0.0, kv_heads_first: bool = False
+) -> Tensor:
+    """Same answer as ``math.attend`` to rounding. Ask ``why_not`` first."""
+    del dropout, kv_heads_first  # refused by why_not when set
+    own = 1.0 / math.sqrt(q.shape[3])
+    if not math.isclose(scale, own, rel_tol=1e-6):
+        q = q * (scale / own)
+    k, v = _without_tail(k, mask, q.shape[1]), _without_tail(v, mask, q.shape[1])
+    hidden = _hidden(mask, q.shape[0], q.shape[1], k.shape[1])
+    # Contract of the hint: causal, as many queries as keys, nothing cached, and each further rule only hides more.
+    triangle = hidden is not None and mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
+    is_test = not paddle.is_grad_enabled() or (q.stop_gradient and k.stop_gradient and v.stop_gradient)
+    tail = (0.0, False, False, is_test, triangle)  # dropout, causal, return_softmax, is_test, triangle
+    if library.form_of(OPERATOR).name == "13 arguments":
+        tail = ([], [], *tail, False)
+    return library.run(OPERATOR, q, k, v, None, hidden, *tail)[0]
+
+
+def _without_tail(keys: Tensor, mask: Mask, q_len: int) -> Tensor:
+    """Keys ``[B, Lk, Hk, D]`` without the empty tail of a cache block, when many rows attend at once.
+
+    A single row keeps the block and gets a mask instead: its shapes then change once a block and not once a token,
+    and nothing is copied.
+    """
+    filled = mask.offset + q_len
+    if q_len == 1 or not mask.causal or keys.shape[1] <= filled:
+        return keys
+    return keys[:, :filled]
+
+
+def _hidden(mask: Mask, batch: int, q_len: int, k_len: int) -> Tensor | None:
+    """Bool ``[B, 1, q_len, k_len]``, True where a key is hidden, shared by the layers of a step; None when none is.
+
+    The operator repeats a mask neither over rows of queries nor, in some releases, over the batch: it is full size.
+    """
+    if q_len == 1 and mask.is_plain and (not mask.causal or k_len == mask.offset + 1):
+        return None
+
+    def build() -> Tensor | None:
+        allowed = mask.allowed(q_len, k_len)
+        if allowed is None:
+            return None
+        return paddle.logical_not(allowed).expand([batch, 1, q_len, k_len]).contiguous()
+
+    return mask.keep(("npu", batch, q_len, k_len), build)

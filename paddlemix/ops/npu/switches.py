@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""May a fused NPU operator be used? The flags decide together with the reason why it cannot."""
+
+from paddle import Tensor
+
+from paddlemix.utils import env
+from paddlemix.utils.errors import BackendError
+from paddlemix.utils.logging import get_logger
+
+WHOLE = "PADDLEMIX_NPU_FUSED"
+OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
+"""``PADDLEMIX_NPU_FUSED_<operator>``; what is ``auto`` there follows ``PADDLEMIX_NPU_FUSED``."""
+
+_told: set[tuple[str, str]] = set()
+
+
+def setting(operator: str) -> tuple[str, str]:
+    """(``auto``, ``0`` or ``1``; the flag that says so) for one of ``OPERATORS``."""
+    name = f"{WHOLE}_{operator}"
+    value = env.get(name)
+    return (value, name) if value != "auto" else (env.get(WHOLE), WHOLE)
+
+
+def off_on_device(operator: str, x: Tensor) -> bool:
+    """True when ``x`` does not lie on an npu. BackendError when the operator is forced all the same."""
+    place = x.place
+    if not place.is_cpu_place() and not place.is_gpu_place() and place.custom_device_type() == "npu":
+        return False
+    value, name = setting(operator)
+    if value == "1":
+        raise BackendError(f"{name}=1: the tensors are on {device_kind(x)}, not on an npu; use auto")
+    return True
+
+
+def use(operator: str, reason: str | None) -> bool:
+    """True when the fused operator serves the call. ``reason`` says why it cannot, or is None.
+
+    A forced operator that cannot serve raises BackendError; ``auto`` falls back and says so once for each reason.
+    """
+    value, name = setting(operator)
+    if value == "0":
+        _tell(operator, f"off ({name}=0)")
+        return False
+    if reason is None:
+        _tell(operator, "on")
+        return True
+    if value == "1":
+        raise BackendError(f"{name}=1: {reason}; use auto to let the plain path serve it")
+    _tell(operator, f"off: {reason}")
+    return False
+
+
+def device_kind(x: Tensor) -> str:
+    """``cpu``, ``gpu`` or the type of a custom device."""
+    place = x.place
+    if place.is_cpu_place():
+        return "cpu"
+    return "gpu" if place.is_gpu_place() else place.custom_device_type()
+
+
+def _tell(operator: str, state: str) -> None:
+    if (operator, state) not in _told:
+        _told.add((operator, state))
+        get_logger(__name__).info("fused npu %s: %s", operator.lower(), state)
