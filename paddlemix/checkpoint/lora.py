@@ -16,7 +16,7 @@ from paddlemix.checkpoint.formats import TensorSource, open_folder
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.formats_safetensors import write_safetensors
 from paddlemix.checkpoint.lora_base import fingerprint
-from paddlemix.checkpoint.lora_read import Adapter, read_adapter
+from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.save import stored
 from paddlemix.checkpoint.save_files import SavesItself, write_json, write_side_files
 from paddlemix.models.llava import allocate
@@ -64,20 +64,6 @@ def load_adapter(model: Any, folder: str | Path) -> list[str]:
             _set(parameters[target.name], values.T if target.transpose else values)
             loaded.append(target.name)
     return loaded
-
-
-def check_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """CheckpointError unless every pair of the adapter fits a weight of the model."""
-    infos = adapter.source.infos()
-    for weight, pair in adapter.pairs.items():
-        a, b = infos[pair.a.name].shape, infos[pair.b.name].shape
-        needed = (a[1], b[0]) if pair.a.transpose else (a[0], b[1])
-        if shapes.get(weight) != needed:
-            has = f"{list(shapes[weight])}" if weight in shapes else "none of that name"
-            raise CheckpointError(
-                f'{adapter.folder}: the adapter of "{weight}" is for a weight of {list(needed)}, the model has {has}; '
-                "it belongs to another base model"
-            )
 
 
 @paddle.no_grad()

@@ -234,6 +234,20 @@ def _pair(
     return pairs
 
 
+def check_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """CheckpointError unless every pair of the adapter fits a weight of the model."""
+    infos = adapter.source.infos()
+    for weight, pair in adapter.pairs.items():
+        a, b = infos[pair.a.name].shape, infos[pair.b.name].shape
+        needed = (a[1], b[0]) if pair.a.transpose else (a[0], b[1])
+        if shapes.get(weight) != needed:
+            has = f"{list(shapes[weight])}" if weight in shapes else "none of that name"
+            raise CheckpointError(
+                f'{adapter.folder}: the adapter of "{weight}" is for a weight of {list(needed)}, the model has {has}; '
+                "it belongs to another base model"
+            )
+
+
 def merge_paths(adapter: str | Path, target: str | Path | None) -> tuple[Path, Path]:
     """The adapter's folder and the folder that a merge would make: by default a new one beside it, ``<name>-merged``.
 

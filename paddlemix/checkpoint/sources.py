@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which folders make up a model, and which stored tensor fills which of its parameters. Needs no paddle."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.folders import (
+    CONFIG,
+    MODEL_TYPE,
+    find,
+    kind_of,
+    projector_file,
+    read_json,
+    resolve,
+    tower_name,
+)
+from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.lora_base import require_base
+from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
+from paddlemix.checkpoint.report import LoadReport
+from paddlemix.settings.legacy import load_config
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.utils.errors import CheckpointError
+
+INIT = "init"
+"""``projector=INIT``: start a projector anew, as the first training stage does."""
+
+_NO_PROJECTOR = (
+    "There is no projector between the tower and the language model: give one with projector=PATH (mm_projector.bin), "
+    'or train one with projector="init", which is what the pretraining stage does.'
+)
+_NO_TOWER = "The vision tower is incomplete: give its folder with vision_tower=PATH."
+_HINTS = ((keymap.PREFIX_PROJECTOR, _NO_PROJECTOR), (keymap.NEWLINE, _NO_PROJECTOR), (keymap.PREFIX_TOWER, _NO_TOWER))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored tensor that fills a parameter."""
+
+    source: TensorSource
+    name: str
+    transpose: bool
+    own: bool
+    """Whether the file is of our own form, whose values were checked when they were made."""
+
+
+@dataclass
+class Parts:
+    """The folders that make up a model."""
+
+    folder: Path
+    kind: str
+    base: Path
+    adapter: Adapter | None
+    projector: Path | None
+    init: bool
+
+
+@dataclass
+class Plan:
+    """Which stored tensor fills which parameter. Later sources replace earlier ones, and the report says so."""
+
+    report: LoadReport
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
+        """Enter the tensors of a source."""
+        infos = source.infos()
+        replaced = 0
+        for name in infos if names is None else names:
+            target = keymap.ours(name, form)
+            if target is None:
+                self.report.left_over[name] = infos[name].file.name
+            elif isinstance(target, keymap.Ignored):
+                self.report.ignored[name] = target.reason
+            else:
+                replaced += target.name in self.entries
+                self.entries[target.name] = Entry(source, name, target.transpose, form == "paddlemix")
+        self.report.notes += source.notes
+        if replaced:
+            self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
+
+    def has(self, prefix: str) -> bool:
+        """Whether any tensor below ``prefix`` is there."""
+        return any(name.startswith(prefix) for name in self.entries)
+
+
+@dataclass
+class Sources:
+    """A model that is found, but not loaded."""
+
+    parts: Parts
+    plan: Plan
+    config: LlavaConfig
+    tower: Path | None
+    """Folder of the tower when its weights come from one of its own."""
+    form: str
+    """How the names of the base (or whole) model are written."""
+
+
+def find_sources(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    projector: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    config: LlavaConfig | None = None,
+) -> Sources:
+    """Open everything that the model in ``folder`` is made of; see ``load.load_model`` for the arguments.
+
+    Only headers are read. CheckpointError when a folder, a shard or the base is not what it should be.
+    """
+    parts = _find_parts(resolve(folder, "the model"), base, projector)
+    plan = Plan(LoadReport(str(parts.folder)))
+    source, form = _open_base(plan, parts)
+    tower = _find_tower(parts, plan, vision_tower)
+    if config is None:
+        config = _read_config(parts, tower, overrides)
+    elif overrides:
+        raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
+    tower = _add_tower(plan, config, tower)
+    _add_later_sources(plan, parts)
+    if parts.adapter is not None:
+        require_base(parts.adapter, parts.base, source, form)
+    return Sources(parts, plan, config, tower, form)
+
+
+def _find_parts(folder: Path, base: str | Path | None, projector: str | Path | None) -> Parts:
+    kind = kind_of(folder)
+    init = projector == INIT
+    projector_path = None if projector is None or init else projector_file(Path(projector))
+    if kind == "full":
+        if base is not None:
+            raise CheckpointError(f"{folder}: it is a whole model, so base={base} has no use; leave it out")
+        return Parts(folder, kind, folder, None, projector_path, init)
+    if kind == "projector":
+        base_folder = _projector_base(folder, base)
+        return Parts(folder, kind, base_folder, None, projector_path or projector_file(folder), init)
+    adapter = read_adapter(folder)
+    base_folder = adapter.find_base(base)
+    if kind_of(base_folder) != "full":
+        raise CheckpointError(f"{base_folder}: the base of an adapter must be a whole model; merge that adapter first")
+    return Parts(folder, kind, base_folder, adapter, projector_path, init)
+
+
+def _projector_base(folder: Path, base: str | Path | None) -> Path:
+    name = base if base is not None else read_json(folder / CONFIG).get("_name_or_path")
+    if not name:
+        raise CheckpointError(f"{folder}: it holds a projector only; name the language model with base= (--base)")
+    return resolve(name, f"the base model of {folder}", near=folder, remedy="name it with base= (--base)")
+
+
+def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
+    source = open_folder(parts.base)
+    form = keymap.detect(source.infos())
+    if form is None or form == "clip":
+        first = next(iter(source.infos()), "nothing")
+        what = "a vision tower alone" if form == "clip" else f'names of no known layout (the first is "{first}")'
+        raise CheckpointError(f"{parts.base}: it holds {what}; expected a language model or a LLaVA model")
+    plan.add(source, form)
+    return source, form
+
+
+def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | None:
+    """The tower's folder, or None when nothing of it is needed."""
+    if given is not None:
+        return resolve(given, "the vision tower", near=parts.folder)
+    raw = read_json(_config_folder(parts) / CONFIG)
+    if raw.get("model_type") == MODEL_TYPE:
+        if plan.has(keymap.PREFIX_TOWER) or _brings_tower(parts.adapter):
+            return None
+        return parts.adapter.find_tower() if parts.adapter is not None else None
+    name = tower_name(raw)
+    if name is None:
+        return None
+    if plan.has(keymap.PREFIX_TOWER):
+        # Only the configuration is wanted of the folder, and the settings know that of published towers.
+        return find(name, near=parts.folder)
+    remedy = "name it with vision_tower= (--vision-tower)"
+    return resolve(name, f"the vision tower of {parts.folder}", near=parts.folder, remedy=remedy)
+
+
+def _brings_tower(adapter: Adapter | None) -> bool:
+    others = adapter.others if adapter is not None else []
+    return any(name.startswith(keymap.PREFIX_TOWER) for _, form, names in others for name in names if form)
+
+
+def _config_folder(parts: Parts) -> Path:
+    return parts.folder if (parts.folder / CONFIG).is_file() else parts.base
+
+
+def _read_config(parts: Parts, tower: Path | None, overrides: Mapping[str, Any] | None) -> LlavaConfig:
+    return load_config(_config_folder(parts), tower_folder=tower, overrides=dict(overrides) if overrides else None)
+
+
+def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None) -> Path | None:
+    """Enter the tower's weights unless the checkpoint holds its own, which may differ (v1.6 trains its tower)."""
+    if config.vision is None or tower is None:
+        return None
+    if plan.has(keymap.PREFIX_TOWER):
+        plan.report.notes.append(
+            f"the vision tower inside the checkpoint is used; {tower} gives its configuration only"
+        )
+        return None
+    source = open_folder(tower)
+    form = keymap.detect(source.infos())
+    if form is None:
+        raise CheckpointError(f"{tower}: it holds no vision tower that is known")
+    names = [name for name in source.infos() if not _is_foreign(name, form)]
+    plan.add(source, form, names)
+    return tower
+
+
+def _is_foreign(name: str, form: str) -> bool:
+    """A tensor of a whole model that stands in for a tower's folder and is not part of its tower."""
+    target = keymap.ours(name, form)
+    return isinstance(target, keymap.Target) and not target.name.startswith(keymap.PREFIX_TOWER)
+
+
+def _add_later_sources(plan: Plan, parts: Parts) -> None:
+    if parts.adapter is not None:
+        for source, form, names in parts.adapter.others:
+            plan.add(source, form, names)
+    if parts.projector is not None:
+        source = open_file(parts.projector)
+        form = keymap.detect(source.infos())
+        if form is None:
+            raise CheckpointError(f"{parts.projector}: it holds no projector that is known")
+        plan.add(source, form)
+
+
+def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the plan with a model's ``shapes``: every parameter filled once, every tensor used, every shape right.
+
+    CheckpointError lists what does not fit.
+    """
+    plan, parts, config = sources.plan, sources.parts, sources.config
+    report = plan.report
+    if config.text.tie_word_embeddings and "lm_head.weight" in plan.entries:
+        entry = plan.entries.pop("lm_head.weight")
+        report.ignored[entry.name] = "the head is tied to the embeddings"
+    for name, entry in list(plan.entries.items()):
+        infos = entry.source.infos()[entry.name]
+        found = infos.shape[::-1] if entry.transpose else infos.shape
+        if name not in shapes:
+            report.left_over[entry.name] = infos.file.name
+        elif found != shapes[name]:
+            report.mis_shaped[name] = f"{infos.file.name} has {list(found)}, the model {list(shapes[name])}"
+        else:
+            report.loaded[name] = infos.file.name
+    for name in shapes:
+        if name not in plan.entries:
+            _missing(report, name, parts.init)
+    if parts.adapter is not None:
+        check_targets(parts.adapter, shapes)
+    report.require_clean()
+
+
+def _missing(report: LoadReport, name: str, init: bool) -> None:
+    if init and (name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE):
+        report.initialised[name] = 'projector="init"'
+        return
+    report.missing[name] = next((hint for prefix, hint in _HINTS if name.startswith(prefix)), "")
+
+
+def tokenizer_folder(parts: Parts) -> Path:
+    """Where the tokenizer is: beside the weights, else with the base."""
+    names = ("tokenizer.model", "tokenizer.json")
+    return parts.folder if any((parts.folder / name).is_file() for name in names) else parts.base
