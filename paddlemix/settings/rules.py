@@ -49,6 +49,28 @@ CONFLICTS: tuple[Rule, ...] = (
         "a frozen projector has no learning rate",
     ),
     (
+        ("tune_entire_model", "tune_vision_tower"),
+        lambda s: s.model.tune_entire_model and s.model.tune_vision_tower,
+        "the tower with everything else, or alone: choose one",
+    ),
+    (
+        ("tune_entire_model", "tune_mm_mlp_adapter"),
+        lambda s: s.model.tune_entire_model and s.model.tune_mm_mlp_adapter,
+        "everything, or the projector alone: choose one",
+    ),
+    (
+        ("tune_vision_tower", "lora"),
+        lambda s: s.model.tune_vision_tower and s.model.lora,
+        'to train the tower beside the adapters write "tune_entire_model": true',
+    ),
+    (
+        ("tune_vit_from_layer", "tune_entire_model", "tune_vision_tower"),
+        lambda s: (
+            s.model.tune_vit_from_layer is not None and not (s.model.tune_entire_model or s.model.tune_vision_tower)
+        ),
+        "layers of the tower train only with one of the two",
+    ),
+    (
         ("resume_from_checkpoint", "overwrite_output_dir"),
         lambda s: s.training.resume_from_checkpoint is not None and s.training.overwrite_output_dir,
         "go on from a checkpoint, or start anew: choose one",

@@ -84,6 +84,11 @@ class ModelGroup:
     )
     tune_mm_mlp_adapter: bool = key(False, "Train the projector alone.")
     freeze_mm_mlp_adapter: bool = key(False, "Do not train the projector.")
+    tune_entire_model: bool = key(False, "Train the vision tower with everything else; with lora, beside the adapters.")
+    tune_vision_tower: bool = key(False, "Train the vision tower alone (and the projector with tune_mm_mlp_adapter).")
+    tune_vit_from_layer: int | None = key(
+        None, "First layer of the vision tower that trains, from 0. null or -1: all of the tower.", low=-1
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class TrainingGroup:
     # Optimizer and schedule
     learning_rate: float = key(5e-5, "Highest learning rate.", low=0)
     mm_projector_lr: float | None = key(None, "Learning rate of the projector. null: learning_rate.", low=0)
+    vision_tower_lr: float | None = key(None, "Learning rate of the vision tower. null: learning_rate.", low=0)
     weight_decay: float = key(0.0, "Weight decay (not on norms and biases).", low=0)
     adam_beta1: float = key(0.9, "AdamW.", low=0, high=0.999999999)
     adam_beta2: float = key(0.999, "AdamW.", low=0, high=0.999999999)
@@ -301,8 +307,8 @@ KNOWN: dict[str, Known] = {
 """Every key by its name. The names of the four groups do not overlap."""
 
 OWN_TRAINING_KEYS = (
-    "mm_projector_lr", "group_by_modality_length", "group_by_length", "benchmark", "profiler_options",
-    "warmup_start_lr", "eta_min", "lr_scheduler_name",
+    "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
+    "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

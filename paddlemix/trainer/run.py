@@ -325,8 +325,8 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
         amp_master_grad=training.amp_master_grad and not on_cpu,
         metrics_output_path=None,
         minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
-        # Every planned parameter takes part in every batch, unless freeze_exclude lets the tower train: the layers
-        # behind the selected one give no feature.
+        # Every planned parameter takes part in every batch, unless the tower trains: its layers behind the selected
+        # one give no feature.
         ddp_find_unused_parameters=_tower_may_train(settings),
     )
     return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
@@ -342,7 +342,8 @@ def _overrides(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _tower_may_train(settings: TrainingSettings) -> bool:
-    return bool(settings.model.freeze_exclude)
+    model = settings.model
+    return bool(model.freeze_exclude) or model.tune_entire_model or model.tune_vision_tower
 
 
 _IDLE = {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What trains, at which rate, with or without decay: decided once, before the first step, for every parameter."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,16 +14,17 @@ from paddlemix.utils.registry import nearest
 if TYPE_CHECKING:
     from paddle import nn
 
-FULL, LORA, PROJECTOR = "full", "lora", "projector"
+FULL, LORA, PROJECTOR, TOWER = "full", "lora", "projector", "vision tower"
 PROJECTOR_PART = "projector"
+TOWER_PART = "vision tower"
 
 LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
 """Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
 
 # The first prefix that fits names the part. Order of the table at the start of a run.
 _PARTS = (
-    ("vision tower", ("llama.vision_tower.",)),
-    ("projector", ("llama.mm_projector.",)),
+    (TOWER_PART, ("llama.vision_tower.",)),
+    (PROJECTOR_PART, ("llama.mm_projector.",)),
     ("image newline", ("llama.image_newline",)),
     ("token embedding", ("llama.embed_tokens.",)),
     ("decoder layers", ("llama.layers.",)),
@@ -31,6 +33,7 @@ _PARTS = (
     ("other", ("",)),
 )
 _ADAPTERS = "LoRA adapters"
+_TOWER_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 # LLaVA's trainer keeps norms out of the weight decay by a list of classes in which Mistral's norm was missing (found
 # in transformers 4.37.2), so the published Mistral recipes decay them. The numbers follow the original here.
@@ -94,7 +97,7 @@ class StagePlan:
 
 
 def stage_of(settings: TrainingSettings) -> str:
-    """``full``, ``lora`` or ``projector``. ConfigError when the keys contradict each other."""
+    """``full``, ``lora``, ``projector`` or ``vision tower``. ConfigError when the keys contradict each other."""
     model = settings.model
     if model.lora and model.tune_mm_mlp_adapter:
         raise ConfigError('"lora" and "tune_mm_mlp_adapter" are both true: take away one of them')
@@ -102,6 +105,8 @@ def stage_of(settings: TrainingSettings) -> str:
         raise ConfigError('"tune_mm_mlp_adapter" and "freeze_mm_mlp_adapter" are both true: nothing would train')
     if model.lora:
         return LORA
+    if model.tune_vision_tower:
+        return TOWER
     return PROJECTOR if model.tune_mm_mlp_adapter else FULL
 
 
@@ -121,8 +126,11 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     """Decide for every parameter of ``model`` (adapters already attached) whether and how it trains.
 
     By default the stage ``full`` trains everything but the vision tower, ``lora`` the adapters and the projector,
-    ``projector`` the projector. The lists change that as in PaddleMIX: a parameter that ``freeze_include`` names and
-    ``freeze_exclude`` does not is frozen, the reverse trains, both or neither leave it alone. Adapters always train.
+    ``projector`` the projector, ``vision tower`` the tower (and the projector with ``tune_mm_mlp_adapter``). With
+    ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
+    tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
+    parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
+    neither leave it alone. Adapters always train.
     ConfigError when a pattern matches nothing or nothing is left to train.
     """
     stage = stage_of(settings)
@@ -131,9 +139,10 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
     trains = {}
     for name in names:
-        default = _trains_by_default(stage, part_of(name), settings)
+        default = _trains_by_default(stage, name, settings)
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
+    _check_tower(trains, settings)
     if not any(trains.values()):
         raise ConfigError(
             f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
@@ -144,12 +153,39 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     return StagePlan(stage, rules, tuple(_parts(model, rules)))
 
 
-def _trains_by_default(stage: str, part: str, settings: TrainingSettings) -> bool:
-    if part == "vision tower":
-        return False
-    if part == "projector":
-        return not settings.model.freeze_mm_mlp_adapter
+def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> bool:
+    part, model = part_of(name), settings.model
+    if part == TOWER_PART:
+        return (model.tune_entire_model or model.tune_vision_tower) and _from_layer(name, model.tune_vit_from_layer)
+    if part == PROJECTOR_PART:
+        return model.tune_mm_mlp_adapter if stage == TOWER else not model.freeze_mm_mlp_adapter
     return stage == FULL or part == _ADAPTERS
+
+
+def _check_tower(trains: dict[str, bool], settings: TrainingSettings) -> None:
+    """ConfigError when keys speak of a tower that trains, and no parameter of it does."""
+    model, tower = settings.model, [name for name in trains if part_of(name) == TOWER_PART]
+    if any(trains[name] for name in tower):
+        return
+    layers = {int(found.group(1)) for found in map(_TOWER_LAYER.search, tower) if found}
+    if model.tune_vit_from_layer is not None and model.tune_vit_from_layer > max(layers, default=-1):
+        raise ConfigError(
+            f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the vision tower has {len(layers)} layers: '
+            f"the highest that can begin is {max(layers, default=0)}"
+        )
+    if settings.training.vision_tower_lr is not None:
+        raise ConfigError(
+            f'"vision_tower_lr" is {settings.training.vision_tower_lr:g}, but no parameter of the vision tower trains; '
+            'write "tune_entire_model": true, or name its parameters in freeze_exclude'
+        )
+
+
+def _from_layer(name: str, first: int | None) -> bool:
+    """Whether a parameter of the tower lies in layer ``first`` or above; None and -1 take every parameter."""
+    if first is None or first < 0:
+        return True
+    layer = _TOWER_LAYER.search(name)
+    return layer is not None and int(layer.group(1)) >= first
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -166,9 +202,8 @@ def _checked(key: str, patterns: Sequence[str], names: list[str]) -> tuple[str, 
 
 def _rate(name: str, settings: TrainingSettings) -> float:
     training = settings.training
-    if part_of(name) == "projector" and training.mm_projector_lr is not None:
-        return training.mm_projector_lr
-    return training.learning_rate
+    own = {PROJECTOR_PART: training.mm_projector_lr, TOWER_PART: training.vision_tower_lr}.get(part_of(name))
+    return training.learning_rate if own is None else own
 
 
 def _without_decay(model: "nn.Layer") -> set[str]:

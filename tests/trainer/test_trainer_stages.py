@@ -103,3 +103,53 @@ def test_the_table_counts_every_parameter_once(tmp_path):
     assert sum(part.trainable for part in plan.parts) == sum(
         int(value.numel()) for value in plan.trainable(model).values()
     )
+
+
+def tower_layers(plan):
+    names = [name for name in plan.rules if part_of(name) == "vision tower"]
+    return sorted({name.split("layers.")[1][0] if "layers." in name else "outside" for name in names})
+
+
+def test_the_entire_model_trains_with_its_tower(tmp_path):
+    model = tiny()
+    plan = plan_stage(model, settings(tmp_path, tune_entire_model=True))
+    assert set(plan.rules) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_tower_trains_from_a_layer_on_and_nothing_of_it_outside_of_layers(tmp_path):
+    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=1))
+    assert tower_layers(plan) == ["1"]
+    assert {"projector", "decoder layers", "output head"} < parts(plan)
+
+
+def test_minus_one_is_every_parameter_of_the_tower(tmp_path):
+    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=-1))
+    assert tower_layers(plan) == ["0", "1", "outside"]
+
+
+def test_with_lora_the_entire_model_adds_the_tower_only(tmp_path):
+    plan = plan_stage(with_adapters(tiny()), settings(tmp_path, lora=True, tune_entire_model=True))
+    assert parts(plan) == {"LoRA adapters", "projector", "vision tower"}
+
+
+def test_the_tower_can_train_alone_or_with_the_projector(tmp_path):
+    assert parts(plan_stage(tiny(), settings(tmp_path, tune_vision_tower=True))) == {"vision tower"}
+    both = settings(tmp_path, tune_vision_tower=True, tune_mm_mlp_adapter=True)
+    assert parts(plan_stage(tiny(), both)) == {"vision tower", "projector"}
+
+
+def test_the_tower_has_its_own_rate_without_one_for_the_projector(tmp_path):
+    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, vision_tower_lr=1e-6))
+    rates = {part_of(name): rule.learning_rate for name, rule in plan.rules.items()}
+    assert rates["vision tower"] == 1e-6
+    assert rates["projector"] == rates["decoder layers"] == 1e-2
+
+
+def test_a_layer_that_the_tower_does_not_have_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match='"tune_vit_from_layer" is 2, but the vision tower has 2 layers'):
+        plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
+
+
+def test_a_rate_for_a_frozen_tower_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match='"vision_tower_lr" is 1e-06, but no parameter of the vision tower trains'):
+        plan_stage(tiny(), settings(tmp_path, vision_tower_lr=1e-6))
