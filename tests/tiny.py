@@ -81,8 +81,29 @@ def tiny_config(**changes: Any) -> Any:
     return LlavaConfig(text=text, vision=vision, image=image, model_max_length=512).with_changes(**changes)
 
 
+def tiny_intern_config(**changes: Any) -> Any:
+    """Like ``tiny_config``, with an InternViT of 28 pixels (a 2 x 2 position table) that is used at 42."""
+    from dataclasses import replace
+
+    from paddlemix.settings.legacy_intern import IMAGENET_MEAN, IMAGENET_STD
+
+    config = tiny_config()
+    vision = replace(
+        config.vision,
+        model_type="intern_vit_6b",
+        image_size=42,
+        num_hidden_layers=4,
+        select_layer=-2,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        extra={"qkv_bias": False, "qk_normalization": True, "position_grid": 2},
+    )
+    image = replace(config.image, crop_size=42, resize_size=42, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return config.with_changes(vision=vision, image=image).with_changes(**changes)
+
+
 def tiny_model(seed: int = 0, **changes: Any) -> Any:
-    """``LlavaForCausalLM`` of ``tiny_config(**changes)`` with seeded random weights, in eval mode.
+    """A model of ``config`` (default: ``tiny_config(**changes)``) with seeded random weights, in eval mode.
 
     The weights are larger than a training would begin with: with the usual 0.02 the scores of such a narrow model
     hardly depend on the prompt, and no test could tell a right answer from a wrong one.
@@ -91,7 +112,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
 
     from paddlemix.models.llava import LlavaForCausalLM, init_weights
 
-    model = LlavaForCausalLM(tiny_config(**changes))
+    model = LlavaForCausalLM(changes.pop("config", None) or tiny_config(**changes))
     init_weights(model, seed)
     with paddle.no_grad():
         for parameter in model.parameters():

@@ -16,6 +16,9 @@ MODEL_TYPE = "paddlemix_llava"
 ADAPTER_CONFIG = "lora_config.json"
 ADAPTER_WEIGHTS = "lora_model_state.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+SHARE4V = "share4v"
+OWN_TOWER = "vision_tower"
+"""``model_type`` of ShareGPT4V and MV-LLaVA, and the sub-folder in which their training keeps a tuned tower."""
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 _MAX_CONFIG_BYTES = 16 << 20
 _LEVELS = 4
@@ -25,8 +28,8 @@ def resolve(name: str | Path, what: str, *, near: Path | None = None, remedy: st
     """The local folder of ``name``: a path, or a published name such as ``openai/clip-vit-large-patch14-336``.
 
     Looked for, in order: the path itself if absolute; inside ``near`` (whole name, then last part); beside ``near``,
-    going up a few levels (the layout ``<root>/<owner>/<model>``); the working directory; ``PPMIX_HOME``/models.
-    CheckpointError lists the places.
+    going up a few levels (the layout ``<root>/<owner>/<model>``), then by its last part; the working directory;
+    ``PPMIX_HOME``/models. CheckpointError lists the places.
     """
     text = str(name)
     found = find(text, near=near)
@@ -53,6 +56,8 @@ def _places(name: str, near: Path | None) -> list[Path]:
         near = near.absolute()
         places += [near / path, near / path.name]
         places += [parent / path for parent in list(near.parents)[:_LEVELS] if parent != Path(parent.anchor)]
+        # Chat models write "pretrained/InternViT-6B-224px" for the folder beside them.
+        places.append(near.parent / path.name)
     places += [Path.cwd() / path, Path(env.get("PPMIX_HOME")).expanduser() / "models" / path]
     return list(dict.fromkeys(places))
 

@@ -2,8 +2,9 @@
 """Names of tensors in every published layout and in ours, as tables that are walked both ways.
 
 A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf`` and
-``llava_hf_new`` (transformers before and after 4.52), ``clip`` (openai's towers), ``peft`` (non-LoRA tensors beside an
-adapter). A form is a list of parts: their prefix, our prefix, and the table of the tails below both.
+``llava_hf_new`` (transformers before and after 4.52), ``clip`` (openai's towers, and EVA-CLIP's, which have the same
+names), ``intern_vit`` (InternViT's towers), ``peft`` (non-LoRA tensors beside an adapter). A form is a list of parts:
+their prefix, our prefix, and the table of the tails below both.
 """
 
 import functools
@@ -12,7 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 PREFIX_LLM = "llama."
-PREFIX_TOWER = "llama.vision_tower.vision_tower.vision_model."
+PREFIX_TOWER = "llama.vision_tower.vision_tower."
+PREFIX_CLIP = f"{PREFIX_TOWER}vision_model."
+POSITION_TABLE = f"{PREFIX_TOWER}embeddings.position_embedding"
+"""InternViT's positions ``[1, 1 + side * side, C]``; their number may be another than config.json says."""
+
 PREFIX_PROJECTOR = "llama.mm_projector."
 NEWLINE = "llama.image_newline"
 
@@ -79,7 +84,7 @@ _PROJECTOR_HF = (
 )
 _CLIP = (
     _Row("embeddings.class_embedding", "class_embedding"),
-    _Row("embeddings.patch_embedding.weight", "conv1.weight"),
+    _Row("embeddings.patch_embedding.{weight|bias}", "conv1.{weight|bias}"),  # a bias in EVA-CLIP
     _Row("embeddings.position_embedding.weight", "positional_embedding.weight"),
     _Row("pre_layrnorm.{weight|bias}", "ln_pre.{weight|bias}"),  # the reference misspells it
     _Row("post_layernorm.{weight|bias}", "ln_post.{weight|bias}"),
@@ -101,6 +106,22 @@ _CLIP = (
 )
 
 
+_INTERN_VIT_SAME = (
+    "embeddings.{class_embedding|position_embedding}",
+    "embeddings.patch_embedding.{weight|bias}",
+    "encoder.layers.{n}.{ls1|ls2}",
+    "encoder.layers.{n}.{norm1|norm2}.weight",
+    "encoder.layers.{n}.attn.{q_norm|k_norm}.weight",
+    "encoder.layers.{n}.attn.{qkv|proj}.bias",
+    "encoder.layers.{n}.mlp.{fc1|fc2}.bias",
+)
+_INTERN_VIT_TURNED = ("encoder.layers.{n}.attn.{qkv|proj}.weight", "encoder.layers.{n}.mlp.{fc1|fc2}.weight")
+_INTERN_VIT = (
+    *(_Row(name, name) for name in _INTERN_VIT_SAME),
+    *(_Row(name, name, True) for name in _INTERN_VIT_TURNED),
+)
+
+
 def _own(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
     return tuple(_Row(row.ours, row.ours) for row in rows)
 
@@ -110,7 +131,8 @@ _LLAVA = (
     ("model.", PREFIX_LLM, _NEWLINE),
     ("", "", _HEAD),
     ("model.mm_projector.", PREFIX_PROJECTOR, _PROJECTOR),
-    ("model.vision_tower.vision_tower.vision_model.", PREFIX_TOWER, _CLIP),
+    ("model.vision_tower.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
+    ("model.vision_tower.vision_tower.", PREFIX_TOWER, _INTERN_VIT),
 )
 
 FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
@@ -119,7 +141,8 @@ FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
         (PREFIX_LLM, PREFIX_LLM, _own(_NEWLINE)),
         ("", "", _own(_HEAD)),
         (PREFIX_PROJECTOR, PREFIX_PROJECTOR, _own(_PROJECTOR)),
-        (PREFIX_TOWER, PREFIX_TOWER, _own(_CLIP)),
+        (PREFIX_CLIP, PREFIX_CLIP, _own(_CLIP)),
+        (PREFIX_TOWER, PREFIX_TOWER, _own(_INTERN_VIT)),
     ),
     "llava": _LLAVA,
     "peft": (
@@ -131,19 +154,23 @@ FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
         ("language_model.", "", _HEAD),
         ("", PREFIX_LLM, _NEWLINE),
         ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-        ("vision_tower.vision_model.", PREFIX_TOWER, _CLIP),
+        ("vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
     ),
     "llava_hf_new": (
         ("model.language_model.", PREFIX_LLM, _LLM),
         ("", "", _HEAD),
         ("model.", PREFIX_LLM, _NEWLINE),
         ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-        ("model.vision_tower.vision_model.", PREFIX_TOWER, _CLIP),
-        ("model.vision_tower.", PREFIX_TOWER, _CLIP),  # read only: newest transformers leave vision_model out
+        ("model.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
+        ("model.vision_tower.", PREFIX_CLIP, _CLIP),  # read only: newest transformers leave vision_model out
     ),
-    "clip": (("vision_model.", PREFIX_TOWER, _CLIP),),
+    "clip": (("vision_model.", PREFIX_CLIP, _CLIP),),
+    "intern_vit": (("", PREFIX_TOWER, _INTERN_VIT),),
 }
 """Forms by name. Where two parts could write a name, the first one does."""
+
+TOWER_FORMS = ("clip", "intern_vit")
+"""Forms of folders that hold a vision tower alone."""
 
 _SIGNATURES = (
     ("paddlemix", (PREFIX_LLM,)),
@@ -152,6 +179,7 @@ _SIGNATURES = (
     ("llava_hf", ("language_model.", "multi_modal_projector.")),
     ("llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")),
     ("clip", ("vision_model.",)),
+    ("intern_vit", ("embeddings.", "encoder.layers.")),
 )
 """The first form one of whose prefixes begins any name."""
 

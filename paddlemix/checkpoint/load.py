@@ -164,10 +164,12 @@ def _tensor(values: np.ndarray, dtype: str) -> Any:
 
 
 def _draw(model: LlavaForCausalLM, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A new projector as torch's Linear starts it; a new newline as LLaVA does, normal with 1/sqrt(width)."""
+    """A new projector as torch's layers start it; a new newline as LLaVA does, normal with 1/sqrt(width)."""
     if name == keymap.NEWLINE:
         return (rng.standard_normal(shape) * shape[0] ** -0.5).astype(np.float32)
     fan_in = dict(model.named_parameters())[name.removesuffix("bias") + "weight" if name.endswith("bias") else name]
+    if fan_in.ndim == 1:  # the LayerNorm that some projectors begin with
+        return np.full(shape, 0.0 if name.endswith("bias") else 1.0, np.float32)
     bound = fan_in.shape[0] ** -0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which folders make up a model, and which stored tensor fills which of its parameters. Needs no paddle."""
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,8 @@ from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.folders import (
     CONFIG,
     MODEL_TYPE,
+    OWN_TOWER,
+    SHARE4V,
     find,
     kind_of,
     projector_file,
@@ -17,11 +21,12 @@ from paddlemix.checkpoint.folders import (
     resolve,
     tower_name,
 )
-from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.formats import WEIGHT_FILES, TensorSource, open_file, open_folder
 from paddlemix.checkpoint.lora_base import require_base
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.legacy import load_config
+from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 
@@ -78,10 +83,16 @@ class Plan:
                 self.report.ignored[name] = target.reason
             else:
                 replaced += target.name in self.entries
-                self.entries[target.name] = Entry(source, name, target.transpose, form == "paddlemix")
+                turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
+                self.entries[target.name] = Entry(source, name, turned, form == "paddlemix")
         self.report.notes += source.notes
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
+
+    def drop(self, prefix: str, reason: str) -> None:
+        """Leave out what was entered below ``prefix``; the report says why."""
+        for name in [name for name in self.entries if name.startswith(prefix)]:
+            self.report.ignored[self.entries.pop(name).name] = reason
 
     def has(self, prefix: str) -> bool:
         """Whether any tensor below ``prefix`` is there."""
@@ -122,8 +133,9 @@ def find_sources(
         config = _read_config(parts, tower, overrides)
     elif overrides:
         raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
-    tower = _add_tower(plan, config, tower)
+    tower = _add_tower(plan, config, tower, parts)
     _add_later_sources(plan, parts)
+    config = _fit_positions(plan, config)
     if parts.adapter is not None:
         require_base(parts.adapter, parts.base, source, form)
     return Sources(parts, plan, config, tower, form)
@@ -157,9 +169,9 @@ def _projector_base(folder: Path, base: str | Path | None) -> Path:
 def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
     source = open_folder(parts.base)
     form = keymap.detect(source.infos())
-    if form is None or form == "clip":
+    if form is None or form in keymap.TOWER_FORMS:
         first = next(iter(source.infos()), "nothing")
-        what = "a vision tower alone" if form == "clip" else f'names of no known layout (the first is "{first}")'
+        what = "a vision tower alone" if form else f'names of no known layout (the first is "{first}")'
         raise CheckpointError(f"{parts.base}: it holds {what}; expected a language model or a LLaVA model")
     plan.add(source, form)
     return source, form
@@ -175,6 +187,9 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
             return None
         return parts.adapter.find_tower() if parts.adapter is not None else None
     name = tower_name(raw)
+    if raw.get("model_type") == SHARE4V and (parts.folder / OWN_TOWER / CONFIG).is_file():
+        # share4v's training writes a tower that it has tuned there; config.json goes on naming the one it began with.
+        return parts.folder / OWN_TOWER
     if name is None:
         return None
     if plan.has(keymap.PREFIX_TOWER):
@@ -197,10 +212,12 @@ def _read_config(parts: Parts, tower: Path | None, overrides: Mapping[str, Any] 
     return load_config(_config_folder(parts), tower_folder=tower, overrides=dict(overrides) if overrides else None)
 
 
-def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None) -> Path | None:
+def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None, parts: Parts) -> Path | None:
     """Enter the tower's weights unless the checkpoint holds its own, which may differ (v1.6 trains its tower)."""
     if config.vision is None or tower is None:
         return None
+    if plan.has(keymap.PREFIX_TOWER) and _tower_beside_wins(config, tower, parts):
+        plan.drop(keymap.PREFIX_TOWER, f"the vision tower comes from {tower}, as in the original")
     if plan.has(keymap.PREFIX_TOWER):
         plan.report.notes.append(
             f"the vision tower inside the checkpoint is used; {tower} gives its configuration only"
@@ -213,6 +230,32 @@ def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None) -> Path | No
     names = [name for name in source.infos() if not _is_foreign(name, form)]
     plan.add(source, form, names)
     return tower
+
+
+def _tower_beside_wins(config: LlavaConfig, tower: Path, parts: Parts) -> bool:
+    """InternVL-Chat and share4v always load the tower that config.json names, whatever the checkpoint holds.
+
+    Published InternVL-Chat files hold an older table of positions (577 rows, resized once), which their code ignores.
+    """
+    if not any((tower / name).is_file() for name in WEIGHT_FILES):
+        return False
+    share4v = read_json(_config_folder(parts) / CONFIG).get("model_type") == SHARE4V
+    return share4v or config.vision.model_type == INTERN_VIT_TYPE
+
+
+def _fit_positions(plan: Plan, config: LlavaConfig) -> LlavaConfig:
+    """InternViT with the position table that is really there: its side counts, not the image_size of config.json."""
+    entry = plan.entries.get(keymap.POSITION_TABLE)
+    if entry is None or config.vision is None or config.vision.model_type != INTERN_VIT_TYPE:
+        return config
+    info = entry.source.infos()[entry.name]
+    rows = info.shape[1] - 1 if len(info.shape) == 3 else 0
+    side = math.isqrt(max(rows, 0))
+    if side == config.vision.position_grid or side == 0 or side * side != rows:
+        return config  # a table of an impossible shape is reported with the other shapes
+    plan.report.notes.append(f"the position table of the vision tower is {side} x {side} ({info.file.name})")
+    extra = {**config.vision.extra, "position_grid": side}
+    return config.with_changes(vision=dataclasses.replace(config.vision, extra=extra))
 
 
 def _is_foreign(name: str, form: str) -> bool:

@@ -115,8 +115,10 @@ class LlavaForCausalLM(nn.Layer):
         return super().state_dict(*args, **kwargs)
 
     def enable_recompute(self, on: bool = True) -> None:
-        """Keep only the input of each decoder layer for the backward pass, and compute the rest again."""
+        """Keep only the input of each layer that trains for the backward pass, and compute the rest again."""
         self.llama.recompute = on
+        if self.config.vision is not None:
+            self.llama.vision_tower.vision_tower.recompute = on
 
 
 def build_empty(config: LlavaConfig) -> LlavaForCausalLM:
@@ -144,12 +146,20 @@ def _start_values(config: LlavaConfig, name: str, shape: list[int], seed: int) -
     """Ones for norms, zeros for biases, else normal values of the width that the family's own code uses."""
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
-    if ".norm" in name or "layernorm" in name or ".ln_" in name:
+    if _is_norm(name, shape):
         return np.ones(shape, np.float32)
+    if name.endswith((".ls1", ".ls2")):
+        return np.full(shape, 0.1, np.float32)  # InternViT's initializer_factor
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
     values = rng.standard_normal(shape, dtype=np.float32)
     values *= np.float32(_start_width(config, name, shape))
     return values
+
+
+def _is_norm(name: str, shape: list[int]) -> bool:
+    if "mm_projector" in name:
+        return len(shape) == 1
+    return any(part in name for part in (".norm", "layernorm", ".ln_", "_norm."))
 
 
 def _start_width(config: LlavaConfig, name: str, shape: list[int]) -> float:
@@ -162,6 +172,8 @@ def _start_width(config: LlavaConfig, name: str, shape: list[int]) -> float:
     width, depth = config.vision.hidden_size, config.vision.num_hidden_layers
     if name.endswith("class_embedding"):
         return width**-0.5
+    if config.vision.model_type == "intern_vit_6b":
+        return 0.02
     if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "linear2.weight")):
         return width**-0.5 * (2 * depth) ** -0.5
     if name.endswith("out_proj.weight"):

@@ -9,7 +9,7 @@ from paddlemix.ops.activation import gelu
 from paddlemix.ops.linear import Linear
 from paddlemix.utils.errors import ConfigError
 
-_MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
+_MLP = re.compile(r"mlp([1-9]\d*)x_gelu(\w*ln\w*)?")  # InternVL-Chat asks whether "ln" is in the name
 
 
 class Gelu(nn.Layer):
@@ -29,9 +29,10 @@ class Identity(nn.Layer):
 
 
 def build_projector(kind: str, vision_width: int, width: int) -> nn.Layer:
-    """``linear``, ``mlpNx_gelu`` (N linear layers with GELU between them) or ``identity``.
+    """``linear``, ``mlpNx_gelu`` (N linear layers with GELU between them), ``mlpNx_gelu_ln`` or ``identity``.
 
-    Parameter names below ``mm_projector``: ``weight, bias`` for linear, ``0.*, 2.*, 4.*, ...`` for an MLP.
+    Parameter names below ``mm_projector``: ``weight, bias`` for linear, ``0.*, 2.*, 4.*, ...`` for an MLP. With
+    ``_ln`` (InternVL-Chat) a LayerNorm of the features is number 0 and the linear layers are ``1.*, 3.*, ...``.
     """
     if kind == "linear":
         return Linear(vision_width, width)
@@ -43,8 +44,9 @@ def build_projector(kind: str, vision_width: int, width: int) -> nn.Layer:
         return Identity()
     match = _MLP.fullmatch(kind)
     if match is None:
-        raise ConfigError(f'mm_projector_type "{kind}": expected linear, identity or mlpNx_gelu (N a whole number)')
-    layers: list[nn.Layer] = [Linear(vision_width, width)]
+        raise ConfigError(f'mm_projector_type "{kind}": expected linear, identity or mlpNx_gelu (also with _ln)')
+    layers: list[nn.Layer] = [nn.LayerNorm(vision_width)] if match[2] else []
+    layers.append(Linear(vision_width, width))
     for _ in range(int(match[1]) - 1):
         layers += [Gelu(), Linear(width, width)]
     return nn.Sequential(*layers)

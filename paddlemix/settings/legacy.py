@@ -10,9 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_two_mlp, with_side
 from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.settings.legacy_read import Reader
-from paddlemix.settings.legacy_tower import CLIP_LARGE_336, Pixels, find_tower, known_tower, read_pixels, read_tower
+from paddlemix.settings.legacy_tower import (
+    CLIP_LARGE_336,
+    Pixels,
+    find_tower,
+    known_tower,
+    pixels_for,
+    read_pixels,
+    read_tower,
+)
 from paddlemix.settings.legacy_tower import vision_of as _vision_of
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.utils.errors import CheckpointError, ConfigError
@@ -45,9 +54,9 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
-_ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
+_ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
 _HF_TYPES = ("llava", "llava_next")
-_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
+_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
 _ASPECTS = ("square", "pad", "anyres")
 _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
@@ -115,6 +124,7 @@ def _is_hf(reader: Reader) -> bool:
 
 def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
+    refuse_two_mlp(reader)
     declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
     names = reader.data.get("architectures") or []
     family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared
@@ -127,7 +137,7 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaCon
     wide = reader.take("mm_hidden_size", int, vision.hidden_size)
     if wide != vision.hidden_size:
         reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
-    pixels = read_pixels([tower, root] if tower else [root], vision.image_size)
+    pixels = pixels_for(vision, [tower, root] if tower else [root])
     merge = _choice(reader, "mm_patch_merge_type", _MERGES, "flat")
     image = _image(
         pixels, _choice(reader, "image_aspect_ratio", _ASPECTS, "square"), merge, reader.pairs("image_grid_pinpoints")
@@ -210,7 +220,7 @@ def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
     reader.finish()
     if tower_folder is not None:
         vision = read_tower(tower_folder)
-        image = _image(read_pixels([tower_folder], vision.image_size), "square", "flat", ())
+        image = _image(pixels_for(vision, [tower_folder]), "square", "flat", ())
         config = config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
     return _checked(config, reader)
 
@@ -310,7 +320,7 @@ def _length(reader: Reader, default: int = 2048) -> int:
 def _projector(reader: Reader, default: str) -> str:
     value = reader.take("mm_projector_type", str, default)
     if not _PROJECTOR.fullmatch(value):
-        reader.wrong("mm_projector_type", value, "expected linear, identity or mlpNx_gelu")
+        reader.wrong("mm_projector_type", value, "expected linear, identity or mlpNx_gelu (also with _ln)")
     return value
 
 
@@ -332,12 +342,27 @@ def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
     return config
 
 
+def _sized(reader: Reader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
+    """Tower and tiles of ``mm_image_size`` pixels: InternViT takes any size, the others have one place per patch."""
+    side = reader.take("mm_image_size", int, vision.image_size)
+    if side == vision.image_size:
+        return vision, image
+    if vision.model_type != INTERN_VIT_TYPE:
+        reader.wrong("mm_image_size", side, f"this vision tower takes {vision.image_size} pixels only")
+    if side < vision.patch_size:
+        reader.wrong("mm_image_size", side, f"smaller than one patch of {vision.patch_size} pixels")
+    return with_side(vision, side), dataclasses.replace(image, crop_size=side, resize_size=side)
+
+
 OVERRIDES = (
     "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature",
     "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio",
-    "image_grid_pinpoints", "tokenizer_model_max_length", "tokenizer_padding_side", "template", "dtype",
+    "image_grid_pinpoints", "mm_image_size", "tokenizer_model_max_length", "tokenizer_padding_side", "template",
+    "dtype",
 )  # fmt: skip
-"""Keys that a caller may set over what a folder says, by LLaVA's names."""
+"""Keys that a caller may set over what a folder says, by LLaVA's names. ``mm_image_size`` is ours."""
+
+_NEEDS_TOWER = {"mm_vision_select_layer", "image_aspect_ratio", "mm_patch_merge_type", "mm_image_size"}
 
 
 def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConfig:
@@ -362,6 +387,8 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         aspect = _choice(reader, "image_aspect_ratio", _ASPECTS, image.aspect)
         grid = reader.pairs("image_grid_pinpoints") or image.grid_pinpoints
         image = dataclasses.replace(image, merge=merge, aspect=aspect, grid_pinpoints=grid)
+    if vision is not None and image is not None:
+        vision, image = _sized(reader, vision, image)
     changed = config.with_changes(
         vision=vision,
         image=image,
@@ -375,6 +402,6 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         vision_tower_name=reader.take("mm_vision_tower", str, config.vision_tower_name),
         dtype=reader.dtype() or config.dtype,
     )
-    if vision is None and set(data) & {"mm_vision_select_layer", "image_aspect_ratio", "mm_patch_merge_type"}:
+    if vision is None and set(data) & _NEEDS_TOWER:
         raise ConfigError("image settings were given, but the model has no vision tower; give vision_tower too")
     return _checked(changed, reader)

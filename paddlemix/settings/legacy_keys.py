@@ -60,7 +60,7 @@ LLAVA: dict[str, str] = {
         "tune_mm_mlp_adapter freeze_mm_mlp_adapter mm_projector_lr mm_vision_tower_lr "
         "unfreeze_mm_vision_tower tune_mm_vision_resampler freeze_mm_vision_resampler tune_vision_tower "
         "tune_vit_pos_embedding tune_entire_model tune_vit_from_layer freeze_backbone pretrain_mm_mlp_adapter "
-        "mm_tunable_parts pretrain_vision_tower",
+        "mm_tunable_parts pretrain_vision_tower vision_tower_lr",
     ),
     **_table(
         "belongs to an image mode (crop_split) that no published model uses",
@@ -90,6 +90,12 @@ VISION: dict[str, str] = {
     **_table(_TRAINED, "initializer_range dropout"),
 }
 """Ignored in the configuration of a CLIP vision tower."""
+
+INTERN_VIT: dict[str, str] = {
+    **_table(_SPEED, "use_flash_attn"),
+    **_table("layers are dropped while the tower trains in its own code only; here all of them act", "drop_path_rate"),
+}
+"""Ignored in the config.json of InternViT towers."""
 
 PREPROCESSOR: dict[str, str] = {
     **_table(_BOOKKEEPING, "feature_extractor_type image_processor_type auto_processor _valid_processor_keys"),

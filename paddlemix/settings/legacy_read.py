@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A foreign JSON object whose keys are taken one by one, so that what nobody took is seen at the end."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,19 +14,30 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Reader:
-    """One object of a config.json. ``pointer`` is its place in the file, empty at the top."""
+    """One object of a config.json. ``pointer`` is its place in the file, empty at the top.
 
-    def __init__(self, data: dict[str, Any], file: Path | str, pointer: str = "") -> None:
+    A file that points to code of its own (``auto_map``) is refused; ``built_in`` says that this code is not needed,
+    because the model is one of ours.
+    """
+
+    def __init__(self, data: dict[str, Any], file: Path | str, pointer: str = "", *, built_in: bool = False) -> None:
         self.data = dict(data)
         self.file = file
         self.pointer = pointer
         self._taken: set[str] = set()
-        self._refuse_code()
+        if built_in:
+            self._taken.add("auto_map")
+        else:
+            self._refuse_code()
 
     @classmethod
-    def of_file(cls, path: Path) -> "Reader":
-        """Reader of a whole file. CheckpointError when it is not there or not a JSON object."""
-        return cls(read_object(path, CheckpointError), path)
+    def of_file(cls, path: Path, built_in: Container[str] = ()) -> "Reader":
+        """Reader of a whole file. CheckpointError when it is not there or not a JSON object.
+
+        ``built_in`` are the values of ``model_type`` whose code is ours.
+        """
+        data = read_object(path, CheckpointError)
+        return cls(data, path, built_in=data.get("model_type") in built_in)
 
     def take(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
         """Value of ``name``; ``default`` when it is absent or null. A whole number may stand for a float."""

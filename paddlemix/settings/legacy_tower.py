@@ -5,6 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.legacy_intern import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INTERN_VIT_TYPE,
+    eva_of,
+    intern_vit_of,
+    is_eva,
+    known_intern_vit,
+    refuse_14b,
+)
 from paddlemix.settings.legacy_keys import ANYWHERE, PREPROCESSOR, VISION
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, VisionConfig
@@ -71,13 +81,12 @@ def cache() -> Path:
 
 
 def read_tower(folder: Path) -> VisionConfig:
-    """The tower of a CLIP folder (the whole CLIP model or its vision part)."""
-    reader = Reader.of_file(folder / "config.json")
-    return vision_of(reader)
+    """The tower of a folder: CLIP (the whole model or its vision part), EVA-CLIP or InternViT."""
+    return vision_of(Reader.of_file(folder / "config.json", built_in=(INTERN_VIT_TYPE,)))
 
 
 def vision_of(reader: Reader) -> VisionConfig:
-    """``VisionConfig`` from the object of a CLIP config.json.
+    """``VisionConfig`` from the object of a tower's config.json.
 
     A whole CLIP model holds ``vision_config`` and, in files of old versions, also ``vision_config_dict``; where both
     say something, the second wins (transformers' CLIPConfig does so).
@@ -90,8 +99,16 @@ def vision_of(reader: Reader) -> VisionConfig:
         reader.dtype()
         reader.finish()
         return vision_of(part.updated(newer))
+    if kind == INTERN_VIT_TYPE:
+        return intern_vit_of(reader)
+    refuse_14b(reader, kind)
     if kind != "clip_vision_model":
-        reader.wrong("model_type", kind, 'a vision tower of this kind is not supported (known: "clip_vision_model")')
+        known = f"clip_vision_model, {INTERN_VIT_TYPE}"
+        reader.wrong("model_type", kind, f"a vision tower of this kind is not supported (known: {known})")
+    return eva_of(reader, _CLIP_DEFAULTS) if is_eva(reader) else _clip_of(reader)
+
+
+def _clip_of(reader: Reader) -> VisionConfig:
     values: dict[str, Any] = {}
     for name, default in _CLIP_DEFAULTS.items():
         values[name] = reader.take(name, type(default), default)
@@ -116,7 +133,20 @@ def vision_of(reader: Reader) -> VisionConfig:
 def known_tower(name: str | None) -> VisionConfig | None:
     """Architecture of a published tower by its exact name."""
     facts = WELL_KNOWN.get(name or "")
-    return VisionConfig(**{**_CLIP_DEFAULTS, **facts}) if facts else None
+    if facts is None:
+        return known_intern_vit(name or "")
+    return VisionConfig(**{**_CLIP_DEFAULTS, **facts})
+
+
+def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:
+    """How the pictures of a tower are made; ``folders`` may hold a preprocessor_config.json.
+
+    InternVL-Chat does not read that file for InternViT (it says 224 for the tower that is used at 336): the side is
+    the tile's, mean and deviation are ImageNet's.
+    """
+    if vision.model_type == INTERN_VIT_TYPE:
+        return Pixels(vision.image_size, vision.image_size, IMAGENET_MEAN, IMAGENET_STD)
+    return read_pixels(folders, vision.image_size)
 
 
 def read_pixels(folders: list[Path], image_size: int) -> Pixels:

@@ -47,7 +47,12 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. ``model_type`` picks the class in ``models/vision/build.py``."""
+    """The vision tower. ``model_type`` picks the class in ``models/vision/build.py``.
+
+    ``image_size`` is the side of a tile. ``extra`` holds what one family needs besides: ``q_bias k_bias v_bias
+    post_layernorm`` for EVA-CLIP; ``qkv_bias qk_normalization position_grid`` for InternViT, whose position table has
+    a side of its own (``position_grid`` patches) and is resized to the tile.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -66,6 +71,11 @@ class VisionConfig:
     def grid(self) -> int:
         """Patches along one side of a tile."""
         return self.image_size // self.patch_size
+
+    @property
+    def position_grid(self) -> int:
+        """Side of the stored position table in patches."""
+        return self.extra.get("position_grid", self.grid)
 
     @property
     def tokens_per_tile(self) -> int:

@@ -4,12 +4,24 @@
 import pytest
 
 from paddlemix.checkpoint import keymap
-from tests.tiny import tiny_model
+from tests.tiny import tiny_intern_config, tiny_model
+
+HAS_NO_CLIP = ("intern_vit",)
+HAS_INTERN_VIT = ("paddlemix", "llava", "peft", "intern_vit")
 
 
 @pytest.fixture(scope="module")
-def names() -> list[str]:
-    return [name for name, _ in tiny_model(has_image_newline=True).named_parameters()]
+def all_names() -> dict[str, list[str]]:
+    intern = tiny_model(config=tiny_intern_config(projector_type="mlp2x_gelu_ln"))
+    return {
+        "clip": [name for name, _ in tiny_model(has_image_newline=True).named_parameters()],
+        "intern": [name for name, _ in intern.named_parameters()],
+    }
+
+
+@pytest.fixture
+def names(all_names, form) -> list[str]:
+    return all_names["intern" if form in HAS_NO_CLIP else "clip"]
 
 
 @pytest.mark.parametrize("form", keymap.FORMS)
@@ -22,9 +34,19 @@ def test_every_parameter_comes_back_under_its_name(form, names):
         assert keymap.ours(target.name, form) == keymap.Target(name, target.transpose)
 
 
-@pytest.mark.parametrize("form", [form for form in keymap.FORMS if form != "clip"])
+@pytest.mark.parametrize("form", [form for form in keymap.FORMS if form not in keymap.TOWER_FORMS])
 def test_a_whole_model_has_a_name_for_every_parameter(form, names):
     assert [name for name in names if keymap.theirs(name, form) is None] == []
+
+
+@pytest.mark.parametrize("form", HAS_INTERN_VIT)
+def test_internvit_comes_back_under_its_names(form, all_names):
+    mapped = {name: keymap.theirs(name, form) for name in all_names["intern"]}
+    known = {name: target for name, target in mapped.items() if target is not None}
+    assert sum(name.startswith(keymap.PREFIX_TOWER) for name in known) == 4 + 4 * 13
+    assert form == "intern_vit" or len(known) == len(mapped)
+    for name, target in known.items():
+        assert keymap.ours(target.name, form) == keymap.Target(name, target.transpose)
 
 
 @pytest.mark.parametrize("form", keymap.FORMS)
@@ -42,13 +64,27 @@ PAIRS = [
     ("llava_hf", "image_newline", "llama.image_newline", False),
     ("llava_hf_new", "model.image_newline", "llama.image_newline", False),
     ("llava_hf_new", "model.language_model.norm.weight", "llama.norm.weight", False),
-    ("llava_hf_new", "model.vision_tower.pre_layrnorm.bias", f"{keymap.PREFIX_TOWER}ln_pre.bias", False),
+    ("llava_hf_new", "model.vision_tower.pre_layrnorm.bias", f"{keymap.PREFIX_CLIP}ln_pre.bias", False),
     (
         "clip",
         "vision_model.encoder.layers.11.mlp.fc1.weight",
-        f"{keymap.PREFIX_TOWER}transformer.layers.11.linear1.weight",
+        f"{keymap.PREFIX_CLIP}transformer.layers.11.linear1.weight",
         True,
     ),
+    (
+        "intern_vit",
+        "encoder.layers.4.attn.qkv.weight",
+        f"{keymap.PREFIX_TOWER}encoder.layers.4.attn.qkv.weight",
+        True,
+    ),
+    ("intern_vit", "encoder.layers.0.ls1", f"{keymap.PREFIX_TOWER}encoder.layers.0.ls1", False),
+    (
+        "llava",
+        "model.vision_tower.vision_tower.embeddings.position_embedding",
+        "llama.vision_tower.vision_tower.embeddings.position_embedding",
+        False,
+    ),
+    ("clip", "vision_model.embeddings.patch_embedding.bias", f"{keymap.PREFIX_CLIP}conv1.bias", False),
     ("peft", "base_model.model.model.mm_projector.0.weight", "llama.mm_projector.0.weight", True),
     ("peft", "base_model.model.mm_projector.0.weight", "llama.mm_projector.0.weight", True),
 ]

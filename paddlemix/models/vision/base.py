@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the house knows of a vision tower: pixels in, the chosen layer's features out."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
+import paddle
 from paddle import Tensor, nn
 
+from paddlemix.ops.attention.contract import Mask
 from paddlemix.settings.model import VisionConfig
 from paddlemix.utils.errors import ConfigError
 
 
 class VisionEncoder(Protocol):
-    """One family's transformer. ``layers`` is its depth."""
+    """One family's transformer. ``layers`` is its depth; with ``recompute`` blocks that train keep only their input."""
 
     layers: int
+    recompute: bool
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]``: 0 is the input of the first layer, i the output of layer i."""
@@ -43,3 +47,27 @@ class VisionTower(nn.Layer):
         hidden = self.vision_tower.hidden_state(pixels, self.layer)
         # The class token is row 0; "patch" leaves it out.
         return hidden[:, 1:] if self.config.select_feature == "patch" else hidden
+
+
+def run_layers(blocks: Iterable[nn.Layer], hidden: Tensor, mask: Mask, recompute: bool) -> Tensor:
+    """``hidden`` [N, 1 + P, C] through ``blocks``; see ``VisionEncoder`` for ``recompute``."""
+    for block in blocks:
+        hidden = _recomputed(block, hidden, mask) if recompute and _trains(block, hidden) else block(hidden, mask)
+    return hidden
+
+
+def _trains(block: nn.Layer, hidden: Tensor) -> bool:
+    """Whether the backward pass goes through ``block`` at all: a frozen tower keeps nothing anyway."""
+    if not paddle.is_grad_enabled():
+        return False
+    return not hidden.stop_gradient or not all(item.stop_gradient for item in block.parameters())
+
+
+def _recomputed(block: nn.Layer, hidden: Tensor, mask: Mask) -> Tensor:
+    from paddle.distributed.fleet.utils import recompute
+
+    if hidden.stop_gradient:
+        # Paddle gives no gradient to a recomputed layer whose inputs need none (the first block that trains).
+        hidden = hidden.detach()
+        hidden.stop_gradient = False
+    return recompute(block, hidden, mask)

@@ -7,11 +7,15 @@ from paddle import nn
 
 from paddlemix.models.vision.base import VisionTower
 from paddlemix.models.vision.clip import ClipEncoder
+from paddlemix.models.vision.eva_clip import EvaEncoder
+from paddlemix.models.vision.intern_vit import InternVitEncoder
 from paddlemix.settings.model import VisionConfig
 from paddlemix.utils.registry import Registry
 
 ENCODERS: Registry[Callable[[VisionConfig], nn.Layer]] = Registry("vision tower")
 ENCODERS.add("clip_vision_model")(ClipEncoder)
+ENCODERS.add("eva_clip_vision_model")(EvaEncoder)
+ENCODERS.add("intern_vit_6b")(InternVitEncoder)
 
 
 def build_tower(config: VisionConfig) -> VisionTower:

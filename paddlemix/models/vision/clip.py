@@ -6,6 +6,7 @@ import math
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.models.vision.base import run_layers
 from paddlemix.ops.activation import ACTIVATIONS
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
@@ -92,15 +93,13 @@ class ClipEncoder(nn.Layer):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layers = config.num_hidden_layers
+        self.recompute = False
         self.vision_model = ClipTransformer(config)
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""
-        mask = Mask(causal=False)
-        hidden = self.vision_model.embed(pixels)
-        for block in self.vision_model.transformer.layers[:layer]:
-            hidden = block(hidden, mask)
-        return hidden
+        blocks = self.vision_model.transformer.layers[:layer]
+        return run_layers(blocks, self.vision_model.embed(pixels), Mask(causal=False), self.recompute)
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, C]``: the class token after all blocks and the post-norm. Not a LLaVA feature."""
