@@ -34,7 +34,7 @@ ONLY_IN = {
     "requests": ("paddlemix/utils/files.py",),
     "urllib3": ("paddlemix/utils/files.py",),
     "httpx": (),
-    "sentencepiece": ("paddlemix/text/",),
+    "sentencepiece": ("paddlemix/text/", "paddlemix/demo/model.py"),
     "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
     "ml_dtypes": ("paddlemix/checkpoint/",),
     "yaml": ("paddlemix/datasets/",),

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo from the first picture to the last answer. Training and merging are the commands that a user would type."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlemix.demo import data, sheets
+from paddlemix.demo.data import Answer, Question, accuracy, by_kind
+from paddlemix.utils import device
+from paddlemix.utils.errors import ConfigError, TrainingError
+from paddlemix.utils.files import atomic_write
+from paddlemix.utils.logging import console
+
+if TYPE_CHECKING:
+    from paddlemix.demo.answers import Examinee
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "config" / "demo"
+FINETUNE = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
+MERGE = ROOT / "paddlemix" / "tools" / "merge_lora_params.py"
+CHAT = ROOT / "paddlemix" / "examples" / "llava" / "run_predict_multiround.py"
+
+PROMISED = 0.95
+"""Part of the unseen pictures that must be answered rightly."""
+
+CLOSE = 1e-3
+"""Largest difference of a logit between adapter and merged model: the same sums in another order."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is drawn, trained and asked. ``steps`` None: as the recipe says."""
+
+    training_pictures: int = 6000
+    second_pictures: int = 2000
+    test_pictures: int = 400
+    steps: int | None = None
+    checked: bool = True
+
+
+FULL = Size()
+QUICK = Size(training_pictures=64, second_pictures=32, test_pictures=24, steps=4, checked=False)
+"""A run of seconds that goes through every step and learns nothing; for tests."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders of a run below its ``out``."""
+
+    out: Path
+
+    @property
+    def data(self) -> Path:
+        """Pictures and questions."""
+        return self.out / "data"
+
+    @property
+    def start(self) -> Path:
+        """The model before its first step."""
+        return self.out / "start"
+
+    @property
+    def model(self) -> Path:
+        """The model after the first task."""
+        return self.out / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """What LoRA learnt of the second task."""
+        return self.out / "lora"
+
+    @property
+    def merged(self) -> Path:
+        """Model and adapter in one."""
+        return self.out / "merged"
+
+
+def run_demo(out: Path, seed: int = 0, size: Size = FULL, *, chat: bool = True) -> dict[str, Any]:
+    """Run everything and return the numbers, which are also in ``out/results.json``.
+
+    TrainingError when a training fails or the promised accuracy is missed; ConfigError outside of a checkout.
+    """
+    if not RECIPES.is_dir():
+        raise ConfigError(f"{RECIPES}: no such folder; the demo runs in a checkout of the repository: make demo")
+    return Demo(Paths(out), seed, size).go(chat=chat)
+
+
+class Demo:
+    """One run; a class only because its steps share paths, questions and numbers."""
+
+    def __init__(self, paths: Paths, seed: int, size: Size) -> None:
+        self.paths = paths
+        self.seed = seed
+        self.size = size
+        self.started = time.monotonic()
+        self.results: dict[str, Any] = {"seed": seed}
+
+    def go(self, *, chat: bool) -> dict[str, Any]:
+        """All steps in order."""
+        device.tune_cpu()
+        self._draw()
+        self._train("sft", "train", self.paths.start, self.paths.model)
+        answers = self._test_first()
+        self._second_task()
+        self._show(answers)
+        self._keep()
+        self._require_promise()
+        self._talk(chat)
+        return self.results
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        self._title("1", "Pictures, questions, a vocabulary and random weights")
+        folder, size = self.paths.data, self.size
+        look, count = data.LOOK, data.COUNT
+        training = [
+            data.write_training(folder, "train", [(look, 4)], self.seed, size.training_pictures),
+            data.write_training(folder, "count", [(count, 1), (look, 2)], self.seed, size.second_pictures),
+        ]
+        self.questions = data.write_test(folder, "test", look, self.seed, size.test_pictures)
+        self.counting = data.write_test(folder, "count_test", count, self.seed, size.test_pictures)
+        compared = data.require_unseen(folder, ["train", "count"], ["test", "count_test"])
+        drawn = size.training_pictures + size.second_pictures
+        self._say(f"{drawn:,} pictures to learn from, {compared} others to be asked about.")
+        self._say("No picture of the test shows a combination of things that any picture of the training shows.")
+        # Paddle is imported from here on: everything before needs no second of it.
+        from paddlemix.demo.model import write_start
+
+        parameters = write_start(self.paths.start, data.all_texts(training), self.seed)
+        self._say(f"A LLaVA of {parameters:,} parameters, none of which knows anything yet: {self.paths.start}")
+
+    def _test_first(self) -> list[Answer]:
+        self._title("3", f"{len(self.questions)} questions about unseen pictures")
+        examinee = self._open(self.paths.model)
+        answers = examinee.answer(self.paths.data, self.questions)
+        blind = examinee.answer(self.paths.data, self.questions, blind=True)
+        guess = data.best_guess(self.paths.data / "train.json", self.questions)
+        self.results.update(questions=len(answers), accuracy=accuracy(answers), blind=accuracy(blind), best_guess=guess)
+        for kind, (right, asked) in by_kind(answers).items():
+            self._say(f"  {kind:<14} {right:>3} of {asked:<3}")
+        self._say(f"  [bold]all            {sum(a.right for a in answers):>3} of {len(answers)}"
+                  f" = {100 * self.results['accuracy']:.1f} %[/bold]")  # fmt: skip
+        self._say(f"  the same questions with a grey picture: {100 * self.results['blind']:.1f} %"
+                  f"; best guess without looking: {100 * guess:.1f} %")  # fmt: skip
+        return answers
+
+    def _second_task(self) -> None:
+        self._title("4", "A second task with LoRA: how many shapes are there?")
+        before = accuracy(self._open(self.paths.model).answer(self.paths.data, self.counting))
+        self._train("lora", "count", self.paths.model, self.paths.adapter, title=False)
+        adapted = self._open(self.paths.adapter)
+        answers = adapted.answer(self.paths.data, self.counting)
+        first = adapted.answer(self.paths.data, self.questions)
+        self._say(f"  counting: {100 * before:.1f} % before, [bold]{100 * accuracy(answers):.1f} % after[/bold]"
+                  f" ({len(answers)} unseen pictures); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
+        self._command(MERGE, "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
+        merged = self._open(self.paths.merged)
+        again = merged.answer(self.paths.data, self.counting)
+        same = sum(one.said == other.said for one, other in zip(answers, again, strict=True))
+        apart = self._difference(adapted, merged, self.counting[:64])
+        self._say(f"  merged and unmerged: {same} of {len(answers)} answers are the same, logits {apart:.0e} apart")
+        self.results.update(
+            count_before=before,
+            count_after=accuracy(answers),
+            accuracy_after_lora=accuracy(first),
+            merged_same_answers=same,
+            merged_logit_difference=apart,
+        )
+        if same != len(answers) or apart > CLOSE:
+            raise TrainingError(f"{self.paths.merged} does not answer as {self.paths.adapter} does; this is a fault")
+
+    def _show(self, answers: Sequence[Answer]) -> None:
+        shown = sheets.choose_for_sheet(answers)
+        right, wrong = sum(a.right for a in answers), sum(not a.right for a in answers)
+        sheets.draw_answers(
+            self.paths.out / "answers.png",
+            self.paths.data,
+            shown,
+            f"{right} of {len(answers)} questions about unseen pictures answered rightly",
+            f"The first questions of the test; of {wrong} wrong answers {sum(not a.right for a in shown)} are shown.",
+        )
+        runs = {"Loss, from scratch": self.paths.model, "Loss, counting with LoRA": self.paths.adapter}
+        curves = [sheets.Curve(title, read_losses(folder)) for title, folder in runs.items()]
+        sheets.draw_curves(self.paths.out / "loss.png", curves)
+
+    def _keep(self) -> None:
+        self.results["seconds"] = round(time.monotonic() - self.started, 1)
+        atomic_write(self.paths.out / "results.json", json.dumps(self.results, indent=2) + "\n")
+        self._title("5", "Done")
+        made = {"answers.png": "questions and answers", "loss.png": "the losses", "results.json": "all numbers"}
+        for name, what in made.items():
+            self._say(f"  {self.paths.out / name}  ({what})")
+
+    def _require_promise(self) -> None:
+        if self.size.checked and self.results["accuracy"] < PROMISED:
+            raise TrainingError(
+                f"{100 * self.results['accuracy']:.1f} % of the answers are right; the demo promises "
+                f"{100 * PROMISED:.0f} %. Please report it with {self.paths.out / 'results.json'}"
+            )
+
+    def _talk(self, chat: bool) -> None:
+        """A chat when somebody is there, else the first rounds of one."""
+        picture = self.paths.data / next(question.picture for question in self.counting)
+        command = [CHAT, "--model-path", self.paths.merged, "--image-file", picture, "--temperature", "0"]
+        if chat and sys.stdin.isatty():
+            self._say(f"Talk with it about {picture}; an empty line ends the chat.")
+            self._command(*command)
+            return
+        self._say("A conversation with the model:")
+        session = self._session()
+        for text in ("How many shapes are there?", "What is at the top left?", "What is at the bottom right?"):
+            said = session.answer(text, () if session.turns else (str(picture),))
+            self._say(f"  USER: {text}\n  ASSISTANT: {said}")
+        self._say("Go on with it:")
+        self._say(f"  python {shlex.join(_shown(part) for part in command)}")
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    def _train(self, recipe: str, rows: str, model: Path, output: Path, *, title: bool = True) -> None:
+        if title:
+            self._title("2", "Training from scratch: vision tower, projector and language model")
+        steps = () if self.size.steps is None else ("--max_steps", self.size.steps, "--logging_steps", 1)
+        began = time.monotonic()
+        self._command(
+            FINETUNE, RECIPES / f"{recipe}.json",
+            "--model_name_or_path", model,
+            "--data_path", self.paths.data / f"{rows}.json",
+            "--image_folder", self.paths.data,
+            "--output_dir", output,
+            "--seed", self.seed,
+            *steps,
+        )  # fmt: skip
+        self.results[f"{recipe}_seconds"] = round(time.monotonic() - began, 1)
+
+    def _command(self, *parts: Path | str | int) -> None:
+        """Run one of the project's own commands, as a user would, on the same terminal."""
+        words = [str(part) for part in parts]
+        self._say(f"[dim]$ python {shlex.join(_shown(part) for part in parts)}[/dim]")
+        done = subprocess.run([sys.executable, *words], check=False)  # noqa: S603 - our own commands, no shell
+        if done.returncode:
+            raise TrainingError(f"{_shown(parts[0])} ended with exit code {done.returncode}; its message stands above")
+
+    def _open(self, folder: Path) -> "Examinee":
+        from paddlemix.demo.answers import Examinee
+
+        return Examinee.load(folder)
+
+    def _session(self) -> Any:
+        from paddlemix.generation.load import load_chat
+
+        return load_chat(str(self.paths.merged), device="cpu")
+
+    def _difference(self, one: "Examinee", other: "Examinee", questions: Sequence[Question]) -> float:
+        return float(abs(one.scores(self.paths.data, questions) - other.scores(self.paths.data, questions)).max())
+
+    def _title(self, number: str, text: str) -> None:
+        seconds = time.monotonic() - self.started
+        console().print()
+        console().rule(f"[bold]{number}  {text}[/bold]  [dim]{seconds:.0f} s[/dim]", align="left")
+
+    def _say(self, line: str) -> None:
+        console().print(line)
+
+
+def read_losses(folder: Path) -> tuple[tuple[int, float], ...]:
+    """(step, loss) of a training's log, in order."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return tuple((int(entry["step"]), float(entry["loss"])) for entry in state["log_history"] if "loss" in entry)
+
+
+def _shown(part: Path | str | int) -> str:
+    """A word of a command as a person in the repository would type it."""
+    if isinstance(part, Path) and part.is_relative_to(ROOT):
+        return str(part.relative_to(ROOT))
+    return str(part)

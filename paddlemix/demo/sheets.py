@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two pictures that a run leaves: questions with their answers, and the loss curves. Drawn with Pillow alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from paddlemix.demo.data import Answer
+
+PAPER, INK, FAINT, LINE = "#fbfaf7", "#22262e", "#6d7480", "#dfe2e6"
+RIGHT, WRONG, CURVE = "#1f8f4d", "#c8322f", "#3469d6"
+TINTS = {True: "#eaf6ee", False: "#fbebea"}
+
+_COLUMNS, _PICTURE, _GAP, _MARGIN, _HEAD = 6, 132, 14, 26, 62
+_CARD = (_PICTURE + 16, _PICTURE + 82)
+_SHARP = 2
+"""Sheets are drawn with this many pixels per unit of length, so that text stays crisp on dense screens."""
+
+Box = tuple[float, float, float, float]
+
+
+class _Pen:
+    """Draws in units; one unit is ``_SHARP`` pixels."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.image = Image.new("RGB", (round(width * _SHARP), round(height * _SHARP)), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text(self, at: tuple[float, float], text: str, size: int, colour: str, anchor: str = "la") -> None:
+        self.draw.text((at[0] * _SHARP, at[1] * _SHARP), text, colour, _font(size * _SHARP), anchor)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
+        scaled = [(x * _SHARP, y * _SHARP) for x, y in points]
+        self.draw.line(scaled, colour, round(width * _SHARP), joint="curve")
+
+    def card(self, box: Box, fill: str, edge: str) -> None:
+        self.draw.rounded_rectangle([side * _SHARP for side in box], 7 * _SHARP, fill, edge, _SHARP)
+
+    def paste(self, picture: Image.Image, at: tuple[float, float], side: float) -> None:
+        size = round(side * _SHARP)
+        smooth = picture.resize((size, size), Image.Resampling.LANCZOS)
+        self.image.paste(smooth, (round(at[0] * _SHARP), round(at[1] * _SHARP)))
+
+    def save(self, path: Path) -> None:
+        # A palette of 256 colours is enough for flat shapes and text, and makes the file a third as large.
+        self.image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def choose_for_sheet(answers: Sequence[Answer], count: int = 18, wrong: int = 3) -> list[Answer]:
+    """The first ``count`` answers; when they hold fewer than ``wrong`` wrong ones, the first others come last."""
+    first, rest = list(answers[:count]), list(answers[count:])
+    missing = max(0, wrong - sum(not answer.right for answer in first))
+    extra = [answer for answer in rest if not answer.right][:missing]
+    for answer in extra:
+        last_right = max((i for i, shown in enumerate(first) if shown.right), default=None)
+        if last_right is None:
+            break
+        del first[last_right]
+        first.append(answer)
+    return first
+
+
+def draw_answers(path: Path, pictures: Path, answers: Sequence[Answer], title: str, note: str) -> None:
+    """A sheet of cards: the picture, the question, the answer in green, or in red with the right one beside it."""
+    rows = math.ceil(len(answers) / _COLUMNS)
+    width = 2 * _MARGIN + _COLUMNS * (_CARD[0] + _GAP) - _GAP
+    height = _HEAD + rows * (_CARD[1] + _GAP) - _GAP + _MARGIN
+    pen = _Pen(width, height)
+    pen.text((_MARGIN, 16), title, 19, INK)
+    pen.text((_MARGIN, 40), note, 12, FAINT)
+    for index, answer in enumerate(answers):
+        row, column = divmod(index, _COLUMNS)
+        _card(pen, pictures, answer, _MARGIN + column * (_CARD[0] + _GAP), _HEAD + row * (_CARD[1] + _GAP))
+    pen.save(path)
+
+
+def _card(pen: _Pen, pictures: Path, answer: Answer, x: float, y: float) -> None:
+    colour = RIGHT if answer.right else WRONG
+    pen.card((x, y, x + _CARD[0], y + _CARD[1]), TINTS[answer.right], colour)
+    with Image.open(pictures / answer.question.picture) as picture:
+        pen.paste(picture.convert("RGB"), (x + 8, y + 8), _PICTURE)
+    top = y + _PICTURE + 14
+    for number, line in enumerate(_wrap(answer.question.text, 25)[:2]):
+        pen.text((x + 9, top + 14 * number), line, 11, FAINT)
+    base = y + _CARD[1] - (14 if answer.right else 24)
+    _mark(pen, answer.right, x + 9, base - 10, colour)
+    pen.text((x + 26, base), _short(answer.said, 17), 13, colour, "ls")
+    if not answer.right:
+        pen.text((x + 26, base + 15), f"right: {answer.question.answer}", 10, FAINT, "ls")
+
+
+def _mark(pen: _Pen, right: bool, x: float, y: float, colour: str) -> None:
+    if right:
+        pen.line([(x, y + 6), (x + 4, y + 10), (x + 11, y + 1)], colour, 2)
+    else:
+        pen.line([(x + 1, y + 1), (x + 10, y + 10)], colour, 2)
+        pen.line([(x + 10, y + 1), (x + 1, y + 10)], colour, 2)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one run. ``points`` are (optimizer step, mean loss since the point before)."""
+
+    title: str
+    points: tuple[tuple[int, float], ...]
+
+
+_PANEL = (470, 230)
+_DECADE = (1, 2, 5)
+
+
+def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
+    """One panel for each curve, side by side: steps to the right, loss upwards on a logarithmic scale."""
+    pen = _Pen(_MARGIN + len(curves) * (_PANEL[0] + _MARGIN), _PANEL[1] + 96)
+    for index, curve in enumerate(curves):
+        left = _MARGIN + index * (_PANEL[0] + _MARGIN)
+        _panel(pen, curve, (left + 40, 50, left + _PANEL[0], 50 + _PANEL[1]))
+    pen.save(path)
+
+
+def _panel(pen: _Pen, curve: Curve, box: Box) -> None:
+    left, top, right, bottom = box
+    pen.text((left - 40, 16), curve.title, 15, INK)
+    losses = [max(loss, 1e-5) for _, loss in curve.points]
+    low, high = math.log10(min(losses) * 0.85), math.log10(max(losses) * 1.15)
+    last = max(curve.points[-1][0], 1)
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        share = (math.log10(loss) - low) / max(high - low, 1e-9)
+        return left + (right - left) * step / last, bottom - (bottom - top) * share
+
+    for loss in _ticks(low, high):
+        y = place(0, loss)[1]
+        pen.line([(left, y), (right, y)], LINE)
+        pen.text((left - 8, y), f"{loss:g}", 11, FAINT, "rm")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = left + (right - left) * share
+        pen.line([(x, bottom), (x, bottom + 4)], FAINT)
+        pen.text((x, bottom + 8), f"{round(last * share):,}", 11, FAINT, "ma")
+    pen.line([(left, bottom), (right, bottom)], FAINT)
+    pen.text(((left + right) / 2, bottom + 25), "step", 11, FAINT, "ma")
+    pen.line([place(step, loss) for (step, _), loss in zip(curve.points, losses, strict=True)], CURVE, 2)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten between two decimal logarithms; only powers of ten where these are many."""
+    found = [
+        factor * 10.0**power
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for factor in _DECADE
+        if low <= math.log10(factor * 10.0**power) <= high
+    ]
+    tens = [loss for loss in found if f"{loss:e}".startswith("1.0")]
+    return tens if len(found) > 8 and len(tens) > 1 else found

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's pictures and questions: decided by the seed, truly unseen, and rightly answered."""
+
+import itertools
+import json
+import random
+
+import pytest
+from PIL import Image
+
+from paddlemix.demo import data, shapes
+from paddlemix.utils.errors import DataError
+
+
+def _scenes(seed: int, name: str, count: int, *, unseen: bool) -> list[shapes.Scene]:
+    return list(itertools.islice(shapes.draw_scenes(seed, name, unseen=unseen), count))
+
+
+def _files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_seed_draws_the_same_files(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        data.write_training(folder, "train", [(data.LOOK, 3)], 5, 6)
+        data.write_test(folder, "test", data.LOOK, 5, 4)
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+def test_another_seed_draws_other_pictures():
+    assert _scenes(0, "train", 20, unseen=False) != _scenes(1, "train", 20, unseen=False)
+
+
+def test_no_combination_of_the_test_is_in_the_training():
+    seen = {scene.combination for scene in _scenes(0, "train", 3000, unseen=False)}
+    unseen = {scene.combination for scene in _scenes(0, "test", 400, unseen=True)}
+    assert seen.isdisjoint(unseen)
+
+
+def test_kinds_colours_and_places_do_not_repeat_in_a_scene():
+    for scene in _scenes(3, "any", 200, unseen=False):
+        for values in zip(*((s.kind, s.colour, s.place) for s in scene.shapes), strict=True):
+            assert len(set(values)) == len(values)
+
+
+def test_a_picture_shows_its_shapes_where_the_scene_says():
+    scene = shapes.Scene((10, 10, 20), (shapes.Shape("circle", "red", "bottom left", 0.8, (0, 0), 0, (0, 0, 0)),))
+    picture = shapes.paint(scene)
+    quarter = shapes.SIDE // 4
+    assert picture.getpixel((quarter, 3 * quarter)) == shapes.COLOURS["red"]
+    assert picture.getpixel((3 * quarter, quarter)) == (10, 10, 20)
+
+
+@pytest.mark.parametrize("kind", shapes.KINDS)
+def test_every_kind_of_shape_looks_different_and_stays_in_its_quarter(kind):
+    def drawn(name: str) -> Image.Image:
+        shape = shapes.Shape(name, "white", "top left", 0.9, (1, 1), 12, (0, 0, 0))
+        return shapes.paint(shapes.Scene((0, 0, 0), (shape,)))
+
+    picture = drawn(kind)
+    assert all(picture.tobytes() != drawn(other).tobytes() for other in shapes.KINDS if other != kind)
+    right, bottom = picture.getbbox()[2:]
+    assert max(right, bottom) <= shapes.SIDE // 2 + 4
+
+
+def test_answers_follow_from_the_scene():
+    star = shapes.Shape("star", "red", "top left", 0.8, (0, 0), 0, (0, 0, 0))
+    cross = shapes.Shape("cross", "blue", "bottom right", 0.8, (0, 0), 0, (0, 0, 0))
+    scene = shapes.Scene((0, 0, 0), (star, cross))
+    found = {q.text: q.answer for kind in (*data.LOOK, *data.COUNT) for q in kind(scene)}
+    assert found == {
+        "What is at the top left?": "a red star",
+        "What is at the top right?": "nothing",
+        "What is at the bottom left?": "nothing",
+        "What is at the bottom right?": "a blue cross",
+        "What shape is the red one?": "star",
+        "What shape is the blue one?": "cross",
+        "What colour is the star?": "red",
+        "What colour is the cross?": "blue",
+        "Where is the star?": "top left",
+        "Where is the red one?": "top left",
+        "Where is the cross?": "bottom right",
+        "Where is the blue one?": "bottom right",
+        "How many shapes are there?": "two",
+    }
+
+
+def test_a_conversation_asks_nothing_twice():
+    for number, scene in enumerate(_scenes(0, "train", 50, unseen=False)):
+        texts = [question.text for question in data.ask(scene, data.LOOK, random.Random(number), 8)]
+        assert len(set(texts)) == len(texts) == 8
+
+
+def test_training_rows_are_llava_rows_with_one_image_place(tmp_path):
+    rows = json.loads(data.write_training(tmp_path, "count", [(data.COUNT, 1), (data.LOOK, 2)], 0, 5).read_text())
+    for row in rows:
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * 3
+        assert [turn["value"].count("<image>") for turn in row["conversations"]] == [1, 0, 0, 0, 0, 0]
+        assert (tmp_path / row["image"]).is_file()
+        assert any("How many shapes are there?" in turn["value"] for turn in row["conversations"])
+
+
+def test_a_picture_of_the_training_among_those_of_the_test_is_an_error(tmp_path):
+    data.write_training(tmp_path, "train", [(data.LOOK, 1)], 0, 4)
+    data.write_test(tmp_path, "test", data.LOOK, 0, 4)
+    assert data.require_unseen(tmp_path, ["train"], ["test"]) == 4
+    (tmp_path / "test" / "00002.png").write_bytes((tmp_path / "train" / "00001.png").read_bytes())
+    with pytest.raises(DataError, match=r"00002\.png is the same picture as .*00001\.png"):
+        data.require_unseen(tmp_path, ["train"], ["test"])
+
+
+def test_the_best_guess_is_the_most_frequent_answer_to_the_same_question(tmp_path):
+    turns = [("<image>\nHow many?", "two"), ("How many?", "one"), ("How many?", "two"), ("Where?", "left")]
+    row = {"conversations": [{"value": value} for turn in turns for value in turn]}
+    (tmp_path / "train.json").write_text(json.dumps([row]))
+    asked = [("How many?", "two"), ("How many?", "one"), ("Where?", "left"), ("Who?", "left")]
+    questions = [data.Question("kind", text, answer) for text, answer in asked]
+    assert data.best_guess(tmp_path / "train.json", questions) == 0.5
+
+
+def test_accuracy_is_counted_letter_for_letter_and_by_kind():
+    said = [("a", "red", "red"), ("a", "red", "Red"), ("b", "two", "two")]
+    answers = [data.Answer(data.Question(kind, "?", right), words) for kind, right, words in said]
+    assert data.accuracy(answers) == pytest.approx(2 / 3)
+    assert data.by_kind(answers) == {"a": (1, 2), "b": (1, 1)}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a user runs it: every part, from the first picture to the chat."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _demo(out: Path, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "paddlemix.demo", "--out", str(out), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, _demo(out, "--quick")
+
+
+@pytest.mark.timeout(400)
+def test_a_quick_run_goes_through_every_part(quick):
+    out, done = quick
+    assert done.returncode == 0, done.stderr
+    for made in ("start", "model", "lora", "merged", "answers.png", "loss.png", "results.json"):
+        assert (out / made).exists(), made
+    results = json.loads((out / "results.json").read_text())
+    assert results["questions"] == 24
+    assert results["merged_same_answers"] == 24
+    assert 0 < results["merged_logit_difference"] < 1e-3
+    for name in ("answers.png", "loss.png"):
+        with Image.open(out / name) as image:
+            image.load()
+
+
+@pytest.mark.timeout(400)
+def test_without_a_terminal_the_demo_ends_in_a_transcript_and_the_command_of_the_chat(quick):
+    out, done = quick
+    assert "USER: How many shapes are there?" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.split()[:2] == ["python", "paddlemix/examples/llava/run_predict_multiround.py"]
+    assert str(out / "merged") in last
+
+
+@pytest.mark.timeout(400)
+def test_the_vision_tower_trains_too(quick):
+    from safetensors.numpy import load_file
+
+    out, _ = quick
+    before, after = (load_file(out / name / "model.safetensors") for name in ("start", "model"))
+    still = [name for name in before if np.array_equal(before[name], after[name])]
+    # CLIP's last norm serves its class token only, of which LLaVA makes no use.
+    assert all("ln_post" in name or "post_layernorm" in name for name in still), still
+    assert any("vision_tower" in name for name in before)
+
+
+def test_an_accuracy_below_the_promise_is_an_error(tmp_path):
+    from paddlemix.demo.run import FULL, Demo, Paths
+    from paddlemix.utils.errors import TrainingError
+
+    run = Demo(Paths(tmp_path), 0, FULL)
+    run.results["accuracy"] = 0.949
+    with pytest.raises(TrainingError, match=r"94\.9 % of the answers are right; the demo promises 95 %"):
+        run._require_promise()
+
+
+def test_a_wrong_flag_costs_no_heavy_import():
+    code = "import sys, paddlemix.demo.__main__ as d\nd.parser().parse_args([])\nsys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_full_run_keeps_its_promise_with_every_seed(tmp_path, seed):
+    done = _demo(tmp_path / "out", "--seed", str(seed))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["questions"] >= 300
+    assert results["accuracy"] >= 0.95
+    assert results["blind"] < 0.5
+    assert results["count_after"] > results["count_before"] + 0.5
