@@ -8,22 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import env
+from paddlemix.utils import env, npu_environment
 from paddlemix.utils.errors import BackendError, ConfigError
 from paddlemix.utils.logging import get_logger
 
 KINDS = ("cpu", "gpu", "npu")
 DTYPES = ("float32", "float16", "bfloat16")
 
-NPU_FLAGS = {
-    "FLAGS_npu_storage_format": "0",
-    "FLAGS_use_stride_kernel": "0",
-    "FLAGS_npu_jit_compile": "0",
-    "FLAGS_npu_scale_aclnn": "True",
-    "FLAGS_npu_split_aclnn": "True",
-    "FLAGS_allocator_strategy": "auto_growth",
-    "CUSTOM_DEVICE_BLACK_LIST": "set_value,set_value_with_tensor",
-}
+NPU_FLAGS = npu_environment.RECOMMENDED
 """What the Ascend plug-in reads when it loads, that is while paddle is imported (``config/npu/env.sh`` sets them)."""
 
 
@@ -42,17 +34,36 @@ class Device:
 
 
 def before_paddle(name: str | None = None) -> list[str]:
-    """Set the plug-in flags that must stand before ``import paddle``. Returns a line for each flag set here.
+    """Check the variables of the Ascend plug-in, and set those that must stand before ``import paddle``.
 
-    Does nothing unless ``name`` is an npu device; a flag that the user has set is left alone. When paddle is imported
-    already it is too late: the lines then say which flags are missing, and that ``config/npu/env.sh`` sets them.
+    Does nothing unless ``name`` is an npu device, or None on a machine with Ascend cards. A wrong value is a
+    ConfigError that names the variable; one that the user has set is left alone. Returns (and logs) a line for each
+    variable set here. When paddle is imported already it is too late: the lines then say which flags are missing, and
+    that ``config/npu/env.sh`` sets them.
     """
-    if not (name or "").startswith("npu"):
+    if not (name or ("npu" if npu_environment.count_cards() else "")).startswith("npu"):
         return []
+    _check_npu_variables()
+    log = get_logger(__name__)
     if "paddle" in sys.modules:
         missing = [flag for flag in NPU_FLAGS if env.raw(flag) is None]
-        return [f"{flag} is not set and paddle is loaded already: source config/npu/env.sh first" for flag in missing]
-    return [f"{flag}={value}" for flag, value in NPU_FLAGS.items() if env.set_default(flag, value)]
+        lines = [f"{flag} is not set and paddle is loaded already: source config/npu/env.sh first" for flag in missing]
+        for line in lines:
+            log.warning(line)
+        return lines
+    lines = [f"{flag}={value}" for flag, value in NPU_FLAGS.items() if env.set_default(flag, value)]
+    if lines:
+        log.info("set before paddle is loaded, as config/npu/env.sh does: " + " ".join(lines))
+    return lines
+
+
+def _check_npu_variables() -> None:
+    found = npu_environment.problems()
+    wrong = [problem.text for problem in found if problem.fatal]
+    if wrong:
+        raise ConfigError("environment variable " + "; environment variable ".join(wrong))
+    for problem in (*found, *npu_environment.unknown_flags(env.names("FLAGS_npu_"))):
+        get_logger(__name__).warning(problem.text)
 
 
 def choose(name: str | None = None, dtype: str | None = None) -> Device:

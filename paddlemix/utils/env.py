@@ -66,6 +66,11 @@ def raw(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def names(prefix: str) -> list[str]:
+    """Names of all variables of this process that begin with ``prefix``."""
+    return sorted(name for name in os.environ if name.startswith(prefix))
+
+
 def set_default(name: str, value: str) -> bool:
     """Set a foreign variable unless the user has set it. True when it was set here."""
     if name in os.environ:
