@@ -18,7 +18,7 @@ from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import console, redirect_library_logs
 
 LOG_FILE = "train.log"
@@ -56,6 +56,7 @@ def finetune(settings: TrainingSettings) -> Result:
 
     _refuse_idle(settings)
     stages.stage_of(settings)
+    _find_inputs(settings)
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
     guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
@@ -66,6 +67,26 @@ def finetune(settings: TrainingSettings) -> Result:
                 checkpointing.clear_output(output)
             files.atomic_write(output / SETTINGS_FILE, json.dumps(settings_to_json(settings), indent=2) + "\n")
         return TrainingRun(settings, output, resume).go()
+
+
+def _find_inputs(settings: TrainingSettings) -> None:
+    """Raise for a model folder or a data file that is not there: at once, and not after paddle is imported."""
+    from paddlemix.checkpoint.folders import resolve
+    from paddlemix.datasets.build import entries_of
+
+    model, training = settings.model, settings.training
+    folder = resolve(model.model_name_or_path, "the model")
+    for name, what in ((model.lora_path, "the adapter"), (model.base, "the base model")):
+        if name is not None:
+            resolve(name, what)
+    if model.vision_tower is not None:
+        resolve(model.vision_tower, "the vision tower", near=folder)
+    used = {"train": training.do_train, "eval": training.do_eval}
+    for part, entries in (settings.data.dataset or {}).items():
+        for entry in entries_of(entries or [], settings) if used.get(part) else []:
+            missing = next((path for path in entry.data_files if not Path(path).exists()), None)
+            if missing is not None:
+                raise DataError(f"{missing}: no such data file (dataset, {part})")
 
 
 class TrainingRun:

@@ -251,6 +251,9 @@ def test_the_command_resumes_in_a_fresh_process_bit_for_bit_and_from_any_folder(
         ({"learning_rat": 1}, 'did you mean "learning_rate"'),
         ({"do_predict": "true"}, "do_predict"),
         ({"lora": "true", "tune_mm_mlp_adapter": "true"}, "choose one"),
+        ({"model_name_or_path": "nobody/nothing"}, '"nobody/nothing" is not on this machine'),
+        ({"vision_tower": "nobody/tower"}, '"nobody/tower" is not on this machine'),
+        ({"data_path": "nowhere.json"}, "nowhere.json: no such data file"),
     ],
 )
 def test_wrong_settings_end_with_2_before_paddle_is_imported(place, tmp_path, changes, words):
