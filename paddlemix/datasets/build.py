@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.datasets import multiview
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset, pack
@@ -19,8 +20,9 @@ from paddlemix.text import templates
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import ConfigError, DataError
 
-NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset")
-"""Accepted in an entry's ``name``. They mean the same: the form is found row by row."""
+NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset", multiview.NAME)
+"""Accepted in an entry's ``name``. The first three mean the same, since the form is found row by row; the last one says
+that the pictures of a row are views of one object."""
 
 WINDOW = 8
 """Megabatches that are sorted by length together (sampler.length_grouped)."""
@@ -97,7 +99,9 @@ def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> lis
             raise ConfigError(f'data set "{name}" is not known (known: {", ".join(NAMES)}); leave "name" out')
         files = entry["data_files"]
         folder = entry.get("image_folder") or settings.data.image_folder
-        found.append(Entry((files,) if isinstance(files, str) else tuple(files), folder, entry.get("chat_template")))
+        files = (files,) if isinstance(files, str) else tuple(files)
+        repeat = settings.data.single_view_repeat if name == multiview.NAME else 0
+        found.append(Entry(files, folder, entry.get("chat_template"), repeat))
     return found
 
 

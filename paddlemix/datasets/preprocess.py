@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL.Image import Image
 
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Layout as ImageLayout
+from paddlemix.imaging.layout import Size
 from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_address, load_image
 from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.imaging.views import Views
 from paddlemix.text import chat_template
 from paddlemix.text.messages import Layout, Message, messages_from_llava_row
 from paddlemix.text.render import Rendered, render
@@ -75,38 +78,49 @@ class SampleEncoder:
     def __call__(self, sample: Sample) -> Encoded:
         """Ids, labels and pixels. DataError names the sample when it cannot be trained on."""
         rendered = self.render(sample)
-        pictures = [
-            load_image(path, self.limits, name=f"{sample.where}: {path}")
-            for path in (self._allowed(sample, image) for image in sample.images)
-        ]
-        layouts = [self.processor.layout((picture.height, picture.width)) for picture in pictures]
+        places = self._places(sample)
+        layouts = [layout for _, layout in places]
         ids, labels = np.array(rendered.ids, dtype=np.int64), np.array(rendered.labels, dtype=np.int64)
         kept, length, cut = _fit(ids, layouts, self.max_length)
         ids, labels = ids[:kept], labels[:kept]
         if not (labels[1:] != IGNORE_INDEX).any():
             raise DataError(f"{sample.where}: {self._why_nothing_is_learnt(cut, length + cut)}")
         used = int((ids == IMAGE_TOKEN_INDEX).sum())
-        parts = [self.processor(picture).pixels for picture in pictures[:used]]
+        parts = [self.processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
         pixels = np.concatenate(parts) if parts else None
         return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
 
     def length(self, sample: Sample) -> int:
         """Merged positions of the whole sample, before ``max_length``. Reads at most the headers of its pictures."""
         ids = np.array(self.render(sample).ids, dtype=np.int64)
-        return int((ids != IMAGE_TOKEN_INDEX).sum()) + sum(self._image_tokens(sample, image) for image in sample.images)
+        return int((ids != IMAGE_TOKEN_INDEX).sum()) + self._image_tokens(sample)
+
+    def _places(self, sample: Sample) -> list[tuple[list[Image], ImageLayout]]:
+        """For each image place the pictures that are encoded for it, and the layout of their rows."""
+        pictures = [
+            load_image(path, self.limits, name=f"{sample.where}: {path}")
+            for path in (self._allowed(sample, image) for image in sample.images)
+        ]
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        if sample.views is None:
+            return [([picture], self.processor.layout(size)) for picture, size in zip(pictures, sizes, strict=True)]
+        if not pictures:
+            return []
+        try:
+            layout = sample.views.layout(sizes, self.processor.image, self.processor.vision)
+        except DataError as error:
+            raise DataError(f"{sample.where}: {', '.join(sample.images)}: {error}") from error
+        return [(sample.views.cut(pictures), layout)]
 
     def messages(self, sample: Sample) -> list[Message]:
         """The conversation as the template takes it. DataError when turns or pictures do not fit."""
         rows = [{"from": message.role, "value": message.text} for message in sample.messages]
         messages = messages_from_llava_row(
-            rows, layout=self._layout(sample), images=len(sample.images), use_im_start_end=self.use_im_start_end
+            rows, layout=self._layout(sample), images=sample.places, use_im_start_end=self.use_im_start_end
         )
         places = sum(message.text.count(IMAGE_TOKEN) for message in messages)
-        if sample.images and places != len(sample.images):
-            raise DataError(
-                f'{sample.where}: {places} "{IMAGE_TOKEN}" in the text but {len(sample.images)} images; '
-                "each needs the other"
-            )
+        if sample.images and places != sample.places:
+            raise DataError(f'{sample.where}: {places} "{IMAGE_TOKEN}" in the text but {self._expected(sample)}')
         if sample.images and self.processor is None:
             raise DataError(f"{sample.where}: has images, but the model has no vision tower")
         return messages
@@ -142,15 +156,27 @@ class SampleEncoder:
             self._chat_templates[path] = chat_template.load(path)
         return self._chat_templates[path]
 
-    def _image_tokens(self, sample: Sample, image: str) -> int:
-        config = self.processor.image
-        if config.aspect != "anyres":
-            return self.processor.vision.tokens_per_tile
+    def _expected(self, sample: Sample) -> str:
+        count = len(sample.images)
+        if sample.views:
+            return f"the {sample.views.count(count)} views of one object, which stand together at one place"
+        return f"{count} images; each needs the other"
+
+    def _image_tokens(self, sample: Sample) -> int:
+        config = self.processor.image if self.processor else None
+        views = sample.views or Views()
+        if config is None or config.aspect != "anyres":
+            per_tile = self.processor.vision.tokens_per_tile if self.processor else 0
+            return views.count(len(sample.images)) * per_tile
+        sizes = [self._size(sample, image) for image in sample.images]
+        return len(views.layout(sizes, config, self.processor.vision).order)
+
+    def _size(self, sample: Sample, image: str) -> Size:
         path = self._allowed(sample, image)
         if is_address(path) and path[:5].lower() != "data:":
             # Only an estimate for the order of the rows: fetching every picture for its size would cost a pass.
-            return len(self.processor.layout((config.crop_size, config.crop_size)).order)
-        return len(self.processor.layout(image_size(path, self.limits, name=f"{sample.where}: {path}")).order)
+            return self.processor.image.crop_size, self.processor.image.crop_size
+        return image_size(path, self.limits, name=f"{sample.where}: {path}")
 
     def _allowed(self, sample: Sample, image: str) -> str:
         if is_address(image):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
 
@@ -21,7 +22,8 @@ class Sample:
 
     ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
     in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
-    must lie in; ``chat_template`` the chat_template.json of the entry, if it has one.
+    must lie in; ``chat_template`` the chat_template.json of the entry, if it has one. With ``views`` the pictures are
+    views of one object and stand together at a single place.
     """
 
     messages: tuple[Message, ...]
@@ -30,6 +32,12 @@ class Sample:
     where: str
     image_root: str = "."
     chat_template: str | None = None
+    views: Views | None = None
+
+    @property
+    def places(self) -> int:
+        """Image places that the text must have."""
+        return min(len(self.images), 1) if self.views else len(self.images)
 
 
 class BadSamples:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.datasets.multiview import views_of
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.imaging.load import is_address
+from paddlemix.imaging.views import Views
 from paddlemix.text.messages import ROW_ROLES, Message
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
@@ -25,11 +27,15 @@ CHAT_ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of ``dataset.train``: its files, the folder of its images, its chat template if it has one."""
+    """One entry of ``dataset.train``: its files, the folder of its images, its chat template if it has one.
+
+    ``multiview`` above 0: the rows are MV-LLaVA's, and a lone picture stands so many times at its place.
+    """
 
     data_files: tuple[str, ...]
     image_folder: str | None = None
     chat_template: str | None = None
+    multiview: int = 0
 
 
 def read(entry: Entry, bad: BadSamples | None = None) -> list[Sample]:
@@ -48,13 +54,25 @@ def _read_file(path: str, entry: Entry, bad: BadSamples) -> Iterator[Sample]:
     for place, row in rows:
         try:
             messages, images = normalise(row, place)
+            name = str(row["id"]) if row.get("id") is not None else ""
+            paths, views = _placed(name, images, root, entry, place)
         except DataError as error:
             bad.add(error, place.text)
             continue
-        name = str(row["id"]) if row.get("id") is not None else ""
         where = f'{place.text} (id "{name[:80]}")' if name else place.text
-        paths = tuple(image if is_address(image) else os.path.join(root, image) for image in images)
-        yield Sample(messages, paths, name, where, root, entry.chat_template)
+        yield Sample(messages, paths, name, where, root, entry.chat_template, views)
+
+
+def _placed(
+    name: str, images: tuple[str, ...], root: str, entry: Entry, place: "Place"
+) -> tuple[tuple[str, ...], Views | None]:
+    """Paths of a row's pictures, and how they become views."""
+    if not entry.multiview or not images:
+        return tuple(image if is_address(image) else os.path.join(root, image) for image in images), None
+    try:
+        return views_of(name, images, root, entry.multiview)
+    except DataError as error:
+        raise place.fault("/image", str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ class DataGroup:
         None, "Sizes that anyres may choose from, as [width, height] in pixels.", check=_pairs
     )
     chat_template: str | None = key(None, "chat_template.json of every chatml data set that names none.")
+    single_view_repeat: int = key(4, "In an mv_dataset a lone picture stands so often, as long as 4 views.", low=1)
     mixtoken: bool = key(False, "Pack several samples into one row of at most max_length positions.")
     task_name: str | None = key(None, "Sub-task of a built-in data set.", fixed=_NO_EFFECT)
     src_length: int = key(1024, "Longest question.", fixed="it has no effect in PaddleMIX; use max_length")

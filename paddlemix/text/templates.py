@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of conversation templates: strings as data, and the one algorithm that writes messages with them.
 
-The strings are those of LLaVA (llava/conversation.py and train.py) and of PaddleMIX's additions to it.
+The strings are those of LLaVA (llava/conversation.py and train.py), of PaddleMIX's additions to it, and of
+InternVL-Chat and ShareGPT4V.
 """
 
 from collections.abc import Sequence
@@ -258,6 +259,7 @@ TEMPLATES: dict[str, Template] = {
         _human("default", _HUMAN, examples=(_EXAMPLE,), train_as="v0_train"),
         _human("v0", _HUMAN, examples=(_EXAMPLE,), train_as="v0_train"),
         _human("llava_v0", _HUMAN, train_as="v0_train"),
+        _human("share4v_v0", _HUMAN, train_as="v0_train"),
         _human("v0_mmtag", _MMTAG, mmtag=True, train_as="v0_mmtag_train"),
         _human("llava_v0_mmtag", _MMTAG, mmtag=True, train_as="v0_mmtag_train"),
         _trained_v0("v0_train", _HUMAN),
@@ -265,16 +267,20 @@ TEMPLATES: dict[str, Template] = {
         _vicuna("v1", _USER),
         _vicuna("vicuna_v1", _USER),
         _vicuna("llava_v1", _HUMAN),
+        _vicuna("share4v_v1", _HUMAN),  # MV-LLaVA's batch tools ask with it, although the model was trained with v1
         _vicuna("v1_mmtag", _MMTAG, mmtag=True),
         _vicuna("llava_v1_mmtag", _MMTAG, mmtag=True),
         _llama_2("llama_2", _LLAMA_2),
         _llama_2("llava_llama_2", _LLAVA_LLAMA_2),
+        _llama_2("share4v_llama_2", _LLAVA_LLAMA_2),
         _llama_2("llava_llama_2_simple", _SIMPLE),
         _llama_2("llava_llama_2_mmtag", _SIMPLE + _TAG_FORMAT, mmtag=True),
+        _colon("internvl_zh", "", ("<human>", "<bot>"), (" ", "</s>")),
         _llama_2("mistral_instruct", "", begin=""),
         _llama_2("llava_mistral_instruct", "", begin=""),
         _chatml("mpt", _MPT),
         _chatml("chatml_direct", "Answer the questions."),
+        _chatml("Hermes-2", "Answer the questions."),  # InternVL-Chat's name for it
         _chatml("mistral_direct", "Answer the questions."),
         _chatml("mistral_orca", _ORCA),
         _tagged("mistral_zephyr", "You are a helpful AI assistant.", ("<|user|>\n", "<|assistant|>\n"), "</s>"),

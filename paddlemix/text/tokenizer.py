@@ -6,7 +6,9 @@ The rules are those of the LLaVA originals' tokenizer (transformers 4.37, LlamaT
 - special and added tokens are cut out first, leftmost and longest match; what stands between goes to sentencepiece;
 - ``legacy=True`` and the fast kind: each such piece of text gets the dummy space in front ("</s>x" -> "▁x");
 - ``legacy=False``: only the text as a whole gets it ("</s>x" -> "x");
-- slow and fast differ in decoding: invalid UTF-8 in byte pieces, and spaces beside special tokens.
+- slow and fast differ in decoding: invalid UTF-8 in byte pieces, and spaces beside special tokens;
+- the kind slow_4_31 (transformers 4.31, which share4v models were trained with) with ``legacy=False``: each piece of
+  text gets the dummy space and then loses it from its first token ("</s>USER" -> "US", "ER" where 4.37 has "USER").
 """
 
 import re
@@ -22,6 +24,8 @@ from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError
 
 SPACE = "\u2581"
+SLOW, SLOW_4_31, FAST = "slow", "slow_4_31", "fast"
+KINDS = (SLOW, SLOW_4_31, FAST)
 Span = tuple[int, int]
 
 
@@ -37,11 +41,11 @@ def load_tokenizer(folder: str | Path, *, kind: str | None = None, legacy: bool 
     """Tokenizer of a model folder (original LLaVA, llava-hf or our own).
 
     Needs ``tokenizer.model``; reads ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``
-    and the added tokens of ``tokenizer.json`` when they are there. ``kind`` ("slow" or "fast") and ``legacy``
+    and the added tokens of ``tokenizer.json`` when they are there. ``kind`` (one of ``KINDS``) and ``legacy``
     override what the files say. CheckpointError names a file that is missing or damaged.
     """
     files = read_files(folder)
-    kind = kind or ("fast" if files.fast else "slow")
+    kind = kind or files.kind
     # transformers takes a missing or null "legacy" as True
     legacy = files.config.get("legacy") is not False if legacy is None else legacy
     return Tokenizer(files, kind=kind, legacy=legacy)
@@ -51,8 +55,8 @@ class Tokenizer:
     """A sentencepiece vocabulary with the added tokens and the rules of one checkpoint."""
 
     def __init__(self, files: TokenizerFiles, *, kind: str = "slow", legacy: bool = True) -> None:
-        if kind not in ("slow", "fast"):
-            raise CheckpointError(f'{files.where}: tokenizer kind "{kind}"; expected "slow" or "fast"')
+        if kind not in KINDS:
+            raise CheckpointError(f'{files.where}: tokenizer kind "{kind}"; expected one of {", ".join(KINDS)}')
         self.kind = kind
         self.legacy = legacy
         self.add_bos = bool(files.config.get("add_bos_token", True))
@@ -203,8 +207,10 @@ class Tokenizer:
 
     def _segment(self, text: str, *, first: bool, then: AddedToken | None, offsets: bool) -> Pieces:
         """Pieces of the text between two special tokens; ``first`` when nothing stands before it."""
-        if self.legacy or self.kind == "fast":
-            return self._spm(self._prefixing, text, 0, offsets) if text else Pieces([], [])
+        if self.legacy or self.kind != SLOW:
+            found = self._spm(self._prefixing, text, 0, offsets) if text else Pieces([], [])
+            cut = self.kind == SLOW_4_31 and not self.legacy and not first and not text.startswith(" ")
+            return self._without_space(found) if cut else found
         if first and not text and (then is None or then.special):
             return Pieces([], [])
         whole = SPACE + text if first else text
@@ -215,6 +221,15 @@ class Tokenizer:
         found = self._spm(self._bare, unk + whole, len(unk) + len(whole) - len(text), offsets)
         count = self._unk_pieces
         return Pieces(found.ids[count:], found.starts[count:])
+
+    def _without_space(self, found: Pieces) -> Pieces:
+        """The pieces with the dummy space taken from the first one; what is left of it may be unknown."""
+        first = self._pieces[found.ids[0]] if found.ids else ""
+        if not first.startswith(SPACE):
+            return found
+        if len(first) == 1:
+            return Pieces(found.ids[1:], found.starts[1:])
+        return Pieces([self._base_ids.get(first[1:], self.unk_id), *found.ids[1:]], found.starts)
 
     def _spm(self, processor: sentencepiece.SentencePieceProcessor, text: str, skip: int, offsets: bool) -> Pieces:
         """Encode; ``skip`` characters in front belong to us, so character ``skip`` of ``text`` is number 0."""
@@ -247,7 +262,7 @@ class Tokenizer:
         run of byte pieces as soon as one of them is invalid.
         """
         tokens = [int(number) for number in ids if not (skip_special and int(number) in self._special_ids)]
-        return self._decode_fast(tokens) if self.kind == "fast" else self._decode_slow(tokens)
+        return self._decode_fast(tokens) if self.kind == FAST else self._decode_slow(tokens)
 
     def _decode_slow(self, ids: list[int]) -> str:
         parts: list[str] = []
@@ -266,14 +281,15 @@ class Tokenizer:
         tokens = [self.token(number) for number in ids]
         if tokens[0].startswith(SPACE):
             tokens[0] = tokens[0][1:]
-        processor = self._prefixing if self.legacy else self._bare
+        spaced = self.legacy or self.kind == SLOW_4_31
+        processor = self._prefixing if spaced else self._bare
         out, run, after_special = "", [], False
         for i, number in enumerate(ids):
             if number not in self._contents:
                 run.append(tokens[i])
                 after_special = False
                 continue
-            out += " " if self.legacy and i and not after_special else ""
+            out += " " if spaced and i and not after_special else ""
             out += (processor.decode(run) if run else "") + tokens[i]
             run, after_special = [], True
         return out + (processor.decode(run) if run else "")

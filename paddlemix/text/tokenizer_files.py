@@ -36,7 +36,7 @@ class TokenizerFiles:
     config: dict[str, Any] = field(default_factory=dict)
     roles: dict[str, str | None] = field(default_factory=dict)
     added: list[AddedToken] = field(default_factory=list)
-    fast: bool = False
+    kind: str = "slow"
 
     @property
     def model_max_length(self) -> int | None:
@@ -66,7 +66,7 @@ def read_files(folder: str | Path) -> TokenizerFiles:
         first, second = (config, special_map) if "added_tokens_decoder" in config else (special_map, config)
         files.roles[role] = _content(first.get(role)) or _content(second.get(role)) or _DEFAULTS[role]
     files.added = _read_added(folder, config, files.roles)
-    files.fast = _is_fast(folder, config)
+    files.kind = _kind(folder, config)
     return files
 
 
@@ -119,13 +119,19 @@ def _check_id(path: Path, content: str, number: Any) -> None:
         raise CheckpointError(f'{path}: added token "{content}" has id {number!r}; expected an integer from 0 on')
 
 
-def _is_fast(folder: Path, config: dict[str, Any]) -> bool:
-    """The original loads Mistral bodies with the fast tokenizer and all others with the slow one (model/builder.py)."""
+def _kind(folder: Path, config: dict[str, Any]) -> str:
+    """Whose rules the checkpoint was made with: its own word for it, or else what its original code loads.
+
+    LLaVA loads Mistral bodies with the fast tokenizer and all others with the slow one (model/builder.py); share4v
+    (ShareGPT4V, MV-LLaVA) is pinned to transformers 4.31, whose slow tokenizer differs behind special tokens.
+    """
     if "tokenizer_kind" in config:
-        return config["tokenizer_kind"] == "fast"
+        return str(config["tokenizer_kind"])
     model = read_json(folder / "config.json")
     names = {str(model.get("model_type", "")), str((model.get("text_config") or {}).get("model_type", ""))}
-    return any("mistral" in name for name in names)
+    if "share4v" in names:
+        return "slow_4_31"
+    return "fast" if any("mistral" in name for name in names) else "slow"
 
 
 def write_files(
