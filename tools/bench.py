@@ -4,9 +4,10 @@
     python tools/bench.py {vision,prefill,decode,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
 
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
-which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING),
-ours/peer (HF transformers, run by the interpreter given with --peer), and for chat: the first token of round 2 with
-the kept cache / encoding and prefilling again.
+which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING), and
+ours/peer (HF transformers, run by the interpreter given with --peer; not for chat, where the work would differ).
+chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
+encode the picture and prefill the whole conversation again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -72,6 +74,7 @@ class Contestant:
 def measure(kind: str, shape: str, repeat: int, peer: str | None) -> dict[str, Any]:
     """Run all contestants interleaved; medians in seconds and ratios."""
     spec = {"kind": kind, **SHAPES[shape]}
+    peer = None if kind == "chat" else peer
     ours = [sys.executable, str(Path(__file__).resolve()), "--worker"]
     with ExitStack() as stack:
         contestants = [Contestant("tuned", ours, spec), Contestant("untuned", ours, spec, tuned=False)]
@@ -93,66 +96,103 @@ def measure(kind: str, shape: str, repeat: int, peer: str | None) -> dict[str, A
             if stage in other.times[0]:
                 ratios[f"ours/peer {stage}"] = tuned.median(stage) / other.median(stage)
     if kind == "chat":
-        ratios["round 2 first token/encode and prefill again"] = tuned.median("kept") / tuned.median("again")
+        ratios["round 2 first token, kept/again"] = tuned.median("kept") / tuned.median("again")
     medians = {f"{item.name} {stage}": item.median(stage) for item in contestants for stage in item.times[0]}
     return {"kind": kind, "shape": shape, "repeat": repeat, "seconds": medians, "ratios": ratios}
 
 
 def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Build the model of ``spec`` with random weights; the returned function does the work once."""
-    import numpy as np
     import paddle
 
     from paddlemix.models.llava import build_empty, init_weights
-    from paddlemix.ops.attention.contract import Mask
     from paddlemix.utils.device import tune_cpu
 
     tune_cpu()
     paddle.set_grad_enabled(False)
-    config = model_config(spec)
-    model = build_empty(config)
+    model = build_empty(model_config(spec))
     init_weights(model, seed=0)
-    model.eval()
-    getattr(model, "prepare_inference", lambda: None)()
-    rng = np.random.default_rng(0)
-    side, length, new = spec["image"], spec["prompt"], spec["tokens"]
-    pixels = paddle.to_tensor(rng.standard_normal([1, 3, side, side], dtype=np.float32))
-    ids = paddle.to_tensor(rng.integers(3, spec["vocab"], [1, length + 2 * new]))
-    rows = paddle.arange(length + 2 * new).unsqueeze(0)
+    model.prepare_inference()
+    return {"vision": vision, "prefill": prefill, "decode": decode, "chat": chat}[spec["kind"]](model, spec)
 
-    def feed(first: int, last: int, cache: Any, features: Any = None) -> Any:
-        count = 0 if features is None else features.shape[1]
+
+def vision(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """One tile through tower and projector."""
+    import paddle
+
+    pixels = paddle.randn([1, 3, spec["image"], spec["image"]])
+    return lambda: {"vision": timed(lambda: model.encode_images(pixels).sum().item())}
+
+
+def prefill(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """A prompt into an empty cache, and the first token."""
+    feed, length = feeder(model, spec), spec["prompt"]
+    return lambda: {"prefill": timed(lambda: feed(0, length, model.new_cache(1)))}
+
+
+def decode(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Tokens after a prompt, one by one; seconds of one."""
+    feed, length, new = feeder(model, spec), spec["prompt"], spec["tokens"]
+    cache = model.new_cache(1)
+    feed(0, length, cache)
+
+    def run() -> dict[str, float]:
+        cache.trim(length)
+        return {"decode": timed(lambda: [feed(length + i, length + i + 1, cache) for i in range(new)]) / new}
+
+    return run
+
+
+def feeder(model: Any, spec: dict[str, Any]) -> Callable[[int, int, Any], int]:
+    """A function that puts places ``first`` to ``last`` of a random prompt into a cache and gives the next token."""
+    import paddle
+
+    from paddlemix.ops.attention.contract import Mask
+
+    total = spec["prompt"] + spec["tokens"]
+    ids, places = paddle.randint(3, spec["vocab"], [1, total]), paddle.arange(total).unsqueeze(0)
+
+    def feed(first: int, last: int, cache: Any) -> int:
         source = paddle.arange(last - first).unsqueeze(0)
-        if count:
-            source = paddle.concat([source[:, :1], paddle.arange(count).unsqueeze(0) + (last - first)], axis=1)
-            source = paddle.concat([source, paddle.arange(count + 1, last - first).unsqueeze(0)], axis=1)
-        embeds = model.embed(ids[:, first:last], source, features)
-        hidden = model.decode(embeds, rows[:, first:last], Mask(causal=True, offset=cache.length), cache)
+        embeds = model.embed(ids[:, first:last], source, None)
+        hidden = model.decode(embeds, places[:, first:last], Mask(causal=True, offset=cache.length), cache)
         return model.logits(hidden[:, -1:]).argmax(-1).item()
 
-    def vision() -> dict[str, float]:
-        return {"vision": timed(lambda: model.encode_images(pixels).sum().item())}
+    return feed
 
-    def prefill() -> dict[str, float]:
-        return {"prefill": timed(lambda: feed(0, length, model.new_cache(1, length + 2 * new)))}
 
-    kept = model.new_cache(1, length + 2 * new)
-    if spec["kind"] in ("decode", "chat"):
-        feed(0, length, kept)
+def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Round 1 asks about a picture; round 2 asks again, once in the same session and once in one that kept nothing."""
+    import paddle
+    from PIL import Image
 
-    def decode() -> dict[str, float]:
-        kept.trim(length)
-        return {"decode": timed(lambda: [feed(length + i, length + i + 1, kept) for i in range(new)]) / new}
+    from paddlemix.demo.model import write_tokenizer
+    from paddlemix.generation.session import ChatSession
+    from paddlemix.imaging.processor import ImageProcessor
+    from paddlemix.text import templates
+    from paddlemix.text.tokenizer import load_tokenizer
 
-    def chat() -> dict[str, float]:
-        # Round 2 adds a question of 2 * tokens places; the kept cache holds the whole of round 1.
-        kept.trim(length)
-        fast = timed(lambda: feed(length, length + 2 * new, kept))
-        full = model.new_cache(1, length + 2 * new)
-        slow = timed(lambda: feed(0, length + 2 * new, full, model.encode_images(pixels)))
-        return {"kept": fast, "again": slow}
+    question = "what is in the picture and where does it stand tell me more about the red circle on the left"
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), [question, " ".join(question.split()[::-1])])
+        tokenizer = load_tokenizer(folder)
+    processor = ImageProcessor(model.config.image, model.config.vision)
+    picture = Image.effect_mandelbrot((640, 480), (-2, -1.5, 1, 1.5), 100).convert("RGB")
 
-    return {"vision": vision, "prefill": prefill, "decode": decode, "chat": chat}[spec["kind"]]
+    def fresh() -> ChatSession:
+        return ChatSession(model, tokenizer, processor, templates.get(model.config.template))
+
+    def again(session: ChatSession) -> None:
+        model.encode_images(paddle.to_tensor(processor(picture).pixels))
+        session.answer(question, max_new_tokens=1)
+
+    def run() -> dict[str, float]:
+        session, other = fresh(), fresh()
+        session.answer(question[:22], [picture], max_new_tokens=spec["tokens"])
+        other.turns = list(session.turns)  # their features come along, so the encoding is done beside it
+        return {"kept": timed(lambda: session.answer(question, max_new_tokens=1)), "again": timed(lambda: again(other))}
+
+    return run
 
 
 def model_config(spec: dict[str, int]) -> Any:

@@ -15,7 +15,7 @@ from paddlemix.utils.errors import ConfigError
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W + b``. Without a bias the product is called itself: functional.linear costs 8 us more at each decode step."""
+    """``x W + b``. Without a bias the product is called itself: functional.linear costs 8 us more in each call."""
     return paddle.matmul(x, weight) if bias is None else functional.linear(x, weight, bias)
 
 

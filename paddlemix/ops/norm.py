@@ -4,6 +4,7 @@
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.npu import fused
 
 
@@ -24,8 +25,12 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """See ``RMSNorm``. Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul)."""
     if fused.wants_rms_norm(x, weight):
         return fused.rms_norm(x, weight, epsilon)
-    wide = x.astype("float32")
-    ones = paddle.full([x.shape[-1], 1], 1.0 / x.shape[-1], dtype="float32")
-    mean = paddle.matmul(wide * wide, ones)
+    wide = to_dtype(x, paddle.float32)
+    width = x.shape[-1]
+    if x.ndim > 2 and x.shape[-2] == 1:  # a decode step: the product of each row with itself is one operator
+        scale = paddle.rsqrt(paddle.scale(paddle.matmul(wide, wide, transpose_y=True), 1.0 / width, epsilon))
+    else:
+        ones = paddle.full([width, 1], 1.0 / width, dtype="float32")
+        scale = paddle.rsqrt(paddle.matmul(wide * wide, ones) + epsilon)
     # The scaled rows return to the model's dtype before the weight is applied, as the reference does.
-    return (wide * paddle.rsqrt(mean + epsilon)).astype(x.dtype) * weight
+    return to_dtype(wide * scale, x.dtype) * weight

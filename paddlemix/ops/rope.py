@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.npu import fused
 from paddlemix.utils.errors import ConfigError
 
@@ -66,9 +67,9 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``): in float32, back in the dtype of x."""
     cos, sin = tables
     half = x.shape[-1] // 2
-    wide = x.astype("float32")
+    wide = to_dtype(x, paddle.float32)
     swapped = paddle.concat([wide[..., half:], wide[..., :half]], axis=-1)
-    return (wide * cos + swapped * sin).astype(x.dtype)
+    return to_dtype(wide * cos + swapped * sin, x.dtype)
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> np.ndarray:

@@ -4,6 +4,7 @@
 import paddle
 from paddle import Tensor
 
+from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.select import cache_keeps_heads_first
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
@@ -42,7 +43,7 @@ class KVCache:
         if k.shape[0] != self.batch:
             raise ConfigError(f"KV cache of {self.batch} rows was given {k.shape[0]} rows; create one per batch")
         if self.heads_first:
-            k, v = k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3])
+            k, v = swap_heads(k), swap_heads(v)
         end = self.length + k.shape[self._axis]
         keys = self._write(self._keys[layer], k, end)
         values = self._write(self._values[layer], v, end)

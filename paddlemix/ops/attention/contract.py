@@ -47,7 +47,7 @@ class Mask:
         return self.keep(("allowed", q_len, k_len), lambda: self._build(q_len, k_len))
 
     def additive(self, q_len: int, k_len: int) -> Tensor | None:
-        """Float32 ``[B or 1, 1, q_len, k_len]``: 0 where a key is seen, else ``MASKED``; None when every key is seen."""
+        """Float32 ``[B or 1, 1, q_len, k_len]``: 0 where a key is seen, else ``MASKED``; None when all keys are."""
         return self.keep(("additive", q_len, k_len), lambda: self._added(self.allowed(q_len, k_len)))
 
     def keep(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
@@ -140,6 +140,14 @@ def make_request(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, kv
         needs_grad=paddle.is_grad_enabled() and not (q.stop_gradient and k.stop_gradient and v.stop_gradient),
         mask=mask,
     )
+
+
+def swap_heads(x: Tensor) -> Tensor:
+    """``[B, L, H, D]`` to ``[B, H, L, D]`` and back. With one place or one head no value moves, and none is copied."""
+    first, second = x.shape[1], x.shape[2]
+    if first == 1 or second == 1:
+        return x.reshape([x.shape[0], second, first, x.shape[3]])
+    return x.transpose([0, 2, 1, 3])
 
 
 def _device_kind(tensor: Tensor) -> str:

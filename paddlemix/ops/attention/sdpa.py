@@ -9,7 +9,8 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.attention.contract import MASKED, Mask, Request
+from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
+from paddlemix.ops.dtypes import to_dtype
 
 NAME = "sdpa"
 BLOCK = 128
@@ -47,9 +48,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
 
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads_first: bool) -> Tensor:
-    rows = (q * scale).transpose([0, 2, 1, 3])
+    rows = swap_heads(q * scale)
     if not kv_heads_first:
-        k, v = k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3])
+        k, v = swap_heads(k), swap_heads(v)
     if mask.is_plain or rows.shape[2] == 1:
         out = _rows(rows, k, v, mask, None)
     else:
@@ -60,7 +61,7 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads
             for b in range(q.shape[0])
         )
         out = paddle.concat(list(each), axis=0)
-    return out.transpose([0, 2, 1, 3])
+    return swap_heads(out)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
@@ -76,12 +77,13 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> 
         part = q if last - first == q_len else q[:, :, :, first:last]
         keys, values = (k, v) if seen == k_len else (k[:, :, :seen], v[:, :, :seen])
         part = part.reshape([batch, kv_heads, heads // kv_heads * (last - first), width])
-        scores = paddle.matmul(part, keys, transpose_y=True).astype("float32")
+        scores = paddle.matmul(part, keys, transpose_y=True)
+        scores = to_dtype(scores, paddle.float32)
         bias = _bias(mask, first, last, seen, heads, batch) if dense is None else dense[first:last, :seen]
         if bias is not None:
             shape = scores.shape
             scores = (scores.reshape([batch, heads, last - first, seen]) + bias).reshape(shape)
-        out = paddle.matmul(functional.softmax(scores, axis=-1).astype(q.dtype), values)
+        out = paddle.matmul(to_dtype(functional.softmax(scores, axis=-1), q.dtype), values)
         outs.append(out.reshape([batch, heads, last - first, width]))
     return outs[0] if len(outs) == 1 else paddle.concat(outs, axis=2)
 
