@@ -69,6 +69,10 @@ class TensorSource:
         self._owner[name].release(name)
         return finite
 
+    def release(self, name: str) -> None:
+        """Give the file pages of a tensor back; it can be read again."""
+        self._file(name).release(name)
+
     def mapped(self, name: str) -> np.ndarray | None:
         """A copy-on-write array over the file, or None where the format cannot offer it."""
         file = self._file(name)

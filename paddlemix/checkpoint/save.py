@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own folder form: weights in our layout, config, tokenizer, processor and template; complete and atomic."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,17 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
-from paddlemix.checkpoint.save_files import SavesItself, write_json, write_side_files
+from paddlemix.checkpoint.formats_safetensors import Stored
+from paddlemix.checkpoint.save_files import (
+    MAX_SHARD_BYTES,
+    SavesItself,
+    write_json,
+    write_side_files,
+    write_weights,
+)
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
-
-MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_model(
@@ -76,25 +80,3 @@ def _reader(parameter: Any) -> Callable[[], np.ndarray]:
 def dtype_name(tensor: Any) -> str:
     """``float32`` for a tensor of ``paddle.float32``."""
     return str(tensor.dtype).rpartition(".")[2]
-
-
-def write_weights(folder: Path, tensors: Iterable[Stored], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """``model.safetensors``, or shards with an index when there are more than ``max_shard_bytes``."""
-    shards: list[list[Stored]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", shards[0])
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard)
-        weight_map.update({tensor.name: file for tensor in shard})
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small files of a model folder: config, processor, generation and settings, as JSON."""
+"""The files of a model folder: weights in shards; config, processor, generation and settings as JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE
+from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.settings.model import ImageConfig, LlavaConfig
 
+MAX_SHARD_BYTES = 5 * 10**9
 PREPROCESSOR = "preprocessor_config.json"
 CHAT_TEMPLATE = "chat_template.json"
 GENERATION = "generation_config.json"
@@ -81,3 +83,33 @@ def generation_data(config: LlavaConfig) -> dict[str, Any]:
 def write_json(path: Path, data: Any) -> None:
     """Readable UTF-8 JSON."""
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(
+    folder: Path,
+    tensors: Iterable[Stored],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """``model.safetensors``, or shards with an index when there are more than ``max_shard_bytes``.
+
+    ``metadata`` goes into the header of every file; transformers wants ``{"format": "pt"}`` there.
+    """
+    shards: list[list[Stored]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", shards[0], metadata)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, shard, metadata)
+        weight_map.update({tensor.name: file for tensor in shard})
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

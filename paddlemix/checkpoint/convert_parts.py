@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters between peft's form, ours and PaddleMIX's; and the projector of any model as a file of its own."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.checkpoint import convert_config, keymap
+from paddlemix.checkpoint.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    MODEL_TYPE,
+    PEFT_CONFIG,
+    kind_of,
+    projector_file,
+    read_json,
+)
+from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.formats_base import cast
+from paddlemix.checkpoint.formats_pdparams import write_pdparams
+from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats_torch_write import write_torch
+from paddlemix.checkpoint.lora_base import fingerprint
+from paddlemix.checkpoint.lora_read import PADDLE_WEIGHTS, Adapter, Half, read_adapter
+from paddlemix.checkpoint.save_files import write_json, write_side_files
+from paddlemix.checkpoint.sources import Sources, find_sources
+from paddlemix.settings.legacy import load_config
+from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.errors import CheckpointError
+
+PROJECTOR = "mm_projector.bin"
+
+
+def write_adapter(folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any) -> list[Stored]:
+    """Write the adapter in ``folder`` into ``staging``, which becomes ``target``; the tensors that were written.
+
+    ``original`` is peft's form with non_lora_trainables.bin, as LLaVA's training leaves it; ``own`` needs the base, of
+    which it keeps a fingerprint.
+    """
+    if to not in ("original", "own", "paddlemix"):
+        raise CheckpointError(
+            f'{folder}: an adapter has no form in the layout "{to}"; merge it first (merge_lora_params.py) and convert '
+            "the result"
+        )
+    adapter = read_adapter(folder)
+    if to == "original":
+        return _write_peft(adapter, staging, dtype)
+    sources = find_sources(folder, base=base) if to == "own" else None
+    return _write_paddle(adapter, staging, target, dtype, sources)
+
+
+def _write_peft(adapter: Adapter, staging: Path, dtype: str | None) -> list[Stored]:
+    halves = []
+    for weight, pair in sorted(adapter.pairs.items()):
+        name = _name(weight, "peft").removesuffix(".weight")
+        halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
+        halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+    others = list(_others(adapter, "peft", dtype))
+    write_safetensors(staging / "adapter_model.safetensors", halves, {"format": "pt"})
+    if others:
+        write_torch(staging / "non_lora_trainables.bin", others)
+    rank, alpha = _ranks(adapter)
+    data = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "base_model_name_or_path": adapter.base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "target_modules": _modules(adapter),
+    }
+    write_json(staging / PEFT_CONFIG, data)
+    write_json(staging / CONFIG, _original_config(adapter.folder))
+    _copy_tokenizer(adapter.folder, staging)
+    return [*halves, *others]
+
+
+def _write_paddle(
+    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None
+) -> list[Stored]:
+    """Our form when ``sources`` are given, else PaddleMIX's."""
+    tensors = []
+    for weight, pair in sorted(adapter.pairs.items()):
+        name = weight.removesuffix(".weight")
+        tensors.append(_half(adapter, pair.a, f"{name}.lora_A", dtype, False))
+        tensors.append(_half(adapter, pair.b, f"{name}.lora_B", dtype, False))
+    tensors += _others(adapter, "paddlemix", dtype)
+    rank, alpha = _ranks(adapter)
+    data: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": [weight.removesuffix(".weight") for weight in sorted(adapter.pairs)],
+        "merge_weights": False,
+        "dtype": dtype or tensors[0].dtype,
+        "base_model_name_or_path": adapter.base,
+    }
+    if sources is None:
+        write_pdparams(staging / PADDLE_WEIGHTS, tensors)
+        write_json(staging / CONFIG, _original_config(adapter.folder))
+        _copy_tokenizer(adapter.folder, staging)
+    else:
+        write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
+        data |= _base_facts(sources, target)
+        where = sources.parts.base if not _has_tokenizer(adapter.folder) else adapter.folder
+        write_side_files(staging, sources.config, load_tokenizer(where) if _has_tokenizer(where) else None)
+    write_json(staging / ADAPTER_CONFIG, data)
+    return tensors
+
+
+def _base_facts(sources: Sources, target: Path) -> dict[str, Any]:
+    base = sources.parts.base.absolute()
+    data: dict[str, Any] = {
+        "base_model_name_or_path": str(base),
+        "base_relative_path": os.path.relpath(base, target.absolute()),
+        "base_fingerprint": fingerprint(open_folder(base), sources.form),
+    }
+    if sources.tower is not None:
+        data["vision_tower"] = str(sources.tower.absolute())
+        data["vision_tower_relative_path"] = os.path.relpath(sources.tower.absolute(), target.absolute())
+    return data
+
+
+def _half(adapter: Adapter, half: Half, name: str, dtype: str | None, theirs: bool) -> Stored:
+    """A or B, lying as peft has it (``theirs``) or as we do."""
+    return _stored(adapter.source, half.name, name, dtype, half.transpose != theirs)
+
+
+def _others(adapter: Adapter, form: str, dtype: str | None) -> Iterable[Stored]:
+    for source, written, names in adapter.others:
+        for name in names:
+            target = keymap.ours(name, written)
+            if isinstance(target, keymap.Ignored):
+                continue
+            if target is None:
+                raise CheckpointError(f'{adapter.folder}: "{name}" has no place in the model')
+            back = keymap.theirs(target.name, form)
+            yield _stored(source, name, _name(target.name, form), dtype, target.transpose != back.transpose)
+
+
+def _name(ours: str, form: str) -> str:
+    target = keymap.theirs(ours, form)
+    if target is None:
+        raise CheckpointError(f'there is no name for "{ours}" in the form "{form}"')
+    return target.name
+
+
+def _stored(source: TensorSource, name: str, new: str, dtype: str | None, turn: bool) -> Stored:
+    info = source.infos()[name]
+    wanted = dtype or info.dtype
+
+    def values() -> np.ndarray:
+        made = cast(source.view(name), info.dtype, wanted)
+        return made.T if turn else made
+
+    return Stored(new, wanted, info.shape[::-1] if turn else info.shape, values)
+
+
+def _ranks(adapter: Adapter) -> tuple[int, float]:
+    """Rank and alpha of all layers. CheckpointError when they differ."""
+    pairs = list(adapter.pairs.values())
+    first = pairs[0]
+    if any((pair.r, pair.scaling) != (first.r, first.scaling) for pair in pairs):
+        raise CheckpointError(f"{adapter.folder}: its layers have different ranks; merge it instead")
+    alpha = first.scaling * first.r
+    return first.r, int(alpha) if alpha == int(alpha) else alpha
+
+
+def _modules(adapter: Adapter) -> list[str]:
+    """The last parts of the layers' names when the adapter is on all of their kind, else their whole names."""
+    names = [_name(weight, "llava").removesuffix(".weight") for weight in adapter.pairs]
+    kinds: dict[str, int] = {}
+    for name in names:
+        kinds[name.rpartition(".")[2]] = kinds.get(name.rpartition(".")[2], 0) + 1
+    depths = {name.split(".layers.")[1].split(".")[0] for name in names if ".layers." in name}
+    return sorted(kinds) if set(kinds.values()) == {len(depths)} else sorted(names)
+
+
+def _original_config(folder: Path) -> dict[str, Any]:
+    """A config.json as LLaVA writes it: the one that is there, or one made of ours."""
+    raw = read_json(folder / CONFIG)
+    if raw.get("model_type") != MODEL_TYPE and "text_config" not in raw:
+        return raw
+    config = load_config(folder)
+    data = convert_config.original_data(config, tower=config.vision_tower_name, tower_inside=False, dtype=config.dtype)
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.model").is_file()
+
+
+def _copy_tokenizer(folder: Path, staging: Path) -> None:
+    if _has_tokenizer(folder):
+        load_tokenizer(folder).save(staging)
+
+
+def write_projector(folder: Path, staging: Path, dtype: str | None) -> list[Stored]:
+    """``mm_projector.bin`` (with the newline row, if there is one) and config.json, as LLaVA's first stage does."""
+    tensors = []
+    for source, form, names in _projector_sources(folder):
+        for name in names:
+            target = keymap.ours(name, form)
+            if not isinstance(target, keymap.Target):
+                continue
+            if target.name.startswith(keymap.PREFIX_PROJECTOR) or target.name == keymap.NEWLINE:
+                back = keymap.theirs(target.name, "llava")
+                tensors.append(_stored(source, name, back.name, dtype, target.transpose != back.transpose))
+    if not tensors:
+        raise CheckpointError(f"{folder}: it holds no projector")
+    write_torch(staging / PROJECTOR, sorted(tensors, key=lambda item: item.name))
+    write_json(staging / CONFIG, _original_config(folder))
+    return tensors
+
+
+def _projector_sources(folder: Path) -> Iterable[tuple[TensorSource, str, Iterable[str]]]:
+    kind = kind_of(folder)
+    if kind in ("adapter", "peft"):
+        return read_adapter(folder).others
+    source = open_folder(folder) if kind == "full" else open_file(projector_file(folder))
+    form = keymap.detect(source.infos())
+    if form is None:
+        raise CheckpointError(f"{folder}: its names are of no known layout")
+    return [(source, form, source.infos())]

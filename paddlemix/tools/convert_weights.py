@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a model folder in another layout; nothing is lost and nothing is rounded unless --dtype says so.
+
+    python paddlemix/tools/convert_weights.py --src FOLDER --dst NEW --to original|llava-hf|paddlemix|own|projector
+
+own: ours, which loads fastest. original: LLaVA's. llava-hf: transformers'. paddlemix: PaddleMIX's .pdparams.
+projector: mm_projector.bin alone. An adapter stays an adapter (original: peft's form; own and paddlemix: theirs).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from paddlemix.utils.doorway import run_doorway
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--src", required=True, help="model folder in any published layout, or a published name")
+    found.add_argument("--dst", required=True, help="new folder")
+    found.add_argument("--to", required=True, choices=("original", "llava-hf", "paddlemix", "own", "projector"))
+    found.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the weights (default: each one's own)"
+    )
+    found.add_argument("--shard-size", type=float, default=5.0, help="largest weight file in GB (default: 5)")
+    found.add_argument("--base", help="language model below a projector or an adapter (default: the one it names)")
+    found.add_argument("--vision-tower", help="folder of the vision tower (default: the one that the model names)")
+    found.add_argument("--projector", help="projector file or folder that replaces the model's own")
+    found.add_argument("--delta-base", help="the weights are differences to this language model: add it to them")
+    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert and say what was written. Exit code 0; 2 when a folder is wrong or a layout cannot hold the model."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    from paddlemix.checkpoint.convert import convert
+    from paddlemix.utils.errors import ConfigError
+
+    if not 1e-6 <= args.shard_size <= 1e6:
+        raise ConfigError(f"--shard-size {args.shard_size:g}: expected a size in GB above 0")
+    result = convert(
+        args.src,
+        args.dst,
+        args.to,
+        dtype=args.dtype,
+        max_shard_bytes=int(args.shard_size * 1e9),
+        base=args.base,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
+        delta_base=args.delta_base,
+    )
+    for note in result.notes:
+        print(f"note: {note}")
+    size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
+    print(f"{result.tensors} tensors ({size}, {', '.join(result.dtypes)}) in the layout {result.to}: {result.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
