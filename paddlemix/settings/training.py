@@ -77,6 +77,9 @@ class ModelGroup:
     mm_vision_select_feature: str | None = key(
         None, "Patches alone, or with the class token.", choices=("patch", "cls_patch")
     )
+    mm_image_size: int | None = key(
+        None, "Side of a tile in pixels, for InternViT, which takes any. null: as the checkpoint says.", low=14
+    )
     mm_use_im_start_end: bool | None = key(None, "Put <im_start> and <im_end> around every image.")
     mm_use_im_patch_token: bool | None = key(None, "Add the token <im_patch> to the vocabulary.")
     mm_patch_merge_type: str | None = key(
