@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the stand-in device with g++ alone, once for each state of its sources, and runs workers on it."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PLUGIN = Path(__file__).resolve().parent / "plugin"
+REPOSITORY = PLUGIN.parents[2]
+LIBRARY = "libpaddle-custom-npu.so"
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-DPADDLE_WITH_CUSTOM_KERNEL", "-DPADDLE_WITH_CUSTOM_DEVICE")
+
+
+def missing() -> str | None:
+    """Why the stand-in cannot be built here; None when it can."""
+    if shutil.which("g++") is None:
+        return "NOT TESTED: g++ is missing, so the stand-in npu device cannot be built (install g++)"
+    return None
+
+
+def build() -> Path:
+    """Folder for CUSTOM_DEVICE_ROOT that holds the library only. About ten seconds the first time, then none."""
+    import paddle
+
+    home = Path(paddle.__file__).parent
+    sources = sorted(PLUGIN.glob("*.cc"))
+    digest = hashlib.sha256(repr((FLAGS, paddle.__version__, str(home), sys.version)).encode())
+    for path in sorted(PLUGIN.iterdir()):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"paddlemix-npu-standin-{os.getuid()}" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / "lib" / LIBRARY
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            _compile(sources, home, folder)
+    return done.parent
+
+
+def _compile(sources: list[Path], home: Path, folder: Path) -> None:
+    include = [home / "include", home / "include" / "third_party", Path(sysconfig.get_paths()["include"])]
+    common = ["g++", *FLAGS, *(f"-I{path}" for path in include)]
+    objects = [folder / f"{path.stem}.o" for path in sources]
+    running = [
+        subprocess.Popen([*common, "-c", str(path), "-o", str(out)], stderr=subprocess.PIPE, text=True)
+        for path, out in zip(sources, objects, strict=True)
+    ]
+    errors = [f"{path.name}: {process.communicate()[1]}" for path, process in zip(sources, running, strict=True)]
+    if any(process.returncode for process in running):
+        raise RuntimeError("the stand-in device does not compile:\n" + "\n".join(errors))
+    (folder / "lib").mkdir(exist_ok=True)
+    libraries = [str(home / "base" / "libpaddle.so"), f"-L{home / 'libs'}", "-lphi_core", "-lphi", "-lcommon"]
+    # Upstream code loads the operators by the bare name of this file, so the name inside must be the same.
+    name = f"-Wl,-soname,{LIBRARY},-rpath,{home / 'libs'}:{home / 'base'}"
+    raw = folder / LIBRARY
+    subprocess.run(["g++", "-shared", name, "-o", str(raw), *map(str, objects), *libraries, "-lrt"], check=True)
+    raw.rename(folder / "lib" / LIBRARY)
+
+
+def environment(library: Path, **changes: str) -> dict[str, str]:
+    """The environment of a worker: the stand-in and nothing else of ours; ``changes`` on top."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PADDLEMIX_", "NPU_", "FLAGS_"))}
+    return {
+        **kept,
+        "CUSTOM_DEVICE_ROOT": str(library),
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "GLOG_minloglevel": "2",
+        "FLAGS_use_stride_kernel": "0",
+        **changes,
+    }
+
+
+def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
+    """Run ``case`` of worker.py in a process of its own and give back what it found."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.npu_standin.worker", case]
+    ran = subprocess.run(
+        command, env=environment(library, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=110
+    )
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
+    if ran.returncode or not lines:
+        raise RuntimeError(f"worker {case} {changes} ended with {ran.returncode}\n{ran.stdout}\n{ran.stderr[-6000:]}")
+    return {**json.loads(lines[-1][7:]), "log": ran.stdout + ran.stderr}
