@@ -19,7 +19,7 @@ FLOORS = (
     ("models", "datasets"),
     ("checkpoint",),
     ("generation", "trainer"),
-    ("eval", "serve", "export", "demo", "auto"),
+    ("eval", "serve", "export", "demo", "doctor", "auto"),
     ("tools", "examples", "deploy"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the doctor writes down: one line for each thing that was looked at."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``state``: ``ok``, ``note`` (worth reading, nothing stops) or ``FAIL`` (the device cannot be used like this)."""
+
+    state: str
+    name: str
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def ok(name: str, text: str, **values: Any) -> Finding:
+    """A line about something that is as it should be."""
+    return Finding(OK, name, text, values)
+
+
+def note(name: str, text: str, **values: Any) -> Finding:
+    """A line about something that a person should read."""
+    return Finding(NOTE, name, text, values)
+
+
+def fail(name: str, text: str, **values: Any) -> Finding:
+    """A line about something that stops the work."""
+    return Finding(FAIL, name, text, values)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused NPU operators of the loaded plug-in: their form, why one is not used, and whether each equals the math.
+
+Each operator and its gradient run on the device and are compared with the plain path of ``ops`` in float32 on the same
+device and the same rounded inputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from paddlemix.doctor.findings import Finding, fail, note, ok
+from paddlemix.ops import activation, rope
+from paddlemix.ops.attention import math as plain_attention
+from paddlemix.ops.attention import npu as fused_attention
+from paddlemix.ops.attention.contract import Mask, make_request
+from paddlemix.ops.npu import fused, library, switches
+from paddlemix.utils.errors import BackendError
+
+ALLOWED = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
+"""Largest difference to float32 math; values and gradients are of the order of 1, sums of up to 4096 terms."""
+
+NAMES = {"ATTENTION": "flash_attention_npu", "RMS_NORM": "rms_norm_npu", "ROPE": "fused_rope", "SWIGLU": "swiglu"}
+
+Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], list[Tensor], str | None]
+"""Name, fused, plain, inputs that get gradients, and why the fused one cannot serve them."""
+
+
+def forms() -> list[Finding]:
+    """One line for each operator: the form in the plug-in, and what the flags say."""
+    found = []
+    for switch, name in NAMES.items():
+        value, flag = switches.setting(switch)
+        told = "" if value == "auto" else f"; {flag}={value}"
+        if switch == "SWIGLU":
+            dtypes = sorted(library.kernel_dtypes(name))
+            text = f"kernel for {', '.join(dtypes)}" if dtypes else "the plug-in has no kernel of its own"
+            found.append((ok if dtypes else note)(name, text + told, dtypes=dtypes))
+            continue
+        form = library.form_of(name)
+        if isinstance(form, str):
+            found.append(note(name, form + told, form=None))
+        else:
+            found.append(ok(name, f"form: {form.name}{told}", form=form.name))
+    return found
+
+
+def self_check(device: str, dtype: str) -> list[Finding]:
+    """Run every fused operator that can serve against the math; a line each, FAIL where they differ."""
+    found = []
+    for name, fast, plain, inputs, reason in _cases(dtype):
+        if reason is not None:
+            found.append(note(name, f"not used: {reason}", max_difference=None))
+            continue
+        try:
+            difference = _difference(fast, plain, inputs)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError, BackendError) as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            found.append(fail(name, f"failed on {device}: {said[-1]}", max_difference=None))
+            continue
+        good = difference <= ALLOWED[dtype]  # False for a NaN
+        text = f"max difference to math {difference:.2e} in {dtype}" + ("" if good else f", allowed {ALLOWED[dtype]:g}")
+        found.append((ok if good else fail)(name, text, max_difference=difference))
+    return found
+
+
+def _difference(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor]) -> float:
+    """Largest absolute difference of the results and of all gradients."""
+    quick = _run(fast, [_leaf(value) for value in inputs])
+    exact = _run(plain, [_leaf(value.astype("float32")) for value in inputs])
+    # np.max and not max: a NaN must stay one.
+    return float(np.max([np.max(np.abs(a - b)) for a, b in zip(quick, exact, strict=True)]))
+
+
+def _run(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[np.ndarray]:
+    out = function(*leaves)
+    (out.astype("float32") * _weights(out.shape)).sum().backward()
+    return [value.astype("float32").numpy() for value in (out.detach(), *(leaf.grad for leaf in leaves))]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    leaf = value.detach().clone()
+    leaf.stop_gradient = False
+    return leaf
+
+
+def _weights(shape: list[int]) -> Tensor:
+    """What the result is summed with: not constant, so that every gradient counts."""
+    return _draw(shape, "float32", seed=7) / float(np.sqrt(shape[-1]))
+
+
+def _draw(shape: list[int], dtype: str, seed: int) -> Tensor:
+    return paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)).astype(dtype)
+
+
+def _cases(dtype: str) -> list[Case]:
+    lengths = paddle.to_tensor([48, 64], dtype="int64")
+    starts = paddle.to_tensor([16, 0], dtype="int64")
+    return [
+        _attention("attention, causal", dtype, Mask(causal=True), (2, 64, 64), (8, 2), 128),
+        _attention("attention, padded", dtype, Mask(causal=True, key_lengths=lengths), (2, 64, 64), (4, 4), 128),
+        _attention("attention, left pad", dtype, Mask(causal=True, key_starts=starts), (2, 64, 64), (4, 4), 64),
+        _attention("attention, picture", dtype, Mask(causal=False), (2, 145, 145), (4, 4), 64),
+        _attention("attention, one token", dtype, Mask(causal=True, offset=63), (2, 1, 64), (4, 2), 128),
+        _norm(dtype),
+        _rope(dtype),
+        _swiglu(dtype),
+    ]
+
+
+def _attention(
+    name: str, dtype: str, mask: Mask, sizes: tuple[int, int, int], heads: tuple[int, int], width: int
+) -> Case:
+    batch, q_len, k_len = sizes
+    q = _draw([batch, q_len, heads[0], width], dtype, 1)
+    k, v = (_draw([batch, k_len, heads[1], width], dtype, seed) for seed in (2, 3))
+    options: dict[str, Any] = {"scale": width**-0.5}
+    reason = fused_attention.why_not(make_request(q, k, v, mask, 0.0, False))
+    return (
+        name,
+        lambda *tensors: fused_attention.attend(*tensors, mask, **options),
+        lambda *tensors: plain_attention.attend(*tensors, mask, **options),
+        [q, k, v],
+        reason,
+    )
+
+
+def _norm(dtype: str) -> Case:
+    x, weight = _draw([64, 4096], dtype, 4), _draw([4096], dtype, 5)
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return x * paddle.rsqrt((x * x).mean(axis=-1, keepdim=True) + 1e-5) * weight
+
+    return "rms norm", lambda *t: fused.rms_norm(*t, 1e-5), plain, [x, weight], fused.why_not_rms_norm(x, weight)
+
+
+def _rope(dtype: str) -> Case:
+    x = _draw([2, 64, 4, 128], dtype, 6)
+    positions = paddle.to_tensor(np.stack([np.arange(64), np.arange(64) + 100]))
+    cos, sin = rope.RotaryTables(128, 10000.0).at(positions)
+    tables = fused.rope_tables(cos, sin, dtype)
+    return (
+        "rotary",
+        lambda x: fused.rope(x, *tables),
+        lambda x: rope.rotate(x, (cos, sin)),
+        [x],
+        fused.why_not_rope(x, 128),
+    )
+
+
+def _swiglu(dtype: str) -> Case:
+    x = _draw([64, 2048], dtype, 8)
+
+    def plain(x: Tensor) -> Tensor:
+        gate, up = paddle.split(x, 2, axis=-1)
+        return activation.silu(gate) * up
+
+    return "swiglu", fused.swiglu, plain, [x], fused.why_not_swiglu(x)

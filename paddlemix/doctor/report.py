@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole report on a device: sections of findings, as one screen of text or as JSON, and an exit code.
+
+Paddle is imported late and may be missing: that is a finding too.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+from paddlemix.doctor import machine, versions
+from paddlemix.doctor.findings import FAIL, NOTE, Finding, fail, note, ok
+from paddlemix.utils import device as devices
+from paddlemix.utils import env, npu_environment
+from paddlemix.utils.errors import BackendError
+
+READY, NOT_READY = 0, 1
+"""Exit codes of the command; 2 is a wrong flag or a wrong variable, as everywhere."""
+
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", versions.PLUGIN, "paddlenlp", "numpy")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the person asked. ``device`` None is the best there is; ``quick`` leaves out what computes.
+
+    ``cards`` > 0, ``master`` and ``rank`` belong to the check before a start (``idle``: cards must be unused).
+    ``set_here`` are lines about variables that were missing and that the command itself has set.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    quick: bool = False
+    cards: int = 0
+    idle: bool = False
+    master: str | None = None
+    rank: int = 0
+    set_here: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """Sections in the order in which they are shown."""
+
+    device: str = "none"
+    sections: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Finding]:
+        """What stops the work."""
+        return [finding for findings in self.sections.values() for finding in findings if finding.state == FAIL]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the device can be used."""
+        return NOT_READY if self.failures else READY
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        sections = {
+            title: [dataclasses.asdict(finding) for finding in findings] for title, findings in self.sections.items()
+        }
+        return {"device": self.device, "exit_code": self.exit_code, "sections": sections}
+
+    def as_lines(self) -> list[str]:
+        """One screen."""
+        lines = []
+        for title, findings in self.sections.items():
+            lines += [f"{title if not i else '':<12} {_row(finding)}" for i, finding in enumerate(findings)]
+        if self.failures:
+            count = len(self.failures)
+            lines.append(f"{'result':<12} NOT READY: {count} thing{'s' * (count > 1)} marked FAIL")
+        else:
+            lines.append(f"{'result':<12} {self.device} is ready")
+        return lines
+
+
+def _row(finding: Finding) -> str:
+    return f"{finding.state:<4} {finding.name + ':':<22} {finding.text}"
+
+
+def examine(wanted: Wanted) -> Report:
+    """Look at everything. Raises nothing for what is wrong with the machine: that is in the report."""
+    report = Report()
+    on_npu = _means_npu(wanted.device)
+    report.sections["machine"] = _machine(wanted, on_npu)
+    report.sections["packages"] = _packages(on_npu)
+    report.sections["variables"] = _variables(on_npu, wanted.set_here)
+    if wanted.master:
+        report.sections["master"] = machine.master_findings(wanted.master, wanted.rank)
+    report.sections["network"] = machine.network_findings()
+    _examine_device(wanted, report)
+    return report
+
+
+def _means_npu(device: str | None) -> bool:
+    """True when the npu half of the report is a question of life: it was asked for, or the machine has cards."""
+    return device.startswith("npu") if device else npu_environment.count_cards() > 0
+
+
+def _machine(wanted: Wanted, on_npu: bool) -> list[Finding]:
+    told = machine.read_cards()
+    cards = machine.card_findings(told, wanted.cards, idle=wanted.idle)
+    if not on_npu:
+        cards = [_softened(finding, finding.name) for finding in cards]
+    driver, cann = machine.read_driver() or told.driver, machine.read_cann()
+    found = [ok("host", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"), *cards]
+    found.append(_version("driver", driver, "no Ascend driver found (/usr/local/Ascend/driver/version.info)"))
+    found.append(_version("CANN", cann, "no CANN toolkit found; source its set_env.sh, or set ASCEND_TOOLKIT_HOME"))
+    return found
+
+
+def _softened(finding: Finding, name: str) -> Finding:
+    return dataclasses.replace(finding, state=NOTE) if finding.state == FAIL and finding.name == name else finding
+
+
+def _version(name: str, version: str | None, absent: str) -> Finding:
+    return ok(name, version, version=version) if version else note(name, absent, version=None)
+
+
+def _packages(on_npu: bool) -> list[Finding]:
+    installed = {name: _installed(name) for name in PACKAGES}
+    paddle = installed["paddlepaddle"] or installed["paddlepaddle-gpu"]
+    text = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
+    found = [ok("installed", text or "nothing", versions=installed)]
+    if paddle is None:
+        found.append(
+            fail("paddle", "paddle is not installed: pip install 'paddlemix[cpu]', or the wheel of your device")
+        )
+    plugin = installed[versions.PLUGIN]
+    if plugin is None and on_npu and not env.raw("CUSTOM_DEVICE_ROOT"):
+        found.append(fail("plug-in", f"{versions.PLUGIN} is not installed; it is on paddle's own package index only"))
+    facts = {"driver": machine.read_driver(), "cann": machine.read_cann(), "paddle": paddle, "plugin": plugin}
+    found.append(versions.judge(facts))
+    return found
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _variables(on_npu: bool, set_here: tuple[str, ...]) -> list[Finding]:
+    found = [
+        (fail if problem.fatal and on_npu else note)(problem.variable, problem.text)
+        for problem in (*npu_environment.problems(), *npu_environment.unknown_flags(env.names("FLAGS_npu_")))
+    ]
+    different = npu_environment.differences()
+    if not on_npu:
+        return [*found, *_own_flags()]
+    for name, (value, recommended) in different.items():
+        found.append(note(name, f'"{value}"; recommended: "{recommended}"', value=value, recommended=recommended))
+    if set_here:
+        # Commands set them themselves; a program of the user's own that imports paddle does not.
+        names = [line.partition("=")[0] for line in set_here]
+        text = f"{' '.join(set_here)} were missing; source config/npu/env.sh, so that every program has them"
+        found.append(note("set here", text, missing=names))
+    elif not different:
+        found.append(ok("plug-in flags", "the recommended set is in force"))
+    return [*found, *_own_flags()]
+
+
+def _own_flags() -> list[Finding]:
+    values = {name: env.get(name) for name in env.FLAGS}
+    changed = [f"{name}={value}" for name, value in values.items() if value != env.FLAGS[name].default]
+    return [ok("PADDLEMIX flags", ", ".join(changed) or "all at their defaults", values=values)]
+
+
+def _examine_device(wanted: Wanted, report: Report) -> None:
+    if importlib.util.find_spec("paddle") is None:
+        report.sections["device"] = [fail("device", "cannot be looked at without paddle")]
+        return
+    import paddle
+
+    try:
+        chosen = devices.choose(wanted.device, wanted.dtype)
+        paddle.set_device(chosen.name)
+    except (BackendError, RuntimeError, ValueError, OSError) as error:
+        report.sections["device"] = [fail("device", str(error).strip().splitlines()[-1])]
+        report.sections["operators"] = _operators()
+        return
+    report.device = chosen.name
+    if chosen.kind == "npu" and not wanted.cards:
+        # Paddle computes on it, so a missing npu-smi (as with a stand-in device) stops nothing.
+        report.sections["machine"] = [_softened(finding, "cards") for finding in report.sections["machine"]]
+    custom = list(paddle.device.get_all_custom_device_type() or [])
+    report.sections["device"] = [ok("device", chosen.reason, custom_devices=custom, dtype=chosen.dtype)]
+    if chosen.kind == "cpu" and not wanted.device:
+        devices.tune_cpu()
+        missing = "no npu and no gpu that paddle can use; models run on the CPU in float32"
+        report.sections["device"].append(note("missing", missing))
+    report.sections["operators"] = _operators()
+    if wanted.quick:
+        return
+    from paddlemix.doctor import operators, speed
+
+    if chosen.kind == "npu":
+        report.sections["self-check"] = operators.self_check(chosen.name, chosen.dtype)
+    else:
+        report.sections["self-check"] = [
+            note("self-check", f"the fused operators run on an npu only, this is {chosen.name}")
+        ]
+    report.sections["speed"] = speed.findings(chosen.name, chosen.dtype)
+
+
+def _operators() -> list[Finding]:
+    from paddlemix.doctor import operators
+
+    return operators.forms()

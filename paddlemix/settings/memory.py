@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a training run needs on each card, counted from the architecture and the settings.
+
+An estimate for planning, made of countable things only; what a card really reserves is told by the run itself
+(``"benchmark": true``). Letters: w numbers of the model, t of them train, N cards that share, B rows of a micro-batch,
+L positions of a row, n decoder layers, D model width, V vocabulary.
+
+    weights      2 w            (float32: 4 w)               / N with sharding stage3
+    gradients    4 t            (2 t without amp_master_grad) / N with stage2 and stage3
+    optimizer    12 t           (float32 weights: 8 t)        / N with any sharding; 0 with offload
+    kept         2 B L D n      one row of inputs for each recomputed layer; without recompute all of ``layer`` n times
+    layer        the tensors of one decoder layer and their gradients, fused attention (no L x L scores)
+    tower        the tensors of one layer of the vision tower (of all its layers when it trains)
+    logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient
+    reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks
+"""
+
+from dataclasses import dataclass
+
+from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.training import TrainingSettings
+
+GB = 10**9
+RESERVE, GAPS = 4 * GB, 0.05
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers (scalars) of each part of a model; ``adapters`` is 0 without LoRA."""
+
+    decoder: int
+    projector: int
+    tower: int
+    adapters: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.decoder + self.projector + self.tower + self.adapters
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one card."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.reserve
+
+
+def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
+    """Numbers of a model, with adapters on every linear layer of the decoder when ``lora_rank`` is above 0."""
+    text = config.text
+    width, inner = text.hidden_size, text.intermediate_size
+    heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
+    linears = [(width, heads), (width, keys), (width, keys), (heads, width), (width, inner), (width, inner)]
+    linears.append((inner, width))
+    layer = sum(rows * columns for rows, columns in linears) + 2 * width
+    if text.attention_bias:
+        layer += heads + 2 * keys
+    decoder = text.num_hidden_layers * layer + width
+    decoder += text.vocab_size * width * (1 if text.tie_word_embeddings else 2)
+    adapters = text.num_hidden_layers * lora_rank * sum(rows + columns for rows, columns in linears)
+    if config.vision is None:
+        return Counts(decoder, 0, 0, adapters)
+    return Counts(decoder, _projector(config), _tower(config.vision), adapters)
+
+
+def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int, *, tiles: int = 1) -> Memory:
+    """Bytes on each of ``cards`` cards when every row is ``max_length`` long and holds ``tiles`` tiles."""
+    model, data, training = settings.model, settings.data, settings.training
+    counts = count_parameters(config, model.lora_rank if model.lora else 0)
+    trained = _trained(counts, settings, config)
+    half = (training.bf16 or training.fp16) and training.fp16_opt_level == "O2"
+    shared = _sharing(training.sharding_parallel_degree, cards)
+    stage = next((word for word in training.sharding.split() if word.startswith("stage")), "")
+    rows, length = training.per_device_train_batch_size, data.max_length
+    layer = _layer_bytes(config.text) * rows * length
+    layers = config.text.num_hidden_layers
+    kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
+    parts = {
+        "weights": counts.total * (2 if half else 4) // (shared if stage == "stage3" else 1),
+        "gradients": trained
+        * (2 if half and not training.amp_master_grad else 4)
+        // (shared if stage in ("stage2", "stage3") else 1),
+        "optimizer": 0 if "offload" in training.sharding else trained * (12 if half else 8) // (shared if stage else 1),
+        "activations": kept + _tower_bytes(config, settings, rows * tiles),
+        "logits": 16 * rows * length * config.text.vocab_size,
+    }
+    return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())))
+
+
+def _sharing(degree: int, cards: int) -> int:
+    return cards if degree < 1 else min(degree, cards)
+
+
+def _trained(counts: Counts, settings: TrainingSettings, config: LlavaConfig) -> int:
+    model = settings.model
+    if model.tune_mm_mlp_adapter:
+        return counts.projector
+    tower = 0
+    if model.tune_entire_model or model.tune_vision_tower:
+        tower = counts.tower
+        if model.tune_vit_from_layer is not None and config.vision is not None and model.tune_vit_from_layer > 0:
+            layers = config.vision.num_hidden_layers
+            tower = tower * max(0, layers - model.tune_vit_from_layer) // layers
+    if model.tune_vision_tower:
+        return tower
+    projector = 0 if model.freeze_mm_mlp_adapter else counts.projector
+    return tower + projector + (counts.adapters if model.lora else counts.decoder)
+
+
+def _projector(config: LlavaConfig) -> int:
+    width, model = config.vision.hidden_size if config.vision else 0, config.text.hidden_size
+    newline = model if config.has_image_newline else 0
+    if config.projector_type == "identity":
+        return newline
+    depth = int(config.projector_type[3]) if config.projector_type.startswith("mlp") else 1
+    return (width + 1) * model + (depth - 1) * (model + 1) * model + newline
+
+
+def _tower(vision: VisionConfig) -> int:
+    """CLIP and InternViT differ in a few vectors per layer, which is below one part in a thousand."""
+    width, inner = vision.hidden_size, vision.intermediate_size
+    layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    places = vision.position_grid**2 + 1
+    return vision.num_hidden_layers * layer + (3 * vision.patch_size**2 + places + 5) * width
+
+
+def _layer_bytes(text: TextConfig) -> int:
+    """Bytes per position of one decoder layer: two norms in float32, q k v and output, gate, up and their product."""
+    heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
+    forward = 2 * 4 * text.hidden_size + 2 * (2 * heads + 2 * keys) + 2 * 2 * text.hidden_size
+    forward += 2 * 4 * text.intermediate_size
+    return 2 * forward
+
+
+def _tower_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int) -> int:
+    vision = config.vision
+    if vision is None:
+        return 0
+    trains = settings.model.tune_entire_model or settings.model.tune_vision_tower
+    layer = tiles * (vision.grid**2 + 1) * (2 * 8 * vision.hidden_size + 2 * 2 * vision.intermediate_size)
+    first = max(settings.model.tune_vit_from_layer or 0, 0)
+    return layer * (vision.num_hidden_layers - first) * 2 if trains else layer

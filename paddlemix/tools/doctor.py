@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is right and wrong with this machine, or with a model folder.
+
+    python paddlemix/tools/doctor.py                      the device: versions, flags, fused operators, speed
+    python paddlemix/tools/doctor.py FOLDER               a checkpoint: what it is, what is missing
+    python paddlemix/tools/doctor.py --preflight --device npu --cards 8    before a start: cards, memory, master
+
+Exit code 0: ready. 1: something is marked FAIL (with --device npu: no usable npu; the lines say what is missing).
+2: a flag or a variable is wrong. Without --device the best device of this machine is looked at, so a machine without
+a card is ready with its CPU, and the report says what it lacks for an npu.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from paddlemix.utils import device
+from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.errors import ConfigError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of both reports."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("folder", nargs="?", help="model or adapter folder; without it the device is looked at")
+    found.add_argument("--device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
+    found.add_argument("--dtype", help="float32, float16 or bfloat16 for the self-check (default: the device's)")
+    found.add_argument("--quick", action="store_true", help="no self-check of the operators, no speed")
+    found.add_argument("--preflight", action="store_true", help="before a start: cards healthy and unused; no speed")
+    found.add_argument("--cards", type=int, default=0, help="cards that this machine has to offer")
+    found.add_argument("--master", help="host:port of machine 0, for several machines")
+    found.add_argument("--rank", type=int, default=0, help="number of this machine (default 0)")
+    found.add_argument("--json", action="store_true", help="print JSON")
+    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look, print, and return the exit code."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.folder is not None:
+        return _folder(args)
+    from paddlemix.doctor.report import Wanted, examine
+
+    wanted = Wanted(
+        device=args.device,
+        dtype=args.dtype,
+        quick=args.quick or args.preflight,
+        cards=args.cards,
+        idle=args.preflight,
+        master=args.master,
+        rank=args.rank,
+        set_here=tuple(device.before_paddle(args.device)),
+    )
+    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    report = examine(wanted)
+    print(json.dumps(report.as_json(), indent=2) if args.json else "\n".join(report.as_lines()))
+    return report.exit_code
+
+
+def _folder(args: argparse.Namespace) -> int:
+    try:
+        from paddlemix.checkpoint import describe
+    except ImportError as error:
+        raise ConfigError(f"{args.folder}: this version has no report on model folders") from error
+    return describe.doctor(args.folder, as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report on a device: made-up machines, this machine's CPU, and the stand-in npu."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlemix.doctor import machine, versions
+from paddlemix.doctor.machine import Card, Cards, card_findings, parse_cards
+from paddlemix.doctor.report import Wanted, examine
+from paddlemix.tools import doctor
+from tests.npu_standin import build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMI = """\
++------------------------------------------------------------------------------------------------+
+| npu-smi 23.0.3                   Version: 23.0.3                                               |
++---------------------------+---------------+----------------------------------------------------+
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     910B3               | OK            | 93.6        49                0    / 0             |
+| 0                         | 0000:C1:00.0  | 0           0    / 0          3344 / 65536         |
++===========================+===============+====================================================+
+| 1     910B3               | Alarm         | 90.2        48                0    / 0             |
+| 0                         | 0000:01:00.0  | 0           0    / 0          40000/ 65536         |
++===========================+===============+====================================================+
++---------------------------+---------------+----------------------------------------------------+
+| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
++===========================+===============+====================================================+
+| No running processes found in NPU 0                                                            |
+| 1       0                 | 4711          | python                   | 36600                   |
++===========================+===============+====================================================+
+"""
+
+
+def states(findings):
+    return {finding.name: finding.state for finding in findings}
+
+
+def test_the_table_of_npu_smi_is_read_with_health_and_memory():
+    told = parse_cards(SMI)
+    assert told.driver == "23.0.3"
+    assert told.cards == (Card(0, "910B3", "OK", 3344, 65536), Card(1, "910B3", "Alarm", 40000, 65536))
+    assert told.problem is None
+
+
+def test_an_empty_table_of_npu_smi_is_a_problem():
+    assert parse_cards("+---+\n").problem == "npu-smi info shows no card"
+
+
+def test_a_card_that_is_sick_missing_or_in_use_stops_the_start():
+    told = parse_cards(SMI)
+    found = card_findings(told, idle=True)
+    assert "2 x 910B3, 64 GB each" in found[0].text
+    assert [finding.name for finding in found if finding.state == "FAIL"] == ["health", "memory"]
+    assert "card 1 is Alarm" in found[1].text
+    assert "40000 of 65536 MB" in found[2].text
+    assert states(card_findings(told, wanted=8)) == {"cards": "FAIL"}
+    healthy = Cards((told.cards[0],) * 2, "23.0.3")
+    assert states(card_findings(healthy, wanted=2, idle=True)) == {"cards": "ok"}
+
+
+def test_npu_smi_that_fails_is_quoted(tmp_path, monkeypatch):
+    tool = tmp_path / "npu-smi"
+    tool.write_text("#!/bin/sh\necho 'dcmi module initialize failed. ret is -8005' >&2\nexit 255\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert machine.read_cards().problem == "npu-smi info ended with 255: dcmi module initialize failed. ret is -8005"
+
+
+def test_driver_and_cann_are_read_from_their_files(tmp_path, monkeypatch):
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    driver = tmp_path / "usr/local/Ascend/driver/version.info"
+    cann = tmp_path / "usr/local/Ascend/ascend-toolkit/latest/aarch64-linux/ascend_toolkit_install.info"
+    for path, text in ((driver, "Version=23.0.3\n"), (cann, "package_name=Ascend-cann-toolkit\nversion=8.0.RC1\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert (machine.read_driver(tmp_path), machine.read_cann(tmp_path)) == ("23.0.3", "8.0.RC1")
+    assert (machine.read_driver(tmp_path / "no"), machine.read_cann(tmp_path / "no")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("versions_found", "state", "words"),
+    [
+        ({"driver": "23.0.3", "cann": "8.0.0", "paddle": "3.0.0", "plugin": "3.0.0"}, "ok", "paddlepaddle.org.cn"),
+        ({"driver": "23.0.3", "cann": "8.0.RC1", "paddle": "3.0.0b0", "plugin": "3.0.0b0"}, "ok", "PaddleNLP"),
+        ({"driver": "25.0", "cann": "8.0.RC1", "paddle": "3.0.0b0", "plugin": "3.0.0b0"}, "note", "not in the table"),
+        ({"cann": "8.0.0", "paddle": "3.3.1", "plugin": "3.0.0"}, "note", "built for paddle 3.0.0, but paddle is 3.3.1"),
+        ({"cann": None, "paddle": "3.0.0", "plugin": "3.0.0"}, "note", "not in the table"),
+        ({"paddle": "3.3.1", "plugin": None}, "note", "not installed"),
+    ],
+)  # fmt: skip
+def test_versions_are_compared_with_published_combinations(versions_found, state, words):
+    found = versions.judge(versions_found)
+    assert (found.state, words in found.text) == (state, True), found
+
+
+def test_every_known_combination_has_a_source_with_a_date():
+    assert all("(read 20" in known.source and known.cann and known.plugin for known in versions.KNOWN)
+
+
+def test_the_master_has_to_be_known_and_its_port_free_on_machine_0():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        taken = machine.master_findings(f"127.0.0.1:{port}", 0)[0]
+        assert (taken.state, "set MASTER_PORT" in taken.text) == ("FAIL", True)
+        assert machine.master_findings(f"127.0.0.1:{port}", 1)[0].state == "ok"
+    assert machine.master_findings(f"127.0.0.1:{port}", 0)[0].state == "ok"
+    assert "not known here" in machine.master_findings("no-such-host.invalid:36677", 1)[0].text
+    assert machine.master_findings("node", 0)[0].text == '"node": expected host:port'
+
+
+def test_several_interfaces_without_a_choice_are_worth_a_note(monkeypatch):
+    monkeypatch.delenv("HCCL_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("HCCL_IF_IP", raising=False)
+    assert machine.network_findings(["lo", "eth0", "docker0"])[0].state == "ok"
+    two = machine.network_findings(["lo", "eth0", "eth1"])[0]
+    assert (two.state, "HCCL_SOCKET_IFNAME==eth0" in two.text) == ("note", True)
+
+
+def test_a_cpu_machine_is_ready_and_says_what_it_lacks_for_an_npu():
+    report = examine(Wanted(quick=True))
+    assert (report.device, report.exit_code) == ("cpu", 0)
+    text = "\n".join(report.as_lines())
+    for words in ("npu-smi is not on the PATH", "no Ascend driver found", "no CANN toolkit found",
+                  "no npu and no gpu that paddle can use", "flash_attention_npu is not registered"):  # fmt: skip
+        assert words in text
+    assert len(report.as_lines()) <= 40
+
+
+def test_an_npu_that_was_asked_for_and_is_not_there_is_exit_code_1(capsys):
+    assert doctor.main(["--device", "npu", "--quick", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["exit_code"] == 1
+    failed = {item["name"] for section in told["sections"].values() for item in section if item["state"] == "FAIL"}
+    assert failed == {"cards", "plug-in", "device"}
+
+
+def test_a_wrong_variable_is_exit_code_2_and_named(monkeypatch, capsys):
+    monkeypatch.setenv("FLAGS_npu_jit_compile", "on")
+    assert doctor.main(["--device", "npu", "--quick"]) == 2
+    assert 'FLAGS_npu_jit_compile="on"' in capsys.readouterr().err
+
+
+def test_the_report_works_without_paddle():
+    code = (
+        "import sys, importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'paddle' else real(name, *a)\n"
+        "from paddlemix.doctor.report import Wanted, examine\n"
+        "report = examine(Wanted())\n"
+        "print(report.exit_code, report.sections['device'][0].text, 'paddle' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == "1 cannot be looked at without paddle False", done.stderr
+
+
+def test_results_are_plain_data():
+    json.dumps(examine(Wanted(quick=True)).as_json())
+    assert dataclasses.is_dataclass(Wanted)
+
+
+def on_standin(library, *flags, **variables):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "paddlemix/tools/doctor.py", "--device", "npu", "--json", *flags],
+        env=build.environment(library, **variables), cwd=ROOT, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def standin():
+    if build.missing():
+        pytest.skip(build.missing())
+    return build.build()
+
+
+@pytest.mark.npu_standin
+@pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "13"), ("float16", "10")])
+def test_the_self_check_runs_every_fused_operator_on_the_device(standin, dtype, form):
+    code, told = on_standin(standin, "--dtype", dtype, NPU_STANDIN_ABI=form)
+    assert code == 0
+    checks = told["sections"]["self-check"]
+    assert len(checks) == 8
+    assert all(item["state"] == "ok" and item["values"]["max_difference"] > 0 for item in checks)
+    forms = {item["name"]: item["values"].get("form") for item in told["sections"]["operators"]}
+    assert forms["flash_attention_npu"] == f"{form} arguments"
+    speeds = {item["name"]: item["values"] for item in told["sections"]["speed"]}
+    assert speeds["matmul"]["tflops"] > 0
+    assert speeds["memory"]["gb_per_s"] > 0
+
+
+@pytest.mark.npu_standin
+def test_an_operator_of_an_unknown_form_is_named_and_not_called(standin):
+    code, told = on_standin(standin, "--dtype", "bfloat16", NPU_STANDIN_ABI="unknown")
+    assert code == 0
+    line = told["sections"]["operators"][0]
+    assert (line["state"], "unknown form" in line["text"]) == ("note", True)
+    attention = [item for item in told["sections"]["self-check"] if item["name"].startswith("attention")]
+    assert all(item["state"] == "note" and "not used" in item["text"] for item in attention)
+
+
+@pytest.mark.npu_standin
+def test_eight_cards_that_were_asked_for_and_are_not_there_stop_the_start(standin):
+    code, told = on_standin(standin, "--preflight", "--cards", "8")
+    assert code == 1
+    assert told["sections"]["machine"][1]["state"] == "FAIL"
+    assert "self-check" not in told["sections"]
