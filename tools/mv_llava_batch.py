@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two batch tools share: their options, and the call that runs a job."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddlemix.utils.doorway import run_doorway
+
+if TYPE_CHECKING:
+    from paddlemix.generation.batch import Job, Progress
+
+EVERY_SECONDS = 10.0
+"""Without a terminal, progress is a line this often."""
+
+
+def main(name: str, about: str, argv: Sequence[str] | None) -> int:
+    """Run the tool of the script ``name``. Exit code 2 when an option, the input or the model cannot be used."""
+    return run_doorway(lambda arguments: _run(name, parser(name, about), arguments), argv)
+
+
+def parser(name: str, about: str) -> argparse.ArgumentParser:
+    """The options of a tool; underscores work in place of the dashes."""
+    sheets = name == "syn"
+    kind_of_root = "folder that image_pth starts from" if sheets else "folder that holds Cap3D_imgs_view0, 1, 4, 5"
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def flag(text: str, **kind: Any) -> None:
+        found.add_argument(f"--{text}", **kind)
+
+    flag("model-path", required=True, help="model or adapter folder, or a known name")
+    flag("base", help="base model, for an adapter or a projector whose config does not lead to it")
+    flag("input", required=True, type=Path, help="objects: .csv (name,caption), .json or .jsonl")
+    flag("image-root", default=Path(), type=Path, help=kind_of_root)
+    flag("output-dir", default=Path("mv_gen_zeropp_sigma_38w" if sheets else "mv_gen"), type=Path)
+    flag("split-index", type=int, help="work on this part only; its file is <index>.json (default: all, all.json)")
+    flag("num-splits", type=int, help=f"parts of the input (default: {'256' if sheets else 'of about 1000 objects'})")
+    flag("batch-size", type=int, default=8, help="objects that are asked at once (default 8)")
+    flag("template", default="v1", help="v1: as the model was trained (default); share4v_v1: as the original tool asks")
+    flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
+    flag("top-p", type=float, default=1.0, help="draw from the likeliest tokens that sum to this (default 1: off)")
+    flag("max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    flag("seed", type=int, default=0, help="with the same seed the same answers (default 0)")
+    flag("unknown-score", type=int, help="score of an answer that is none (default null; the original's syn tool: 1)")
+    flag("contact-sheet", type=int, default=24, metavar="N", help="draw N objects as a PNG beside the file (0: none)")
+    flag("restart", action="store_true", help="forget what an earlier run has done")
+    flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
+    flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
+    flag("debug", action="store_true", help="show where an error comes from")
+    if sheets:
+        flag("grid", type=int, default=2, help="views along a side of a sheet (default 2)")
+        flag("sheet-order", choices=("training", "reading"), help="order of the views (default: training for 2 x 2)")
+    return found
+
+
+def _run(name: str, options: argparse.ArgumentParser, argv: list[str]) -> int:
+    args = options.parse_args([_dashed(part) if part.startswith("--") else part for part in argv])
+    job = job_of(name, args)
+    if job.output.is_file() and not args.restart:
+        print(f"{job.output} is there already; --restart makes it anew")
+        return 0
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    annotator = _annotator(args)
+    print(annotator.about, file=sys.stderr)
+    from paddlemix.generation.batch import run
+
+    note, close = _progress(len(job.records))
+    try:
+        records = run(job, annotator.answers, note, restart=args.restart)
+    finally:
+        close()
+    print(f"{job.output}: {_summary(records)}")
+    if args.contact_sheet > 0:
+        print(_contact_sheet(job, records, args.contact_sheet))
+    return 0
+
+
+def _dashed(part: str) -> str:
+    text, equals, value = part.partition("=")
+    return text.replace("_", "-") + equals + value
+
+
+def job_of(name: str, args: argparse.Namespace) -> "Job":
+    """The job that the options describe. Everything that can be wrong with them is found before paddle loads."""
+    from paddlemix.generation.batch import Job
+    from paddlemix.generation.objects import Source, part_of, read_objects, split_count
+    from paddlemix.generation.scripts import SCRIPTS
+    from paddlemix.imaging.views import sheet_order
+    from paddlemix.text import templates
+    from paddlemix.utils.errors import ConfigError
+    from paddlemix.utils.files import sha256
+
+    sheets = name == "syn"
+    if args.batch_size < 1 or args.contact_sheet < 0:
+        raise ConfigError("--batch-size wants a whole number from 1, --contact-sheet one from 0")
+    templates.get(args.template)
+    source = Source(args.image_root, args.grid if sheets else 0, args.sheet_order if sheets else None)
+    if sheets:
+        sheet_order(args.grid, args.sheet_order)
+    records = read_objects(args.input, source.key())
+    count = args.num_splits or split_count(len(records), sheets)
+    if args.split_index is not None:
+        records = part_of(records, count, args.split_index)
+    names = ("model_path", "base", "image_root", "template", "temperature", "top_p", "max_new_tokens", "seed",
+             "split_index", "unknown_score", "fp16", "grid", "sheet_order")  # fmt: skip
+    settings: dict[str, Any] = {key: getattr(args, key, None) for key in names}
+    settings |= {"script": name, "input": sha256(args.input), "image_root": str(args.image_root), "num_splits": count}
+    part = "all" if args.split_index is None else str(args.split_index)
+    return Job(
+        SCRIPTS[name],
+        source,
+        records,
+        args.output_dir / f"{part}.json",
+        settings,
+        batch_size=args.batch_size,
+        whole=sheets,
+        unknown_score=args.unknown_score,
+    )
+
+
+def _annotator(args: argparse.Namespace) -> Any:
+    from paddlemix.generation.sampling import Decoding
+    from paddlemix.utils import device
+
+    decoding = Decoding(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
+    )
+    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    device.before_paddle(args.device)
+    if (args.device or "cpu") == "cpu":
+        device.tune_cpu()
+    from paddlemix.generation.annotate import Annotator
+
+    return Annotator.load(
+        args.model_path,
+        base=args.base,
+        template=args.template,
+        decoding=decoding,
+        device=args.device,
+        dtype="float16" if args.fp16 else None,
+    )
+
+
+def _progress(total: int) -> tuple[Callable[["Progress"], None], Callable[[], None]]:
+    """What is told after each batch, and what ends it: a bar on a terminal, else a line now and then."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        bars = Bars(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+        task = bars.add_task("", total=total)
+        bars.start()
+        return lambda progress: bars.update(task, completed=progress.done, description=progress.line), bars.stop
+    said = [0.0]
+
+    def line(progress: "Progress") -> None:
+        if time.monotonic() - said[0] >= EVERY_SECONDS or progress.done == progress.total:
+            said[0] = time.monotonic()
+            print(progress.line, file=sys.stderr, flush=True)
+
+    return line, lambda: None
+
+
+def _summary(records: Sequence[dict[str, Any]]) -> str:
+    from paddlemix.generation.batch import Progress
+
+    progress = Progress(len(records))
+    progress.count(records, here=False)
+    return progress.line
+
+
+def _contact_sheet(job: "Job", records: Sequence[dict[str, Any]], count: int) -> str:
+    from paddlemix.generation.contact_sheet import draw
+
+    path = job.output.with_suffix(".png")
+    shown = [(record, [] if "error" in record else job.source.views(record)) for record in records[:count]]
+    draw(path, shown, f"{job.script.name}: {len(shown)} of {len(records)} objects")
+    return f"{path}: {len(shown)} objects with their captions and scores"
