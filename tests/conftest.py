@@ -38,7 +38,7 @@ def golden_internvl() -> Path:
         return folder
     if env.get("PADDLEMIX_GOLDEN"):
         pytest.fail(f"no golden data at {folder}: PADDLEMIX_GOLDEN names a folder without it", pytrace=False)
-    pytest.skip("the small golden copy has no InternVL checkpoints (12 MB); set PADDLEMIX_GOLDEN to the full data")
+    pytest.skip("the small golden copy has no InternVL checkpoints; set PADDLEMIX_GOLDEN to the full data")
 
 
 def pytest_configure(config: pytest.Config) -> None:
