@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names: configuration, model, processor and tokenizer of a model folder, from its files alone.
 
-A name such as ``liuhaotian/llava-v1.5-7b`` is a folder below the working directory or below ``PPMIX_HOME``/models.
+A name such as ``liuhaotian/llava-v1.5-7b`` is a folder below the working directory or below ``PPMIX_HOME``/models, and
+otherwise a download; configuration, processor and tokenizer take only the small files.
 Importing this module imports neither paddle nor numpy.
 """
 
@@ -159,7 +160,7 @@ class AutoProcessorMIX:
 def _folder(name: str | Path) -> Path:
     from paddlemix.checkpoint.folders import resolve
 
-    return resolve(name, "the model")
+    return resolve(name, "the model", weights=False)
 
 
 def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, Any]) -> Any:

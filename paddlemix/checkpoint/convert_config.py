@@ -69,7 +69,7 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
 
 def clip_data(vision: VisionConfig) -> dict[str, Any]:
     """The config.json of a CLIP vision tower."""
-    if vision.model_type != "clip_vision_model":
+    if vision.model_type != "clip_vision_model" or vision.extra:
         raise CheckpointError(f'a vision tower of the kind "{vision.model_type}" has no form in other layouts')
     left_out = ("select_layer", "select_feature", "extra")
     return {key: value for key, value in asdict(vision).items() if key not in left_out}

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoint import hub
 from paddlemix.checkpoint.formats import WEIGHT_FILES
 from paddlemix.utils import env
 from paddlemix.utils.errors import CheckpointError
@@ -24,21 +25,26 @@ _MAX_CONFIG_BYTES = 16 << 20
 _LEVELS = 4
 
 
-def resolve(name: str | Path, what: str, *, near: Path | None = None, remedy: str = "give its path") -> Path:
+def resolve(
+    name: str | Path, what: str, *, near: Path | None = None, remedy: str = "give its path", weights: bool = True
+) -> Path:
     """The local folder of ``name``: a path, or a published name such as ``openai/clip-vit-large-patch14-336``.
 
     Looked for, in order: the path itself if absolute; inside ``near`` (whole name, then last part); beside ``near``,
     going up a few levels (the layout ``<root>/<owner>/<model>``), then by its last part; the working directory;
-    ``PPMIX_HOME``/models. CheckpointError lists the places.
+    ``PPMIX_HOME``/models; and then on the hub (``hub.fetch_model``; ``weights=False``: the small files only).
+    CheckpointError lists the places.
     """
     text = str(name)
     found = find(text, near=near)
     if found is not None:
         return found
+    if hub.may_fetch(text):
+        return hub.fetch_model(text, weights=weights)
     tried = "\n".join(f"  {place}" for place in _places(text, near))
     raise CheckpointError(
         f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
-        f"Models are not downloaded yet: put the folder into one of these places, or {remedy}"
+        f"Put the folder into one of these places, or {remedy}"
     )
 
 

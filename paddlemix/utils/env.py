@@ -46,6 +46,12 @@ FLAGS: dict[str, Flag] = {
             "CPU tuning at the doorways (see utils/device.py); 0 leaves the process alone.",
         ),
         Flag("PADDLEMIX_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"), "Level of the console log."),
+        Flag(
+            "PADDLEMIX_HUB",
+            "https://huggingface.co",
+            (),
+            "Where models are downloaded from when a name is not on this machine; off downloads nothing.",
+        ),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),
     )

@@ -9,7 +9,8 @@ import os
 import shutil
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,50 @@ def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0) -> bytes:
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise DataError(f"{url}: {_network_reason(error)}; check the address or download the file") from error
     raise DataError(f"{url}: more than 3 redirects")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer whose body is still to be read. ``headers`` go by their names in small letters.
+
+    ``read(n)`` gives what is there, up to n bytes, and an empty value at the end.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    read: Callable[[int], bytes]
+
+
+@contextlib.contextmanager
+def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Iterator[Answer]:
+    """Open an http(s) address for reading in pieces; ``timeout`` limits each wait, not the whole transfer.
+
+    At most 5 redirects, each address checked like the first. DataError when the transfer breaks, also while the body
+    of the ``with`` reads; what a status means is the caller's decision.
+    """
+    import requests
+    import urllib3
+
+    address = url
+    wanted = {"User-Agent": "paddlemix", "Accept-Encoding": "identity", **(headers or {})}
+    try:
+        for _ in range(6):
+            _check_address(address)
+            waits = (min(timeout, 10.0), timeout)
+            with requests.get(address, headers=wanted, stream=True, allow_redirects=False, timeout=waits) as response:
+                if response.is_redirect:
+                    address = urllib.parse.urljoin(address, response.headers["location"])
+                    continue
+                found = {name.lower(): value for name, value in response.headers.items()}
+                yield Answer(response.status_code, found, _reader(response.raw))
+                return
+        raise DataError(f"{url}: more than 5 redirects")
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise DataError(f"{url}: {_network_reason(error)}") from error
+
+
+def _reader(raw: Any) -> Callable[[int], bytes]:
+    return lambda count: raw.read1(count, decode_content=False)
 
 
 def _body(response: Any, url: str, max_bytes: int, deadline: float, timeout: float) -> bytes:
