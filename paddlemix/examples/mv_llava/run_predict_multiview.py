@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chat with an MV-LLaVA model about one object, seen from several sides.
+
+    python paddlemix/examples/mv_llava/run_predict_multiview.py --model-path FOLDER --image-file 0.png 1.png 4.png 5.png
+    python paddlemix/examples/mv_llava/run_predict_multiview.py --model-path FOLDER --sheet square.png --grid 2
+
+The views go with the first question, in the order in which they are given; a sheet is cut in the order of the training
+(top left, bottom left, bottom right, top right). A lone picture is shown four times, as in the training.
+An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answers go to stdout, the rest to stderr.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from paddlemix.utils.constants import IMAGE_TOKEN
+from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from paddlemix.generation.session import ChatSession
+
+USER, ASSISTANT = "USER: ", "ASSISTANT: "
+REPEAT = 4
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command; underscores work in place of the dashes."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def flag(name: str, **kind: Any) -> None:
+        found.add_argument(f"--{name}", **kind)
+
+    flag("model-path", required=True, help="model or adapter folder, or a known name")
+    flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
+    flag("image-file", nargs="+", default=[], metavar="FILE", help="the views in order, path or URL")
+    flag("sheet", metavar="FILE", help="one square picture of grid x grid views, in place of --image-file")
+    flag("grid", type=int, default=2, help="views along a side of the sheet (default 2)")
+    flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
+    flag("repeat", type=int, default=REPEAT, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
+    flag("question", action="append", default=[], help="ask this and end (several times: one round each)")
+    flag("conv-mode", help="conversation template instead of the model's own")
+    flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
+    flag("top-p", type=float, default=0.7, help="draw from the likeliest tokens that sum to this (default 0.7)")
+    flag("max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    flag("seed", type=int, help="makes random answers repeatable")
+    flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
+    flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
+    flag("debug", action="store_true", help="show where an error comes from")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Chat until the input ends. Exit code 0; 2 when a flag, a picture or the model cannot be used."""
+    return run_doorway(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = parser().parse_args([_dashed(part) if part.startswith("--") else part for part in argv])
+    views = views_of(args)
+    session = start(args)
+    place = IMAGE_TOKEN * len(views) + "\n"
+    for question in args.question or _typed():
+        _say(session, place + question.replace(IMAGE_TOKEN, ""), views)
+        if session.turns:
+            place, views = "", []
+    return 0
+
+
+def _dashed(part: str) -> str:
+    name, equals, value = part.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def views_of(args: argparse.Namespace) -> list["Image"]:
+    """The views in order. ConfigError when neither or both of the two ways to give them are used."""
+    from paddlemix.imaging.load import load_image
+    from paddlemix.imaging.views import split_sheet
+
+    if bool(args.sheet) == bool(args.image_file):
+        raise ConfigError("give the views as --image-file V0 V1 ..., or one square picture of them as --sheet")
+    if args.repeat < 1:
+        raise ConfigError(f"--repeat is {args.repeat}: expected a whole number from 1")
+    if args.sheet:
+        return split_sheet(load_image(args.sheet), args.grid, args.sheet_order)
+    views = [load_image(name) for name in args.image_file]
+    return views * args.repeat if len(views) == 1 else views
+
+
+def start(args: argparse.Namespace) -> "ChatSession":
+    """The session. Flags are checked before paddle loads."""
+    from paddlemix.generation.sampling import Decoding
+    from paddlemix.text import templates
+    from paddlemix.utils import device
+
+    decoding = Decoding(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
+    )
+    if args.conv_mode is not None:
+        templates.get(args.conv_mode)
+    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
+    warnings.filterwarnings("ignore", message="No ccache found")
+    device.before_paddle(args.device)
+    if (args.device or "cpu") == "cpu":
+        device.tune_cpu()
+    from paddlemix.generation.load import load_chat
+
+    session = load_chat(
+        args.model_path,
+        base=args.base,
+        device=args.device,
+        dtype="float16" if args.fp16 else None,
+        conv_mode=args.conv_mode,
+        decoding=decoding,
+        note=lambda sentence: print(f"({sentence})", file=sys.stderr),
+    )
+    print(session.about, file=sys.stderr)
+    return session
+
+
+def _typed() -> Any:
+    """Questions from stdin until an empty line or the end."""
+    while True:
+        try:
+            line = input(USER).strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not line:
+            return
+        yield line
+
+
+def _say(session: "ChatSession", question: str, views: list["Image"]) -> None:
+    """Stream one answer."""
+    print(ASSISTANT, end="", flush=True)
+    pieces = session.ask(question, views)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        print("\n(stopped)", file=sys.stderr)
+    except DataError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
