@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch tools and the multi-view chat as a person starts them, with a tiny model; kills and what comes after."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paddlemix.checkpoint.save import save_model
+from paddlemix.generation.annotate import Annotator
+from paddlemix.generation.sampling import Decoding
+from paddlemix.generation.scripts import OBJ
+from paddlemix.text.tokenizer import load_tokenizer
+from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAT = ROOT / "paddlemix" / "examples" / "mv_llava" / "run_predict_multiview.py"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A saved tiny model, 40 objects as files, 40 as sheets."""
+    folder = tmp_path_factory.mktemp("multi view")
+    tokenizer = load_tokenizer(tiny_tokenizer_folder(folder / "tokenizer"))
+    model = tiny_model(seed=3, max_position_embeddings=2048)
+    save_model(folder / "model", model, model.config, tokenizer)
+    for view in (0, 1, 4, 5):
+        (folder / f"Cap3D_imgs_view{view}").mkdir()
+        for number in range(40):
+            tiny_image(10 * number + view, (40, 40)).save(folder / f"Cap3D_imgs_view{view}" / f"o{number}.png")
+    (folder / "sheets").mkdir()
+    for number in range(40):
+        tiny_image(number, (40, 40)).save(folder / "sheets" / f"{number}.png")
+    (folder / "objects.csv").write_text("".join(f"o{n},an object\n" for n in range(40)), encoding="utf-8")
+    rows = [{"image_pth": f"{n}.png", "n": n} for n in range(40)]
+    (folder / "sheets.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def command(home, name, out, *more):
+    inputs = {"obj": ("objects.csv", "."), "syn": ("sheets.json", "sheets")}[name]
+    tool = ROOT / "tools" / f"mv_llava_batch_infer_{name}.py"
+    flags = {"model-path": "model", "input": inputs[0], "image-root": inputs[1], "output-dir": out,
+             "max-new-tokens": 4, "device": "cpu", "batch-size": 2, "contact-sheet": 2}  # fmt: skip
+    return [sys.executable, str(tool), *(str(part) for key in flags for part in (f"--{key}", flags[key])), *more]
+
+
+def finish(home, *arguments):
+    return subprocess.run(arguments, cwd=home, capture_output=True, text=True, timeout=120)
+
+
+def kill_after(home, lines, *arguments):
+    """Kill the tool as soon as its journal has so many lines (the first one are the settings)."""
+    out = Path(arguments[arguments.index("--output-dir") + 1])
+    process = subprocess.Popen(arguments, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = home / out / "all.json.journal"
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    return process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_file(home):
+    done = finish(home, *command(home, "obj", "straight"))
+    assert done.returncode == 0, done.stderr
+    assert "40 of 40 objects" in done.stdout
+    assert kill_after(home, 6, *command(home, "obj", "killed")) == -signal.SIGKILL
+    assert not (home / "killed" / "all.json").exists()
+    assert finish(home, *command(home, "obj", "killed")).returncode == 0
+    assert (home / "killed" / "all.json").read_bytes() == (home / "straight" / "all.json").read_bytes()
+    assert sorted(path.name for path in (home / "killed").iterdir()) == ["all.json", "all.png"]
+    records = json.loads((home / "straight" / "all.json").read_text(encoding="utf-8"))
+    assert set(records[0]) - {"unknown"} == {"id", "desciption", "caption", "score", "level", "style"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_at_random_gives_the_same_file(home):
+    assert finish(home, *command(home, "syn", "syn straight")).returncode == 0
+    draw, kills, lines = random.Random(1), 0, 2
+    while lines < 20:
+        kills += kill_after(home, lines, *command(home, "syn", "syn killed")) == -signal.SIGKILL
+        lines += draw.randint(1, 5)
+    assert kills > 2
+    assert finish(home, *command(home, "syn", "syn killed")).returncode == 0
+    assert (home / "syn killed" / "all.json").read_bytes() == (home / "syn straight" / "all.json").read_bytes()
+
+
+def test_a_part_has_a_file_of_its_own_and_underscores_work(home):
+    flags = ("--split_index=1", "--num_splits", "4")
+    assert finish(home, *command(home, "syn", "parts", *flags)).returncode == 0
+    records = json.loads((home / "parts" / "1.json").read_text(encoding="utf-8"))
+    assert [record["n"] for record in records] == list(range(10, 20))
+    again = finish(home, *command(home, "syn", "parts", *flags))
+    assert (again.returncode, again.stdout) == (0, "parts/1.json is there already; --restart makes it anew\n")
+
+
+def test_a_wrong_template_is_told_before_the_model_is_read(home):
+    done = finish(home, *command(home, "syn", "wrong", "--template", "share4v_v2"))
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: unknown template "share4v_v2"')
+
+
+def annotator(home, **decoding):
+    return Annotator.load(str(home / "model"), decoding=Decoding(max_new_tokens=4, **decoding), device="cpu")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_batch_equals_each_object_alone(home, temperature):
+    asker = annotator(home, temperature=temperature, seed=5)
+    objects = [[tiny_image(10 * number + view, (40, 40)) for view in range(4)] for number in range(3)]
+    together = asker.answers(OBJ, objects, [7, 8, 9])
+    assert together == [
+        asker.answers(OBJ, [views], [number])[0] for views, number in zip(objects, (7, 8, 9), strict=True)
+    ]
+    assert len({tuple(answers) for answers in together}) == 3
+
+
+def test_turns_equal_those_of_a_chat(home):
+    from paddlemix.generation.load import load_chat
+
+    views = [tiny_image(view, (40, 40)) for view in range(4)]
+    (answers,) = annotator(home).answers(OBJ, [views])
+    chat = load_chat(str(home / "model"), device="cpu", conv_mode="v1", decoding=Decoding(max_new_tokens=4))
+    said = [chat.answer(OBJ.prompt(turn, 4), views if turn == 0 else ()) for turn in range(5)]
+    assert answers == said
+
+
+def test_the_chat_takes_files_or_a_sheet(home):
+    def chat(*flags):
+        common = ("--model-path", "model", "--device", "cpu", "--temperature", "0", "--max-new-tokens", "5")
+        return finish(home, sys.executable, str(CHAT), *common, "--question", "what?", "--question", "why?", *flags)
+
+    from PIL import Image
+
+    from paddlemix.imaging.views import split_sheet
+
+    views = split_sheet(Image.open(home / "sheets" / "1.png"))
+    for number, view in enumerate(views):
+        view.save(home / f"view{number}.png")
+    by_sheet = chat("--sheet", "sheets/1.png")
+    by_files = chat("--image-file", *(f"view{number}.png" for number in range(4)))
+    assert by_sheet.returncode == 0, by_sheet.stderr
+    assert by_sheet.stdout == by_files.stdout
+    assert by_sheet.stdout.count("ASSISTANT: ") == 2
+    alone = chat("--image-file", "view0.png")
+    repeated = chat("--image-file", *["view0.png"] * 4)
+    assert alone.stdout == repeated.stdout != by_sheet.stdout
+    assert chat().returncode == 2
