@@ -3,6 +3,7 @@
 
     python paddlemix/tools/doctor.py                      the device: versions, flags, fused operators, speed
     python paddlemix/tools/doctor.py FOLDER               a checkpoint: what it is, what is missing
+    python paddlemix/tools/doctor.py --verify FOLDER      a checkpoint: every file against its SHA-256
     python paddlemix/tools/doctor.py --preflight --device npu --cards 8    before a start: cards, memory, master
 
 Exit code 0: ready. 1: something is marked FAIL (with --device npu: no usable npu; the lines say what is missing).
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of both reports."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("folder", nargs="?", help="model or adapter folder; without it the device is looked at")
+    found.add_argument("--verify", action="store_true", help="read every file of the folder and compare the checksums")
     found.add_argument("--device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
     found.add_argument("--dtype", help="float32, float16 or bfloat16 for the self-check (default: the device's)")
     found.add_argument("--quick", action="store_true", help="no self-check of the operators, no speed")
@@ -49,6 +51,8 @@ def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.folder is not None:
         return _folder(args)
+    if args.verify:
+        raise ConfigError("--verify needs the folder whose files are to be compared")
     from paddlemix.doctor.report import Wanted, examine
 
     wanted = Wanted(
@@ -69,11 +73,15 @@ def _run(argv: list[str]) -> int:
 
 
 def _folder(args: argparse.Namespace) -> int:
-    try:
-        from paddlemix.checkpoint import describe
-    except ImportError as error:
-        raise ConfigError(f"{args.folder}: this version has no report on model folders") from error
-    return describe.doctor(args.folder, as_json=args.json)
+    from paddlemix.checkpoint.describe import describe, verify
+
+    if args.verify:
+        problems, compared = verify(args.folder)
+        print("\n".join([*(f"FAIL {line}" for line in problems), compared]))
+        return 1 if problems else 0
+    found = describe(args.folder)
+    print(json.dumps(found.as_json(), indent=2) if args.json else "\n".join(found.as_lines()))
+    return found.exit_code
 
 
 if __name__ == "__main__":

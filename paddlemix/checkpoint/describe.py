@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model folder is: family, layout, dtype, tower, template, size, what is wrong, and the memory that it needs.
+
+Nothing is downloaded and no weights are read, only headers; ``verify`` reads everything.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, find, kind_of, read_json, resolve, tower_name
+from paddlemix.checkpoint.formats import TensorSource, open_folder
+from paddlemix.checkpoint.lora_read import read_adapter
+from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
+from paddlemix.imaging.layout import token_count
+from paddlemix.settings.legacy import load_config
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.files import MANIFEST, verify_folder
+
+_KINDS = {
+    "full": "a whole model",
+    "adapter": "a LoRA adapter (ours or PaddleMIX's)",
+    "peft": "a LoRA adapter (peft's)",
+    "projector": "a projector alone",
+}
+_LAYOUTS = {
+    "paddlemix": "Paddle's names",
+    "llava": "the original's names",
+    "llava_hf": "llava-hf's names",
+    "llava_hf_new": "llava-hf's names (transformers 4.52 and newer)",
+    "peft": "peft's names",
+    "clip": "a vision tower alone",
+    "intern_vit": "a vision tower alone",
+}
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_LORA_RANK = 128
+"""Rank of the shipped LoRA configuration, for the estimate."""
+
+
+@dataclass
+class Description:
+    """What was found. ``memory`` is in GB; ``problems`` stop the model from loading, ``notes`` do not."""
+
+    folder: str
+    kind: str
+    facts: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the model can be loaded, else 1."""
+        return 1 if self.problems else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def as_lines(self) -> list[str]:
+        """One screen of text."""
+        lines = [f"{self.folder}: {self.kind}"]
+        lines += [f"  {name:<12} {text}" for name, text in self.facts.items()]
+        if self.memory:
+            lines.append(
+                "  memory       estimated, for one row of the full context; with gradient checkpointing (recompute)"
+            )
+            lines += [f"    {name:<24} {size:8.1f} GB" for name, size in self.memory.items()]
+        lines += [f"  note         {text}" for text in self.notes]
+        lines += [f"  FAIL         {text}" for text in self.problems]
+        lines.append("  it can be loaded" if not self.problems else "  it cannot be loaded like this")
+        return lines
+
+
+def describe(folder: str | Path) -> Description:
+    """Look at a model folder. What is wrong becomes a line of ``problems``; CheckpointError only without a folder."""
+    found = find(folder)
+    root = found if found is not None else resolve(folder, "the model")
+    try:
+        kind = kind_of(root)
+    except PaddleMixError as error:
+        return Description(str(root), "no model folder", problems=[str(error)])
+    result = Description(str(root), _KINDS[kind])
+    try:
+        _look(root, kind, result)
+    except PaddleMixError as error:
+        result.problems += str(error).splitlines()
+    return result
+
+
+def verify(folder: str | Path) -> tuple[list[str], str]:
+    """Read every file. Problems, one line each, and a sentence on what they were compared with.
+
+    With a ``manifest.json`` that is every SHA-256; without one the checksums inside torch's zips and the headers.
+    """
+    root = find(folder) or resolve(folder, "the model")
+    if (root / MANIFEST).is_file():
+        files = sum(1 for path in root.rglob("*") if path.is_file()) - 1
+        return verify_folder(root), f"{files} files compared with the SHA-256 sums of {root / MANIFEST}"
+    try:
+        source = open_folder(root)
+        for name in source.infos():
+            source.view(name)
+            source.release(name)
+    except PaddleMixError as error:
+        return [str(error)], "headers and the checksums of torch's zips"
+    return [], (
+        f"{len(source.infos())} tensors: headers and the checksums of torch's zips are right; there is no {MANIFEST}, "
+        "so a changed value in a safetensors file would not be seen (convert_weights.py --to own writes one)"
+    )
+
+
+def _look(root: Path, kind: str, result: Description) -> None:
+    missing = _missing_folders(root, kind)
+    if missing:
+        result.problems += missing
+        config = load_config(root) if (root / CONFIG).is_file() else None
+        if kind == "full":
+            _say_weights(open_folder(root), result)
+        if config is not None:
+            _say_config(config, result)
+        return
+    sources = find_sources(root)
+    _say_weights_of(sources, result)
+    _say_config(sources.config, result)
+    _say_tower(sources, result)
+    _say_tokenizer(sources, result)
+    from paddlemix.models.llava import build_empty
+
+    # A model under LazyGuard has shapes and no memory.
+    shapes = {name: tuple(value.shape) for name, value in build_empty(sources.config).named_parameters()}
+    count = sum(math.prod(shape) for shape in shapes.values())
+    result.facts["parameters"] = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
+    result.memory = memory_needs(sources.config, shapes)
+    result.notes += sources.plan.report.notes
+    if sources.config.vision is None:
+        result.notes.append("a language model without a vision tower: pretraining makes a LLaVA of it")
+    check(sources, shapes)
+
+
+def _missing_folders(root: Path, kind: str) -> list[str]:
+    """Base and tower that are named and not on this machine; describing a folder downloads nothing."""
+    raw = read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
+    if kind in ("adapter", "peft"):
+        adapter = read_adapter(root)
+        beside = (root / adapter.base_relative).is_dir() if adapter.base_relative else False
+        if adapter.base and not beside and find(adapter.base, near=root) is None:
+            return [f'its base "{adapter.base}" is not on this machine; name it with --model_name_or_path or --base']
+        return []
+    if kind == "projector":
+        base = raw.get("_name_or_path")
+        if not isinstance(base, str) or find(base, near=root) is None:
+            return [f'its language model "{base}" is not on this machine; name it with --model-base']
+    tower = tower_name(raw)
+    if tower is None or raw.get("model_type") == MODEL_TYPE or find(tower, near=root) is not None:
+        return []
+    if kind == "full":
+        source = open_folder(root)
+        form = keymap.detect(source.infos()) or "llava"
+        names = (keymap.ours(name, form) for name in source.infos())
+        if any(isinstance(item, keymap.Target) and item.name.startswith(keymap.PREFIX_TOWER) for item in names):
+            return []
+    return [f'its vision tower "{tower}" is not on this machine and not inside; name it with --vision-tower']
+
+
+def _say_weights(source: TensorSource, result: Description) -> None:
+    infos = source.infos()
+    form = keymap.detect(infos)
+    result.facts["layout"] = _LAYOUTS.get(form or "", "names of no known layout")
+    files = {info.file for info in infos.values()}
+    kinds = ", ".join(sorted({file.suffix.lstrip(".") for file in files}))
+    size = sum(info.nbytes for info in infos.values())
+    result.facts["weights"] = (
+        f"{len(infos)} tensors in {len(files)} file{'s' * (len(files) > 1)} ({kinds}), {_size(size)}"
+    )
+    by_dtype: dict[str, int] = {}
+    for info in infos.values():
+        by_dtype[info.dtype] = by_dtype.get(info.dtype, 0) + info.nbytes
+    ordered = sorted(by_dtype.items(), key=lambda item: -item[1])
+    result.facts["dtype"] = ", ".join(f"{name} ({_size(nbytes)})" for name, nbytes in ordered)
+
+
+def _say_weights_of(sources: Sources, result: Description) -> None:
+    parts = sources.parts
+    if parts.kind == "full":
+        _say_weights(open_folder(parts.folder), result)
+        return
+    result.facts["base"] = f"{parts.base} ({_LAYOUTS.get(sources.form, sources.form)})"
+    if parts.adapter is not None:
+        pairs = list(parts.adapter.pairs.values())
+        ranks = sorted({pair.r for pair in pairs})
+        others = sum(len(names) for _, _, names in parts.adapter.others)
+        result.facts["adapter"] = (
+            f"{len(pairs)} layers, rank {', '.join(map(str, ranks))}, scale {pairs[0].scaling:g}; "
+            f"{others} other trained tensors"
+        )
+
+
+def family(config: LlavaConfig) -> str:
+    """What kind of model the configuration describes, in words."""
+    text, vision, image = config.text, config.vision, config.image
+    body = f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"
+    if vision is None or image is None:
+        return f"language model ({body})"
+    if vision.model_type != "clip_vision_model" or vision.extra:
+        return f"LLaVA type with the tower {vision.model_type} ({body})"
+    if image.aspect.startswith("anyres") or config.has_image_newline:
+        name = "LLaVA-1.6 (LLaVA-NeXT)"
+    elif config.projector_type == "linear":
+        name = "LLaVA v1"
+    else:
+        name = "LLaVA-1.5"
+    return f"{name} ({body})"
+
+
+def _say_config(config: LlavaConfig, result: Description) -> None:
+    text, vision, image = config.text, config.vision, config.image
+    result.facts["family"] = family(config)
+    result.facts["template"] = config.template + (", <im_start> and <im_end> around images" * config.use_im_start_end)
+    result.facts["context"] = f"{config.model_max_length} tokens, vocabulary of {text.vocab_size} rows"
+    if vision is None or image is None:
+        return
+    result.facts["projector"] = config.projector_type + (" and a newline row" * config.has_image_newline)
+    sizes = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
+    counts = sorted({token_count(size, image, vision) for size in sizes})
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    result.facts["pictures"] = f"{image.aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
+
+
+def _say_tower(sources: Sources, result: Description) -> None:
+    vision = sources.config.vision
+    if vision is None:
+        return
+    where = f"from {sources.tower}" if sources.tower is not None else "inside the checkpoint"
+    name = sources.config.vision_tower_name or vision.model_type
+    shape = f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, {vision.image_size}/{vision.patch_size}"
+    result.facts["tower"] = f"{name} ({shape}, layer {vision.select_layer}), {where}"
+
+
+def _say_tokenizer(sources: Sources, result: Description) -> None:
+    where = tokenizer_folder(sources.parts)
+    if not (where / "tokenizer.model").is_file():
+        result.problems.append(f"{where}: no tokenizer.model; copy it from the base language model")
+        return
+    tokenizer = load_tokenizer(where)
+    rows = sources.config.text.vocab_size
+    result.facts["tokenizer"] = (
+        f"{tokenizer.vocab_size} tokens, {tokenizer.kind}, legacy {str(tokenizer.legacy).lower()}"
+    )
+    if tokenizer.vocab_size > rows:
+        result.problems.append(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the weights have {rows} rows"
+        )
+
+
+def memory_needs(config: LlavaConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, float]:
+    """GB for chat, LoRA and full training, estimated: see docs/checkpoints.md for the sums.
+
+    Chat: weights, KV cache of the whole context, one step of scores. Training: one row of the full context in each
+    process, recompute on; half-precision weights, float32 for what is trained (value, gradient, two moments).
+    """
+    count = sum(math.prod(shape) for shape in shapes.values())
+    frozen = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(keymap.PREFIX_TOWER))
+    adapted = [shape for name, shape in shapes.items() if "llama.layers." in name and len(shape) == 2]
+    projector = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(keymap.PREFIX_PROJECTOR))
+    lora = sum(_LORA_RANK * sum(shape) for shape in adapted) + projector
+    rows = _activations(config)
+    trained = count - frozen
+    return {
+        "chat, float32": (count * 4 + _cache(config, 4)) / 1e9,
+        "chat, bfloat16": (count * 2 + _cache(config, 2)) / 1e9,
+        f"LoRA of rank {_LORA_RANK}, bf16": (count * 2 + lora * 16 + rows) / 1e9,
+        "full, bf16 and fp32 state": (count * 2 + trained * 16 + rows) / 1e9,
+        "full, fp32": (count * 4 + trained * 12 + 2 * rows) / 1e9,
+    }
+
+
+def _cache(config: LlavaConfig, itemsize: int) -> int:
+    text = config.text
+    width = text.num_key_value_heads * text.width_per_head
+    return 2 * text.num_hidden_layers * config.model_max_length * width * itemsize
+
+
+def _activations(config: LlavaConfig) -> int:
+    """Half-precision bytes of one row: the input of every layer, one layer's own values, the scores in float32."""
+    text, length = config.text, config.model_max_length
+    layer_inputs = text.num_hidden_layers * length * text.hidden_size * 2
+    one_layer = length * (8 * text.hidden_size + 4 * text.intermediate_size) * 2
+    return layer_inputs + one_layer + 3 * length * text.vocab_size * 4
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
