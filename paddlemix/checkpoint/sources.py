@@ -26,7 +26,8 @@ from paddlemix.checkpoint.lora_base import require_base
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.legacy import load_config
-from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE
+from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b
+from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 
@@ -195,6 +196,7 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
     if plan.has(keymap.PREFIX_TOWER):
         # Only the configuration is wanted of the folder, and the settings know that of published towers.
         return find(name, near=parts.folder)
+    refuse_chat_14b(Reader(raw, _config_folder(parts) / CONFIG))
     remedy = "name it with vision_tower= (--vision-tower)"
     return resolve(name, f"the vision tower of {parts.folder}", near=parts.folder, remedy=remedy)
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_two_mlp, with_side
+from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
 from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.legacy_tower import (
@@ -124,7 +124,7 @@ def _is_hf(reader: Reader) -> bool:
 
 def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
-    refuse_two_mlp(reader)
+    refuse_chat_14b(reader)
     declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
     names = reader.data.get("architectures") or []
     family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared

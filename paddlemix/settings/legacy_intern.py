@@ -40,6 +40,7 @@ INTERN_VIT_FACTS = {
 """What the published towers have other than the defaults, for chat checkpoints that hold the tower's weights."""
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+_NAMES_14B = ("InternVL-14B-224px", "InternVL-14B-FT-224px")
 _NOT_14B = (
     "InternVL-14B (queries that look at the picture through a language model of their own) is not supported; "
     "the InternViT-6B towers and their chat models are"
@@ -57,10 +58,13 @@ def refuse_14b(reader: Reader, kind: str) -> None:
         reader.wrong("model_type", kind, _NOT_14B)
 
 
-def refuse_two_mlp(reader: Reader) -> None:
-    """CheckpointError for a chat model whose projector joins the two outputs of InternVL-14B."""
+def refuse_chat_14b(reader: Reader) -> None:
+    """CheckpointError for a chat model of InternVL-14B, before its tower is looked for."""
     if reader.data.get("mm_projector_type") == "two_mlp":
         reader.wrong("mm_projector_type", "two_mlp", _NOT_14B)
+    name = str(reader.data.get("mm_vision_tower"))
+    if name.rpartition("/")[2] in _NAMES_14B:
+        reader.wrong("mm_vision_tower", name, _NOT_14B)
 
 
 def intern_vit_of(reader: Reader) -> VisionConfig:

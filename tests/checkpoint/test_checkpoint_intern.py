@@ -283,6 +283,10 @@ def test_internvl_14b_is_refused_by_the_tower_and_by_the_chat_model(hub, model):
     config = {**llava_config(model, "OpenGVLab/InternVL-14B-224px"), "mm_projector_type": "two_mlp"}
     with pytest.raises(CheckpointError, match="InternVL-14B .* is not supported"):
         load_config(write_config(hub / "two", config))
+    named = llava_config(model, "OpenGVLab/InternVL-14B-224px")
+    shutil.copytree(hub / "chat", hub / "14b")
+    with pytest.raises(CheckpointError, match="InternVL-14B .* is not supported"):
+        load_model(write_config(hub / "14b", named))
 
 
 def test_the_side_of_a_tile_is_a_choice_for_internvit_only(hub, model):
