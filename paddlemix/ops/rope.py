@@ -66,9 +66,8 @@ class StepTables:
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``): in float32, back in the dtype of x."""
     cos, sin = tables
-    half = x.shape[-1] // 2
     wide = to_dtype(x, paddle.float32)
-    swapped = paddle.concat([wide[..., half:], wide[..., :half]], axis=-1)
+    swapped = paddle.roll(wide, x.shape[-1] // 2, axis=-1)  # the two halves of every head change places
     return to_dtype(wide * cos + swapped * sin, x.dtype)
 
 

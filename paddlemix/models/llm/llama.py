@@ -55,8 +55,9 @@ class LlamaAttention(nn.Layer):
         batch, length, _ = x.shape
         turned = self.heads + self.kv_heads
         heads = self.fused(x).reshape([batch, length, turned + self.kv_heads, self.head_dim])
-        both = tables.turn(heads[:, :, :turned])
-        return both[:, :, : self.heads], both[:, :, self.heads :], heads[:, :, turned:]
+        both, v = paddle.split(heads, [turned, self.kv_heads], axis=2)
+        q, k = paddle.split(tables.turn(both), [self.heads, self.kv_heads], axis=2)
+        return q, k, v
 
     def fuse(self) -> None:
         """Use one product for q, k and v from now on (inference). Layers with an open adapter stay apart."""

@@ -48,10 +48,12 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
 
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads_first: bool) -> Tensor:
-    rows = swap_heads(q * scale)
     if not kv_heads_first:
         k, v = swap_heads(k), swap_heads(v)
-    if mask.is_plain or rows.shape[2] == 1:
+    if q.shape[1] == 1:
+        return _step(q, k, v, mask, scale)
+    rows = swap_heads(q * scale)
+    if mask.is_plain:
         out = _rows(rows, k, v, mask, None)
     else:
         # One row of the batch at a time: a bias of two axes adds 10 times as fast as one that broadcasts over heads.
@@ -64,6 +66,27 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads
     return swap_heads(out)
 
 
+def _step(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+    """One query ``[B, 1, H, D]`` over k and v ``[B, Hk, Lk, D]``, in as few operators as can be: decoding waits."""
+    batch, _, heads, width = q.shape
+    kv_heads, keys = k.shape[1], k.shape[2]
+    rows = (q * scale).reshape([batch, kv_heads, heads // kv_heads, width])
+    scores = to_dtype(paddle.matmul(rows, k, transpose_y=True), paddle.float32)
+    bias = mask.keep(("step", keys, heads, kv_heads), lambda: _step_bias(mask, keys, batch, kv_heads, heads))
+    if bias is not None:
+        scores = scores + bias
+    weights = to_dtype(functional.softmax(scores, axis=-1), q.dtype)
+    return paddle.matmul(weights, v).reshape([batch, 1, heads, width])
+
+
+def _step_bias(mask: Mask, keys: int, batch: int, kv_heads: int, heads: int) -> Tensor | None:
+    """``[keys]`` for a plain mask (None when every key is seen), else as wide as the scores: it is small either way."""
+    if mask.is_plain:
+        whole = not mask.causal or keys == mask.offset + 1
+        return None if whole else mask.additive(1, keys).reshape([keys])
+    return mask.additive(1, keys).expand([batch, kv_heads, heads // kv_heads, keys]).contiguous()
+
+
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
     """q ``[B, H, Lq, D]`` over k and v ``[B, Hk, Lk, D]``; ``dense`` [Lq, Lk] replaces the plain causal rule."""
     batch, heads, q_len, width = q.shape
@@ -73,13 +96,13 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> 
     outs = []
     for first in range(0, q_len, block):
         last = min(first + block, q_len)
-        seen = min(mask.offset + last, k_len) if mask.causal and q_len > 1 else k_len
+        seen = min(mask.offset + last, k_len) if mask.causal else k_len
         part = q if last - first == q_len else q[:, :, :, first:last]
         keys, values = (k, v) if seen == k_len else (k[:, :, :seen], v[:, :, :seen])
         part = part.reshape([batch, kv_heads, heads // kv_heads * (last - first), width])
         scores = paddle.matmul(part, keys, transpose_y=True)
         scores = to_dtype(scores, paddle.float32)
-        bias = _bias(mask, first, last, seen, heads, batch) if dense is None else dense[first:last, :seen]
+        bias = _bias(mask, first, last, seen) if dense is None else dense[first:last, :seen]
         if bias is not None:
             shape = scores.shape
             scores = (scores.reshape([batch, heads, last - first, seen]) + bias).reshape(shape)
@@ -88,16 +111,11 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> 
     return outs[0] if len(outs) == 1 else paddle.concat(outs, axis=2)
 
 
-def _bias(mask: Mask, first: int, last: int, keys: int, heads: int, batch: int) -> Tensor | None:
-    """What is added to the scores of query rows ``first`` to ``last`` over the first ``keys`` keys."""
-    if last - first == 1 and not mask.is_plain:
-        # A single step with padding: small, so it is kept at full size for all layers.
-        return mask.keep(
-            ("step", keys, heads), lambda: mask.additive(1, keys).expand([batch, heads, 1, keys]).contiguous()
-        )
-    place = mask.offset + first
-    if not mask.causal or (last - first == 1 and keys == place + 1):
+def _bias(mask: Mask, first: int, last: int, keys: int) -> Tensor | None:
+    """What the causal rule adds to the scores of query rows ``first`` to ``last`` over the first ``keys`` keys."""
+    if not mask.causal:
         return None
+    place = mask.offset + first
     return mask.keep(("diagonal", place, last - first, keys), lambda: _diagonal(last - first, keys, place))
 
 

@@ -3,7 +3,7 @@
 
 from types import ModuleType
 
-from paddle import Tensor
+from paddle import Tensor, is_grad_enabled
 
 from paddlemix.ops.attention import math, npu, sdpa
 from paddlemix.ops.attention.contract import Mask, Request, make_request
@@ -25,8 +25,11 @@ def attend(
 
     The environment flag PADDLEMIX_ATTENTION forces a backend; BackendError says why a forced one cannot serve.
     """
-    request = make_request(q, k, v, mask, dropout, kv_heads_first)
-    backend = choose(request, env.get("PADDLEMIX_ATTENTION"))
+    key = ("backend", *q.shape, *k.shape, *v.shape, q.dtype, dropout, kv_heads_first, is_grad_enabled())
+    # Chosen once for all layers of a step: they ask for the same thing, and a decode step feels each microsecond.
+    backend = mask.keep(
+        key, lambda: choose(make_request(q, k, v, mask, dropout, kv_heads_first), env.get("PADDLEMIX_ATTENTION"))
+    )
     return backend.attend(q, k, v, mask, scale=scale, dropout=dropout, kv_heads_first=kv_heads_first)
 
 
