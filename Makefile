@@ -8,10 +8,13 @@ GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check golden clean venv
+.PHONY: demo demo-multiview test check golden clean venv
 
 demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
 	$(PY) -m paddlemix.demo
+
+demo-multiview: $(STAMP)  ## train a tiny multi-view LLaVA to tell what one view cannot: the colour of the back
+	$(PY) -m paddlemix.demo.multiview
 
 test: $(STAMP)  ## lint, floors and the plain tests
 	$(VENV)/bin/ruff check .
