@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the models on a CPU with random weights, and compare with the same work done otherwise.
 
+    python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
     python tools/bench.py {vision,prefill,decode,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
 
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
@@ -239,6 +240,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
         return 0
+    if arguments[:1] == ["load"]:
+        from tools.bench_load import main as load
+
+        return load(arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
