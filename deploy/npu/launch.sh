@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# One training run on the Ascend cards of this machine, or of several machines (start it once on each).
+#
+#   bash deploy/npu/launch.sh CONFIG.json [--key value ...]
+#
+# One machine:      bash deploy/npu/launch.sh config/cluster/npu_8x64g/llava_v1_5_7b.json
+# Several, by hand: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash deploy/npu/launch.sh CONFIG.json     (rank 1: the same)
+# Slurm, Volcano, ModelArts: their variables are read (cluster.sh), nothing has to be set.
+#
+#   CARDS=8         cards of this machine (default: all that are visible)
+#   PREFLIGHT=0     start without the check of cards, variables and the address of machine 0
+#   PYTHON, LOG_DIR, MASTER_PORT   as in paddlemix/tools/train.sh
+#   DRY_RUN=1       print the commands instead of running them
+#
+# Exit code: that of the run. 75 after a signal: a checkpoint is saved, the same command goes on from it. SIGUSR1 to any
+# process of the job, or SIGTERM to this script, is passed to the ranks alone: paddle's launcher would give them 30
+# seconds on SIGTERM, which is less than a large checkpoint takes.
+set -euo pipefail
+
+if [ $# -lt 1 ]; then
+  echo "usage: bash $0 CONFIG.json [--key value ...]" >&2
+  exit 2
+fi
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+python=${PYTHON:-python}
+
+# shellcheck source=deploy/npu/cluster.sh
+. "$here/cluster.sh"
+detect_cluster || exit 2
+cards=$(count_cards)
+if [ "$cards" -lt 1 ]; then
+  echo "error: no Ascend card here (/dev/davinci0 ...): check the driver and the mounts of the container, or set CARDS" >&2
+  exit 2
+fi
+echo "machine $NODE_RANK of $NNODES (by $FOUND_BY), $cards cards${MASTER_ADDR:+, machine 0 is $MASTER_ADDR:$MASTER_PORT}" >&2
+
+# shellcheck source=config/npu/env.sh
+. "$root/config/npu/env.sh"
+# Platforms set it for other frameworks; paddle's ranks find each other without a table.
+unset RANK_TABLE_FILE
+
+check=("$python" "$root/paddlemix/tools/doctor.py" --preflight --device npu --cards "$cards")
+if [ "$NNODES" -gt 1 ]; then check+=(--master "$MASTER_ADDR:$MASTER_PORT" --rank "$NODE_RANK"); fi
+
+export NNODES NODE_RANK MASTER_ADDR MASTER_PORT
+export PYTHON="$python"
+DEVICES=$(seq -s, 0 $((cards - 1)))
+export DEVICES
+run=(sh "$root/paddlemix/tools/train.sh" "$@" --device npu)
+
+if [ "${DRY_RUN:-0}" = 1 ]; then
+  if [ "${PREFLIGHT:-1}" = 1 ]; then echo "${check[*]}"; fi
+  exec "${run[@]}"
+fi
+if [ "${PREFLIGHT:-1}" = 1 ]; then "${check[@]}" >&2 || exit $?; fi
+
+# Paddle's launcher has no handler for SIGUSR1: it has to ignore it, and what it starts sets its own.
+(
+  trap '' USR1
+  exec "${run[@]}"
+) &
+launcher=$!
+
+stopped=0
+# shellcheck disable=SC2329  # called by the trap
+ask_ranks_to_stop() {
+  stopped=1
+  echo "signal: asking the ranks to save and stop" >&2
+  local pid
+  for pid in $(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true); do
+    kill -USR1 "$pid" 2>/dev/null || true
+  done
+}
+trap ask_ranks_to_stop TERM INT
+# Slurm sends SIGUSR1 to every process itself.
+trap 'stopped=1' USR1
+
+code=0
+wait "$launcher" || code=$?
+# A signal ends the wait before the launcher has ended.
+while kill -0 "$launcher" 2>/dev/null; do
+  code=0
+  wait "$launcher" || code=$?
+done
+# The rank that ends first lets paddle's launcher end the others, whose code (15) it may pass on in place of the 75.
+case "$stopped:$code" in 1:15 | 1:143 | 1:241) code=75 ;; esac
+exit "$code"

