@@ -41,6 +41,7 @@ from paddlemix.checkpoint.save_files import (
 )
 from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, tokenizer_folder
 from paddlemix.settings.legacy import load_config
+from paddlemix.settings.legacy_tower import WELL_KNOWN
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
@@ -342,23 +343,27 @@ def _original(job: _Job, staging: Path, vocabulary: TokenizerPlan, dtype: str) -
     name = job.tower_name
     if config.vision is not None and not name:
         name = convert_config.TOWER_FOLDER
-        _write_tower(job, staging / name)
+        _write_tower(job, staging / name, weights=True)
+    elif name and not job.tower_outside and name not in WELL_KNOWN:
+        # The weights are inside; what is left to know of the tower goes along under the last part of its name.
+        _write_tower(job, staging / Path(name).name, weights=False)
     if image is not None and (image.resize_size, image.mean, image.std) != (image.crop_size, CLIP_MEAN, CLIP_STD):
         write_json(staging / PREPROCESSOR, _pixels(config))
     config = config.with_changes(text=replace(config.text, vocab_size=vocabulary.rows))
     return convert_config.original_data(config, tower=name, tower_inside=job.tower_outside is None, dtype=dtype)
 
 
-def _write_tower(job: _Job, folder: Path) -> None:
+def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
     """The tower as a folder of its own, which LLaVA's loader opens before it takes the weights of the checkpoint."""
     folder.mkdir()
     write_json(folder / CONFIG, convert_config.clip_data(job.config.vision))
     write_json(folder / PREPROCESSOR, _pixels(job.config))
-    last: list[Entry] = []
-    entries = sorted(job.sources.plan.entries.items())
-    names = [(name, entry) for name, entry in entries if name.startswith(keymap.PREFIX_TOWER)]
-    stored = [_stored(job, name, entry, keymap.theirs(name, "clip"), 0, last) for name, entry in names]
-    write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})
+    if weights:
+        last: list[Entry] = []
+        entries = sorted(job.sources.plan.entries.items())
+        names = [(name, entry) for name, entry in entries if name.startswith(keymap.PREFIX_TOWER)]
+        stored = [_stored(job, name, entry, keymap.theirs(name, "clip"), 0, last) for name, entry in names]
+        write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})
 
 
 def _pixels(config: LlavaConfig) -> dict[str, Any]:

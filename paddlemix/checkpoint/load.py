@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32, is_finite
+from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32, is_finite, to_float32
 from paddlemix.checkpoint.lora import attach
 from paddlemix.checkpoint.lora_read import Adapter
 from paddlemix.checkpoint.report import LoadReport
@@ -160,7 +160,10 @@ def _empty(shape: tuple[int, ...], dtype: str, on_cpu: bool) -> tuple[Any, np.nd
 
 
 def _tensor(values: np.ndarray, dtype: str) -> Any:
-    return paddle.to_tensor(values, dtype=dtype) if dtype != "bfloat16" else paddle.to_tensor(values).view(dtype)
+    if dtype != "bfloat16":
+        return paddle.to_tensor(values, dtype=dtype)
+    # A view of the bits would be shorter, but has no kernel where stride kernels are off, as on Ascend.
+    return paddle.to_tensor(to_float32(values, dtype)).astype(dtype)
 
 
 def _draw(model: LlavaForCausalLM, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -331,3 +331,14 @@ def test_a_tokenizer_larger_than_the_weights_is_an_error():
     tokenizer.add_special([f"<extra{i}>" for i in range(60)])
     with pytest.raises(CheckpointError, match="the weights have rows for 448"):
         require_vocabulary(config, tokenizer, "x")
+
+
+def test_half_precision_loads_where_stride_kernels_are_off(tmp_path):
+    """As on Ascend: a view of the bits has no kernel there."""
+    hub = kit.hub(tmp_path, tiny_model(2))
+    paddle.set_flags({"FLAGS_use_stride_kernel": False})
+    try:
+        loaded = load_model(hub["vicuna"], vision_tower=hub["clip"], projector="init", dtype="bfloat16")
+    finally:
+        paddle.set_flags({"FLAGS_use_stride_kernel": True})
+    assert {str(value.dtype) for value in loaded.model.parameters()} == {"paddle.bfloat16"}
