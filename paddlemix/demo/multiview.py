@@ -222,8 +222,7 @@ class Demo:
         entries = []
         for scene, pictures, by_four, by_one in zip(scenes, seen, four, one, strict=False):
             words = f"The back is {scene.colour(HIDDEN)}. From four views: {by_four}. From the front alone: {by_one}."
-            entries.append(({"id": scene.solid.name, "score": 6 if by_four == scene.colour(HIDDEN) else 1,
-                             "caption": words}, pictures))  # fmt: skip
+            entries.append(({"id": scene.solid.name, "caption": words}, pictures))
         title = f"What colour is the back? {100 * self.results['four_views_back']:.1f} % with four views, " \
                 f"{100 * self.results['one_view_back']:.1f} % with one"  # fmt: skip
         draw(self.out / "answers.png", entries, title)

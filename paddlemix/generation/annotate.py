@@ -27,6 +27,9 @@ from paddlemix.utils import device as devices
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
 
+_AGAIN = 8
+"""Tokens kept free for every answer."""
+
 
 @dataclass
 class Annotator:
@@ -83,12 +86,13 @@ class Annotator:
         """
         numbers = range(len(objects)) if numbers is None else numbers
         layouts, features = self._seen(objects)
+        decoding = self._fitting(script, layouts)
         talks: list[list[Message]] = [[] for _ in objects]
         for turn in range(len(script.questions)):
             for talk, own in zip(talks, layouts, strict=True):
                 talk.append(Message("user", script.prompt(turn, len(own))))
             samplers = [Sampler.of(self.decoding, (number, turn)) for number in numbers]
-            for talk, said in zip(talks, self._turn(talks, layouts, features, samplers), strict=True):
+            for talk, said in zip(talks, self._turn(talks, layouts, features, samplers, decoding), strict=True):
                 talk.append(Message("assistant", said))
         return [[message.text for message in talk if message.role == "assistant"] for talk in talks]
 
@@ -103,6 +107,7 @@ class Annotator:
         layouts: Sequence[Sequence[Layout]],
         features: paddle.Tensor,
         samplers: Sequence[Sampler],
+        decoding: Decoding,
     ) -> list[str]:
         rows = [
             PlanRow(render(self.template, talk, self.tokenizer, answer_open=True).ids, own)
@@ -110,16 +115,24 @@ class Annotator:
         ]
         per_tile = self.processor.vision.tokens_per_tile
         plan = build_plan(rows, tokens_per_tile=per_tile, padding_side="left")
-        decoding = self._fitting(int(plan.lengths.max()))
         steps = list(generate(self.model, plan, None, decoding, features=features, samplers=samplers))
         return [self._read([step[row] for step in steps]) for row in range(len(rows))]
 
-    def _fitting(self, prompt: int) -> Decoding:
-        room = context_of(self.model.config.text) - prompt
+    def _fitting(self, script: Script, layouts: Sequence[Sequence[Layout]]) -> Decoding:
+        """Answers no longer than what leaves room for all of them; the same limit in every turn."""
+        places = max(len(own) for own in layouts)
+        talk = []
+        for turn in range(len(script.questions)):
+            talk += [Message("user", script.prompt(turn, places)), Message("assistant", "-")]
+        texts = len(render(self.template, talk[:-1], self.tokenizer, answer_open=True).ids)
+        asked = texts + max(sum(len(layout.order) for layout in own) for own in layouts) - places
+        context = context_of(self.model.config.text)
+        # The text of an answer can be some tokens longer than what was generated when it is read again.
+        room = (context - asked) // len(script.questions) - _AGAIN
         if room < 1:
             raise DataError(
-                f"the questions and their answers need {prompt} positions, but the model holds "
-                f"{context_of(self.model.config.text)}; lower --max-new-tokens"
+                f"the {len(script.questions)} questions and {places} views need {asked} positions, but the model holds "
+                f"{context}; nothing is left for answers"
             )
         return self.decoding.with_changes(max_new_tokens=min(self.decoding.max_new_tokens, room))
 

@@ -53,9 +53,10 @@ def _words(pen: ImageDraw.ImageDraw, at: tuple[int, int], record: Mapping[str, A
         _lines(pen, (x, y + _LINE), str(record["error"]), ODD)
         return
     unknown = record.get("unknown", {})
-    score = record.get("score")
-    text, colour = (f"? / {_BEST}", ODD) if score is None or "score" in unknown else (f"{score} / {_BEST}", GOOD)
-    pen.text((x + _TEXT - 20, y), text, colour, _font(15), "ra")
+    if "score" in record:
+        score, odd = record["score"], record["score"] is None or "score" in unknown
+        text = f"{'?' if odd else score} / {_BEST}"
+        pen.text((x + _TEXT - 20, y), text, ODD if odd else GOOD, _font(15), "ra")
     kinds = [str(record[key]) for key in ("level", "style") if record.get(key)]
     if kinds:
         odd = any(key in unknown for key in ("level", "style"))

@@ -5,7 +5,11 @@ import json
 
 import pytest
 
+from paddlemix.text.messages import Message
+from paddlemix.text.render import render
+from paddlemix.text.templates import get
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import CheckpointError
 from tests.tiny import tiny_tokenizer_folder
 
@@ -42,6 +46,19 @@ def test_offsets_name_the_characters_of_the_text(tmp_path):
     assert len(found.ids) == len(found.starts)
     assert found.starts == sorted(found.starts)
     assert 5 in found.starts
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_training_ids_up_to_an_answer_are_those_of_its_prompt(tmp_path, legacy):
+    tokenizer = load_tokenizer(folder(tmp_path), legacy=legacy)
+    talk = [Message("user", "<image>\nWhat is it?"), Message("assistant", "red"), Message("user", "\u00e9 why"),
+            Message("assistant", "blue one"), Message("user", " two"), Message("assistant", "three")]  # fmt: skip
+    whole = render(get("v1"), talk, tokenizer, answer_open=False)
+    for end in (1, 3, 5):
+        prompt = render(get("v1"), talk[:end], tokenizer, answer_open=True).ids
+        assert whole.ids[: len(prompt)] == prompt
+        assert whole.labels[len(prompt)] != IGNORE_INDEX
+        assert whole.labels[len(prompt) - 1] == IGNORE_INDEX
 
 
 def test_saving_keeps_the_kind(tmp_path):

@@ -16,6 +16,7 @@ from paddlemix.generation.annotate import Annotator
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.scripts import OBJ
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.errors import DataError
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,3 +155,19 @@ def test_the_chat_takes_files_or_a_sheet(home):
     repeated = chat("--image-file", *["view0.png"] * 4)
     assert alone.stdout == repeated.stdout != by_sheet.stdout
     assert chat().returncode == 2
+
+
+def test_answers_never_outgrow_the_context(home):
+    asker = annotator(home)
+    views = [[tiny_image(view, (40, 40)) for view in range(4)]]
+    layouts, _ = asker._seen(views)
+    assert asker._fitting(OBJ, layouts).max_new_tokens == 4
+    asker.decoding = asker.decoding.with_changes(max_new_tokens=5000)
+    limit = asker._fitting(OBJ, layouts).max_new_tokens
+    assert 100 < limit < 2048 / 5
+
+
+def test_views_that_fill_the_context_are_an_error(home):
+    asker = annotator(home)
+    with pytest.raises(DataError, match="but the model holds 2048; nothing is left for answers"):
+        asker.answers(OBJ, [[tiny_image(0, (40, 40))] * 600])
