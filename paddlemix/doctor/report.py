@@ -27,7 +27,8 @@ PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", versions.PLUGIN, "paddlenlp", "n
 class Wanted:
     """What the person asked. ``device`` None is the best there is; ``quick`` leaves out what computes.
 
-    ``cards`` > 0, ``master`` and ``rank`` belong to the check before a start (``idle``: cards must be unused).
+    ``cards`` > 0, ``master`` and ``rank`` belong to the check before a start (``idle``: cards must be unused, and their
+    speed is not measured).
     ``set_here`` are lines about variables that were missing and that the command itself has set.
     """
 
@@ -205,7 +206,8 @@ def _examine_device(wanted: Wanted, report: Report) -> None:
         report.sections["self-check"] = [
             note("self-check", f"the fused operators run on an npu only, this is {chosen.name}")
         ]
-    report.sections["speed"] = speed.findings(chosen.name, chosen.dtype)
+    if not wanted.idle:
+        report.sections["speed"] = speed.findings(chosen.name, chosen.dtype)
 
 
 def _operators() -> list[Finding]:

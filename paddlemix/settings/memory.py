@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory a training run needs on each card, counted from the architecture and the settings.
 
-An estimate for planning, made of countable things only; what a card really reserves is told by the run itself
-(``"benchmark": true``). Letters: w numbers of the model, t of them train, N cards that share, B rows of a micro-batch,
+An estimate for planning, made of countable things only; what a card really takes shows in npu-smi. Letters: w numbers of the model, t of them train, N cards that share, B rows of a micro-batch,
 L positions of a row, n decoder layers, D model width, V vocabulary.
 
     weights      2 w            (float32: 4 w)               / N with sharding stage3

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
     found.add_argument("--dtype", help="float32, float16 or bfloat16 for the self-check (default: the device's)")
     found.add_argument("--quick", action="store_true", help="no self-check of the operators, no speed")
-    found.add_argument("--preflight", action="store_true", help="before a start: cards healthy and unused; no speed")
+    found.add_argument(
+        "--preflight", action="store_true", help="before a start: cards healthy and unused; self-check, no speed"
+    )
     found.add_argument("--cards", type=int, default=0, help="cards that this machine has to offer")
     found.add_argument("--master", help="host:port of machine 0, for several machines")
     found.add_argument("--rank", type=int, default=0, help="number of this machine (default 0)")
@@ -58,7 +60,7 @@ def _run(argv: list[str]) -> int:
     wanted = Wanted(
         device=args.device,
         dtype=args.dtype,
-        quick=args.quick or args.preflight,
+        quick=args.quick,
         cards=args.cards,
         idle=args.preflight,
         master=args.master,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents on clusters and cards tell a person to run exists, with these flags."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = [ROOT / "docs" / "npu-first-hour.md", ROOT / "docs" / "cluster.md", ROOT / "deploy" / "npu" / "README.md"]
+
+
+def commands():
+    """Every command of the code blocks, continued lines joined."""
+    found = []
+    for path in DOCS:
+        for block in re.findall(r"```\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [part.strip() for line in lines for part in re.split(r"[;|]", line) if part.strip()]
+    return found
+
+
+def parser_of(script):
+    spec = importlib.util.spec_from_file_location(f"docs_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module.parser() if hasattr(module, "parser") else None
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_command_of_the_documents_names_files_and_flags_that_exist(command):
+    words = [word for word in shlex.split(command) if not re.match(r"^[A-Z_]+=", word)]
+    for word in words:
+        if re.match(r"^(paddlemix|deploy|config|tests|tools)/[\w./-]+$", word):
+            assert (ROOT / word).exists(), word
+    scripts = [word for word in words if word.endswith(".py")]
+    if scripts and (parser := parser_of(ROOT / scripts[0])) is not None:
+        arguments = words[words.index(scripts[0]) + 1 :]
+        parser.parse_args(arguments[: arguments.index(">")] if ">" in arguments else arguments)
+
+
+def test_the_documents_hold_commands():
+    assert len(set(commands())) >= 12
+
+
+def test_the_number_of_tests_for_a_card_is_told_as_it_is():
+    from tests.npu import test_npu_card as card
+
+    single = [name for name in vars(card) if name.startswith("test_")]
+    total = len(single) - 1 + len(card.CHECKS) * len(card.HALF)
+    assert f"`{total} passed`" in DOCS[0].read_text(encoding="utf-8")
+
+
+def test_configs_with_overrides_of_the_documents_load():
+    from paddlemix.settings.loader import load_settings
+
+    checked = 0
+    for command in commands():
+        found = re.search(r"(?:launch\.sh|supervised_finetune\.py) (config/\S+\.json)(.*)", command)
+        if found:
+            load_settings([str(ROOT / found.group(1)), *shlex.split(found.group(2))])
+            checked += 1
+    assert checked >= 3
