@@ -16,7 +16,10 @@ ACTIVATIONS: Registry = Registry("activation")
 @ACTIVATIONS.add("quick_gelu")
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP was trained with x * sigmoid(1.702 x), not with GELU (openai/CLIP, class QuickGELU)."""
-    return x * functional.sigmoid(x * 1.702)
+    if x.dtype == paddle.float32:
+        return x * functional.sigmoid(x * 1.702)
+    # The same function by way of silu: plug-ins of the NPU have no sigmoid in bfloat16.
+    return functional.silu(x * 1.702) * (1.0 / 1.702)
 
 
 @ACTIVATIONS.add("gelu")

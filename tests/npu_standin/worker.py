@@ -431,6 +431,41 @@ def case_traps() -> dict[str, Any]:
     return found
 
 
+def case_record() -> dict[str, Any]:
+    """A training step and a decode step in bfloat16 with paddle's own log of kernels on, between marks in the log."""
+
+    def mark(name: str) -> None:
+        print(f"PHASE {name}", file=sys.stderr, flush=True)
+
+    paddle.set_device("npu")
+    made = model("bfloat16")
+    made.train()
+    optimizer = paddle.optimizer.AdamW(1e-4, parameters=made.parameters(), multi_precision=True)
+    for kind in ("right", "packed", "left"):
+        arguments = {key: paddle.to_tensor(value) for key, value in batch(kind).items()}
+        arguments["pixels"] = arguments["pixels"].astype("bfloat16")
+        mark(f"train {kind}")
+        made(**arguments).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        mark("end")
+    made.prepare_inference()
+    ids = paddle.to_tensor(np.full([2, 5], 7))
+    cache = made.new_cache(2)
+    places = paddle.to_tensor(np.tile(np.arange(5), (2, 1)))
+    source = paddle.to_tensor(np.arange(10).reshape(2, 5))
+    with paddle.no_grad():
+        mark("prefill")
+        made.decode(made.embed(ids, source, None), places, Mask(causal=True), cache)
+        for starts in (None, paddle.to_tensor([0, 2])):
+            mark("decode")
+            rows = made.embed(ids[:, :1], paddle.to_tensor([[0], [1]]), None)
+            mask = Mask(causal=True, key_starts=starts, offset=cache.length)
+            made.logits(made.decode(rows, places[:, :1] + cache.length, mask, cache)[:, -1]).argmax(axis=-1)
+            mark("end")
+    return {}
+
+
 if __name__ == "__main__":
     result = globals()[f"case_{sys.argv[1]}"]()
     print("RESULT " + json.dumps(result))

@@ -87,7 +87,7 @@ class EvaTransformer(nn.Layer):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]``: class token first, no norm (hidden state 0)."""
-        patches = self.conv1(pixels.astype(self.conv1.weight.dtype)).flatten(2).transpose([0, 2, 1])
+        patches = self.conv1(pixels.astype(self.conv1.weight.dtype)).reshape([0, 0, -1]).transpose([0, 2, 1])
         first = self.class_embedding.reshape([1, 1, -1]).expand([patches.shape[0], 1, patches.shape[2]])
         return paddle.concat([first, patches], axis=1) + self.positional_embedding.weight
 

@@ -87,7 +87,7 @@ class InternVitEmbeddings(nn.Layer):
         """``[N, 3, H, W]`` to ``[N, 1 + P, C]``; pixels behind the last whole patch are not looked at."""
         patches = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
         grid = (patches.shape[2], patches.shape[3])
-        rows = patches.flatten(2).transpose([0, 2, 1])
+        rows = patches.reshape([0, 0, -1]).transpose([0, 2, 1])
         first = self.class_embedding.expand([rows.shape[0], 1, rows.shape[2]])
         added = paddle.concat([self.position_embedding[:, :1], self.positions(grid)], axis=1)
         return paddle.concat([first, rows], axis=1) + added

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Half-precision kernels of the stand-in: those that an Ascend plug-in of the first LLaVA era had in bfloat16, and the
-// CPU has not. What that plug-in lacked (gather, topk, dropout, log_softmax, ...) is left out on purpose: a bfloat16
+// CPU has not. What that plug-in lacked (gather, topk, dropout, sigmoid, flatten, ...) is left out on purpose: a bfloat16
 // model that uses it fails here as it fails there.
 
 #include "delegate.h"
@@ -22,8 +22,6 @@
 #include "paddle/phi/kernels/embedding_kernel.h"
 #include "paddle/phi/kernels/expand_grad_kernel.h"
 #include "paddle/phi/kernels/expand_kernel.h"
-#include "paddle/phi/kernels/flatten_grad_kernel.h"
-#include "paddle/phi/kernels/flatten_kernel.h"
 #include "paddle/phi/kernels/full_kernel.h"
 #include "paddle/phi/kernels/gelu_grad_kernel.h"
 #include "paddle/phi/kernels/gelu_kernel.h"
@@ -34,7 +32,7 @@
 #include "paddle/phi/kernels/reduce_sum_grad_kernel.h"
 #include "paddle/phi/kernels/reduce_sum_kernel.h"
 #include "paddle/phi/kernels/scale_kernel.h"
-#include "paddle/phi/kernels/set_value_kernel.h"
+#include "paddle/phi/kernels/scatter_kernel.h"
 #include "paddle/phi/kernels/slice_grad_kernel.h"
 #include "paddle/phi/kernels/slice_kernel.h"
 #include "paddle/phi/kernels/softmax_grad_kernel.h"
@@ -70,8 +68,6 @@ STANDIN_HALF("layer_norm", LayerNormKernel)
 STANDIN_HALF("layer_norm_grad", LayerNormGradKernel)
 STANDIN_HALF("silu", SiluKernel)
 STANDIN_HALF("silu_grad", SiluGradKernel)
-STANDIN_HALF("sigmoid", SigmoidKernel)
-STANDIN_HALF("sigmoid_grad", SigmoidGradKernel)
 STANDIN_HALF("gelu", GeluKernel)
 STANDIN_HALF("gelu_grad", GeluGradKernel)
 STANDIN_HALF("embedding", EmbeddingKernel)
@@ -86,7 +82,7 @@ STANDIN_HALF("split", SplitKernel)
 STANDIN_HALF("split_with_num", SplitWithNumKernel)
 STANDIN_HALF("slice", SliceKernel)
 STANDIN_HALF("slice_grad", SliceGradKernel)
-STANDIN_HALF("set_value_with_tensor", SetTensorValueKernel)
+STANDIN_HALF("scatter", ScatterKernel)
 STANDIN_HALF("conv2d", ConvKernel)
 STANDIN_HALF("conv2d_grad", ConvGradKernel)
 STANDIN_HALF("where", WhereKernel)
@@ -94,8 +90,6 @@ STANDIN_HALF("where_grad", WhereGradKernel)
 STANDIN_HALF("squared_l2_norm", SquaredL2NormKernel)
 STANDIN_HALF("full", FullKernel)
 STANDIN_HALF("full_like", FullLikeKernel)
-STANDIN_HALF("flatten", FlattenKernel)
-STANDIN_HALF("flatten_grad", FlattenGradKernel)
 STANDIN_HALF("unsqueeze", UnsqueezeKernel)
 STANDIN_HALF("unsqueeze_grad", UnsqueezeGradKernel)
 STANDIN_HALF("squeeze", SqueezeKernel)
