@@ -212,6 +212,9 @@ def _idle(settings: TrainingSettings, given: set[str]) -> list[str]:
         for name, strategy in strategies.items()
         if name in given and strategy != "steps"
     ]
+    entries = [entry for part in (settings.data.dataset or {}).values() for entry in part]
+    if "single_view_repeat" in given and not any(entry.get("name") == "mv_dataset" for entry in entries):
+        idle.append('single_view_repeat has no effect: no data set has the name "mv_dataset"')
     if not model.lora:
         idle += [f"{name} has no effect without lora" for name in sorted(given) if name.startswith("lora_")]
     if training.amp_master_grad and training.fp16_opt_level != "O2":

@@ -80,6 +80,7 @@ def test_the_quick_demo_goes_through_every_step(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_four_views_tell_the_back_and_one_view_cannot(tmp_path):
     results = Demo(tmp_path, 1, FULL).go()
     assert results["four_views_back"] >= PROMISED

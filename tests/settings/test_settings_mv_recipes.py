@@ -50,3 +50,10 @@ def test_the_first_stage_trains_the_upper_tower_and_the_second_goes_on_from_its_
 def test_the_objects_of_the_demo_file_are_seen_ten_times(recipe):
     files = [entry["data_files"] for entry in recipe("pretrain").data.dataset["train"]]
     assert files[1] == ["data/demo_obj_pretrain.json"] * 10
+
+
+def test_a_repetition_without_a_multi_view_data_set_is_told(recipe, tmp_path):
+    flags = ["--model_name_or_path", "m", "--output_dir", str(tmp_path / "out"), "--data_path", "rows.json"]
+    settings = load_settings([*flags, "--do_train", "true", "--single_view_repeat", "2"])
+    assert 'single_view_repeat has no effect: no data set has the name "mv_dataset"' in settings.notes
+    assert recipe("sft").notes == ()

@@ -83,6 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_file(home):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_killed_again_and_again_at_random_gives_the_same_file(home):
     assert finish(home, *command(home, "syn", "syn straight")).returncode == 0
     draw, kills, lines = random.Random(1), 0, 2
