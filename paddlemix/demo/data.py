@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paddlemix.demo.shapes import PLACES, Scene, draw_scenes, paint
+from paddlemix.demo.shapes import Scene, Shape, draw_scenes, paint
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
 
 NUMBERS = ("one", "two", "three", "four")
-NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -54,31 +53,32 @@ def by_kind(answers: Sequence[Answer]) -> dict[str, tuple[int, int]]:
     return dict(sorted(found.items()))
 
 
-def _at(scene: Scene) -> Iterator[Question]:
-    for place in PLACES:
-        shape = scene.at(place)
-        answer = NOTHING if shape is None else f"a {shape.colour} {shape.kind}"
-        yield Question("what is there", f"What is at the {place}?", answer)
+def _thing(scene: Scene) -> Iterator[Question]:
+    for shape in _only(scene):
+        yield Question("thing", "What is in the picture?", f"a {shape.colour} {shape.kind}")
 
 
 def _shape(scene: Scene) -> Iterator[Question]:
-    for shape in scene.shapes:
+    for shape in _only(scene):
+        yield Question("shape", "What shape is it?", shape.kind)
         yield Question("shape", f"What shape is the {shape.colour} one?", shape.kind)
 
 
 def _colour(scene: Scene) -> Iterator[Question]:
-    for shape in scene.shapes:
+    for shape in _only(scene):
+        yield Question("colour", "What colour is the shape?", shape.colour)
         yield Question("colour", f"What colour is the {shape.kind}?", shape.colour)
 
 
-def _where_kind(scene: Scene) -> Iterator[Question]:
-    for shape in scene.shapes:
+def _place(scene: Scene) -> Iterator[Question]:
+    for shape in _only(scene):
+        yield Question("place", "Where is the shape?", shape.place)
         yield Question("place", f"Where is the {shape.kind}?", shape.place)
 
 
-def _where_colour(scene: Scene) -> Iterator[Question]:
-    for shape in scene.shapes:
-        yield Question("place", f"Where is the {shape.colour} one?", shape.place)
+def _only(scene: Scene) -> tuple[Shape, ...]:
+    """The shape of a scene that has one; these questions have no single answer when there are several."""
+    return scene.shapes if len(scene.shapes) == 1 else ()
 
 
 def _count(scene: Scene) -> Iterator[Question]:
@@ -88,7 +88,7 @@ def _count(scene: Scene) -> Iterator[Question]:
 Task = tuple[Callable[[Scene], Iterator[Question]], ...]
 """The kinds of questions of a task: each gives all questions of its kind that a scene has."""
 
-LOOK: Task = (_at, _shape, _colour, _where_kind, _where_colour)
+LOOK: Task = (_thing, _shape, _colour, _place)
 COUNT: Task = (_count,)
 
 
@@ -103,14 +103,16 @@ def ask(scene: Scene, task: Task, rng: random.Random, rounds: int) -> list[Quest
     return found
 
 
-def write_training(folder: Path, name: str, rounds: Sequence[tuple[Task, int]], seed: int, pictures: int) -> Path:
+def write_training(
+    folder: Path, name: str, rounds: Sequence[tuple[Task, int]], seed: int, pictures: int, most: int = 1
+) -> Path:
     """``name.json`` in LLaVA's format and its pictures; returns the path of the JSON file.
 
     Every picture has one conversation: so many rounds of each task as ``rounds`` says, in random order.
     """
     rng = random.Random(f"questions {name} {seed}")
     rows = []
-    for file, scene in _write_pictures(folder, name, seed, pictures, unseen=False):
+    for file, scene in _write_pictures(folder, name, seed, pictures, most, unseen=False):
         questions = [question for task, count in rounds for question in ask(scene, task, rng, count)]
         rng.shuffle(questions)
         turns = [
@@ -125,11 +127,11 @@ def write_training(folder: Path, name: str, rounds: Sequence[tuple[Task, int]], 
     return path
 
 
-def write_test(folder: Path, name: str, task: Task, seed: int, pictures: int) -> list[Question]:
+def write_test(folder: Path, name: str, task: Task, seed: int, pictures: int, most: int = 1) -> list[Question]:
     """One question for each of ``pictures`` pictures that show combinations no training shows; ``name.json``."""
     rng = random.Random(f"questions {name} {seed}")
     questions = []
-    for file, scene in _write_pictures(folder, name, seed, pictures, unseen=True):
+    for file, scene in _write_pictures(folder, name, seed, pictures, most, unseen=True):
         (question,) = ask(scene, task, rng, 1)
         questions.append(Question(question.kind, question.text, question.answer, file))
     rows = [asdict(question) for question in questions]
@@ -137,9 +139,11 @@ def write_test(folder: Path, name: str, task: Task, seed: int, pictures: int) ->
     return questions
 
 
-def _write_pictures(folder: Path, name: str, seed: int, pictures: int, *, unseen: bool) -> Iterator[tuple[str, Scene]]:
+def _write_pictures(
+    folder: Path, name: str, seed: int, pictures: int, most: int, *, unseen: bool
+) -> Iterator[tuple[str, Scene]]:
     (folder / name).mkdir(parents=True, exist_ok=True)
-    for number, scene in zip(range(pictures), draw_scenes(seed, name, unseen=unseen), strict=False):
+    for number, scene in zip(range(pictures), draw_scenes(seed, name, most, unseen=unseen), strict=False):
         file = f"{name}/{number:05d}.png"
         paint(scene).save(folder / file, compress_level=1)
         yield file, scene

@@ -39,7 +39,7 @@ def write_tokenizer(folder: Path, sentences: Iterable[str]) -> None:
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
-        split_by_unicode_script=False,  # "ASSISTANT:" is one piece, so a round of the conversation has 11
+        split_by_unicode_script=False,  # "ASSISTANT:" is one piece, which makes rounds short
         user_defined_symbols=["?"],
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -95,8 +95,8 @@ def draw_start(model: "LlavaForCausalLM", seed: int) -> None:
     """Draw every weight as a network of this size wants it.
 
     The usual starting widths (0.02) suit models a hundred times wider. Here every matrix starts at
-    ``1 / sqrt(fan-in)``, and the tower's position rows at 1, as large as the patches that they are added to: with the
-    usual 0.02 the places of things were still guessed after 2,000 steps (58 % right), with 1 they are learnt in 600.
+    ``1 / sqrt(fan-in)``: on smaller shapes in nine places, kinds were 45 % right after 1,200 steps instead of 25 %
+    (one run each; chance is 20 %). The tower's position rows start at 1, as large as the patches they are added to.
     """
     import numpy as np
     import paddle

@@ -3,6 +3,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddlemix.demo import data, sheets
 from paddlemix.demo.data import Answer, Question, accuracy, by_kind
+from paddlemix.demo.shapes import PLACES
 from paddlemix.utils import device
 from paddlemix.utils.errors import ConfigError, TrainingError
 from paddlemix.utils.files import atomic_write
@@ -27,6 +29,8 @@ FINETUNE = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
 MERGE = ROOT / "paddlemix" / "tools" / "merge_lora_params.py"
 CHAT = ROOT / "paddlemix" / "examples" / "llava" / "run_predict_multiround.py"
 
+MARK = "made_by_the_demo.txt"
+
 PROMISED = 0.95
 """Part of the unseen pictures that must be answered rightly."""
 
@@ -38,8 +42,8 @@ CLOSE = 1e-3
 class Size:
     """How much is drawn, trained and asked. ``steps`` None: as the recipe says."""
 
-    training_pictures: int = 6000
-    second_pictures: int = 2000
+    training_pictures: int = 10000
+    second_pictures: int = 4000
     test_pictures: int = 400
     steps: int | None = None
     checked: bool = True
@@ -104,6 +108,7 @@ class Demo:
 
     def go(self, *, chat: bool) -> dict[str, Any]:
         """All steps in order."""
+        self._clear()
         device.tune_cpu()
         self._draw()
         self._train("sft", "train", self.paths.start, self.paths.model)
@@ -117,20 +122,34 @@ class Demo:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
+    def _clear(self) -> None:
+        """Take away the folders of an earlier demo. Folders of these names that no demo made are left alone."""
+        paths = self.paths
+        old = [path for path in (paths.data, paths.start, paths.model, paths.adapter, paths.merged) if path.exists()]
+        if old and not (paths.out / MARK).is_file():
+            raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
+        for folder in old:
+            shutil.rmtree(folder)
+        paths.data.mkdir(parents=True)
+        names = ", ".join(path.name for path in (paths.data, paths.start, paths.model, paths.adapter, paths.merged))
+        (paths.out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
+
     def _draw(self) -> None:
         self._title("1", "Pictures, questions, a vocabulary and random weights")
         folder, size = self.paths.data, self.size
-        look, count = data.LOOK, data.COUNT
+        look, count, several = data.LOOK, data.COUNT, len(PLACES)
         training = [
-            data.write_training(folder, "train", [(look, 4)], self.seed, size.training_pictures),
-            data.write_training(folder, "count", [(count, 1), (look, 2)], self.seed, size.second_pictures),
+            data.write_training(folder, "train", [(look, 2)], self.seed, size.training_pictures),
+            data.write_training(folder, "count", [(count, 1), (look, 1)], self.seed, size.second_pictures, several),
         ]
         self.questions = data.write_test(folder, "test", look, self.seed, size.test_pictures)
-        self.counting = data.write_test(folder, "count_test", count, self.seed, size.test_pictures)
+        self.counting = data.write_test(folder, "count_test", count, self.seed, size.test_pictures, several)
         compared = data.require_unseen(folder, ["train", "count"], ["test", "count_test"])
         drawn = size.training_pictures + size.second_pictures
         self._say(f"{drawn:,} pictures to learn from, {compared} others to be asked about.")
-        self._say("No picture of the test shows a combination of things that any picture of the training shows.")
+        self._say(
+            "Each of these shows a thing (say, a green star) in the one place where no training picture shows it."
+        )
         # Paddle is imported from here on: everything before needs no second of it.
         from paddlemix.demo.model import write_start
 
@@ -208,7 +227,7 @@ class Demo:
 
     def _talk(self, chat: bool) -> None:
         """A chat when somebody is there, else the first rounds of one."""
-        picture = self.paths.data / next(question.picture for question in self.counting)
+        picture = self.paths.data / self.questions[0].picture
         command = [CHAT, "--model-path", self.paths.merged, "--image-file", picture, "--temperature", "0"]
         if chat and sys.stdin.isatty():
             self._say(f"Talk with it about {picture}; an empty line ends the chat.")
@@ -216,7 +235,7 @@ class Demo:
             return
         self._say("A conversation with the model:")
         session = self._session()
-        for text in ("How many shapes are there?", "What is at the top left?", "What is at the bottom right?"):
+        for text in ("How many shapes are there?", "What is in the picture?", "Where is the shape?"):
             said = session.answer(text, () if session.turns else (str(picture),))
             self._say(f"  USER: {text}\n  ASSISTANT: {said}")
         self._say("Go on with it:")

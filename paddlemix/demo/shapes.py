@@ -3,7 +3,6 @@
 
 import math
 import random
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,9 +21,6 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 
 SIDE = 96
 """Side of a picture file in pixels."""
-
-UNSEEN_OF = 6
-"""One in this many combinations of things is kept away from the training."""
 
 _OVERSAMPLE = 3
 _CROSS = 0.36
@@ -58,17 +54,17 @@ class Scene:
 
     @property
     def unseen(self) -> bool:
-        """Whether its combination belongs to the pictures that no training sees. Depends on nothing else."""
-        return zlib.crc32(repr(self.combination).encode()) % UNSEEN_OF == 0
-
-    def at(self, place: str) -> Shape | None:
-        """The shape in a quarter, or None."""
-        return next((shape for shape in self.shapes if shape.place == place), None)
+        """Whether it belongs to the pictures that no training sees: a shape stands in its ``held_out_place``."""
+        return any(shape.place == held_out_place(shape.colour, shape.kind) for shape in self.shapes)
 
 
-def draw_scene(rng: random.Random, most: int = len(PLACES)) -> Scene:
-    """A scene of one to ``most`` shapes."""
-    count = rng.randint(1, most)
+def held_out_place(colour: str, kind: str) -> str:
+    """The one place in which no training picture shows this thing. It is shown in the three others."""
+    return PLACES[(list(COLOURS).index(colour) + KINDS.index(kind)) % len(PLACES)]
+
+
+def draw_scene(rng: random.Random, count: int) -> Scene:
+    """A scene of ``count`` shapes."""
     chosen = zip(rng.sample(PLACES, count), rng.sample(list(COLOURS), count), rng.sample(KINDS, count), strict=True)
     shapes = tuple(
         Shape(
@@ -85,13 +81,16 @@ def draw_scene(rng: random.Random, most: int = len(PLACES)) -> Scene:
     return Scene((rng.randint(8, 64), rng.randint(8, 64), rng.randint(16, 80)), shapes)
 
 
-def draw_scenes(seed: int, name: str, *, unseen: bool) -> Iterator[Scene]:
-    """Scenes without end, all of them on one side of the split. ``seed`` and ``name`` decide them."""
+def draw_scenes(seed: int, name: str, most: int = 1, *, unseen: bool) -> Iterator[Scene]:
+    """Scenes of one to ``most`` shapes without end, on one side of the split. ``seed`` and ``name`` decide them."""
     rng = random.Random(f"{name} {seed}")
     while True:
-        scene = draw_scene(rng)
-        if scene.unseen == unseen:
-            yield scene
+        # The number is drawn first, so that it is spread alike on both sides of the split.
+        count = rng.randint(1, most)
+        scene = draw_scene(rng, count)
+        while scene.unseen != unseen:
+            scene = draw_scene(rng, count)
+        yield scene
 
 
 def paint(scene: Scene, side: int = SIDE) -> Image.Image:

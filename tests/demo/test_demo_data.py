@@ -12,8 +12,8 @@ from paddlemix.demo import data, shapes
 from paddlemix.utils.errors import DataError
 
 
-def _scenes(seed: int, name: str, count: int, *, unseen: bool) -> list[shapes.Scene]:
-    return list(itertools.islice(shapes.draw_scenes(seed, name, unseen=unseen), count))
+def _scenes(seed: int, name: str, count: int, most: int = 1, *, unseen: bool) -> list[shapes.Scene]:
+    return list(itertools.islice(shapes.draw_scenes(seed, name, most, unseen=unseen), count))
 
 
 def _files(folder):
@@ -31,14 +31,34 @@ def test_another_seed_draws_other_pictures():
     assert _scenes(0, "train", 20, unseen=False) != _scenes(1, "train", 20, unseen=False)
 
 
-def test_no_combination_of_the_test_is_in_the_training():
-    seen = {scene.combination for scene in _scenes(0, "train", 3000, unseen=False)}
-    unseen = {scene.combination for scene in _scenes(0, "test", 400, unseen=True)}
-    assert seen.isdisjoint(unseen)
+def test_no_picture_of_the_training_shows_a_thing_in_its_held_out_place():
+    for most in (1, 4):
+        for scene in _scenes(0, "train", 500, most, unseen=False):
+            assert all(s.place != shapes.held_out_place(s.colour, s.kind) for s in scene.shapes)
+
+
+def test_every_picture_of_the_test_shows_a_thing_in_its_held_out_place():
+    for most in (1, 4):
+        for scene in _scenes(0, "test", 200, most, unseen=True):
+            assert any(s.place == shapes.held_out_place(s.colour, s.kind) for s in scene.shapes)
+
+
+def test_the_training_shows_every_thing_in_its_other_three_places():
+    shown: dict[tuple[str, str], set[str]] = {}
+    for (shape,) in (scene.shapes for scene in _scenes(0, "train", 3000, unseen=False)):
+        shown.setdefault((shape.colour, shape.kind), set()).add(shape.place)
+    assert len(shown) == len(shapes.COLOURS) * len(shapes.KINDS)
+    assert all(len(places) == 3 for places in shown.values())
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_every_number_of_shapes_is_as_likely_on_both_sides_of_the_split(unseen):
+    counts = [len(scene.shapes) for scene in _scenes(0, "count", 2000, 4, unseen=unseen)]
+    assert all(400 < counts.count(number) < 600 for number in (1, 2, 3, 4))
 
 
 def test_kinds_colours_and_places_do_not_repeat_in_a_scene():
-    for scene in _scenes(3, "any", 200, unseen=False):
+    for scene in _scenes(3, "any", 200, 4, unseen=False):
         for values in zip(*((s.kind, s.colour, s.place) for s in scene.shapes), strict=True):
             assert len(set(values)) == len(values)
 
@@ -66,38 +86,40 @@ def test_every_kind_of_shape_looks_different_and_stays_in_its_quarter(kind):
 def test_answers_follow_from_the_scene():
     star = shapes.Shape("star", "red", "top left", 0.8, (0, 0), 0, (0, 0, 0))
     cross = shapes.Shape("cross", "blue", "bottom right", 0.8, (0, 0), 0, (0, 0, 0))
-    scene = shapes.Scene((0, 0, 0), (star, cross))
-    found = {q.text: q.answer for kind in (*data.LOOK, *data.COUNT) for q in kind(scene)}
-    assert found == {
-        "What is at the top left?": "a red star",
-        "What is at the top right?": "nothing",
-        "What is at the bottom left?": "nothing",
-        "What is at the bottom right?": "a blue cross",
+    one, two = shapes.Scene((0, 0, 0), (star,)), shapes.Scene((0, 0, 0), (star, cross))
+    assert {q.text: q.answer for kind in (*data.LOOK, *data.COUNT) for q in kind(one)} == {
+        "What is in the picture?": "a red star",
+        "What shape is it?": "star",
         "What shape is the red one?": "star",
-        "What shape is the blue one?": "cross",
+        "What colour is the shape?": "red",
         "What colour is the star?": "red",
-        "What colour is the cross?": "blue",
+        "Where is the shape?": "top left",
         "Where is the star?": "top left",
-        "Where is the red one?": "top left",
-        "Where is the cross?": "bottom right",
-        "Where is the blue one?": "bottom right",
-        "How many shapes are there?": "two",
+        "How many shapes are there?": "one",
+    }
+    # With two shapes the questions about "the shape" have no single answer, so they are not asked.
+    assert {q.text: q.answer for kind in (*data.LOOK, *data.COUNT) for q in kind(two)} == {
+        "How many shapes are there?": "two"
     }
 
 
 def test_a_conversation_asks_nothing_twice():
     for number, scene in enumerate(_scenes(0, "train", 50, unseen=False)):
-        texts = [question.text for question in data.ask(scene, data.LOOK, random.Random(number), 8)]
-        assert len(set(texts)) == len(texts) == 8
+        texts = [question.text for question in data.ask(scene, data.LOOK, random.Random(number), 7)]
+        assert len(set(texts)) == len(texts) == 7
 
 
 def test_training_rows_are_llava_rows_with_one_image_place(tmp_path):
-    rows = json.loads(data.write_training(tmp_path, "count", [(data.COUNT, 1), (data.LOOK, 2)], 0, 5).read_text())
-    for row in rows:
-        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * 3
-        assert [turn["value"].count("<image>") for turn in row["conversations"]] == [1, 0, 0, 0, 0, 0]
+    path = data.write_training(tmp_path, "count", [(data.COUNT, 1), (data.LOOK, 1)], 0, 12, 4)
+    rounds = set()
+    for row in json.loads(path.read_text()):
+        turns = row["conversations"]
+        rounds.add(len(turns) // 2)
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert [turn["value"].count("<image>") for turn in turns] == [1] + [0] * (len(turns) - 1)
         assert (tmp_path / row["image"]).is_file()
-        assert any("How many shapes are there?" in turn["value"] for turn in row["conversations"])
+        assert any("How many shapes are there?" in turn["value"] for turn in turns)
+    assert rounds == {1, 2}
 
 
 def test_a_picture_of_the_training_among_those_of_the_test_is_an_error(tmp_path):

@@ -70,6 +70,28 @@ def test_an_accuracy_below_the_promise_is_an_error(tmp_path):
         run._require_promise()
 
 
+def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious.txt").write_text("mine")
+    done = _demo(tmp_path, "--quick")
+    assert done.returncode == 2
+    assert "model is there already, and no demo made it" in done.stderr
+    assert (tmp_path / "model" / "precious.txt").read_text() == "mine"
+
+
+def test_a_second_demo_replaces_the_first_and_nothing_else(tmp_path):
+    from paddlemix.demo.run import MARK, QUICK, Demo, Paths
+
+    (tmp_path / MARK).write_text("")
+    for name in ("data", "lora", "multiview"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.txt").write_text("old")
+    Demo(Paths(tmp_path), 0, QUICK)._clear()
+    assert [
+        path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.txt")) if path.name == "old.txt"
+    ] == ["multiview/old.txt"]
+
+
 def test_a_wrong_flag_costs_no_heavy_import():
     code = "import sys, paddlemix.demo.__main__ as d\nd.parser().parse_args([])\nsys.exit('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
