@@ -67,6 +67,11 @@ def get(name: str) -> str:
     return value
 
 
+def is_set(name: str) -> bool:
+    """True when the environment has the variable, whatever it holds. Cheap enough for each layer of a decode step."""
+    return name in os.environ
+
+
 def raw(name: str) -> str | None:
     """A variable that belongs to somebody else (FLAGS_*, MKL_*, PADDLE_*), as it stands."""
     return os.environ.get(name)

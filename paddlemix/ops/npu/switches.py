@@ -11,12 +11,13 @@ WHOLE = "PADDLEMIX_NPU_FUSED"
 OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
 """``PADDLEMIX_NPU_FUSED_<operator>``; what is ``auto`` there follows ``PADDLEMIX_NPU_FUSED``."""
 
+_NAMES = {operator: f"{WHOLE}_{operator}" for operator in OPERATORS}
 _told: set[tuple[str, str]] = set()
 
 
 def setting(operator: str) -> tuple[str, str]:
     """(``auto``, ``0`` or ``1``; the flag that says so) for one of ``OPERATORS``."""
-    name = f"{WHOLE}_{operator}"
+    name = _NAMES[operator]
     value = env.get(name)
     return (value, name) if value != "auto" else (env.get(WHOLE), WHOLE)
 
@@ -24,7 +25,11 @@ def setting(operator: str) -> tuple[str, str]:
 def off_on_device(operator: str, x: Tensor) -> bool:
     """True when ``x`` does not lie on an npu. BackendError when the operator is forced all the same."""
     place = x.place
-    if not place.is_cpu_place() and not place.is_gpu_place() and place.custom_device_type() == "npu":
+    if place.is_cpu_place():
+        # Asked several times in each layer: a CPU without these flags must not feel it.
+        if not env.is_set(WHOLE) and not env.is_set(_NAMES[operator]):
+            return True
+    elif not place.is_gpu_place() and place.custom_device_type() == "npu":
         return False
     value, name = setting(operator)
     if value == "1":
