@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory a training run needs on each card, counted from the architecture and the settings.
 
-An estimate for planning, made of countable things only; what a card really takes shows in npu-smi. Letters: w numbers of the model, t of them train, N cards that share, B rows of a micro-batch,
-L positions of a row, n decoder layers, D model width, V vocabulary.
+An estimate for planning, made of countable things only; what a card really takes shows in npu-smi. Letters: w numbers
+of the model, t of them train, N cards that share, B rows of a micro-batch, L positions of a row, n decoder layers, D
+model width, V vocabulary.
 
     weights      2 w            (float32: 4 w)               / N with sharding stage3
     gradients    4 t            (2 t without amp_master_grad) / N with stage2 and stage3
