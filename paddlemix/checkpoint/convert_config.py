@@ -55,7 +55,7 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
         "mm_vision_select_feature": config.vision.select_feature,
         "mm_use_im_start_end": config.use_im_start_end,
         "mm_use_im_patch_token": config.use_im_patch_token,
-        "image_aspect_ratio": config.image.aspect,
+        "image_aspect_ratio": _aspect(config.image),
         "mm_patch_merge_type": config.image.merge,
         "tokenizer_padding_side": config.padding_side,
         "tokenizer_model_max_length": config.model_max_length,
@@ -65,6 +65,10 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
     if config.image.grid_pinpoints:
         data["image_grid_pinpoints"] = [list(pair) for pair in config.image.grid_pinpoints]
     return data
+
+
+def _aspect(image: ImageConfig) -> str:
+    return image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
 
 
 def clip_data(vision: VisionConfig) -> dict[str, Any]:
@@ -115,10 +119,10 @@ def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
     if config.projector_type != "mlp2x_gelu":
         raise CheckpointError(f'llava-hf has no form for the projector "{config.projector_type}", only for mlp2x_gelu')
     wanted = "spatial_unpad" if image.aspect == "anyres" else "flat"
-    fits = image.aspect in ("anyres", "pad", "square") and image.merge == wanted
+    fits = image.aspect in ("anyres", "pad", "square") and image.merge == wanted and image.max_tiles is None
     if not fits or config.has_image_newline != (image.aspect == "anyres"):
         raise CheckpointError(
-            f'llava-hf has no form for image_aspect_ratio "{image.aspect}" with mm_patch_merge_type "{image.merge}"'
+            f'llava-hf has no form for image_aspect_ratio "{_aspect(image)}" with mm_patch_merge_type "{image.merge}"'
         )
     return vision, image
 

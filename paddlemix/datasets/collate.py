@@ -15,6 +15,7 @@ class Collator:
 
     Keys: ``token_ids``, ``source``, ``positions``, ``labels`` (int64 [B, L]); ``pixels`` (float32 [N, 3, S, S]) when
     there is a tile; ``starts`` (int64 [B]) with left padding; ``segments`` (int64 [B, L]) when a row is packed.
+    ``blend_index`` and ``blend_weight`` [K, 4] when ``anyres_max_N`` scales a picture's features down.
     ``min_tiles`` adds black tiles that nothing refers to, so that the projector takes part in every batch (several
     processes must agree on it). None in the batch is a row that was skipped; a batch of nothing else becomes one row
     without labels, whose loss and gradients are zero.
@@ -52,6 +53,8 @@ class Collator:
             "positions": plan.positions,
             "labels": plan.labels,
         }
+        if plan.blend_index is not None:
+            batch["blend_index"], batch["blend_weight"] = plan.blend_index, plan.blend_weight
         if plan.n_tiles:
             batch["pixels"] = self._pixels(kept, plan.n_tiles)
         if self.padding_side == "left":

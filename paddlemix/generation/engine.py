@@ -50,7 +50,10 @@ class _Run:
     @paddle.no_grad()
     def prefill(self, plan: Plan, features: paddle.Tensor | None) -> paddle.Tensor:
         """Run the plan's columns behind the cache; scores ``[B, V]`` of the token that comes next."""
-        rows = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features)
+        blend = None
+        if plan.blend_index is not None:
+            blend = paddle.to_tensor(plan.blend_index), paddle.to_tensor(plan.blend_weight)
+        rows = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features, blend)
         positions = plan.positions + self.cache.length
         hidden = self.model.decode(rows, paddle.to_tensor(positions), self._mask(), self.cache)
         return self._scores(hidden)

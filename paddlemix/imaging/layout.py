@@ -17,6 +17,9 @@ from paddlemix.utils.errors import ConfigError
 NEWLINE = -1
 """Entry of ``Layout.order`` that stands for the learnt newline row."""
 
+BLENDED = -2
+"""Entry of ``Layout.order`` for row 0 of the layout's ``blend``; row k is ``BLENDED - k``."""
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -30,10 +33,20 @@ class Layout:
 
     ``tiles`` is the number of tiles given to the vision tower. ``order`` (int64) holds ``tile * P + row`` or
     ``NEWLINE``, where P is the number of feature rows of one tile; ``len(order)`` is the number of image tokens.
+    With a ``blend``, entries of ``BLENDED - k`` stand for its row k.
     """
 
     tiles: int
     order: np.ndarray
+    blend: "Blend | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """Rows that are weighted sums of feature rows: ``index`` int64 [K, 4] of ``tile * P + row``, ``weight`` float32."""
+
+    index: np.ndarray
+    weight: np.ndarray
 
 
 def choose_resolution(size: Size, pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -122,14 +135,67 @@ def layout_for(size: Size, tiles_grid: tuple[int, int] | None, image: ImageConfi
         return _layout(tiles, np.arange(tiles * rows_per_tile, dtype=np.int64))
     if rows_per_tile != vision.grid * vision.grid:
         raise ConfigError(f'merge type "{image.merge}" needs mm_vision_select_feature "patch", not "cls_patch"')
+    if image.max_tiles is not None and image.merge == "spatial_unpad":
+        smaller = shrunk(size, tiles_grid, image.max_tiles, vision.grid)
+        if smaller is not None:
+            return _blended(size, tiles_grid, vision.grid, smaller)
     return _layout(tiles, _spatial(size, tiles_grid, vision.grid, image.merge == "spatial_unpad"))
 
 
-def _spatial(size: Size, tiles_grid: tuple[int, int], side: int, unpad: bool) -> np.ndarray:
+def shrunk(size: Size, tiles_grid: tuple[int, int], max_tiles: int, side: int) -> tuple[int, int] | None:
+    """(rows, columns) that ``anyres_max_N`` scales the features of a large picture down to; None when it leaves them.
+
+    The rule is LLaVA-NeXT's (llava_arch.py): the side is divided by the square root of how many times more features
+    than those of N tiles there are, unless that is at most 1.1; lengths are cut to whole numbers.
+    """
+    top, bottom, left, right = unpad_window(size, (tiles_grid[0] * side, tiles_grid[1] * side))
+    rows, columns = bottom - top, right - left
+    times = math.sqrt(rows * columns / (max_tiles * side**2))
+    return (int(rows // times), int(columns // times)) if times > _TOLERATED else None
+
+
+_TOLERATED = 1.1
+
+
+def _blended(size: Size, tiles_grid: tuple[int, int], side: int, target: tuple[int, int]) -> Layout:
+    """The whole picture's tile, then its features at ``target`` (rows, columns), each row closed by a newline."""
+    picture = _picture(tiles_grid, side)
+    top, bottom, left, right = unpad_window(size, picture.shape)
+    picture = picture[top:bottom, left:right]
+    above, below, down = _bilinear(picture.shape[0], target[0])
+    before, behind, along = _bilinear(picture.shape[1], target[1])
+    corners = [picture[np.ix_(y, x)] for y in (above, below) for x in (before, behind)]
+    shares = [np.outer(y, x) for y in (1 - down, down) for x in (1 - along, along)]
+    blend = Blend(np.stack(corners, -1).reshape(-1, 4), np.stack(shares, -1).reshape(-1, 4).astype(np.float32))
+    rows = BLENDED - np.arange(target[0] * target[1], dtype=np.int64).reshape(target)
+    rows = np.concatenate([rows, np.full((target[0], 1), NEWLINE, dtype=np.int64)], axis=1)
+    order = np.concatenate([np.arange(side * side, dtype=np.int64), rows.reshape(-1)])
+    for array in (order, blend.index, blend.weight):
+        array.setflags(write=False)
+    return Layout(1 + tiles_grid[0] * tiles_grid[1], order, blend)
+
+
+def _bilinear(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of ``target`` places the two of ``length`` beside it and the share of the second, float32.
+
+    As torch's interpolate has it without align_corners: the middle of a place falls on ``(i + 0.5) * scale - 0.5``.
+    """
+    scale = np.float32(length) / np.float32(target)
+    middle = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+    first = np.minimum(middle.astype(np.int64), length - 1)
+    return first, np.minimum(first + 1, length - 1), (middle - first).astype(np.float32)
+
+
+def _picture(tiles_grid: tuple[int, int], side: int) -> np.ndarray:
+    """Feature rows of the tiles behind the first, as they lie in the picture."""
     rows, columns = tiles_grid
-    base = np.arange(side * side, dtype=np.int64)
     tiled = side * side + np.arange(rows * columns * side * side, dtype=np.int64)
-    picture = tiled.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+    return tiled.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+
+
+def _spatial(size: Size, tiles_grid: tuple[int, int], side: int, unpad: bool) -> np.ndarray:
+    base = np.arange(side * side, dtype=np.int64)
+    picture = _picture(tiles_grid, side)
     if unpad:
         top, bottom, left, right = unpad_window(size, picture.shape)
         kept = picture[top:bottom, left:right]
@@ -156,7 +222,12 @@ def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
         return (1 + grid[0] * grid[1]) * vision.tokens_per_tile
     side = vision.grid
     rows, columns = grid[0] * side, grid[1] * side
-    if image.merge == "spatial_unpad":
+    smaller = None
+    if image.merge == "spatial_unpad" and image.max_tiles is not None:
+        smaller = shrunk(size, grid, image.max_tiles, side)
+    if smaller is not None:
+        rows, columns = smaller[0], smaller[1] + 1
+    elif image.merge == "spatial_unpad":
         top, bottom, left, right = unpad_window(size, (rows, columns))
         rows, columns = bottom - top, right - left + 1
     return side * side + rows * columns

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from paddlemix.imaging.layout import NEWLINE, Layout, Size, layout_of
+from paddlemix.imaging.layout import Layout, Size, layout_of
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -67,15 +67,21 @@ def split_sheet(picture: Image.Image, grid: int = 2, order: str | None = None) -
 def joined(layouts: Sequence[Layout], tokens_per_tile: int) -> Layout:
     """One layout whose rows are those of ``layouts`` one after the other; its tiles are theirs in the same order."""
     parts, tiles = [], 0
-    for layout in layouts:
-        parts.append(np.where(layout.order == NEWLINE, NEWLINE, layout.order + tiles * tokens_per_tile))
+    for layout in map(_plain, layouts):
+        parts.append(np.where(layout.order < 0, layout.order, layout.order + tiles * tokens_per_tile))
         tiles += layout.tiles
     return _frozen(tiles, np.concatenate(parts) if parts else np.empty(0, dtype=np.int64))
 
 
 def repeated(layout: Layout, times: int) -> Layout:
     """The same picture ``times`` times in a row. Its tiles are given to the vision tower once."""
-    return layout if times == 1 else _frozen(layout.tiles, np.tile(layout.order, times))
+    return layout if times == 1 else _frozen(_plain(layout).tiles, np.tile(layout.order, times))
+
+
+def _plain(layout: Layout) -> Layout:
+    if layout.blend is not None:
+        raise ConfigError("views cannot be joined under anyres_max_N, which scales features down; use anyres or pad")
+    return layout
 
 
 def _frozen(tiles: int, order: np.ndarray) -> Layout:

@@ -53,10 +53,16 @@ class LlavaForCausalLM(nn.Layer):
         features = self.llama.vision_tower(pixels)
         return self.llama.mm_projector(features.astype(self.dtype))
 
-    def embed(self, token_ids: Tensor, source: Tensor, features: Tensor | None) -> Tensor:
-        """``[B, L]`` ids and plan indices, ``[N, P, D]`` features or None, to ``[B, L, D]``."""
+    def embed(
+        self,
+        token_ids: Tensor,
+        source: Tensor,
+        features: Tensor | None,
+        blend: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``[B, L]`` ids and plan indices, ``[N, P, D]`` features or None, to ``[B, L, D]``; ``blend``: the plan's."""
         newline = self.llama.image_newline if self.config.has_image_newline else None
-        return merge_rows(source, self.llama.embed(token_ids), features, newline)
+        return merge_rows(source, self.llama.embed(token_ids), features, newline, blend)
 
     def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]`` after the final norm; a cache is written and advanced by L."""
@@ -81,6 +87,8 @@ class LlavaForCausalLM(nn.Layer):
         pixels: Tensor | None = None,
         starts: Tensor | None = None,
         segments: Tensor | None = None,
+        blend_index: Tensor | None = None,
+        blend_weight: Tensor | None = None,
     ) -> Tensor:
         """Mean loss over the labels if ``labels`` are given, else logits ``[B, L, V]``. Arguments: splice plan.
 
@@ -88,7 +96,8 @@ class LlavaForCausalLM(nn.Layer):
         attention build a dense mask.
         """
         features = None if pixels is None else self.encode_images(pixels)
-        embeds = self.embed(token_ids, source, features)
+        blend = None if blend_index is None else (blend_index, blend_weight)
+        embeds = self.embed(token_ids, source, features, blend)
         mask = Mask(causal=True, key_starts=starts, segments=segments)
         logits = self.logits(self.decode(embeds, positions, mask))
         return logits if labels is None else next_token_loss(logits, labels, segments, starts)[0]

@@ -6,11 +6,18 @@ from paddle import Tensor
 from paddle.nn import functional
 
 
-def merge_rows(source: Tensor, text: Tensor, features: Tensor | None, newline: Tensor | None) -> Tensor:
-    """Rows of ``concat([text, features, zero, newline])`` in the order of ``source`` [B, L], as ``[B, L, D]``.
+def merge_rows(
+    source: Tensor,
+    text: Tensor,
+    features: Tensor | None,
+    newline: Tensor | None,
+    blend: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Rows of ``concat([text, features, zero, newline, blended])`` in the order of ``source`` [B, L], as ``[B, L, D]``.
 
     Contract (splice/plan): text [B, L, D] gives the first ``B * L`` rows, features [N, P, D] the next ``N * P``, then
-    comes one row of zeros for padding, then the newline [D] if the model has one.
+    comes one row of zeros for padding, then the newline [D] if the model has one. ``blend`` is the plan's index and
+    weight [K, 4]: row k is the weighted sum of four feature rows.
     """
     width = text.shape[-1]
     parts = [text.reshape([-1, width])]
@@ -19,5 +26,13 @@ def merge_rows(source: Tensor, text: Tensor, features: Tensor | None, newline: T
     parts.append(paddle.zeros([1, width], dtype=text.dtype))
     if newline is not None:
         parts.append(newline.astype(text.dtype).reshape([1, width]))
+    if blend is not None and features is not None:
+        parts.append(_blended(features.reshape([-1, width]), *blend).astype(text.dtype))
     # An embedding look-up, because it has forward and backward with duplicate indices on every device.
     return functional.embedding(source, paddle.concat(parts, axis=0))
+
+
+def _blended(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """``[N * P, D]`` and ``[K, 4]`` to ``[K, D]``, summed in float32."""
+    corners = functional.embedding(index, rows).astype("float32")
+    return (corners * weight.unsqueeze(-1)).sum(axis=1)

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.legacy_grid import ASPECTS, read_aspect, read_grid
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
 from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.settings.legacy_read import Reader
@@ -57,7 +58,6 @@ _CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 _ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
 _HF_TYPES = ("llava", "llava_next")
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
-_ASPECTS = ("square", "pad", "anyres")
 _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
@@ -139,9 +139,9 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaCon
         reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
     pixels = pixels_for(vision, [tower, root] if tower else [root])
     merge = _choice(reader, "mm_patch_merge_type", _MERGES, "flat")
-    image = _image(
-        pixels, _choice(reader, "image_aspect_ratio", _ASPECTS, "square"), merge, reader.pairs("image_grid_pinpoints")
-    )
+    aspect, max_tiles = read_aspect(reader, "square")
+    image = _image(pixels, aspect, merge, read_grid(reader, pixels.crop_size))
+    image = dataclasses.replace(image, max_tiles=max_tiles)
     side = _choice(reader, "tokenizer_padding_side", ("right", "left"), "right")
     config = LlavaConfig(
         text=text,
@@ -384,7 +384,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
     merge = None
     if image is not None:
         merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
-        aspect = _choice(reader, "image_aspect_ratio", _ASPECTS, image.aspect)
+        aspect = _choice(reader, "image_aspect_ratio", ASPECTS, image.aspect)
         grid = reader.pairs("image_grid_pinpoints") or image.grid_pinpoints
         image = dataclasses.replace(image, merge=merge, aspect=aspect, grid_pinpoints=grid)
     if vision is not None and image is not None:

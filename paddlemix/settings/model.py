@@ -89,7 +89,8 @@ class ImageConfig:
 
     ``aspect`` is ``square`` (short side resized, centre crop), ``pad`` (mean-coloured square) or ``anyres``.
     ``grid_pinpoints`` are (width, height) in pixels, as the original writes them.
-    ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``.
+    ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``. ``max_tiles`` is the N of LLaVA-NeXT's ``anyres_max_N``:
+    the features of a picture of more tiles are scaled down to about those of N.
     """
 
     crop_size: int
@@ -99,6 +100,7 @@ class ImageConfig:
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    max_tiles: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddlemix.imaging.layout import NEWLINE, Layout
+from paddlemix.imaging.layout import BLENDED, NEWLINE, Layout
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import DataError
 
@@ -42,7 +42,9 @@ class Plan:
     ``token_ids`` [B, L] (0 where the position is not text), ``source`` [B, L] (see the module), ``labels`` [B, L],
     ``positions`` [B, L] (0 on padding), ``segments`` [B, L] (1, 2, ... and 0 on padding), ``lengths`` [B],
     ``starts`` [B] (first valid column), ``truncated`` [B] (merged positions cut off at the end of each row).
-    ``n_tiles`` counts the tiles that the model is given, in the order rows, then layouts.
+    ``n_tiles`` counts the tiles that the model is given, in the order rows, then layouts. ``blend_index`` int64 [K, 4]
+    and ``blend_weight`` float32 [K, 4] are rows made of feature rows (``anyres_max_N``), None when there are none;
+    ``source`` counts them on behind the newline.
     """
 
     token_ids: np.ndarray
@@ -55,6 +57,8 @@ class Plan:
     truncated: np.ndarray
     n_tiles: int
     tokens_per_tile: int
+    blend_index: np.ndarray | None = None
+    blend_weight: np.ndarray | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -65,7 +69,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Merged:
-    """One row after merging; ``feature`` is a row of the batch's features, NEWLINE, or ``_TEXT``."""
+    """One row after merging; ``feature`` is a row of the batch's features, NEWLINE, ``BLENDED - k``, or ``_TEXT``."""
 
     tokens: np.ndarray
     feature: np.ndarray
@@ -75,7 +79,7 @@ class _Merged:
     truncated: int
 
 
-_TEXT = -2
+_TEXT = np.iinfo(np.int64).min
 
 
 def build_plan(
@@ -99,10 +103,11 @@ def build_plan(
         raise DataError(f'padding_side "{padding_side}": expected "right" or "left"')
     if not rows:
         raise DataError("a batch without rows has no plan")
-    merged, tiles = [], 0
+    merged, tiles, blended = [], 0, 0
     for index, row in enumerate(rows):
-        merged.append(_merge(index, row, tiles, tokens_per_tile, max_length))
+        merged.append(_merge(index, row, (tiles, blended), tokens_per_tile, max_length))
         tiles += sum(layout.tiles for layout in row.layouts)
+        blended += sum(_blended_rows(layout) for layout in row.layouts)
     lengths = np.array([len(row.tokens) for row in merged], dtype=np.int64)
     width = int(lengths.max())
     if pad_to_multiple_of:
@@ -120,10 +125,26 @@ def build_plan(
         truncated=np.array([row.truncated for row in merged], dtype=np.int64),
         n_tiles=n_tiles,
         tokens_per_tile=tokens_per_tile,
+        **_blends(rows, tokens_per_tile),
     )
 
 
-def _merge(index: int, row: PlanRow, first_tile: int, per_tile: int, max_length: int | None) -> _Merged:
+def _blended_rows(layout: Layout) -> int:
+    return 0 if layout.blend is None else len(layout.blend.index)
+
+
+def _blends(rows: Sequence[PlanRow], per_tile: int) -> dict[str, np.ndarray]:
+    """The blended rows of all layouts, pointing into the features of the batch."""
+    index, weight, first = [], [], 0
+    for layout in (layout for row in rows for layout in row.layouts):
+        if layout.blend is not None:
+            index.append(layout.blend.index + first * per_tile)
+            weight.append(layout.blend.weight)
+        first += layout.tiles
+    return {"blend_index": np.concatenate(index), "blend_weight": np.concatenate(weight)} if index else {}
+
+
+def _merge(index: int, row: PlanRow, first: tuple[int, int], per_tile: int, max_length: int | None) -> _Merged:
     ids = np.asarray(row.ids, dtype=np.int64)
     labels = _beside(index, "labels", row.labels, ids, IGNORE_INDEX)
     segments = _beside(index, "segments", row.segments, ids, 0)
@@ -134,7 +155,7 @@ def _merge(index: int, row: PlanRow, first_tile: int, per_tile: int, max_length:
     origin = np.repeat(np.arange(len(ids)), spans)
     is_image = is_place[origin]
     feature = np.full(len(origin), _TEXT, dtype=np.int64)
-    feature[is_image] = _feature_rows(row.layouts, first_tile, per_tile)
+    feature[is_image] = _feature_rows(row.layouts, *first, per_tile)
     tokens = np.where(is_image, 0, ids[origin])
     labels = np.where(is_image, IGNORE_INDEX, labels[origin])
     segments, positions = _number(segments[origin])
@@ -167,18 +188,21 @@ def _check(index: int, ids: np.ndarray, is_place: np.ndarray, layouts: Sequence[
     if len(wrong):
         raise DataError(f"batch row {index}: token id {wrong[0]} is negative and no image place ({IMAGE_TOKEN_INDEX})")
     for number, layout in enumerate(layouts):
-        if len(layout.order) and not NEWLINE <= layout.order.min() <= layout.order.max() < layout.tiles * per_tile:
+        lowest = NEWLINE - _blended_rows(layout)
+        if len(layout.order) and not lowest <= layout.order.min() <= layout.order.max() < layout.tiles * per_tile:
             raise DataError(
                 f"batch row {index}, image {number}: its layout names feature rows {layout.order.min()} to "
                 f"{layout.order.max()}, but {layout.tiles} tiles of {per_tile} rows were announced"
             )
 
 
-def _feature_rows(layouts: Sequence[Layout], first_tile: int, per_tile: int) -> np.ndarray:
+def _feature_rows(layouts: Sequence[Layout], first_tile: int, first_blended: int, per_tile: int) -> np.ndarray:
     parts = []
     for layout in layouts:
-        parts.append(np.where(layout.order == NEWLINE, NEWLINE, layout.order + first_tile * per_tile))
+        rows = np.where(layout.order >= 0, layout.order + first_tile * per_tile, layout.order)
+        parts.append(np.where(layout.order <= BLENDED, layout.order - first_blended, rows))
         first_tile += layout.tiles
+        first_blended += _blended_rows(layout)
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
@@ -203,5 +227,6 @@ def _source(merged: list[_Merged], starts: np.ndarray, width: int, feature_rows:
     feature = _lay([row.feature for row in merged], starts, width, feature_rows)
     text = np.arange(text_rows, dtype=np.int64).reshape(len(merged), width)
     source = np.where(feature == _TEXT, text, text_rows + feature)
-    source[feature == NEWLINE] = padding + 1
+    special = (feature < 0) & (feature != _TEXT)
+    source[special] = padding - feature[special]  # the newline (-1) is behind the zero row, blended rows behind that
     return source

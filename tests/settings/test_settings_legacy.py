@@ -271,7 +271,7 @@ def test_a_preprocessor_that_we_cannot_follow_is_refused(hub, changes, text):
         ({"s2": True}, "multi-scale"),
         ({"use_mm_proj": False}, "a model without a projector"),
         ({"image_aspect_ratio": "anyres"}, '"image_grid_pinpoints" is empty'),
-        ({"image_aspect_ratio": "anyres_max_9"}, "expected one of square, pad, anyres"),
+        ({"image_aspect_ratio": "anyres_max"}, "expected one of square, pad, anyres, anyres_max_N"),
         ({"image_grid_pinpoints": [[1]]}, "expected a list of [width, height]"),
         ({"mm_patch_merge_typ": "flat"}, 'unknown key "mm_patch_merge_typ", did you mean "mm_patch_merge_type"?'),
     ],
