@@ -24,6 +24,8 @@ WEIGHT_FILES = (
 """What a folder of weights is looked through for, best first: safetensors hold numbers only."""
 
 _MAX_INDEX_BYTES = 64 << 20
+_RELEASED = 32 << 20
+"""Bytes that are read of a tensor before its file pages are given back: they would count beside the model's own."""
 
 
 class TensorSource:
@@ -65,8 +67,14 @@ class TensorSource:
                 f'{info.file}: tensor "{name}" is {info.dtype}; weights must be one of {", ".join(FLOATS)} '
                 "(quantised checkpoints are not read)"
             )
-        finite = fill(self.view(name), info.dtype, target, target_dtype, transpose=transpose)
-        self._owner[name].release(name)
+        view = self.view(name)
+        step = max(1, _RELEASED * len(view) // max(1, view.nbytes)) if view.ndim else 1
+        finite = True
+        for start in range(0, len(view) if view.ndim else 1, step):
+            here = slice(start, start + step) if view.ndim else ...
+            part = target[:, here] if transpose else target[here]
+            finite &= fill(view[here], info.dtype, part, target_dtype, transpose=transpose)
+            self._owner[name].release(name)
         return finite
 
     def release(self, name: str) -> None:

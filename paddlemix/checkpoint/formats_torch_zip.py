@@ -61,6 +61,7 @@ class TorchZipFile:
         if zlib.crc32(self._file.bytes[entry.start : entry.start + entry.size]) != entry.crc:
             raise CheckpointError(f"{self.path}: {entry.name} is damaged (its checksum differs); download it again")
         self._sound.add(entry.name)
+        self._file.release(entry.start, entry.size)
 
     def _bytes(self, entry: "_Entry") -> bytes:
         self._check_crc(entry)

@@ -514,3 +514,20 @@ def test_bin_files_of_torch_itself_are_read_bit_for_bit(tmp_path):
         else:
             assert values.tolist() == raw, name
     assert open_file(paths[1]).infos()["weight"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_tensor_is_filled_in_parts_of_which_the_pages_are_given_back(transpose, tmp_path, monkeypatch):
+    from paddlemix.checkpoint import formats
+
+    monkeypatch.setattr(formats, "_RELEASED", 100)
+    array = RNG.normal(size=(37, 5)).astype(np.float32)
+    items = [Stored("w", "float32", (37, 5), lambda: array), Stored("s", "float32", (), lambda: np.float32(7))]
+    write_safetensors(tmp_path / "x.safetensors", items)
+    source = open_file(tmp_path / "x.safetensors")
+    target = np.zeros((5, 37) if transpose else (37, 5), np.float32)
+    assert source.fill("w", target, "float32", transpose=transpose)
+    np.testing.assert_array_equal(target.T if transpose else target, array)
+    scalar = np.zeros((), np.float32)
+    assert source.fill("s", scalar, "float32")
+    assert scalar == 7
