@@ -204,7 +204,7 @@ class Demo:
             self.paths.data,
             shown,
             f"{right} of {len(answers)} questions about unseen pictures answered rightly",
-            f"The first questions of the test; of {wrong} wrong answers {sum(not a.right for a in shown)} are shown.",
+            f"The first questions of the test, with {sum(not a.right for a in shown)} of its {wrong} wrong answers.",
         )
         runs = {"Loss, from scratch": self.paths.model, "Loss, counting with LoRA": self.paths.adapter}
         curves = [sheets.Curve(title, read_losses(folder)) for title, folder in runs.items()]
