@@ -4,7 +4,6 @@
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,8 +128,6 @@ def _annotator(args: argparse.Namespace) -> Any:
     decoding = Decoding(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
     )
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()

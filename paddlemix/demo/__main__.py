@@ -8,7 +8,6 @@ Exit code 0; 1 when a training fails or the promised accuracy is missed; 2 when 
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     run_demo(args.out, args.seed, QUICK if args.quick else FULL, chat=not args.no_chat)
     return 0
 

@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,8 +256,6 @@ def _run(argv: list[str]) -> int:
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
     found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = found.parse_args(argv)
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     Demo(args.out.absolute(), args.seed, QUICK if args.quick else FULL).go()
     return 0
 

@@ -14,7 +14,6 @@ a card is ready with its CPU, and the report says what it lacks for an npu.
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,8 +66,6 @@ def _run(argv: list[str]) -> int:
         rank=args.rank,
         set_here=tuple(device.before_paddle(args.device)),
     )
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     report = examine(wanted)
     print(json.dumps(report.as_json(), indent=2) if args.json else "\n".join(report.as_lines()))
     return report.exit_code

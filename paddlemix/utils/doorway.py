@@ -4,6 +4,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from paddlemix.utils import env
@@ -11,6 +12,9 @@ from paddlemix.utils.errors import PaddleMixError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
+
+# 2026-11, paddle 3.3.1: said at import, about compiling custom operators, which no command here does.
+_NOISE = ("No ccache found", "Setuptools is replacing distutils")
 
 
 def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -21,6 +25,8 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     their traceback: they are faults of the program.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for said in _NOISE:
+        warnings.filterwarnings("ignore", message=said)
     try:
         env.check_all()
         return main(arguments) or 0

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,14 @@ def test_the_launcher_refuses_several_machines_without_an_address():
     done = subprocess.run(["sh", script, "c.json"], capture_output=True, text=True, env=variables)
     assert done.returncode == 2
     assert "MASTER_ADDR" in done.stderr
+
+
+def test_what_paddle_says_of_a_compiler_cache_at_import_is_not_shown():
+    def main(argv):
+        warnings.warn("No ccache found. Please be aware", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert run_doorway(main, []) == 0
+    assert [str(one.message) for one in said] == ["something else"]

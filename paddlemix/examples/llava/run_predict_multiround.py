@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +102,6 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         from paddlemix.text import templates
 
         templates.get(args.conv_mode)
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()

@@ -11,7 +11,6 @@ An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answe
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +104,6 @@ def start(args: argparse.Namespace) -> "ChatSession":
     )
     if args.conv_mode is not None:
         templates.get(args.conv_mode)
-    # Paddle says at import that a compiler cache is missing; nothing is compiled here.
-    warnings.filterwarnings("ignore", message="No ccache found")
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()
