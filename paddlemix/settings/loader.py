@@ -54,14 +54,27 @@ def load_settings(argv: list[str]) -> TrainingSettings:
 
 
 def _overlay(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """The file's values under those of the command line. Training files named there replace the file's; eval stays."""
+    """The file's values under those of the command line.
+
+    Training files named there replace the file's; what all of its entries agree on (kind, folder, template) stays, and
+    so does the eval part.
+    """
     merged = values | flags
     if flags.get("dataset") is not None:
         merged["data_path"] = None
     elif flags.get("data_path") is not None and isinstance(values.get("dataset"), dict):
-        merged["dataset"] = {**values["dataset"], "train": [{"data_files": flags["data_path"]}]}
+        entry = _agreed(values["dataset"].get("train")) | {"data_files": flags["data_path"]}
+        merged["dataset"] = {**values["dataset"], "train": [entry]}
         merged["data_path"] = None
     return merged
+
+
+def _agreed(entries: Any) -> dict[str, Any]:
+    """The keys that all data set entries have with the same value; wrong forms are told later by ``check_dataset``."""
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        return {}
+    first, *others = entries
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def settings_to_json(settings: TrainingSettings) -> dict[str, Any]:

@@ -436,3 +436,9 @@ def test_training_files_on_the_command_line_replace_those_of_the_file():
     assert named.data_path is None
     other = json.dumps({"train": [{"data_files": "d.json"}]})
     assert load("--dataset", other, data_path="a.json").data.dataset["train"] == [{"data_files": "d.json"}]
+
+
+def test_a_new_training_file_keeps_what_the_entries_of_the_file_agree_on():
+    entries = [{"name": "mv_dataset", "data_files": name, "image_folder": folder} for name, folder in ("ab", "cd")]
+    named = load("--data_path", "c.json", dataset={"train": entries}).data
+    assert named.dataset["train"] == [{"name": "mv_dataset", "data_files": "c.json"}]
