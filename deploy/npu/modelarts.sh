@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Boot command of a ModelArts training job with a custom image (the one of deploy/npu/Dockerfile):
-#   bash /work/paddlemix/deploy/npu/modelarts.sh CONFIG.json [--key value ...]
+#   bash CODE_FOLDER/deploy/npu/modelarts.sh CONFIG.json [--key value ...]
 # ModelArts gives MA_NUM_HOSTS, VC_WORKER_HOSTS, VC_TASK_INDEX and MA_NUM_GPUS, which cluster.sh reads. Its usual start
 # method writes a rank table for other frameworks; paddle needs none.
 #
