@@ -219,6 +219,8 @@ def _idle(settings: TrainingSettings, given: set[str]) -> list[str]:
         idle += [f"{name} has no effect without lora" for name in sorted(given) if name.startswith("lora_")]
     if training.amp_master_grad and training.fp16_opt_level != "O2":
         idle.append("amp_master_grad has no effect without fp16_opt_level O2")
+    if training.eval_accumulation_steps is not None:
+        idle.append("eval_accumulation_steps has no effect: evaluation keeps one number a batch")
     if model.use_flash_attention:
         idle.append(
             "use_flash_attention: every device takes its best attention kernel anyway; PADDLEMIX_ATTENTION forces one"

@@ -368,7 +368,6 @@ def _tower_may_train(settings: TrainingSettings) -> bool:
 
 
 _IDLE = {
-    "eval_accumulation_steps": "evaluation keeps one number a batch, so there is nothing to take off the device",
     "bf16_full_eval": "evaluation computes in the precision of the training",
     "fp16_full_eval": "evaluation computes in the precision of the training",
     "save_on_each_node": "checkpoints are written once, to a folder that all nodes see",

@@ -289,7 +289,12 @@ def test_a_model_folder_that_does_not_exist_is_told(place, tmp_path):
         go(place, tmp_path / "out", model_name_or_path="nowhere/model")
 
 
-@pytest.mark.parametrize(("name", "value"), [("bf16_full_eval", "true"), ("eval_accumulation_steps", 2)])
+def test_the_eval_accumulation_of_paddlemix_files_is_noted_and_does_not_stop_the_run(place, tmp_path, capsys):
+    assert go(place, tmp_path / "out", eval_accumulation_steps=16).exit_code == 0
+    assert "eval_accumulation_steps has no effect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "value"), [("bf16_full_eval", "true"), ("save_on_each_node", "true")])
 def test_a_key_without_effect_is_an_error(place, tmp_path, name, value):
     with pytest.raises(ConfigError, match=f'"{name}" is .* but it has no effect'):
         go(place, tmp_path / "out", **{name: value})
