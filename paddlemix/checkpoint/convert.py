@@ -114,7 +114,7 @@ def convert(
 
     ``dtype`` None keeps every tensor's own. ``base``, ``vision_tower`` and ``projector`` are those of ``load_model``.
     ``delta_base``: the weights in ``src`` are differences to this language model and are added to it. An adapter stays
-    an adapter: ``original`` writes peft's form, ``own`` and ``paddlemix`` ours and PaddleMIX's.
+    an adapter: ``original`` and ``llava-hf`` write peft's form, ``own`` and ``paddlemix`` ours and PaddleMIX's.
 
     One tensor is in memory at a time. The folder appears when it is complete, or not at all. CheckpointError when
     something is missing or left over, and for what the target's layout cannot express.

@@ -25,7 +25,7 @@ from paddlemix.checkpoint.formats_pdparams import write_pdparams
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats_torch_write import write_torch
 from paddlemix.checkpoint.lora_base import fingerprint
-from paddlemix.checkpoint.lora_read import PADDLE_WEIGHTS, Adapter, Half, read_adapter
+from paddlemix.checkpoint.lora_read import PADDLE_WEIGHTS, PEFT_PROJECTOR, Adapter, Half, read_adapter
 from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.checkpoint.sources import Sources, find_sources
 from paddlemix.settings.legacy import load_config
@@ -38,53 +38,85 @@ PROJECTOR = "mm_projector.bin"
 def write_adapter(folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any) -> list[Stored]:
     """Write the adapter in ``folder`` into ``staging``, which becomes ``target``; the tensors that were written.
 
-    ``original`` is peft's form with non_lora_trainables.bin, as LLaVA's training leaves it; ``own`` needs the base, of
-    which it keeps a fingerprint.
+    ``original`` is peft's form with non_lora_trainables.bin, as LLaVA's training leaves it: it fits a Llama and LLaVA's
+    own classes. ``llava-hf`` is peft's form for transformers' LLaVA classes. ``own`` needs the base, of which it keeps
+    a fingerprint.
     """
-    if to not in ("original", "own", "paddlemix"):
-        raise CheckpointError(
-            f'{folder}: an adapter has no form in the layout "{to}"; merge it first (merge_lora_params.py) and convert '
-            "the result"
-        )
     adapter = read_adapter(folder)
+    named = adapter.base if base is None else str(base)
     if to == "original":
-        return _write_peft(adapter, staging, dtype)
+        return _write_peft(adapter, staging, dtype, named, _config_folder(adapter, base))
+    if to == "llava-hf":
+        return _write_peft_hf(adapter, staging, dtype, named)
     sources = find_sources(folder, base=base) if to == "own" else None
-    return _write_paddle(adapter, staging, target, dtype, sources)
+    return _write_paddle(adapter, staging, target, dtype, sources, base)
 
 
-def _write_peft(adapter: Adapter, staging: Path, dtype: str | None) -> list[Stored]:
-    halves = []
-    for weight, pair in sorted(adapter.pairs.items()):
-        name = _name(weight, "peft").removesuffix(".weight")
-        halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
-        halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+def _config_folder(adapter: Adapter, base: Any) -> Path:
+    """Where the model's config.json is: with the adapter, as LLaVA leaves it, or with the base, as peft does."""
+    return adapter.folder if (adapter.folder / CONFIG).is_file() else adapter.find_base(base)
+
+
+def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | None, model: Path) -> list[Stored]:
+    halves = _halves(adapter, "peft", dtype)
     others = list(_others(adapter, "peft", dtype))
     write_safetensors(staging / "adapter_model.safetensors", halves, {"format": "pt"})
     if others:
         write_torch(staging / "non_lora_trainables.bin", others)
+    write_json(staging / PEFT_CONFIG, _peft_data(adapter, base, _modules(adapter), None))
+    write_json(staging / CONFIG, _original_config(model))
+    _copy_tokenizer(adapter.folder, staging)
+    return [*halves, *others]
+
+
+def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str | None) -> list[Stored]:
+    """The projector goes along as peft's ``modules_to_save``; no other tensor can beside LoRA's."""
+    others = list(_others(adapter, "peft_hf", dtype))
+    prefix = f"base_model.model.model.{PEFT_PROJECTOR}."
+    alone = [item.name for item in others if not item.name.startswith(prefix)]
+    if alone:
+        raise CheckpointError(
+            f'{adapter.folder}: "{alone[0]}" was trained beside the adapter; peft\'s form for llava-hf has no place for '
+            "it. Merge the adapter first (merge_lora_params.py) and convert the result"
+        )
+    tensors = [*_halves(adapter, "peft_hf", dtype), *others]
+    write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
+    # Bare kinds such as "q_proj" would name the tower's layers, too.
+    layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
+    data = _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None)
+    write_json(staging / PEFT_CONFIG, data)
+    _copy_tokenizer(adapter.folder, staging)
+    return tensors
+
+
+def _halves(adapter: Adapter, form: str, dtype: str | None) -> list[Stored]:
+    halves = []
+    for weight, pair in sorted(adapter.pairs.items()):
+        name = _name(weight, form).removesuffix(".weight")
+        halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
+        halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+    return halves
+
+
+def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: list[str] | None) -> dict[str, Any]:
     rank, alpha = _ranks(adapter)
-    data = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "base_model_name_or_path": adapter.base,
+        "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": adapter.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "modules_to_save": None,
-        "target_modules": _modules(adapter),
+        "modules_to_save": saved,
+        "target_modules": modules,
     }
-    write_json(staging / PEFT_CONFIG, data)
-    write_json(staging / CONFIG, _original_config(adapter.folder))
-    _copy_tokenizer(adapter.folder, staging)
-    return [*halves, *others]
 
 
 def _write_paddle(
-    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None
+    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: Any
 ) -> list[Stored]:
     """Our form when ``sources`` are given, else PaddleMIX's."""
     tensors = []
@@ -101,11 +133,11 @@ def _write_paddle(
         "target_modules": [weight.removesuffix(".weight") for weight in sorted(adapter.pairs)],
         "merge_weights": False,
         "dtype": dtype or tensors[0].dtype,
-        "base_model_name_or_path": adapter.base,
+        "base_model_name_or_path": adapter.base if base is None else str(base),
     }
     if sources is None:
         write_pdparams(staging / PADDLE_WEIGHTS, tensors)
-        write_json(staging / CONFIG, _original_config(adapter.folder))
+        write_json(staging / CONFIG, _original_config(_config_folder(adapter, base)))
         _copy_tokenizer(adapter.folder, staging)
     else:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)

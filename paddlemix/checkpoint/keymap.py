@@ -3,8 +3,8 @@
 
 A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf`` and
 ``llava_hf_new`` (transformers before and after 4.52), ``clip`` (openai's towers, and EVA-CLIP's, which have the same
-names), ``intern_vit`` (InternViT's towers), ``peft`` (non-LoRA tensors beside an adapter). A form is a list of parts:
-their prefix, our prefix, and the table of the tails below both.
+names), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the original's names and of
+llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below both.
 """
 
 import functools
@@ -135,7 +135,30 @@ _LLAVA = (
     ("model.vision_tower.vision_tower.", PREFIX_TOWER, _INTERN_VIT),
 )
 
-FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
+_LLAVA_HF = (
+    ("language_model.model.", PREFIX_LLM, _LLM),
+    ("language_model.", "", _HEAD),
+    ("", PREFIX_LLM, _NEWLINE),
+    ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
+    ("vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
+)
+_LLAVA_HF_NEW = (
+    ("model.language_model.", PREFIX_LLM, _LLM),
+    ("", "", _HEAD),
+    ("model.", PREFIX_LLM, _NEWLINE),
+    ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
+    ("model.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
+    ("model.vision_tower.", PREFIX_CLIP, _CLIP),  # read only: newest transformers leave vision_model out
+)
+
+_Parts = tuple[tuple[str, str, tuple[_Row, ...]], ...]
+
+
+def _below(prefix: str, parts: _Parts) -> _Parts:
+    return tuple((f"{prefix}{theirs}", ours, rows) for theirs, ours, rows in parts)
+
+
+FORMS: dict[str, _Parts] = {
     "paddlemix": (
         (PREFIX_LLM, PREFIX_LLM, _own(_LLM)),
         (PREFIX_LLM, PREFIX_LLM, _own(_NEWLINE)),
@@ -146,24 +169,14 @@ FORMS: dict[str, tuple[tuple[str, str, tuple[_Row, ...]], ...]] = {
     ),
     "llava": _LLAVA,
     "peft": (
-        *((f"base_model.model.{theirs}", ours, rows) for theirs, ours, rows in _LLAVA),
-        *((f"base_model.{theirs}", ours, rows) for theirs, ours, rows in _LLAVA),  # read only: older adapters
+        *_below("base_model.model.", _LLAVA),
+        *_below("base_model.", _LLAVA),  # read only: older adapters
+        *_below("base_model.model.", _LLAVA_HF_NEW),  # read only, like the next: adapters of llava-hf models
+        *_below("base_model.model.", _LLAVA_HF),
     ),
-    "llava_hf": (
-        ("language_model.model.", PREFIX_LLM, _LLM),
-        ("language_model.", "", _HEAD),
-        ("", PREFIX_LLM, _NEWLINE),
-        ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-        ("vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
-    ),
-    "llava_hf_new": (
-        ("model.language_model.", PREFIX_LLM, _LLM),
-        ("", "", _HEAD),
-        ("model.", PREFIX_LLM, _NEWLINE),
-        ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-        ("model.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
-        ("model.vision_tower.", PREFIX_CLIP, _CLIP),  # read only: newest transformers leave vision_model out
-    ),
+    "peft_hf": _below("base_model.model.", _LLAVA_HF_NEW),
+    "llava_hf": _LLAVA_HF,
+    "llava_hf_new": _LLAVA_HF_NEW,
     "clip": (("vision_model.", PREFIX_CLIP, _CLIP),),
     "intern_vit": (("", PREFIX_TOWER, _INTERN_VIT),),
 }

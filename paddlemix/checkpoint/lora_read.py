@@ -25,9 +25,22 @@ _PEFT_REFUSED = {
     "fan_in_fan_out": "transposed base weights",
     "use_dora": "DoRA",
     "alpha_pattern": "a scale of its own per layer",
-    "modules_to_save": "whole modules saved beside the adapter",
+    "lora_bias": "biases beside B",
+    "layer_replication": "layers that stand several times",
+    "trainable_token_indices": "rows of the vocabulary that were trained",
+    "target_parameters": "adapters on parameters that are no layers",
+    "alora_invocation_tokens": "an adapter that acts behind certain tokens only",
+    "use_qalora": "pooled inputs",
+    "use_bdlora": "block-diagonal matrices",
+    "kasa_config": "a base that was changed by KaSA",
+    "monteclora_config": "weights that are drawn",
+    "arrow_config": "a mixture of adapters",
 }
+_PEFT_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Values of peft's ``init_lora_weights`` that take what A and B begin with out of the base's weights."""
 """Switches of peft that change the numbers and that are not built here."""
+PEFT_PROJECTOR = "multi_modal_projector"
+"""Its name in transformers' LLaVA: the only one of peft's ``modules_to_save`` that is read."""
 PADDLE_WEIGHTS = "lora_model_state.pdparams"
 """The weights of PaddleMIX's own adapters; the configuration beside them is ours, too."""
 _PADDLE_REFUSED = {
@@ -156,6 +169,15 @@ def _read_peft(folder: Path) -> Adapter:
     for key, meaning in _PEFT_REFUSED.items():
         if config.get(key):
             raise CheckpointError(f'{where}: "{key}": {config[key]!r} means {meaning}, which is not supported')
+    begin = config.get("init_lora_weights")
+    if isinstance(begin, str) and begin.startswith(_PEFT_CHANGES_BASE):
+        raise CheckpointError(
+            f'{where}: "init_lora_weights": "{begin}" means a base with changed weights; save the adapter as a plain one '
+            "(peft: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not set(map(str, saved)) <= {PEFT_PROJECTOR}:
+        raise CheckpointError(f'{where}: "modules_to_save": {saved!r}: only {PEFT_PROJECTOR} is read beside an adapter')
     if config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f'{where}: peft_type "{config["peft_type"]}": only LORA adapters are read')
     if config.get("bias", "none") != "none":

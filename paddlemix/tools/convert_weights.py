@@ -4,7 +4,8 @@
     python paddlemix/tools/convert_weights.py --src FOLDER --dst NEW --to original|llava-hf|paddlemix|own|projector
 
 own: ours, which loads fastest. original: LLaVA's. llava-hf: transformers'. paddlemix: PaddleMIX's .pdparams.
-projector: mm_projector.bin alone. An adapter stays an adapter (original: peft's form; own and paddlemix: theirs).
+projector: mm_projector.bin alone. An adapter stays an adapter (original: peft's form for LLaVA and Llama, llava-hf:
+peft's form for transformers' LLaVA; own and paddlemix: theirs).
 """
 
 import argparse

@@ -18,8 +18,10 @@ from paddlemix.checkpoint.formats import open_file, open_folder
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats_torch_write import write_torch
 from paddlemix.checkpoint.load import load_model
+from paddlemix.checkpoint.lora import save_adapter
 from paddlemix.checkpoint.lora_read import read_adapter
 from paddlemix.checkpoint.save import save_model
+from paddlemix.ops.linear import add_lora
 from paddlemix.settings.legacy import load_config
 from paddlemix.settings.model import ImageConfig
 from paddlemix.text.tokenizer import load_tokenizer
@@ -219,11 +221,38 @@ def test_adapters_come_back_with_the_same_bytes(by_way_of, tmp_path):
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
 
 
-def test_an_adapter_has_no_form_in_llava_hf(tmp_path):
+def test_an_adapter_for_llava_hf_has_its_names_and_comes_back(tmp_path):
     model = tiny_model(2)
-    kit.hub(tmp_path, model)
-    source = kit.peft_adapter(tmp_path / "liuhaotian" / "lora", model, "lmsys/tiny")
-    with pytest.raises(CheckpointError, match="merge it first"):
+    llava = kit.hub(tmp_path, model)["llava"]
+    source = kit.peft_adapter(tmp_path / "liuhaotian" / "lora", model, "liuhaotian/tiny")
+    base = convert(llava, tmp_path / "hf" / "tiny", "llava-hf").folder
+    there = convert(source, tmp_path / "hf" / "lora", "llava-hf", base=base).folder
+    config = json.loads((there / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["multi_modal_projector"]
+    assert config["base_model_name_or_path"] == str(base)
+    assert "model.language_model.layers.1.self_attn.q_proj" in config["target_modules"]
+    back = convert(there, tmp_path / "liuhaotian" / "back", "original", base=llava).folder
+    ours, theirs = read_adapter(source), read_adapter(back)
+    assert theirs.source.infos().keys() == ours.source.infos().keys()
+    for name in ours.source.infos():
+        assert theirs.source.read(name).tobytes() == ours.source.read(name).tobytes(), name
+    rows = model.config.text.vocab_size
+    theirs = values(there)
+    for name, array in values(source).items():
+        found = theirs[name]
+        found = found[:rows] if name == "llama.embed_tokens.weight" else found[..., : array.shape[-1]]
+        np.testing.assert_array_equal(found, array, err_msg=name)
+
+
+def test_what_peft_has_no_place_for_in_llava_hf_is_an_error(tmp_path):
+    image = ImageConfig(28, 28, "anyres", "spatial_unpad", ((56, 28), (28, 56), (56, 56)))
+    model = tiny_model(2, image=image, has_image_newline=True)
+    base = save_model(tmp_path / "base", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    add_lora(model, ["llama.layers.*q_proj"], 2, 4)
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = ".lora_" not in name
+    source = save_adapter(tmp_path / "lora", model, model.config, load_tokenizer(base), base=base)
+    with pytest.raises(CheckpointError, match="image_newline.*Merge the adapter first"):
         convert(source, tmp_path / "x", "llava-hf")
     assert not (tmp_path / "x").exists()
 
