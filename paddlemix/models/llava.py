@@ -11,12 +11,13 @@ from paddle import Tensor, nn
 
 from paddlemix.models.llm.cache import KVCache
 from paddlemix.models.llm.llama import LlamaModel
-from paddlemix.models.loss import next_token_loss
+from paddlemix.models.loss import next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
+from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -25,21 +26,24 @@ class LlavaForCausalLM(nn.Layer):
     """The whole model. Nothing in it asks the device for a value, and nothing loops over a batch.
 
     Parameter names are those of the Paddle checkpoints: ``llama.*`` (tower, projector and newline included) and
-    ``lm_head.weight``, which tied models do not have. Linear weights are ``[in, out]``.
+    ``lm_head.weight``, which tied models do not have. Linear weights are ``[in, out]``. With ``parallel`` the layers of
+    decoder and tower, the token table and the head are slices (``ops.parallel``); projector and norms are whole.
     """
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: LlavaConfig, parallel: TensorParallel = ALONE) -> None:
         super().__init__()
         self.config = config
-        self.llama = LlamaModel(config.text)
+        self.parallel = parallel
+        self.llama = LlamaModel(config.text, parallel)
         if config.vision is not None:
             width = config.text.hidden_size
-            self.llama.vision_tower = build_tower(config.vision)
+            self.llama.vision_tower = build_tower(config.vision, parallel)
             self.llama.mm_projector = build_projector(config.projector_type, config.vision.hidden_size, width)
             if config.has_image_newline:
                 self.llama.image_newline = self.llama.create_parameter([width])
         if not config.text.tie_word_embeddings:
-            self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+            self.vocabulary = parallel.share(config.text.vocab_size)
+            self.lm_head = Linear(config.text.hidden_size, self.vocabulary, bias=False)
 
     @property
     def dtype(self) -> str:
@@ -70,9 +74,12 @@ class LlavaForCausalLM(nn.Layer):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., V]`` in float32."""
-        if self.config.text.tie_word_embeddings:
-            return paddle.matmul(hidden, self.llama.embed_tokens.weight, transpose_y=True).astype("float32")
-        return self.lm_head(hidden).astype("float32")
+        hidden = self.parallel.enter(hidden)
+        if not self.config.text.tie_word_embeddings:
+            return self.vocabulary.joined(self.lm_head(hidden).astype("float32"))
+        own = self.llama.width.cut(hidden, -1) if self.parallel.size > 1 else hidden
+        product = paddle.matmul(own, self.llama.embed_tokens.weight, transpose_y=True)
+        return self.parallel.leave(product.astype("float32"))
 
     def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
@@ -99,8 +106,13 @@ class LlavaForCausalLM(nn.Layer):
         blend = None if blend_index is None else (blend_index, blend_weight)
         embeds = self.embed(token_ids, source, features, blend)
         mask = Mask(causal=True, key_starts=starts, segments=segments)
-        logits = self.logits(self.decode(embeds, positions, mask))
-        return logits if labels is None else next_token_loss(logits, labels, segments, starts)[0]
+        hidden = self.decode(embeds, positions, mask)
+        if labels is None:
+            return self.logits(hidden)
+        if self.parallel.size > 1 and not self.config.text.tie_word_embeddings:
+            part = self.lm_head(self.parallel.enter(hidden)).astype("float32")
+            return next_token_loss_of_parts(part, labels, self.vocabulary, segments, starts)
+        return next_token_loss(self.logits(hidden), labels, segments, starts)[0]
 
     def prepare_inference(self) -> "LlavaForCausalLM":
         """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""
@@ -130,18 +142,18 @@ class LlavaForCausalLM(nn.Layer):
             self.llama.vision_tower.vision_tower.recompute = on
 
 
-def build_empty(config: LlavaConfig) -> LlavaForCausalLM:
+def build_empty(config: LlavaConfig, parallel: TensorParallel = ALONE) -> LlavaForCausalLM:
     """The model without memory for its parameters; a loader or ``init_weights`` gives it to them."""
     with paddle.LazyGuard():
-        return LlavaForCausalLM(config)
+        return LlavaForCausalLM(config, parallel)
 
 
 @paddle.no_grad()
 def init_weights(model: LlavaForCausalLM, seed: int = 0, dtype: str = "float32") -> None:
     """Draw every parameter. A tensor's values depend on ``seed`` and its name only, not on the order."""
     for name, parameter in model.named_parameters():
-        values = _start_values(model.config, name, list(parameter.shape), seed)
-        allocate(parameter, paddle.to_tensor(values).astype(dtype))
+        values = _start_values(model.config, name, list(whole_shape(parameter)), seed)
+        allocate(parameter, paddle.to_tensor(cut(parameter, values)).astype(dtype))
 
 
 def allocate(parameter: Tensor, values: Tensor) -> None:

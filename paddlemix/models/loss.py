@@ -5,6 +5,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
+from paddlemix.ops.parallel import Share
 from paddlemix.utils.constants import IGNORE_INDEX
 
 
@@ -37,6 +38,29 @@ def next_token_loss(
     """
     targets = next_labels(labels, segments, starts)
     each = functional.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return _mean(each, targets)
+
+
+def next_token_loss_of_parts(
+    logits: Tensor, labels: Tensor, vocabulary: Share, segments: Tensor | None = None, starts: Tensor | None = None
+) -> Tensor:
+    """The mean loss from float32 ``logits`` [B, L, V'] of this device's part of the vocabulary.
+
+    log(sum exp) and the label's logit are each one number a position, so no device ever holds a row of all logits.
+    """
+    parallel, targets = vocabulary.parallel, next_labels(labels, segments, starts)
+    ((start, stop),) = vocabulary.ranges
+    top = parallel.largest(logits.detach().max(axis=-1, keepdim=True))
+    summed = parallel.leave(paddle.exp(logits - top).sum(axis=-1))
+    here = paddle.logical_and(targets >= start, targets < stop)
+    place = paddle.clip(targets - start, 0, stop - start - 1).unsqueeze(-1)
+    own = paddle.take_along_axis(logits - top, place, axis=-1).squeeze(-1)
+    wanted = parallel.leave(paddle.where(here, own, paddle.zeros_like(own)))
+    each = paddle.where(targets != IGNORE_INDEX, paddle.log(summed) - wanted, paddle.zeros_like(wanted))
+    return _mean(each, targets)[0]
+
+
+def _mean(each: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     counted = (targets != IGNORE_INDEX).astype("float32")
     count = counted.sum()
     return (each.reshape(counted.shape) * counted).sum() / paddle.clip(count, min=1.0), count

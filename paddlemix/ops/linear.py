@@ -11,6 +11,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
+from paddlemix.ops.parallel import Share, count_of, cut, mark, whole_shape
 from paddlemix.utils.errors import ConfigError
 
 
@@ -20,18 +21,34 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Layer):
-    """``x W + b`` with the weight as ``[in, out]``."""
+    """``x W + b`` with the weight as ``[in, out]``.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    Tensor parallel: with a share as ``out_features`` this device computes some of the columns, from an input that went
+    through ``TensorParallel.enter``. With a share as ``in_features`` it holds some of the rows, and the sum over the
+    devices is taken here; the bias is then whole, and added once.
+    """
+
+    def __init__(self, in_features: int | Share, out_features: int | Share, bias: bool = True) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = self.create_parameter([in_features, out_features])
-        self.bias = self.create_parameter([out_features], is_bias=True) if bias else None
+        self.rows, self.columns = in_features, out_features
+        self.in_features, self.out_features = count_of(in_features), count_of(out_features)
+        self.weight = self.create_parameter([self.in_features, self.out_features])
+        self.bias = self.create_parameter([self.out_features], is_bias=True) if bias else None
+        mark(self.weight, 0, in_features)
+        mark(self.weight, 1, out_features)
+        mark(self.bias, 0, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        return apply_linear(x, self.weight, self.bias)
+        if not self.sums:
+            return apply_linear(x, self.weight, self.bias)
+        out = self.rows.parallel.leave(paddle.matmul(x, self.weight))
+        return out if self.bias is None else out + self.bias
+
+    @property
+    def sums(self) -> bool:
+        """Whether other devices hold the other rows of the weight."""
+        return isinstance(self.rows, Share) and self.rows.is_part
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -46,6 +63,7 @@ class LoraLinear(Linear):
 
     def __init__(self, base: Linear, r: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
         nn.Layer.__init__(self)
+        self.rows, self.columns = base.rows, base.columns
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.r, self.alpha, self.scaling = r, alpha, alpha / r
@@ -54,18 +72,29 @@ class LoraLinear(Linear):
         dtype = base.weight.dtype
         self.lora_A = self.create_parameter([self.in_features, r], dtype=dtype)
         self.lora_B = self.create_parameter([r, self.out_features], dtype=dtype, is_bias=True)
+        mark(self.lora_A, 0, self.rows)
+        mark(self.lora_B, 1, self.columns)
         # Kaiming-uniform with a = sqrt(5) over the fan-in, which is what peft starts from.
-        bound = 1.0 / math.sqrt(self.in_features)
-        start = np.random.default_rng(seed).uniform(-bound, bound, [self.in_features, r]).astype(np.float32)
-        self.lora_A.set_value(paddle.to_tensor(start).astype(dtype))
+        width = whole_shape(self.lora_A)[0]
+        bound = 1.0 / math.sqrt(width)
+        start = np.random.default_rng(seed).uniform(-bound, bound, [width, r]).astype(np.float32)
+        self.lora_A.set_value(paddle.to_tensor(cut(self.lora_A, start)).astype(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        out = apply_linear(x, self.weight, self.bias)
+        out = super().forward(x)
         if self.merged:
             return out
         low = functional.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        return out + paddle.matmul(paddle.matmul(low, self.lora_A), self.lora_B) * self.scaling
+        low = paddle.matmul(low, self._matrix_a())
+        if self.sums:
+            low = self.rows.parallel.leave(low)
+        return out + paddle.matmul(low, self.lora_B) * self.scaling
+
+    def _matrix_a(self) -> Tensor:
+        """A; where the columns of the weight are shared, each device sees a part of A's gradient, so it is summed."""
+        shared = isinstance(self.columns, Share) and self.columns.is_part
+        return self.columns.parallel.enter(self.lora_A) if shared else self.lora_A
 
     def delta(self) -> Tensor:
         """What the adapter adds to the weight: float32 ``[in, out]``."""
@@ -162,6 +191,7 @@ def merge_lora(model: nn.Layer) -> list[str]:
         layer.merge()
         plain = Linear.__new__(Linear)
         nn.Layer.__init__(plain)
+        plain.rows, plain.columns = layer.rows, layer.columns
         plain.in_features, plain.out_features = layer.in_features, layer.out_features
         plain.weight, plain.bias = layer.weight, layer.bias
         _replace(model, name, plain)

@@ -5,26 +5,33 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.npu import fused
+from paddlemix.ops.npu import fused, switches
+from paddlemix.ops.parallel import Share, count_of, mark
 
 
 class RMSNorm(nn.Layer):
-    """``x / sqrt(mean(x * x) + epsilon) * weight`` over the last axis."""
+    """``x / sqrt(mean(x * x) + epsilon) * weight`` over the last axis, the whole of it when ``width`` is a share."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int | Share, epsilon: float) -> None:
         super().__init__()
+        self.width = width
         self.epsilon = epsilon
-        self.weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
+        self.weight = self.create_parameter([count_of(width)], default_initializer=nn.initializer.Constant(1.0))
+        mark(self.weight, 0, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]`` in the dtype of x."""
+        if isinstance(self.width, Share) and self.width.is_part:
+            return _rms_norm_of_part(x, self.weight, self.epsilon, self.width)
         return rms_norm(x, self.weight, self.epsilon)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """See ``RMSNorm``. Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul)."""
     if fused.wants_rms_norm(x, weight):
-        return fused.rms_norm(x, weight, epsilon)
+        quick = switches.served("RMS_NORM", lambda: fused.rms_norm(x, weight, epsilon))
+        if quick is not None:
+            return quick
     wide = to_dtype(x, paddle.float32)
     width = x.shape[-1]
     if x.ndim > 2 and x.shape[-2] == 1:  # a decode step: the product of each row with itself is one operator
@@ -33,4 +40,12 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         ones = paddle.full([width, 1], 1.0 / width, dtype="float32")
         scale = paddle.rsqrt(paddle.matmul(wide * wide, ones) + epsilon)
     # The scaled rows return to the model's dtype before the weight is applied, as the reference does.
+    return to_dtype(wide * scale, x.dtype) * weight
+
+
+def _rms_norm_of_part(x: Tensor, weight: Tensor, epsilon: float, share: Share) -> Tensor:
+    """The same where other devices hold the rest of the row; no fused operator can know of their part."""
+    wide = to_dtype(x, paddle.float32)
+    squares = share.parallel.total((wide * wide).sum(axis=-1, keepdim=True))
+    scale = paddle.rsqrt(paddle.scale(squares, 1.0 / share.total, epsilon))
     return to_dtype(wide * scale, x.dtype) * weight

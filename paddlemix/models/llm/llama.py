@@ -12,6 +12,7 @@ from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
+from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
@@ -20,21 +21,29 @@ from paddlemix.utils.errors import ConfigError
 class LlamaAttention(nn.Layer):
     """Self-attention with ``Hk`` key heads shared by ``H`` query heads."""
 
-    def __init__(self, config: TextConfig, index: int) -> None:
+    def __init__(self, config: TextConfig, index: int, parallel: TensorParallel) -> None:
         super().__init__()
         self.index = index
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+        self.parallel = parallel
         self.head_dim = config.width_per_head
-        inner, bias = self.heads * self.head_dim, config.attention_bias
+        # Whole groups: the query heads go where the key head is that they share.
+        kv_heads = parallel.share(config.num_key_value_heads, "key and value heads")
+        group = config.num_attention_heads // config.num_key_value_heads
+        self.heads, self.kv_heads = kv_heads.count * group, kv_heads.count
+        inner, inner_kv, bias = (
+            kv_heads.times(group * self.head_dim),
+            kv_heads.times(self.head_dim),
+            config.attention_bias,
+        )
         self.q_proj = Linear(config.hidden_size, inner, bias=bias)
-        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
-        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(config.hidden_size, inner_kv, bias=bias)
+        self.v_proj = Linear(config.hidden_size, inner_kv, bias=bias)
         self.o_proj = Linear(inner, config.hidden_size, bias=bias)
         self.fused: Fused | None = None
 
     def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
+        x = self.parallel.enter(x)
         q, k, v = self._project(x, tables) if self.fused is None else self._project_fused(x, tables)
         heads_first = False
         if cache is not None:
@@ -75,16 +84,19 @@ class LlamaAttention(nn.Layer):
 class LlamaMLP(nn.Layer):
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.parallel = parallel
+        inner = parallel.share(config.intermediate_size, "places in the MLP")
+        self.gate_proj = Linear(config.hidden_size, inner, bias=False)
+        self.up_proj = Linear(config.hidden_size, inner, bias=False)
+        self.down_proj = Linear(inner, config.hidden_size, bias=False)
         self.act = ACTIVATIONS.get(config.hidden_act)
         self.fused: Fused | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape."""
+        x = self.parallel.enter(x)
         if self.fused is None:
             return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(gated(self.act, self.fused(x)))
@@ -105,10 +117,10 @@ class LlamaMLP(nn.Layer):
 class LlamaLayer(nn.Layer):
     """Pre-norm block: attention, then MLP."""
 
-    def __init__(self, config: TextConfig, index: int) -> None:
+    def __init__(self, config: TextConfig, index: int, parallel: TensorParallel) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config, index)
-        self.mlp = LlamaMLP(config)
+        self.self_attn = LlamaAttention(config, index, parallel)
+        self.mlp = LlamaMLP(config, parallel)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -121,7 +133,7 @@ class LlamaLayer(nn.Layer):
 class LlamaModel(nn.Layer):
     """Token table, blocks and final norm. LLaVA hangs tower, projector and newline into this layer by name."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, parallel: TensorParallel = ALONE) -> None:
         super().__init__()
         if config.num_attention_heads % config.num_key_value_heads:
             raise ConfigError(
@@ -129,8 +141,11 @@ class LlamaModel(nn.Layer):
                 f"num_attention_heads {config.num_attention_heads}"
             )
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.LayerList([LlamaLayer(config, index) for index in range(config.num_hidden_layers)])
+        # Cut along the width and not along the vocabulary, whose size need not divide: no id is looked for elsewhere.
+        self.width = parallel.share(config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, self.width.count)
+        mark(self.embed_tokens.weight, 1, self.width)
+        self.layers = nn.LayerList([LlamaLayer(config, index, parallel) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTables(config.width_per_head, config.rope_theta, config.rope_scaling)
         self.recompute = False
@@ -140,7 +155,7 @@ class LlamaModel(nn.Layer):
 
         ``padding_idx`` of Paddle's own embedding is not used: it would also read that row as zeros.
         """
-        rows = nn.functional.embedding(token_ids, self.embed_tokens.weight)
+        rows = self.width.joined(nn.functional.embedding(token_ids, self.embed_tokens.weight))
         pad = self.config.pad_token_id
         if pad is None or rows.stop_gradient:
             return rows

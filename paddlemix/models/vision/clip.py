@@ -11,55 +11,61 @@ from paddlemix.ops.activation import ACTIVATIONS
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Linear
+from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.settings.model import VisionConfig
 
 
 class ClipAttention(nn.Layer):
     """Every patch sees every patch; all four projections have a bias."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_dim = width // self.heads
-        self.q_proj = Linear(width, width)
-        self.k_proj = Linear(width, width)
-        self.v_proj = Linear(width, width)
-        self.out_proj = Linear(width, width)
+        self.head_dim = width // config.num_attention_heads
+        heads = parallel.share(config.num_attention_heads, "heads in the vision tower")
+        self.heads, inner = heads.count, heads.times(self.head_dim)
+        self.q_proj = Linear(width, inner)
+        self.k_proj = Linear(width, inner)
+        self.v_proj = Linear(width, inner)
+        self.out_proj = Linear(inner, width)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
+        x = self.parallel.enter(x)
         shape = [batch, length, self.heads, self.head_dim]
         q, k, v = (layer(x).reshape(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.out_proj(out.reshape([batch, length, width]))
+        return self.out_proj(out.reshape([batch, length, self.heads * self.head_dim]))
 
 
 class ClipLayer(nn.Layer):
     """Pre-norm block: attention, then two linear layers."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         self.norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.self_attn = ClipAttention(config)
+        self.self_attn = ClipAttention(config, parallel)
         self.norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.linear1 = Linear(config.hidden_size, config.intermediate_size)
-        self.linear2 = Linear(config.intermediate_size, config.hidden_size)
+        inner = parallel.share(config.intermediate_size, "places in the tower's MLP")
+        self.linear1 = Linear(config.hidden_size, inner)
+        self.linear2 = Linear(inner, config.hidden_size)
         self.act = ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
         x = x + self.self_attn(self.norm1(x), mask)
-        return x + self.linear2(self.act(self.linear1(self.norm2(x))))
+        return x + self.linear2(self.act(self.linear1(self.parallel.enter(self.norm2(x)))))
 
 
 class ClipLayers(nn.Layer):
     """The stack of blocks; it exists for its name, ``transformer.layers.N``."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.layers = nn.LayerList([ClipLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.LayerList([ClipLayer(config, parallel) for _ in range(config.num_hidden_layers)])
 
 
 class ClipTransformer(nn.Layer):
@@ -69,7 +75,7 @@ class ClipTransformer(nn.Layer):
     files carry them, and what is loaded must be given back.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
         width = config.hidden_size
         self.config = config
@@ -77,7 +83,7 @@ class ClipTransformer(nn.Layer):
         self.conv1 = nn.Conv2D(3, width, config.patch_size, stride=config.patch_size, bias_attr=False)
         self.positional_embedding = nn.Embedding(config.grid * config.grid + 1, width)
         self.ln_pre = nn.LayerNorm(width, epsilon=config.layer_norm_eps)
-        self.transformer = ClipLayers(config)
+        self.transformer = ClipLayers(config, parallel)
         self.ln_post = nn.LayerNorm(width, epsilon=config.layer_norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -90,11 +96,11 @@ class ClipTransformer(nn.Layer):
 class ClipEncoder(nn.Layer):
     """Holds the transformer as ``vision_model`` (the name published files use)."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel = ALONE) -> None:
         super().__init__()
         self.layers = config.num_hidden_layers
         self.recompute = False
-        self.vision_model = ClipTransformer(config)
+        self.vision_model = ClipTransformer(config, parallel)
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""

@@ -14,42 +14,48 @@ from paddlemix.ops.activation import ACTIVATIONS
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Linear
+from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.settings.model import VisionConfig
 
 
 class EvaAttention(nn.Layer):
     """Every patch sees every patch. q, k and v have a bias only where the configuration says so."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_dim = width // self.heads
-        self.q_proj = Linear(width, width, bias=config.extra["q_bias"])
-        self.k_proj = Linear(width, width, bias=config.extra["k_bias"])
-        self.v_proj = Linear(width, width, bias=config.extra["v_bias"])
-        self.out_proj = Linear(width, width)
+        self.head_dim = width // config.num_attention_heads
+        heads = parallel.share(config.num_attention_heads, "heads in the vision tower")
+        self.heads, inner = heads.count, heads.times(self.head_dim)
+        self.q_proj = Linear(width, inner, bias=config.extra["q_bias"])
+        self.k_proj = Linear(width, inner, bias=config.extra["k_bias"])
+        self.v_proj = Linear(width, inner, bias=config.extra["v_bias"])
+        self.out_proj = Linear(inner, width)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
+        x = self.parallel.enter(x)
         shape = [batch, length, self.heads, self.head_dim]
         q, k, v = (layer(x).reshape(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.out_proj(out.reshape([batch, length, width]))
+        return self.out_proj(out.reshape([batch, length, self.heads * self.head_dim]))
 
 
 class EvaLayer(nn.Layer):
     """Attention and two linear layers, each normed before, or with ``post_layernorm`` behind (still before the sum)."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         self.after = config.extra["post_layernorm"]
         self.norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.self_attn = EvaAttention(config)
+        self.self_attn = EvaAttention(config, parallel)
         self.norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.linear1 = Linear(config.hidden_size, config.intermediate_size)
-        self.linear2 = Linear(config.intermediate_size, config.hidden_size)
+        inner = parallel.share(config.intermediate_size, "places in the tower's MLP")
+        self.linear1 = Linear(config.hidden_size, inner)
+        self.linear2 = Linear(inner, config.hidden_size)
         self.act = ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
@@ -62,27 +68,27 @@ class EvaLayer(nn.Layer):
 
     def mlp(self, x: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., C]``."""
-        return self.linear2(self.act(self.linear1(x)))
+        return self.linear2(self.act(self.linear1(self.parallel.enter(x))))
 
 
 class EvaLayers(nn.Layer):
     """The stack of blocks; it exists for its name, ``transformer.layers.N``."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.layers = nn.LayerList([EvaLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.LayerList([EvaLayer(config, parallel) for _ in range(config.num_hidden_layers)])
 
 
 class EvaTransformer(nn.Layer):
     """Patches, class token, positions of fixed number, and blocks. ``ln_post`` only serves ``pooled``."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
         width = config.hidden_size
         self.class_embedding = self.create_parameter([width])
         self.conv1 = nn.Conv2D(3, width, config.patch_size, stride=config.patch_size)
         self.positional_embedding = nn.Embedding(config.grid * config.grid + 1, width)
-        self.transformer = EvaLayers(config)
+        self.transformer = EvaLayers(config, parallel)
         self.ln_post = nn.LayerNorm(width, epsilon=config.layer_norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -95,11 +101,11 @@ class EvaTransformer(nn.Layer):
 class EvaEncoder(nn.Layer):
     """Holds the transformer as ``vision_model`` (the name published files use)."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel = ALONE) -> None:
         super().__init__()
         self.layers = config.num_hidden_layers
         self.recompute = False
-        self.vision_model = EvaTransformer(config)
+        self.vision_model = EvaTransformer(config, parallel)
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""

@@ -18,6 +18,7 @@ from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Linear
 from paddlemix.ops.norm import RMSNorm
+from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.settings.model import VisionConfig
 
 _CUBIC = -0.75  # the constant of the cubic kernel in torch's bicubic interpolation (most others use -0.5)
@@ -96,53 +97,57 @@ class InternVitEmbeddings(nn.Layer):
 class InternVitAttention(nn.Layer):
     """One product for q, k and v; q and k are normed over their full width, before the heads are cut apart."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_dim = width // self.heads
-        self.qkv = Linear(width, 3 * width, bias=config.extra["qkv_bias"])
+        self.head_dim = width // config.num_attention_heads
+        heads = parallel.share(config.num_attention_heads, "heads in the vision tower")
+        self.heads, inner = heads.count, heads.times(self.head_dim)
+        self.qkv = Linear(width, inner.repeated(3), bias=config.extra["qkv_bias"])
         self.q_norm = self.k_norm = None
         if config.extra["qk_normalization"]:
-            self.q_norm = RMSNorm(width, config.layer_norm_eps)
-            self.k_norm = RMSNorm(width, config.layer_norm_eps)
-        self.proj = Linear(width, width)
+            self.q_norm = RMSNorm(inner, config.layer_norm_eps)
+            self.k_norm = RMSNorm(inner, config.layer_norm_eps)
+        self.proj = Linear(inner, width)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
-        batch, length, width = x.shape
-        q, k, v = paddle.split(self.qkv(x), 3, axis=-1)
+        batch, length, _ = x.shape
+        q, k, v = paddle.split(self.qkv(self.parallel.enter(x)), 3, axis=-1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         shape = [batch, length, self.heads, self.head_dim]
         out = attend(q.reshape(shape), k.reshape(shape), v.reshape(shape), mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.proj(out.reshape([batch, length, width]))
+        return self.proj(out.reshape([batch, length, self.heads * self.head_dim]))
 
 
 class InternVitMlp(nn.Layer):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.parallel = parallel
+        inner = parallel.share(config.intermediate_size, "places in the tower's MLP")
+        self.fc1 = Linear(config.hidden_size, inner)
+        self.fc2 = Linear(inner, config.hidden_size)
         self.act = ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., C]``."""
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(self.parallel.enter(x))))
 
 
 class InternVitLayer(nn.Layer):
     """Pre-norm block whose two branches are scaled by learnt vectors."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
         width = config.hidden_size
         self.norm1 = RMSNorm(width, config.layer_norm_eps)
-        self.attn = InternVitAttention(config)
+        self.attn = InternVitAttention(config, parallel)
         self.norm2 = RMSNorm(width, config.layer_norm_eps)
-        self.mlp = InternVitMlp(config)
+        self.mlp = InternVitMlp(config, parallel)
         self.ls1 = self.create_parameter([width])
         self.ls2 = self.create_parameter([width])
 
@@ -155,20 +160,20 @@ class InternVitLayer(nn.Layer):
 class InternVitLayers(nn.Layer):
     """The stack of blocks; it exists for its name, ``encoder.layers.N``."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
-        self.layers = nn.LayerList([InternVitLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.LayerList([InternVitLayer(config, parallel) for _ in range(config.num_hidden_layers)])
 
 
 class InternVitEncoder(nn.Layer):
     """Embeddings and blocks. There is no norm before the first block and none behind the last."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, parallel: TensorParallel = ALONE) -> None:
         super().__init__()
         self.layers = config.num_hidden_layers
         self.recompute = False
         self.embeddings = InternVitEmbeddings(config)
-        self.encoder = InternVitLayers(config)
+        self.encoder = InternVitLayers(config, parallel)
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, H, W]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of several processes that share a model: ``parallel_worker.py FILE DEVICE`` compares it with the whole one.
+
+The first process writes the largest differences of each case to FILE.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.tiny import tiny_config, tiny_intern_config  # noqa: E402 - after the path
+
+WIDTH = 16
+"""Of a head."""
+
+
+def configs(width: int = WIDTH) -> dict[str, Any]:
+    """Models whose heads, MLPs and vocabularies two or three devices share unevenly."""
+    text = dict(
+        vocab_size=449,
+        hidden_size=6 * width,
+        intermediate_size=99,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        pad_token_id=0,
+    )
+    base, intern = tiny_config(), tiny_intern_config()
+    vision = dict(hidden_size=3 * width, num_attention_heads=3, intermediate_size=65)
+    eva = {"q_bias": True, "k_bias": False, "v_bias": True, "post_layernorm": True}
+    tower = replace(base.vision, **vision)
+    return {
+        "clip": base.with_changes(text=replace(base.text, **text), vision=tower),
+        "intern_vit": intern.with_changes(
+            text=replace(base.text, **text, attention_bias=True), vision=replace(intern.vision, **vision)
+        ),
+        "eva_clip": base.with_changes(
+            text=replace(base.text, **text, tie_word_embeddings=True),
+            vision=replace(tower, model_type="eva_clip_vision_model", extra=eva),
+        ),
+    }
+
+
+def batch(config: Any) -> dict[str, Any]:
+    """Two rows with a picture each, the second padded, and a row of text."""
+    import paddle
+
+    from paddlemix.imaging.layout import Layout
+    from paddlemix.splice.plan import PlanRow, build_plan
+    from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
+
+    rng = np.random.default_rng(3)
+    patches, rows = config.vision.tokens_per_tile, []
+    for length, pictures in ((9, 1), (7, 1), (8, 0)):
+        ids = rng.integers(3, config.text.vocab_size, length)
+        if pictures:
+            ids[2] = IMAGE_TOKEN_INDEX
+        ids[-2] = 0  # the padding token, whose row of the table gets no gradient
+        rows.append(
+            PlanRow(ids, [Layout(1, np.arange(patches))] * pictures, np.where(np.arange(length) < 4, -100, ids))
+        )
+    plan = build_plan(rows, tokens_per_tile=patches)
+    side = config.vision.image_size
+    arrays = {name: getattr(plan, name) for name in ("token_ids", "source", "positions", "labels")}
+    arrays["pixels"] = rng.standard_normal((2, 3, side, side)).astype(np.float32)
+    return {name: paddle.to_tensor(value) for name, value in arrays.items()}
+
+
+def build(config: Any, parallel: Any, lora: bool, seed: int = 1) -> Any:
+    """A model with weights large enough that an error is seen; adapters whose B is not zero."""
+    import paddle
+
+    from paddlemix.models.llava import LlavaForCausalLM, init_weights
+    from paddlemix.ops.linear import add_lora, lora_layers
+    from paddlemix.ops.parallel import cut
+
+    model = LlavaForCausalLM(config, parallel)
+    init_weights(model, seed)
+    with paddle.no_grad():
+        for parameter in model.parameters():
+            if len(parameter.shape) > 1:
+                parameter.set_value(parameter * 4.0)
+    if lora:
+        for parameter in model.parameters():
+            parameter.stop_gradient = True
+        add_lora(model, [".*(_proj|qkv|proj|linear[12]|fc[12])"], r=3, alpha=6, seed=seed)
+        for index, (_, layer) in enumerate(lora_layers(model)):
+            columns = layer.columns if isinstance(layer.columns, int) else layer.columns.total
+            values = np.random.default_rng(index).standard_normal((3, columns)).astype(np.float32) * 0.1
+            layer.lora_B.set_value(np.ascontiguousarray(cut(layer.lora_B, values)))
+    return model
+
+
+def step(model: Any, inputs: dict[str, Any], recompute: bool) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and the whole gradient of every parameter."""
+    import paddle
+
+    from paddlemix.ops.parallel import part_of, whole
+
+    model.train()
+    model.enable_recompute(recompute)
+    loss = model(**inputs)
+    loss.backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        gradient = parameter.grad.detach()
+        if part_of(parameter) is not None:
+            gradient.part = part_of(parameter)
+            gradient = whole(gradient)
+        found[name] = gradient.numpy()
+        parameter.clear_gradient()
+    with paddle.no_grad():
+        return float(loss), found
+
+
+def generated(model: Any, inputs: dict[str, Any]) -> list[list[int]]:
+    """Greedy ids after every row, from a cache."""
+    import paddle
+
+    from paddlemix.ops.attention.contract import Mask
+
+    with paddle.no_grad():
+        model.prepare_inference()
+        embeds = model.embed(inputs["token_ids"], inputs["source"], model.encode_images(inputs["pixels"]))
+        cache, ids = model.new_cache(embeds.shape[0]), []
+        positions = paddle.arange(embeds.shape[1]).unsqueeze(0).expand(embeds.shape[:2])
+        for _ in range(5):
+            hidden = model.decode(embeds, positions, Mask(causal=True, offset=cache.length), cache)
+            ids.append(model.logits(hidden[:, -1:]).argmax(axis=-1))
+            embeds = model.llama.embed(ids[-1])
+            positions = paddle.full_like(ids[-1], cache.length)
+        return paddle.concat(ids, axis=1).tolist()
+
+
+def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str, Any]:
+    """Largest differences between the shared model and the whole one, relative to the largest value of a tensor."""
+    import paddle
+
+    from paddlemix.ops.linear import lora_layers
+    from paddlemix.ops.parallel import ALONE, whole
+
+    inputs = batch(config)
+    alone, shared = build(config, ALONE, lora), build(config, parallel, lora)
+    want_loss, want = step(alone, inputs, recompute)
+    loss, found = step(shared, inputs, recompute)
+    with paddle.no_grad():
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = float((alone(**unlabelled) - shared(**unlabelled)).abs().max())
+    weights = dict(alone.named_parameters())
+    equal = all(bool((whole(value) == weights[name]).all()) for name, value in shared.named_parameters())
+    gradients = {
+        name: float(np.abs(value - want[name]).max() / max(float(np.abs(want[name]).max()), 1e-3))
+        for name, value in found.items()
+    }
+    ids = generated(alone, inputs) == generated(shared, inputs)
+    if lora:
+        for model in (alone, shared):
+            for _, layer in lora_layers(model):
+                layer.merge()
+        with paddle.no_grad():
+            logits = max(logits, float((alone(**unlabelled) - shared(**unlabelled)).abs().max()))
+    return {
+        "loss": abs(loss - want_loss),
+        "logits": logits,
+        "gradient": max(gradients.values()),
+        "worst": max(gradients, key=gradients.get),
+        "gradients": [len(found), len(want)],
+        "weights": equal,
+        "ids": ids,
+    }
+
+
+def main(target: Path, device: str) -> None:
+    """Every case; the first process writes."""
+    import paddle
+
+    from paddlemix.ops.parallel import TensorParallel
+
+    paddle.set_device(device)
+    paddle.distributed.init_parallel_env()
+    parallel = TensorParallel(paddle.distributed.get_rank(), paddle.distributed.get_world_size())
+    told = {}
+    for name, config in configs().items():
+        told[name] = compare(config, parallel, lora=False, recompute=name == "intern_vit")
+        told[f"{name}, LoRA"] = compare(config, parallel, lora=True, recompute=name == "clip")
+    if parallel.rank == 0:
+        target.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
