@@ -172,7 +172,7 @@ def _read_peft(folder: Path) -> Adapter:
     begin = config.get("init_lora_weights")
     if isinstance(begin, str) and begin.startswith(_PEFT_CHANGES_BASE):
         raise CheckpointError(
-            f'{where}: "init_lora_weights": "{begin}" means a base with changed weights; save the adapter as a plain one '
+            f'{where}: "init_lora_weights": "{begin}" means a base with changed weights; save it as a plain adapter '
             "(peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
     saved = config.get("modules_to_save") or []
