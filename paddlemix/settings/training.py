@@ -17,6 +17,7 @@ _NO_EFFECT = "it has no effect on LLaVA models, in PaddleMIX neither"
 _NO_PARALLEL = "the model is not split over devices; use sharding"
 _NO_EXPERTS = "the model has no experts"
 _OWN_CHECKPOINTS = "checkpoints are written and read by paddlemix (complete or absent, with checksums)"
+_EVALUATION = "evaluation computes in the precision of the training"
 _OWN_FLOW = "the training loop has no such mode"
 _OWN_DATA = "the data set is read row by row, with every column the model needs"
 _CLIP_ONLY = "it belongs to the trainers of CLIP and EVA; use lr_scheduler_type and warmup_ratio"
@@ -184,7 +185,7 @@ class TrainingGroup:
     save_strategy: str = key("steps", "When checkpoints are saved.", choices=_INTERVAL)
     save_steps: int = key(500, "Optimizer steps between two checkpoints.", low=1)
     save_total_limit: int | None = key(None, "Checkpoints that are kept. null: all.", low=1)
-    save_on_each_node: bool = key(False, "Save on every node.")
+    save_on_each_node: bool = key(False, "Checkpoints.", fixed="one copy is written, to a folder that all nodes see")
     evaluation_strategy: str = key("no", "When the eval data is used during training.", choices=_INTERVAL)
     eval_steps: int | None = key(None, "Optimizer steps between two evaluations. null: logging_steps.", low=1)
     minimum_eval_times: int | None = key(None, "Evaluations that a run has at least.", low=1)
@@ -211,8 +212,8 @@ class TrainingGroup:
     fp16: bool = key(False, "Compute in float16.")
     fp16_opt_level: str = key("O1", "O1: cast per operator; O2: weights in bf16 or fp16.", choices=("O0", "O1", "O2"))
     amp_master_grad: bool = key(False, "Keep gradients in float32 with O2.")
-    bf16_full_eval: bool = key(False, "Evaluate in bfloat16 without float32 weights.")
-    fp16_full_eval: bool = key(False, "Evaluate in float16 without float32 weights.")
+    bf16_full_eval: bool = key(False, "Evaluate in bfloat16.", fixed=_EVALUATION)
+    fp16_full_eval: bool = key(False, "Evaluate in float16.", fixed=_EVALUATION)
     amp_custom_black_list: tuple[str, ...] | None = key(None, "Operators that stay in float32.")
     amp_custom_white_list: tuple[str, ...] | None = key(None, "Operators that are always cast.")
     scale_loss: float = key(32768.0, "First loss scale of fp16.", above=0)

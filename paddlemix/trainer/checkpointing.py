@@ -38,7 +38,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 MAY_CHANGE = frozenset((
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "do_eval", "logging_dir",
     "logging_strategy", "logging_first_step", "logging_steps", "log_on_each_node", "save_strategy", "save_steps",
-    "save_total_limit", "save_on_each_node", "evaluation_strategy", "eval_steps", "minimum_eval_times",
+    "save_total_limit", "evaluation_strategy", "eval_steps", "minimum_eval_times",
     "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
     "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",

@@ -54,7 +54,6 @@ def finetune(settings: TrainingSettings) -> Result:
     """
     from paddlemix.trainer import checkpointing, stages
 
-    _refuse_idle(settings)
     stages.stage_of(settings)
     _find_inputs(settings)
     resume = checkpointing.find_resume(settings)
@@ -365,21 +364,6 @@ def _overrides(settings: TrainingSettings) -> dict[str, Any]:
 def _tower_may_train(settings: TrainingSettings) -> bool:
     model = settings.model
     return bool(model.freeze_exclude) or model.tune_entire_model or model.tune_vision_tower
-
-
-_IDLE = {
-    "bf16_full_eval": "evaluation computes in the precision of the training",
-    "fp16_full_eval": "evaluation computes in the precision of the training",
-    "save_on_each_node": "checkpoints are written once, to a folder that all nodes see",
-}
-
-
-def _refuse_idle(settings: TrainingSettings) -> None:
-    """A key that would do nothing here is an error and not a silence."""
-    for name, reason in _IDLE.items():
-        value = getattr(settings.training, name)
-        if value != KNOWN[name].default:
-            raise ConfigError(f'"{name}" is {json.dumps(value)}, but it has no effect: {reason}; take the key away')
 
 
 def _plain(value: Any) -> Any:
