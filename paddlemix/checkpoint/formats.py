@@ -2,7 +2,7 @@
 """A folder of weights as one source of named tensors, whichever format its files have."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,18 @@ class TensorSource:
         """A contiguous copy of the values; bfloat16 comes as uint16."""
         return np.array(self.view(name), order="C")
 
-    def fill(self, name: str, target: np.ndarray, target_dtype: str, *, transpose: bool = False) -> bool:
+    def fill(
+        self,
+        name: str,
+        target: np.ndarray,
+        target_dtype: str,
+        *,
+        transpose: bool = False,
+        choose: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> bool:
         """Cast a tensor into ``target``, a block at a time, and give its file pages back.
 
+        With ``choose`` only what it gives of the stored array is read and cast.
         False when a value is not finite. CheckpointError for a tensor that is no float weight.
         """
         info = self._infos[name]
@@ -67,7 +76,7 @@ class TensorSource:
                 f'{info.file}: tensor "{name}" is {info.dtype}; weights must be one of {", ".join(FLOATS)} '
                 "(quantised checkpoints are not read)"
             )
-        view = self.view(name)
+        view = self.view(name) if choose is None else choose(self.view(name))
         step = max(1, _RELEASED * len(view) // max(1, view.nbytes)) if view.ndim else 1
         finite = True
         for start in range(0, len(view) if view.ndim else 1, step):

@@ -19,6 +19,7 @@ from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.sources import INIT as INIT
 from paddlemix.checkpoint.sources import Entry, Plan, check, find_sources, tokenizer_folder
 from paddlemix.models.llava import LlavaForCausalLM, allocate, build_empty
+from paddlemix.ops.parallel import ALONE, TensorParallel, cut, part_of, whole_shape
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.logging import get_logger
@@ -55,6 +56,7 @@ def load_model(
     config: LlavaConfig | None = None,
     seed: int = 0,
     strict_finite: bool = False,
+    parallel: TensorParallel = ALONE,
 ) -> Loaded:
     """Load any published layout: ours, original LLaVA, llava-hf, Llama or Vicuna, adapter, projector only.
 
@@ -63,6 +65,7 @@ def load_model(
     ``projector``: file or folder that replaces the projector, or ``"init"`` to draw one with ``seed``.
     ``lora``: fold an adapter into the weights, or keep it as LoRA layers. ``overrides``: see ``load_config``.
     ``config``: the architecture itself, in place of what the folder says.
+    ``parallel``: read only the slices that lie on this device.
 
     CheckpointError when anything is missing, left over or of another shape; NaN in the weights is a warning, or an
     error with ``strict_finite``.
@@ -74,8 +77,8 @@ def load_model(
     )
     plan, parts = sources.plan, sources.parts
     config = sources.config.with_changes(dtype=dtype)
-    model = build_empty(config)
-    check(sources, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    model = build_empty(config, parallel)
+    check(sources, {name: whole_shape(parameter) for name, parameter in model.named_parameters()})
     merged = _enter_adapter(plan, model, parts.adapter, lora)
     _fill(plan, model, merged, dtype, seed, strict_finite)
     _tell(plan.report, strict_finite)
@@ -115,7 +118,8 @@ def _fill(
             allocate(parameter, _tensor(values, dtype))
             continue
         entry = plan.entries[name]
-        mapped = _mapped(entry, dtype) if on_cpu and name not in merged else None
+        whole = part_of(parameter) is None
+        mapped = _mapped(entry, dtype) if on_cpu and whole and name not in merged else None
         if mapped is not None:
             # Looking at a value reads its page: of our own large tensors that is left until they are used.
             looked_at = strict or not entry.own or mapped.nbytes <= _SMALL
@@ -124,7 +128,7 @@ def _fill(
             allocate(parameter, paddle.utils.dlpack.from_dlpack(mapped))
             continue
         tensor, target = _empty(shape, dtype, on_cpu)
-        finite = _write(entry, target, dtype, merged.get(name), name)
+        finite = _write(entry, target, dtype, merged.get(name), name, parameter)
         if not finite:
             plan.report.not_finite.append(name)
         allocate(parameter, tensor if tensor is not None else _tensor(target, dtype))
@@ -139,12 +143,14 @@ def _mapped(entry: Entry, dtype: str) -> np.ndarray | None:
     return mapped if mapped is not None and mapped.size and mapped.ctypes.data % 64 == 0 else None
 
 
-def _write(entry: Entry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str) -> bool:
+def _write(entry: Entry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str, parameter: Any) -> bool:
+    part = part_of(parameter)
+    stored = None if part is None else lambda values: part.cut(values, entry.transpose)
     if adapter is None:
-        return entry.source.fill(entry.name, target, dtype, transpose=entry.transpose)
+        return entry.source.fill(entry.name, target, dtype, transpose=entry.transpose, choose=stored)
     full = np.empty(target.shape, np.float32)
-    finite = entry.source.fill(entry.name, full, "float32", transpose=entry.transpose)
-    full += adapter.delta(name)
+    finite = entry.source.fill(entry.name, full, "float32", transpose=entry.transpose, choose=stored)
+    full += cut(parameter, adapter.delta(name))
     target[...] = from_float32(full, dtype)
     return finite
 
