@@ -16,7 +16,9 @@ from paddlemix.checkpoint.lora_read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
 from paddlemix.imaging.layout import token_count
 from paddlemix.settings.legacy import load_config
+from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import PaddleMixError
 from paddlemix.utils.files import MANIFEST, verify_folder
@@ -67,7 +69,7 @@ class Description:
         lines += [f"  {name:<12} {text}" for name, text in self.facts.items()]
         if self.memory:
             lines.append(
-                "  memory       estimated, for one row of the full context; with gradient checkpointing (recompute)"
+                "  memory       estimated for one row of the full context; training on one card, with recompute"
             )
             lines += [f"    {name:<24} {size:8.1f} GB" for name, size in self.memory.items()]
         lines += [f"  note         {text}" for text in self.notes]
@@ -135,7 +137,7 @@ def _look(root: Path, kind: str, result: Description) -> None:
     shapes = {name: tuple(value.shape) for name, value in build_empty(sources.config).named_parameters()}
     count = sum(math.prod(shape) for shape in shapes.values())
     result.facts["parameters"] = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
-    result.memory = memory_needs(sources.config, shapes)
+    result.memory = memory_needs(sources.config)
     result.notes += sources.plan.report.notes
     if sources.config.vision is None:
         result.notes.append("a language model without a vision tower: pretraining makes a LLaVA of it")
@@ -257,40 +259,23 @@ def _say_tokenizer(sources: Sources, result: Description) -> None:
         )
 
 
-def memory_needs(config: LlavaConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, float]:
-    """GB for chat, LoRA and full training, estimated: see docs/checkpoints.md for the sums.
+def memory_needs(config: LlavaConfig) -> dict[str, float]:
+    """GB for a chat, and for LoRA and full training on one card, by the formula of ``settings.memory``.
 
-    Chat: weights, KV cache of the whole context, one step of scores. Training: one row of the full context in each
-    process, recompute on; half-precision weights, float32 for what is trained (value, gradient, two moments).
+    Training: one row of the full context with one picture of the most tiles, recompute, the vision tower frozen.
     """
-    count = sum(math.prod(shape) for shape in shapes.values())
-    frozen = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(keymap.PREFIX_TOWER))
-    adapted = [shape for name, shape in shapes.items() if "llama.layers." in name and len(shape) == 2]
-    projector = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(keymap.PREFIX_PROJECTOR))
-    lora = sum(_LORA_RANK * sum(shape) for shape in adapted) + projector
-    rows = _activations(config)
-    trained = count - frozen
-    return {
-        "chat, float32": (count * 4 + _cache(config, 4)) / 1e9,
-        "chat, bfloat16": (count * 2 + _cache(config, 2)) / 1e9,
-        f"LoRA of rank {_LORA_RANK}, bf16": (count * 2 + lora * 16 + rows) / 1e9,
-        "full, bf16 and fp32 state": (count * 2 + trained * 16 + rows) / 1e9,
-        "full, fp32": (count * 4 + trained * 12 + 2 * rows) / 1e9,
+    half = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
+    ways = {
+        f"LoRA of rank {_LORA_RANK}, bf16": {**half, "lora": True, "lora_rank": _LORA_RANK},
+        "full, bf16 and fp32 state": half,
+        "full, fp32": {},
     }
-
-
-def _cache(config: LlavaConfig, itemsize: int) -> int:
-    text = config.text
-    width = text.num_key_value_heads * text.width_per_head
-    return 2 * text.num_hidden_layers * config.model_max_length * width * itemsize
-
-
-def _activations(config: LlavaConfig) -> int:
-    """Half-precision bytes of one row: the input of every layer, one layer's own values, the scores in float32."""
-    text, length = config.text, config.model_max_length
-    layer_inputs = text.num_hidden_layers * length * text.hidden_size * 2
-    one_layer = length * (8 * text.hidden_size + 4 * text.intermediate_size) * 2
-    return layer_inputs + one_layer + 3 * length * text.vocab_size * 4
+    always = {"recompute": True, "per_device_train_batch_size": 1, "max_length": config.model_max_length}
+    needs = {f"chat, {name}": chat_memory(config, size) for name, size in (("float32", 4), ("bfloat16", 2))}
+    for name, keys in ways.items():
+        settings = TrainingSettings().with_changes(**always, **keys)
+        needs[name] = expected_memory(config, settings, 1, tiles=most_tiles(config)).total
+    return {name: nbytes / GB for name, nbytes in needs.items()}
 
 
 def _size(nbytes: int) -> str:

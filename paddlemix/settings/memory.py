@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a training run needs on each card, counted from the architecture and the settings.
+"""How much memory a training run needs on each card, and a chat, counted from the architecture and the settings.
 
 An estimate for planning, made of countable things only; what a card really takes shows in npu-smi. Letters: w numbers
 of the model, t of them train, N cards that share, B rows of a micro-batch, L positions of a row, n decoder layers, D
@@ -13,6 +13,8 @@ model width, V vocabulary.
     tower        the tensors of one layer of the vision tower (of all its layers when it trains)
     logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient
     reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks
+
+Kept, layer and tower count half-precision values; a float32 run holds twice as much of them.
 """
 
 from dataclasses import dataclass
@@ -86,16 +88,36 @@ def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int,
     layer = _layer_bytes(config.text) * rows * length
     layers = config.text.num_hidden_layers
     kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
+    wide = 1 if training.bf16 or training.fp16 else 2
     parts = {
         "weights": counts.total * (2 if half else 4) // (shared if stage == "stage3" else 1),
         "gradients": trained
         * (2 if half and not training.amp_master_grad else 4)
         // (shared if stage in ("stage2", "stage3") else 1),
         "optimizer": 0 if "offload" in training.sharding else trained * (12 if half else 8) // (shared if stage else 1),
-        "activations": kept + _tower_bytes(config, settings, rows * tiles),
+        "activations": wide * (kept + _tower_bytes(config, settings, rows * tiles)),
         "logits": 16 * rows * length * config.text.vocab_size,
     }
     return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())))
+
+
+def chat_memory(config: LlavaConfig, value_bytes: int) -> int:
+    """Bytes of the weights and of the cache of one conversation over the whole context; no reserve.
+
+    ``value_bytes``: of one number, 4 for float32 and 2 for the half precisions.
+    """
+    text = config.text
+    places = config.model_max_length * text.num_hidden_layers
+    cached = 2 * places * text.num_key_value_heads * text.width_per_head
+    return value_bytes * (count_parameters(config).total + cached)
+
+
+def most_tiles(config: LlavaConfig) -> int:
+    """Tiles of the picture that is cut into most of them."""
+    image = config.image
+    if image is None or image.aspect != "anyres":
+        return 1
+    return 1 + max(width * height for width, height in image.grid_pinpoints) // image.crop_size**2
 
 
 def _sharing(degree: int, cards: int) -> int:

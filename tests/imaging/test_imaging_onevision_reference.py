@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anyres_max_N against HF transformers, whose LLaVA-OneVision has the rule of LLaVA-NeXT: the same rows, row for row."""
+"""anyres_max_N against HF transformers, whose LLaVA-OneVision has the rule of LLaVA-NeXT: the same rows in order."""
 
 import dataclasses
 import os
