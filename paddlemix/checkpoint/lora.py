@@ -17,10 +17,11 @@ from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.formats_safetensors import write_safetensors
 from paddlemix.checkpoint.lora_base import fingerprint
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
-from paddlemix.checkpoint.save import stored
+from paddlemix.checkpoint.save import Reader, plain_values, stored
 from paddlemix.checkpoint.save_files import SavesItself, write_json, write_side_files
 from paddlemix.models.llava import allocate
 from paddlemix.ops.linear import add_lora, lora_layers
+from paddlemix.ops.parallel import cut, whole_shape
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
@@ -44,7 +45,7 @@ def load_adapter(model: Any, folder: str | Path) -> list[str]:
     """
     adapter = read_adapter(Path(folder))
     parameters = dict(model.named_parameters())
-    check_targets(adapter, {name: tuple(value.shape) for name, value in parameters.items()})
+    check_targets(adapter, {name: whole_shape(value) for name, value in parameters.items()})
     attach(adapter, model)
     parameters = dict(model.named_parameters())
     loaded = []
@@ -68,9 +69,11 @@ def load_adapter(model: Any, folder: str | Path) -> list[str]:
 
 @paddle.no_grad()
 def _set(parameter: Any, values: np.ndarray) -> None:
-    if list(parameter.shape) != list(values.shape):
-        raise CheckpointError(f"adapter tensor of shape {list(values.shape)} for a parameter of {parameter.shape}")
-    allocate(parameter, paddle.to_tensor(np.ascontiguousarray(values, np.float32)).astype(parameter.dtype))
+    wanted = whole_shape(parameter)
+    if wanted != values.shape:
+        raise CheckpointError(f"adapter tensor of shape {list(values.shape)} for a parameter of {list(wanted)}")
+    own = np.ascontiguousarray(cut(parameter, values), np.float32)
+    allocate(parameter, paddle.to_tensor(own).astype(parameter.dtype))
 
 
 def save_adapter(
@@ -85,12 +88,14 @@ def save_adapter(
     training_settings: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     replace: bool = False,
+    read: Reader = plain_values,
 ) -> Path:
     """Publish an adapter folder that opens without further flags.
 
     It holds the LoRA weights, every other tensor that was trained, that belongs to the projector, or that neither
     ``base`` nor ``vision_tower`` holds in the same shape; config, tokenizer, processor, template; and the path (also
-    relative) and a fingerprint of the base. CheckpointError when the model has no adapter or the base cannot be read.
+    relative) and a fingerprint of the base. ``read``: see ``save_model``. CheckpointError when the model has no adapter
+    or the base cannot be read.
     """
     folder = Path(folder)
     layers = list(lora_layers(model))
@@ -106,7 +111,7 @@ def save_adapter(
     if tower_folder is not None:
         tower = open_folder(tower_folder)
         held = {**_held(tower, keymap.detect(tower.infos()) or "clip"), **held}
-    tensors = [stored(name, value) for name, value in model.named_parameters() if _belongs(name, value, held)]
+    tensors = [stored(name, value, read) for name, value in model.named_parameters() if _belongs(name, value, held)]
     with publish_folder(folder, replace=replace) as staging:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
         write_json(staging / ADAPTER_CONFIG, _adapter_data(folder, layers, base_folder, tower_folder, source, form))
@@ -130,7 +135,7 @@ def _belongs(name: str, parameter: Any, held: Mapping[str, tuple[int, ...]]) -> 
     if ".lora_" in name or not parameter.stop_gradient:
         return True
     own = name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE
-    return own or held.get(name) != tuple(parameter.shape)
+    return own or held.get(name) != whole_shape(parameter)
 
 
 def _adapter_data(

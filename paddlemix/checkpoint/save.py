@@ -17,9 +17,19 @@ from paddlemix.checkpoint.save_files import (
     write_side_files,
     write_weights,
 )
+from paddlemix.ops.parallel import whole_shape
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
+
+Reader = Callable[[Any], np.ndarray]
+"""Gives the whole values of a parameter, of which this device may hold a slice only."""
+
+
+def plain_values(parameter: Any) -> np.ndarray:
+    """The values of a parameter that lies on this device as a whole."""
+    with paddle.no_grad():
+        return np.asarray(parameter.numpy())
 
 
 def save_model(
@@ -33,14 +43,16 @@ def save_model(
     extra: Mapping[str, Any] | None = None,
     replace: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    read: Reader = plain_values,
 ) -> Path:
     """Publish ``folder`` with everything that chat and training need, the vision tower included.
 
-    ``extra`` maps further file names to JSON data. ``tokenizer=None`` leaves the tokenizer out (tests). CheckpointError
-    when the folder holds something already (unless ``replace``), or when the model carries unmerged adapters.
+    ``read`` fetches the values of each parameter when its turn comes. ``extra`` maps further file names to JSON data.
+    ``tokenizer=None`` leaves the tokenizer out (tests). CheckpointError when the folder holds something already (unless
+    ``replace``), or when the model carries unmerged adapters.
     """
     folder = Path(folder)
-    tensors = model_tensors(model)
+    tensors = model_tensors(model, read)
     with publish_folder(folder, replace=replace) as staging:
         write_weights(staging, tensors, max_shard_bytes)
         write_side_files(staging, config, tokenizer, generation, training_settings)
@@ -49,7 +61,7 @@ def save_model(
     return folder
 
 
-def model_tensors(model: Any) -> list[Stored]:
+def model_tensors(model: Any, read: Reader = plain_values) -> list[Stored]:
     """Every parameter under the name it is saved by. CheckpointError for a name our form does not have."""
     tensors = []
     for name, parameter in model.named_parameters():
@@ -60,21 +72,13 @@ def model_tensors(model: Any) -> list[Stored]:
                 else "only plain layers are saved, not the fused ones of inference"
             )
             raise CheckpointError(f'the model cannot be saved with the parameter "{name}": {hint}')
-        tensors.append(stored(name, parameter))
+        tensors.append(stored(name, parameter, read))
     return tensors
 
 
-def stored(name: str, parameter: Any) -> Stored:
+def stored(name: str, parameter: Any, read: Reader = plain_values) -> Stored:
     """A parameter to be written when its turn comes."""
-    return Stored(name, dtype_name(parameter), tuple(parameter.shape), _reader(parameter))
-
-
-def _reader(parameter: Any) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with paddle.no_grad():
-            return np.asarray(parameter.numpy())
-
-    return read
+    return Stored(name, dtype_name(parameter), whole_shape(parameter), lambda: read(parameter))
 
 
 def dtype_name(tensor: Any) -> str:
