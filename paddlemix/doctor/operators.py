@@ -2,7 +2,7 @@
 """The fused NPU operators of the loaded plug-in: their form, why one is not used, and whether each equals the math.
 
 Each operator and its gradient run on the device and are compared with the plain path of ``ops`` in float32 on the same
-device and the same rounded inputs.
+device and the same rounded inputs. An operator that refuses a call is a note, for then the plain path serves.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,11 @@ from paddlemix.ops.attention.contract import Mask, make_request
 from paddlemix.ops.npu import fused, library, switches
 from paddlemix.utils.errors import BackendError
 
-ALLOWED = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
-"""Largest difference to float32 math; values and gradients are of the order of 1, sums of up to 4096 terms."""
+ALLOWED = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+"""Largest difference to float32 math, as a share of the largest value of the result or gradient that it is found in.
+
+bfloat16 rounds by 0.004 of a value, float16 by 0.0005; a few roundings of several terms add up.
+"""
 
 NAMES = {"ATTENTION": "flash_attention_npu", "RMS_NORM": "rms_norm_npu", "ROPE": "fused_rope", "SWIGLU": "swiglu"}
 
@@ -44,39 +47,56 @@ def forms() -> list[Finding]:
         if isinstance(form, str):
             found.append(note(name, form + told, form=None))
         else:
-            found.append(ok(name, f"form: {form.name}{told}", form=form.name))
+            gradient = library.has_gradient(name)
+            text = f"form: {form.name}" + ("" if gradient else "; without its gradient: the plain path trains")
+            found.append((ok if gradient else note)(name, text + told, form=form.name, gradient=gradient))
     return found
 
 
 def self_check(device: str, dtype: str) -> list[Finding]:
     """Run every fused operator that can serve against the math; a line each, FAIL where they differ."""
-    found = []
-    for name, fast, plain, inputs, reason in _cases(dtype):
+    found, told = [], {finding.text for finding in forms()}
+    with paddle.no_grad():  # what serves a chat is compared too; ``forms`` tells of a missing gradient
+        cases = _cases(dtype)
+    for name, fast, plain, inputs, reason in cases:
         if reason is not None:
-            found.append(note(name, f"not used: {reason}", max_difference=None))
+            # The reason names a form in full: one screen has room for it once.
+            text = "not used, as said above" if reason in told else f"not used: {reason}"
+            found.append(note(name, text, max_difference=None, reason=reason))
+            told.add(reason)
             continue
         try:
-            difference = _difference(fast, plain, inputs)
+            found.append(_compared(name, fast, plain, inputs, dtype))
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError, BackendError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            found.append(fail(name, f"failed on {device}: {said[-1]}", max_difference=None))
-            continue
-        good = difference <= ALLOWED[dtype]  # False for a NaN
-        text = f"max difference to math {difference:.2e} in {dtype}" + ("" if good else f", allowed {ALLOWED[dtype]:g}")
-        found.append((ok if good else fail)(name, text, max_difference=difference))
+            found.append(fail(name, f"failed on {device}: {library.message_of(error)}", max_difference=None))
     return found
 
 
+def _compared(
+    name: str, fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor], dtype: str
+) -> Finding:
+    try:
+        difference = _difference(fast, plain, inputs)
+    except library.RefusalError as refusal:
+        _run(plain, [_leaf(value.astype("float32")) for value in inputs])  # raises where the device does nothing at all
+        return note(name, f"{refusal}; the plain path serves", max_difference=None, reason=str(refusal))
+    good = difference <= ALLOWED[dtype]  # False for a NaN
+    text = f"max difference to math {difference:.2e} in {dtype}" + ("" if good else f", allowed {ALLOWED[dtype]:g}")
+    return (ok if good else fail)(name, text, max_difference=difference)
+
+
 def _difference(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor]) -> float:
-    """Largest absolute difference of the results and of all gradients."""
+    """Largest difference of the result and of all gradients there are, each as a share of its largest value."""
     quick = _run(fast, [_leaf(value) for value in inputs])
     exact = _run(plain, [_leaf(value.astype("float32")) for value in inputs])
     # np.max and not max: a NaN must stay one.
-    return float(np.max([np.max(np.abs(a - b)) for a, b in zip(quick, exact, strict=True)]))
+    return float(np.max([np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(quick, exact, strict=False)]))
 
 
 def _run(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[np.ndarray]:
     out = function(*leaves)
+    if out.stop_gradient:  # an operator without its gradient
+        return [out.astype("float32").numpy()]
     (out.astype("float32") * _weights(out.shape)).sum().backward()
     return [value.astype("float32").numpy() for value in (out.detach(), *(leaf.grad for leaf in leaves))]
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import platform
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from paddlemix.utils.errors import BackendError
 
 READY, NOT_READY = 0, 1
 """Exit codes of the command; 2 is a wrong flag or a wrong variable, as everywhere."""
+
+COLUMNS = 120
 
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", versions.PLUGIN, "paddlenlp", "numpy")
 
@@ -70,7 +73,8 @@ class Report:
         """One screen."""
         lines = []
         for title, findings in self.sections.items():
-            lines += [f"{title if not i else '':<12} {_row(finding)}" for i, finding in enumerate(findings)]
+            for i, finding in enumerate(findings):
+                lines += _rows(title if not i else "", finding)
         if self.failures:
             count = len(self.failures)
             lines.append(f"{'result':<12} NOT READY: {count} thing{'s' * (count > 1)} marked FAIL")
@@ -79,8 +83,13 @@ class Report:
         return lines
 
 
-def _row(finding: Finding) -> str:
-    return f"{finding.state:<4} {finding.name + ':':<22} {finding.text}"
+def _rows(title: str, finding: Finding) -> list[str]:
+    head = f"{title:<12} {finding.state:<4} {finding.name + ':':<22} "
+    # Only at spaces: a path or a variable has to stay whole.
+    return textwrap.wrap(
+        finding.text, COLUMNS, initial_indent=head, subsequent_indent=" " * len(head),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def examine(wanted: Wanted) -> Report:

@@ -7,7 +7,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.npu import fused
+from paddlemix.ops.npu import fused, switches
 from paddlemix.utils.registry import Registry
 
 ACTIVATIONS: Registry = Registry("activation")
@@ -37,7 +37,9 @@ def silu(x: Tensor) -> Tensor:
 def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None = None) -> Tensor:
     """act(gate) * up. Without ``up`` the last axis of ``gate`` holds both, the gate first."""
     if act is silu and fused.wants_swiglu(gate):
-        return fused.swiglu(gate, up)
+        quick = switches.served("SWIGLU", lambda: fused.swiglu(gate, up))
+        if quick is not None:
+            return quick
     if up is None:
         gate, up = paddle.split(gate, 2, axis=-1)
     return act(gate) * up

@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.npu import fused
+from paddlemix.ops.npu import fused, switches
 from paddlemix.utils.errors import ConfigError
 
 
@@ -52,7 +52,9 @@ class StepTables:
             return rotate(x, self.over(x.shape[2]))
         if self._fused is None:
             self._fused = fused.rope_tables(self.cos, self.sin, fused.dtype_of(x))
-        return fused.rope(x, *self._fused)
+        tables = self._fused
+        quick = switches.served("ROPE", lambda: fused.rope(x, *tables))
+        return rotate(x, self.over(x.shape[2])) if quick is None else quick
 
     def over(self, heads: int) -> tuple[Tensor, Tensor]:
         """``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""

@@ -16,7 +16,7 @@ def plain(x):
     ("fast", "least"),
     [
         (lambda x: x * 2.0, 0.0),
-        (lambda x: x * 2.1, 0.05),
+        (lambda x: x * 2.1, 0.04),
         (lambda x: (x * 2.0).detach() + (x - x.detach()), 0.5),
     ],
 )

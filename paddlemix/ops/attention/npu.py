@@ -24,9 +24,9 @@ def why_not(request: Request) -> str | None:
     """Why the fused operator cannot serve ``request``; None when it can."""
     if request.device != "npu":
         return f"the tensors are on {request.device}, not on an npu"
-    form = library.form_of(OPERATOR)
-    if isinstance(form, str):
-        return form
+    reason = library.why_not(OPERATOR)
+    if reason:
+        return reason
     return _why_not_shape(request)
 
 

@@ -8,6 +8,7 @@ from paddle import Tensor, is_grad_enabled
 from paddlemix.ops.attention import math, npu, sdpa
 from paddlemix.ops.attention.contract import Mask, Request, make_request
 from paddlemix.ops.npu import switches
+from paddlemix.ops.npu.library import RefusalError
 from paddlemix.utils import env
 from paddlemix.utils.errors import BackendError
 from paddlemix.utils.logging import get_logger
@@ -30,7 +31,19 @@ def attend(
     backend = mask.keep(
         key, lambda: choose(make_request(q, k, v, mask, dropout, kv_heads_first), env.get("PADDLEMIX_ATTENTION"))
     )
-    return backend.attend(q, k, v, mask, scale=scale, dropout=dropout, kv_heads_first=kv_heads_first)
+    try:
+        return backend.attend(q, k, v, mask, scale=scale, dropout=dropout, kv_heads_first=kv_heads_first)
+    except RefusalError as refusal:
+        _forbid_when_forced(refusal)
+        switches.tell_refusal("ATTENTION", str(refusal))
+    return math.attend(q, k, v, mask, scale=scale, dropout=dropout, kv_heads_first=kv_heads_first)
+
+
+def _forbid_when_forced(refusal: RefusalError) -> None:
+    wanted, (fused, flag) = env.get("PADDLEMIX_ATTENTION"), switches.setting("ATTENTION")
+    if wanted != "auto" or fused == "1":
+        by = f"PADDLEMIX_ATTENTION={wanted}" if wanted != "auto" else f"{flag}=1"
+        raise BackendError(f"{by}: {refusal}; use auto to let the next backend serve it") from refusal
 
 
 def choose(request: Request, wanted: str = "auto") -> ModuleType:

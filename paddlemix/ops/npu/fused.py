@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RMSNorm, rotary embedding and SwiGLU through the fused NPU operators: what each can serve, and the call.
 
-Each has a plain twin (``ops.norm``, ``ops.rope``, ``ops.activation``) with the same answer to rounding.
+Each has a plain twin (``ops.norm``, ``ops.rope``, ``ops.activation``) with the same answer to rounding, which serves
+when ``wants_...`` is False or ``switches.served`` gives None.
 """
 
 import paddle
@@ -29,9 +30,9 @@ def wants_rms_norm(x: Tensor, weight: Tensor) -> bool:
 
 def why_not_rms_norm(x: Tensor, weight: Tensor) -> str | None:
     """The operator answers in the dtype of the weight, so the two must agree."""
-    form = library.form_of("rms_norm_npu")
-    if isinstance(form, str):
-        return form
+    reason = library.why_not("rms_norm_npu")
+    if reason:
+        return reason
     if x.dtype != weight.dtype or dtype_of(x) not in _DTYPES:
         return f"rms_norm_npu: x is {dtype_of(x)} and the weight {dtype_of(weight)}; they must be one of {_DTYPES}"
     return None
@@ -49,9 +50,9 @@ def wants_rope(x: Tensor, head_dim: int) -> bool:
 
 def why_not_rope(x: Tensor, head_dim: int) -> str | None:
     """Only the width of a head and the dtype matter: see ``rope`` for positions."""
-    form = library.form_of("fused_rope")
-    if isinstance(form, str):
-        return form
+    reason = library.why_not("fused_rope")
+    if reason:
+        return reason
     if head_dim % ROPE_HEAD:
         return f"fused_rope: the head width {head_dim} is no multiple of {ROPE_HEAD}"
     if dtype_of(x) not in _DTYPES:
@@ -85,14 +86,15 @@ def wants_swiglu(x: Tensor) -> bool:
 
 def why_not_swiglu(x: Tensor) -> str | None:
     """A standard kernel: without one of the plug-in's own, paddle would compute it on the host."""
-    dtypes = library.kernel_dtypes("swiglu")
-    if not dtypes:
-        return "the plug-in has no swiglu kernel"
-    if dtype_of(x) not in dtypes:
-        return f"swiglu: no kernel for {dtype_of(x)}; the plug-in has {', '.join(sorted(dtypes))}"
+    for kernel in ("swiglu", "swiglu_grad") if paddle.is_grad_enabled() else ("swiglu",):
+        dtypes = library.kernel_dtypes(kernel)
+        if not dtypes:
+            return f"the plug-in has no {kernel} kernel"
+        if dtype_of(x) not in dtypes:
+            return f"{kernel}: no kernel for {dtype_of(x)}; the plug-in has {', '.join(sorted(dtypes))}"
     return None
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up; without ``up`` the last axis of ``gate`` holds both, gate first (no copy to join them)."""
-    return functional.swiglu(gate) if up is None else functional.swiglu(gate, up)
+    return library.guarded("swiglu", lambda: functional.swiglu(gate, up), (gate, up))

@@ -3,45 +3,58 @@
 
 The plug-in brings its fused operators in its own library. Their forms changed over time, and a call with too few
 arguments ends the process instead of raising, so a form is read from the framework's table first and compared here.
+What an operator refuses all the same (a limit that is not known here) becomes a ``RefusalError``.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paddle
+from paddle.base.framework import OpProtoHolder
+from paddle.base.proto import framework_pb2
 from paddle.utils.cpp_extension import extension_utils
 
 from paddlemix.utils import env
 from paddlemix.utils.errors import BackendError
 
 
+class RefusalError(BackendError):
+    """The operator was called and raised. The plain path may serve the call."""
+
+
 @dataclass(frozen=True)
 class Form:
-    """Inputs and attributes of an operator, in the order of a call. ``name`` is ours."""
+    """Inputs and attributes (``name:kind``) of an operator, in the order of a call. ``name`` is ours.
+
+    ``result`` is the output that holds the answer; where the operator has an output of that name it must be the first.
+    """
 
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
+    result: str
 
     def __str__(self) -> str:
-        return f"({', '.join(self.inputs)}; {', '.join(self.attributes)})"
+        return f"({', '.join(self.inputs)}; {', '.join(self.attributes)}) -> {self.result}"
 
 
 _ATTENTION_INPUTS = ("query", "key", "value", "fixed_seed_offset", "attn_mask")
-_ATTENTION_OLD = ("dropout", "causal", "return_softmax", "is_test", "is_triangle_upper_mask")
+_ATTENTION_OLD = (
+    *("dropout:float", "causal:bool", "return_softmax:bool", "is_test:bool"),
+    "is_triangle_upper_mask:bool",
+)
+_ATTENTION_NEW = ("actual_seq_q_len:list", "actual_seq_kv_len:list", *_ATTENTION_OLD, "is_varlen:bool")
 
 KNOWN: dict[str, tuple[Form, ...]] = {
     "flash_attention_npu": (
-        Form("10 arguments", _ATTENTION_INPUTS, _ATTENTION_OLD),
-        Form(
-            "13 arguments",
-            _ATTENTION_INPUTS,
-            ("actual_seq_q_len", "actual_seq_kv_len", *_ATTENTION_OLD, "is_varlen"),
-        ),
+        Form("10 arguments", _ATTENTION_INPUTS, _ATTENTION_OLD, "attention_score"),
+        Form("13 arguments", _ATTENTION_INPUTS, _ATTENTION_NEW, "attention_score"),
     ),
-    "rms_norm_npu": (Form("x, gamma, epsilon", ("x", "gamma"), ("epsilon",)),),
-    "fused_rope": (Form("query, cos, sin", ("query", "cos", "sin"), ()),),
+    "rms_norm_npu": (Form("x, gamma, epsilon", ("x", "gamma"), ("epsilon:float",), "y"),),
+    "fused_rope": (Form("query, cos, sin", ("query", "cos", "sin"), (), "query_out"),),
 }
 """Forms that are called, by the operator's name in the plug-in."""
 
@@ -53,10 +66,28 @@ def form_of(operator: str) -> Form | str:
         libraries = ", ".join(path.name for path in libraries_of_plugin()) or "none"
         return f"the operator {operator} is not registered (libraries of the plug-in: {libraries})"
     for form in KNOWN[operator]:
-        if (form.inputs, form.attributes) == (found.inputs, found.attributes):
+        if (form.inputs, form.attributes) == (found.inputs, found.attributes) and _answers_first(operator, form):
             return form
-    known = " or ".join(str(form) for form in KNOWN[operator])
+    known = ", ".join(form.name for form in KNOWN[operator])
     return f"the operator {operator} has the unknown form {found}; known: {known}; it is not called"
+
+
+def has_gradient(operator: str) -> bool:
+    """True when the plug-in brings the gradient of ``operator``. Without it paddle gives none, and no error either."""
+    return _found(operator) is not None and paddle.base.core.has_non_empty_grad_op_maker(operator)
+
+
+def why_not(operator: str) -> str | None:
+    """Why ``operator`` must not be called in this plug-in, or None. With gradients on it has to bring its own.
+
+    Whether one tensor needs a gradient does not matter: the answer serves all layers of a step.
+    """
+    form = form_of(operator)
+    if isinstance(form, str):
+        return form
+    if paddle.is_grad_enabled() and not has_gradient(operator):
+        return f"the plug-in has {operator} without its gradient"
+    return None
 
 
 def kernel_dtypes(kernel: str) -> frozenset[str]:
@@ -72,7 +103,41 @@ def run(operator: str, *arguments: object) -> list[paddle.Tensor]:
     if len(arguments) != len(form.inputs) + len(form.attributes):
         # Paddle itself reads past the end of the arguments here and the process dies.
         raise BackendError(f"{operator}{form} was given {len(arguments)} arguments")
-    return paddle.base.core.eager._run_custom_op(operator, *arguments)
+    return guarded(operator, lambda: paddle.base.core.eager._run_custom_op(operator, *arguments), arguments)
+
+
+_RAISED = (RuntimeError, ValueError, TypeError, OSError, IndexError, SystemError)
+"""What paddle makes of an error of an operator, but for MemoryError: the plain path takes no less memory."""
+
+_refused: dict[tuple[Any, ...], str] = {}
+
+
+def guarded(operator: str, call: Callable[[], Any], arguments: tuple[object, ...]) -> Any:
+    """What ``call`` gives. RefusalError when the operator raises, and again for like ``arguments`` without a call."""
+    # The key costs microseconds in each layer of a decode step: it is made only where something was refused.
+    if _refused and (before := _refused.get((operator, *map(_likeness, arguments)))):
+        raise RefusalError(before)
+    try:
+        return call()
+    except _RAISED as error:
+        likeness = (operator, *map(_likeness, arguments))
+        tensors = ", ".join(f"{one[0]} {one[1]}" for one in likeness if isinstance(one, tuple))
+        text = _refused[likeness] = f"{operator} of this plug-in refused {tensors}: {message_of(error)}"
+        raise RefusalError(text) from error
+
+
+def message_of(error: BaseException) -> str:
+    """The line that says what is wrong: the last one that is no place in paddle's sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("[", "(at ", "---"))]
+    return told[-1] if told else type(error).__name__
+
+
+def _likeness(argument: object) -> Any:
+    """What a limit can depend on: shape and dtype of a tensor, the text of anything else."""
+    if isinstance(argument, paddle.Tensor):
+        return tuple(argument.shape), str(argument.dtype).rpartition(".")[2]
+    return repr(argument)
 
 
 @functools.cache
@@ -100,10 +165,27 @@ def _found(operator: str) -> Form | None:
 
 def _registered(operator: str) -> Form | None:
     try:
-        inputs, attributes, _ = extension_utils.parse_op_info(operator)
+        inputs, attributes, outputs = extension_utils.parse_op_info(operator)
     except ValueError:
         return None
-    return Form("found", tuple(name.partition("@")[0] for name in inputs), tuple(attributes))
+    kinds = {one.name: _kind(one.type) for one in OpProtoHolder.instance().get_op_proto(operator).attrs}
+    return Form(
+        "found",
+        tuple(name.partition("@")[0] for name in inputs),
+        tuple(f"{name}:{kinds[name]}" for name in attributes),
+        ",".join(name.partition("@")[0] for name in outputs),
+    )
+
+
+def _kind(number: int) -> str:
+    """``float``, ``bool``, ``list`` (of whole numbers of either width), else paddle's own word."""
+    word = framework_pb2.AttrType.Name(number)
+    return {"FLOAT": "float", "FLOAT64": "float", "BOOLEAN": "bool", "INTS": "list", "LONGS": "list"}.get(word, word)
+
+
+def _answers_first(operator: str, form: Form) -> bool:
+    outputs = _found(operator).result.split(",")
+    return form.result not in outputs[1:]
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """May a fused NPU operator be used? The flags decide together with the reason why it cannot."""
 
+from collections.abc import Callable
+
 from paddle import Tensor
 
+from paddlemix.ops.npu.library import RefusalError
 from paddlemix.utils import env
 from paddlemix.utils.errors import BackendError
 from paddlemix.utils.logging import get_logger
@@ -53,6 +56,31 @@ def use(operator: str, reason: str | None) -> bool:
         raise BackendError(f"{name}=1: {reason}; use auto to let the plain path serve it")
     _tell(operator, f"off: {reason}")
     return False
+
+
+def served(operator: str, call: Callable[[], Tensor]) -> Tensor | None:
+    """What the fused operator gives; None when it refuses the call and the plain path has to serve it.
+
+    A forced operator that refuses raises BackendError; ``auto`` warns of the first refusal of each operator.
+    """
+    try:
+        return call()
+    except RefusalError as refusal:
+        value, name = setting(operator)
+        if value == "1":
+            raise BackendError(f"{name}=1: {refusal}; use auto to let the plain path serve it") from refusal
+        tell_refusal(operator, str(refusal))
+        return None
+
+
+def tell_refusal(operator: str, refusal: str) -> None:
+    """Warn once for each operator: its text holds shapes, which differ from call to call."""
+    if (operator, "refused") not in _told:
+        _told.add((operator, "refused"))
+        get_logger(__name__).warning(
+            "fused npu %s: %s; the plain path serves this call, and further ones that it refuses (%s=0: all)",
+            operator.lower(), refusal, _NAMES[operator],
+        )  # fmt: skip
 
 
 def device_kind(x: Tensor) -> str:
