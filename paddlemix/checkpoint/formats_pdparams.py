@@ -298,10 +298,14 @@ class PdparamsFile:
         return values
 
     def _decode(self, values: _Bytes, target: np.ndarray, at: int) -> int:
-        """Write the bytes of one piece behind ``at``; the place behind them."""
+        """Write the bytes of one piece behind ``at``; the place behind them. The file's pages are given back."""
         if not values.latin1:
             piece = self._plain(values, np.uint8)
-            target[at : at + piece.size] = piece
+            for first in range(0, piece.size, _BLOCK):
+                part = piece[first : first + _BLOCK]
+                target[at + first : at + first + part.size] = part
+                if values.inline is None:
+                    self._file.release(values.start + first, part.size)
             return at + piece.size
         start, end = values.start, values.start + values.size
         while start < end:
@@ -315,6 +319,7 @@ class PdparamsFile:
             if at + len(block) > target.size:
                 raise CheckpointError(f"{self.path}: an array has more values than its shape")
             target[at : at + len(block)] = np.frombuffer(block, np.uint8)
+            self._file.release(start, stop - start)
             at, start = at + len(block), stop
         return at
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paddle's .pdparams: what paddle.save wrote comes out bit for bit, and nothing in a file ever runs."""
 
+import inspect
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import struct
 import numpy as np
 import paddle
 import pytest
+from paddle.framework import io_utils
 
 from paddlemix.checkpoint import formats_pdparams
 from paddlemix.checkpoint.formats import open_file
@@ -62,6 +64,23 @@ def test_pieces_of_a_large_array_become_one_again(protocol, tmp_path):
     source = open_file(tmp_path / "x.pdparams")
     assert sorted(source.infos()) == ["small", "w"]
     np.testing.assert_array_equal(source.read("w"), whole)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_pieces_that_paddle_itself_cuts_are_joined(protocol, tmp_path, monkeypatch):
+    """Paddle's own splitter, which begins at 1 GiB, with a threshold of 1000 bytes."""
+    namespace = dict(vars(io_utils))
+    source = inspect.getsource(io_utils._unpack_saved_dict)
+    assert source.count("2**30 - 1") == 1
+    exec(source.replace("2**30 - 1", "1000"), namespace)
+    monkeypatch.setattr(paddle.framework.io, "_unpack_saved_dict", namespace["_unpack_saved_dict"])
+    tensors = state()
+    paddle.save(tensors, str(tmp_path / "x.pdparams"), protocol=protocol)
+    assert b"large@@.11" in (tmp_path / "x.pdparams").read_bytes()
+    source = open_file(tmp_path / "x.pdparams")
+    assert source.infos().keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert source.read(name).tobytes() == tensor.numpy().tobytes(), name
 
 
 def test_values_written_as_text_are_decoded_across_blocks(tmp_path, monkeypatch):
