@@ -13,20 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paddlemix.checkpoint import convert_config, keymap
 from paddlemix.checkpoint.convert_parts import write_adapter, write_projector
+from paddlemix.checkpoint.convert_tensors import delta_entries, stored
 from paddlemix.checkpoint.convert_vocab import (
     TokenizerPlan,
     keep_tokenizer,
     plan_for_hf,
     plan_without_image_token,
-    with_rows,
 )
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, kind_of, read_json, resolve, tower_name
-from paddlemix.checkpoint.formats import open_folder
-from paddlemix.checkpoint.formats_base import ARRAY_TYPES, FLOATS, cast, fill
 from paddlemix.checkpoint.formats_pdparams import write_pdparams
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.save_files import (
@@ -164,23 +160,9 @@ def _open(
     job = _Job(sources, to, dtype, _memory(sources))
     job.notes += sources.plan.report.notes
     if delta_base is not None:
-        job.delta = _delta_entries(job, resolve(delta_base, "the base of the delta weights"))
+        job.delta = delta_entries(sources, resolve(delta_base, "the base of the delta weights"))
+        job.notes.append(f"{len(job.delta)} tensors are {delta_base} plus the difference")
     return job
-
-
-def _delta_entries(job: _Job, base: Path) -> dict[str, Entry]:
-    """The base's tensors by our names. CheckpointError when the base has a weight that the delta lacks."""
-    source = open_folder(base)
-    form = keymap.detect(source.infos())
-    found = {}
-    for name in source.infos() if form else ():
-        target = keymap.ours(name, form or "")
-        if isinstance(target, keymap.Target) and target.name in job.sources.plan.entries:
-            found[target.name] = Entry(source, name, target.transpose, False)
-    if not any(name.startswith("llama.layers.") for name in found):
-        raise CheckpointError(f"{base}: it holds no weight that {job.sources.parts.folder} has a difference to")
-    job.notes.append(f"{len(found)} tensors are {base} plus the difference")
-    return found
 
 
 def _write(job: _Job, staging: Path, dst: Path, max_shard_bytes: int) -> Converted:
@@ -228,74 +210,7 @@ def _tensors(job: _Job, vocabulary: TokenizerPlan) -> Iterator[Stored]:
         target = keymap.theirs(name, form)
         if target is None:
             raise CheckpointError(f'the layout "{job.to}" has no name for "{name}"')
-        yield _stored(job, name, entry, target, vocabulary.rows, last)
-
-
-def _stored(job: _Job, name: str, entry: Entry, target: keymap.Target, rows: int, last: list[Entry]) -> Stored:
-    info = entry.source.infos()[entry.name]
-    if info.dtype not in FLOATS:
-        raise CheckpointError(
-            f'{info.file}: tensor "{entry.name}" is {info.dtype}; weights must be one of {", ".join(FLOATS)}'
-        )
-    dtype = job.dtype or info.dtype
-    turn = entry.transpose != target.transpose
-    shape = info.shape[::-1] if turn else info.shape
-    axis = _vocabulary_axis(name, target.transpose)
-    if axis is not None:
-        shape = tuple(rows if place == axis else size for place, size in enumerate(shape))
-
-    def values() -> np.ndarray:
-        while last:
-            done = last.pop()
-            done.source.release(done.name)
-        last.append(entry)
-        return _values(job, name, entry, dtype, turn, (axis, rows) if axis is not None else None)
-
-    return Stored(target.name, dtype, shape, values)
-
-
-def _vocabulary_axis(name: str, transposed: bool) -> int | None:
-    if name == "llama.embed_tokens.weight":
-        return 0
-    if name == "lm_head.weight":
-        return 0 if transposed else 1
-    return None
-
-
-def _values(job: _Job, name: str, entry: Entry, dtype: str, turn: bool, rows: tuple[int, int] | None) -> np.ndarray:
-    info = entry.source.infos()[entry.name]
-    view = entry.source.view(entry.name)
-    if name in job.delta:
-        view = _add_base(view, info.dtype, job.delta[name], entry, name)
-    if dtype != info.dtype or turn:
-        made = np.empty(view.shape[::-1] if turn else view.shape, ARRAY_TYPES[dtype])
-        fill(view, info.dtype, made, dtype, transpose=turn)
-        view = made
-    return view if rows is None else with_rows(view, dtype, *rows)
-
-
-def _add_base(view: np.ndarray, dtype: str, base: Entry, entry: Entry, name: str) -> np.ndarray:
-    """Difference plus base; where the base is smaller (new tokens) its corner is added, as LLaVA's apply_delta does."""
-    info = base.source.infos()[base.name]
-    other = base.source.view(base.name)
-    if base.transpose != entry.transpose:
-        other = other.T
-    if other.ndim != view.ndim or any(theirs > ours for theirs, ours in zip(other.shape, view.shape, strict=True)):
-        raise CheckpointError(
-            f'{info.file}: "{base.name}" is {list(other.shape)}, its difference is {list(view.shape)}; '
-            "the delta weights belong to another base"
-        )
-    if other.shape != view.shape and _vocabulary_axis(name, entry.transpose) is None:
-        raise CheckpointError(f'{info.file}: "{base.name}" is {list(other.shape)}, its difference {list(view.shape)}')
-    made = np.array(view, order="C")
-    step = max(1, (1 << 20) // max(1, other.size // len(other)))
-    for start in range(0, len(other), step):
-        block = other[start : start + step]
-        place = (slice(start, start + len(block)), *(slice(size) for size in block.shape[1:]))
-        total = cast(made[place], dtype, "float32") + cast(block, info.dtype, "float32")
-        made[place] = cast(total, "float32", dtype)
-    base.source.release(base.name)
-    return made
+        yield stored(name, entry, target, job.dtype, vocabulary.rows, last, job.delta.get(name))
 
 
 def _write_config(job: _Job, staging: Path, vocabulary: TokenizerPlan) -> None:
@@ -362,8 +277,8 @@ def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
         last: list[Entry] = []
         entries = sorted(job.sources.plan.entries.items())
         names = [(name, entry) for name, entry in entries if name.startswith(keymap.PREFIX_TOWER)]
-        stored = [_stored(job, name, entry, keymap.theirs(name, "clip"), 0, last) for name, entry in names]
-        write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})
+        tensors = [stored(name, entry, keymap.theirs(name, "clip"), job.dtype, 0, last) for name, entry in names]
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 def _pixels(config: LlavaConfig) -> dict[str, Any]:

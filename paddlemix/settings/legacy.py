@@ -14,6 +14,7 @@ from paddlemix.settings.legacy_grid import ASPECTS, read_aspect, read_grid
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
 from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.settings.legacy_read import Reader
+from paddlemix.settings.legacy_text import TEXT_DEFAULTS, read_text
 from paddlemix.settings.legacy_tower import (
     CLIP_LARGE_336,
     Pixels,
@@ -29,31 +30,6 @@ from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
-
-# Defaults of transformers' LlamaConfig and MistralConfig, for the keys that a file leaves out.
-_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "sliding_window": None,
-}
-_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "mistral": {
-        **_LLAMA,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-}
-_CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 _ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
 _HF_TYPES = ("llava", "llava_next")
@@ -87,12 +63,12 @@ def load_config(
         config = _own(reader)
     elif kind in _HF_TYPES and _is_hf(reader):
         config = _llava_hf(reader, root)
-    elif kind in _ORIGINAL_TYPES or (kind in _TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
+    elif kind in _ORIGINAL_TYPES or (kind in TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
         config = _original(reader, root, given)
-    elif kind in _TEXT_DEFAULTS:
+    elif kind in TEXT_DEFAULTS:
         config = _language_model(reader, given)
     else:
-        known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *_TEXT_DEFAULTS)
+        known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *TEXT_DEFAULTS)
         hint = nearest(str(kind), known)
         reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
     return apply_overrides(config, overrides or {})
@@ -128,7 +104,7 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaCon
     declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
     names = reader.data.get("architectures") or []
     family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared
-    text = _text(reader, family, complete=True)
+    text = read_text(reader, family, complete=True)
     name = reader.take("mm_vision_tower", str, None) or reader.take("vision_tower", str, None)
     if name is None and tower_folder is None:
         raise CheckpointError(f'{reader.file}: "mm_vision_tower" is missing; give the folder of the vision tower')
@@ -170,9 +146,9 @@ def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
     next_model = reader.take("model_type", str, "") == "llava_next"
     part = reader.child("text_config", {})
     family = part.take("model_type", str, "llama")
-    if family not in _TEXT_DEFAULTS:
-        part.wrong("model_type", family, f"expected one of {', '.join(_TEXT_DEFAULTS)}")
-    text = _text(part, family, complete=False)
+    if family not in TEXT_DEFAULTS:
+        part.wrong("model_type", family, f"expected one of {', '.join(TEXT_DEFAULTS)}")
+    text = read_text(part, family, complete=False)
     dtype = reader.dtype() or part.dtype() or "float32"
     part.dtype()
     part.ignore(ANYWHERE)
@@ -206,7 +182,7 @@ def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
 
 def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
     """A Llama or Mistral without eyes. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
-    text = _text(reader, reader.take("model_type", str, "llama"), complete=True)
+    text = read_text(reader, reader.take("model_type", str, "llama"), complete=True)
     length = min(_length(reader, text.max_position_embeddings), text.max_position_embeddings)
     config = LlavaConfig(
         text=text,
@@ -255,57 +231,6 @@ def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int],
         mean=pixels.mean,
         std=pixels.std,
     )
-
-
-def _text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
-    """The language model. ``complete``: the file must hold the sizes itself."""
-    reader.take("model_type", str, family)
-    values: dict[str, Any] = {}
-    for name, default in _TEXT_DEFAULTS[family].items():
-        kind = float if isinstance(default, float) else int
-        needed = complete and name in _CORE
-        values[name] = reader.need(name, kind) if needed else reader.take(name, kind, default)
-    if "sliding_window" in reader.data and reader.data["sliding_window"] is None:
-        values["sliding_window"] = None
-    if values["num_key_value_heads"] is None:
-        values["num_key_value_heads"] = values["num_attention_heads"]
-    values["head_dim"] = reader.take("head_dim", int, None)
-    values["rope_scaling"] = _rope_scaling(reader)
-    values["attention_bias"] = reader.take("attention_bias", bool, False)
-    values["tie_word_embeddings"] = reader.take("tie_word_embeddings", bool, False)
-    values["initializer_range"] = reader.take("initializer_range", float, 0.02)
-    for name, default in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", None)):
-        values[name] = reader.take(name, int, default)
-    reader.expect("hidden_act", "silu", why="only silu is supported")
-    reader.expect("mlp_bias", False, why="only layers without bias are supported")
-    reader.expect("alibi", False, why="only rotary positions are supported")
-    for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
-        reader.expect(name, False, why="fused weights cannot be read; save the model with separate ones")
-    _check_text(reader, values)
-    return TextConfig(model_type=family, **values)
-
-
-def _check_text(reader: Reader, values: dict[str, Any]) -> None:
-    reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
-    heads = values["num_attention_heads"]
-    if values["head_dim"] is None and values["hidden_size"] % heads:
-        reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple of it")
-    if heads % values["num_key_value_heads"]:
-        reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
-
-
-def _rope_scaling(reader: Reader) -> dict[str, Any] | None:
-    """``rope_scaling`` as it stands; PaddleNLP's two keys for the same thing become one object."""
-    scaling = reader.take("rope_scaling", dict, None)
-    kind = reader.take("rope_scaling_type", str, None)
-    factor = reader.take("rope_scaling_factor", float, 1.0)
-    if kind is not None and scaling is None:
-        scaling = {"type": kind, "factor": factor}
-    if scaling is not None:
-        name = scaling.get("rope_type", scaling.get("type"))
-        if name not in ("default", "linear", "dynamic", "llama3"):
-            reader.wrong("rope_scaling", scaling, "expected a type of linear, dynamic or llama3")
-    return scaling
 
 
 def _length(reader: Reader, default: int = 2048) -> int:

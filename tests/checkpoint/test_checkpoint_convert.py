@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint import convert as module
+from paddlemix.checkpoint import convert_tensors as module
 from paddlemix.checkpoint.convert import CONVERSION, convert
 from paddlemix.checkpoint.convert_vocab import with_rows
 from paddlemix.checkpoint.formats import open_file, open_folder
@@ -321,10 +321,10 @@ def test_a_killed_conversion_leaves_no_folder_of_that_name(tmp_path):
     source = kit.hub(tmp_path, tiny_model(2))["llava"]
     code = (
         "import sys, time\n"
-        "from paddlemix.checkpoint import convert\n"
-        "kept = convert._values\n"
+        "from paddlemix.checkpoint import convert, convert_tensors\n"
+        "kept = convert_tensors._values\n"
         "def slow(*a):\n    print('at work', flush=True); time.sleep(0.5); return kept(*a)\n"
-        "convert._values = slow\n"
+        "convert_tensors._values = slow\n"
         "convert.convert(sys.argv[1], sys.argv[2], 'own')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
