@@ -71,6 +71,11 @@ CONFLICTS: tuple[Rule, ...] = (
         "layers of the tower train only with one of the two",
     ),
     (
+        ("tensor_parallel_degree", "sharding"),
+        lambda s: s.training.tensor_parallel_degree > 1 and "stage3" in s.training.sharding,
+        "tensor parallel goes with stage1 and stage2",
+    ),
+    (
         ("resume_from_checkpoint", "overwrite_output_dir"),
         lambda s: s.training.resume_from_checkpoint is not None and s.training.overwrite_output_dir,
         "go on from a checkpoint, or start anew: choose one",

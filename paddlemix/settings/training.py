@@ -14,7 +14,7 @@ from paddlemix.settings.keys import Known, key, known_keys
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _NO_EFFECT = "it has no effect on LLaVA models, in PaddleMIX neither"
-_NO_PARALLEL = "the model is not split over devices; use sharding"
+_NO_PARALLEL = "only tensor_parallel_degree and sharding divide a model"
 _NO_EXPERTS = "the model has no experts"
 _OWN_CHECKPOINTS = "checkpoints are written and read by paddlemix (complete or absent, with checksums)"
 _EVALUATION = "evaluation computes in the precision of the training"
@@ -32,6 +32,10 @@ def _sharding_words(value: str) -> str | None:
         return f'unknown word "{bad[0]}"; expected words of {", ".join(_SHARDING)}'
     stages = [word for word in words if word != "offload"]
     return "expected exactly one stage" if words and len(stages) != 1 else None
+
+
+def _not_zero(value: int) -> str | None:
+    return "expected -1, or a number of devices" if value == 0 else None
 
 
 def _pairs(value: tuple[Any, ...]) -> str | None:
@@ -235,7 +239,8 @@ class TrainingGroup:
     sharding_comm_buffer_size_MB: int = key(-1, "Sharding buffer in MB; -1: default.", low=-1)  # noqa: N815 - given name
     data_parallel_config: str = key("", "Options of data parallel training.")
     sharding_parallel_mesh_dimension: str = key("dp", "Mesh.", fixed="it belongs to auto parallel training")
-    tensor_parallel_degree: int = key(-1, "Tensor parallel.", fixed=_NO_PARALLEL, also=(1,))
+    tensor_parallel_degree: int = key(-1, "Devices that hold one model together, in slices; -1 or 1: none.",
+                                      low=-1, check=_not_zero)  # fmt: skip
     pipeline_parallel_degree: int = key(-1, "Pipeline parallel.", fixed=_NO_PARALLEL, also=(1,))
     sep_parallel_degree: int = key(-1, "Sequence parallel.", fixed=_NO_PARALLEL, also=(1,))
     context_parallel_degree: int = key(-1, "Context parallel.", fixed=_NO_PARALLEL, also=(1,))

@@ -5,8 +5,8 @@ Paddle and PaddleNLP are imported inside the functions, after everything that ca
 """
 
 import contextlib
-import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.settings.loader import differences_from_default, settings_to_json
-from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
 from paddlemix.utils.errors import ConfigError, DataError
@@ -55,6 +56,7 @@ def finetune(settings: TrainingSettings) -> Result:
     from paddlemix.trainer import checkpointing, stages
 
     stages.stage_of(settings)
+    check_processes(settings)
     _find_inputs(settings)
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
@@ -139,6 +141,11 @@ class TrainingRun:
         training = self.settings.training
         wanted = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
         chosen = devices.choose(training.device, wanted)
+        if chosen.kind == "cpu" and training.tensor_parallel_degree > 1:
+            raise ConfigError(
+                f'"tensor_parallel_degree" is {training.tensor_parallel_degree}, but the device is cpu, where paddle '
+                'does not train in tensor parallel; take the key away, or write "device": "npu" or "gpu"'
+            )
         if chosen.kind == "cpu":
             devices.tune_cpu()
         self._say(chosen.reason)
@@ -161,6 +168,7 @@ class TrainingRun:
             lora="keep" if model.lora_path else "merge",
             overrides=_overrides(self.settings),
             seed=self.settings.training.seed,
+            parallel=place_in_group(self.args),
         )
         self._say(self.loaded.report.summary())
         if self.loaded.report.initialised:
@@ -265,7 +273,11 @@ class TrainingRun:
 
     def _check_space(self) -> None:
         """A disk that cannot hold one checkpoint beside the result is told before the first step."""
-        sizes = {name: value.size * value.element_size() for name, value in self.model.named_parameters()}
+        from paddlemix.ops.parallel import whole_shape
+
+        sizes = {
+            name: math.prod(whole_shape(value)) * value.element_size() for name, value in self.model.named_parameters()
+        }
         trained = sum(sizes[name] for name in self.plan.rules)
         saved = trained if self.plan.stage == "lora" else sum(sizes.values())
         moments = 8 * sum(part.trainable for part in self.plan.parts)
@@ -321,37 +333,6 @@ class TrainingRun:
             console().print(line, markup=False)
 
 
-def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
-    """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
-    from paddlenlp.trainer import TrainingArguments
-
-    theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
-    values = {
-        name: _plain(getattr(settings.training, name))
-        for name, known in KNOWN.items()
-        if known.group == "training" and known.facts.fixed is None and name in theirs and name not in OWN_TRAINING_KEYS
-    }
-    training = settings.training
-    on_cpu = device == "cpu"
-    values.update(
-        device=device,
-        disable_tqdm=True,
-        load_best_model_at_end=False,
-        resume_from_checkpoint=None,
-        report_to=list(training.report_to or ()),
-        do_eval=training.evaluation_strategy != "no",
-        bf16=training.bf16 and not on_cpu,
-        fp16=training.fp16 and not on_cpu,
-        amp_master_grad=training.amp_master_grad and not on_cpu,
-        metrics_output_path=None,
-        minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
-        # Every planned parameter takes part in every batch, unless the tower trains: its layers behind the selected
-        # one give no feature.
-        ddp_find_unused_parameters=_tower_may_train(settings),
-    )
-    return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
-
-
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:
     model, data = settings.model, settings.data
     names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
@@ -359,15 +340,6 @@ def _overrides(settings: TrainingSettings) -> dict[str, Any]:
     found = {name: getattr(model, name) for name in names}
     found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _tower_may_train(settings: TrainingSettings) -> bool:
-    model = settings.model
-    return bool(model.freeze_exclude) or model.tune_entire_model or model.tune_vision_tower
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _is_main() -> bool:

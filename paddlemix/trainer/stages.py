@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What trains, at which rate, with or without decay: decided once, before the first step, for every parameter."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -219,13 +220,13 @@ def _without_decay(model: "nn.Layer") -> set[str]:
 
 
 def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[Part]:
+    from paddlemix.ops.parallel import whole_shape  # imports paddle
+
     counts: dict[str, list[int]] = {}
     rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        size = 1
-        for side in parameter.shape:
-            size *= side
+        size = math.prod(whole_shape(parameter))
         count = counts.setdefault(part, [0, 0])
         count[0] += size
         if name in rules:

@@ -110,7 +110,8 @@ def step(model: Any, inputs: dict[str, Any], recompute: bool) -> tuple[float, di
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             continue
-        gradient = parameter.grad.detach()
+        # Through the host: what a device has no kernel for is computed and left there.
+        gradient = paddle.to_tensor(parameter.grad.numpy())
         if part_of(parameter) is not None:
             gradient.part = part_of(parameter)
             gradient = whole(gradient)
@@ -156,7 +157,7 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
     weights = dict(alone.named_parameters())
     equal = all(bool((whole(value) == weights[name]).all()) for name, value in shared.named_parameters())
     gradients = {
-        name: float(np.abs(value - want[name]).max() / max(float(np.abs(want[name]).max()), 1e-3))
+        name: float(np.abs(value - want[name]).max() / max(float(np.abs(want[name]).max()), 1e-2))
         for name, value in found.items()
     }
     ids = generated(alone, inputs) == generated(shared, inputs)

@@ -98,10 +98,20 @@ def test_a_recipe_of_paddlemix_loads_unchanged(name, tmp_path):
             assert (list(held) if isinstance(held, tuple) else held) == value
 
 
-def test_a_recipe_that_splits_the_model_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps(_LORA | {"sharding": "stage3", "tensor_parallel_degree": 8}))
-    with pytest.raises(ConfigError, match=r'"/tensor_parallel_degree" is 8, but only -1 is accepted: the model is not'):
-        load_settings(["c.json"])
+def test_a_recipe_that_splits_the_model_is_read_or_refused_with_the_reason(tmp_path):
+    def load(**keys):
+        (tmp_path / "c.json").write_text(json.dumps(_LORA | keys))
+        return load_settings(["c.json"])
+
+    assert load(sharding="stage2", tensor_parallel_degree=4).training.tensor_parallel_degree == 4
+    with pytest.raises(ConfigError, match='"tensor_parallel_degree" = 8 and "sharding" = "stage3" do not go together'):
+        load(sharding="stage3", tensor_parallel_degree=8)
+    with pytest.raises(ConfigError, match='"/tensor_parallel_degree".* 0.*expected -1, or a number of devices'):
+        load(tensor_parallel_degree=0)
+    with pytest.raises(
+        ConfigError, match='"/pipeline_parallel_degree" is 8, but only -1 is accepted: only tensor_para'
+    ):
+        load(pipeline_parallel_degree=8)
 
 
 def test_every_training_argument_of_paddlenlp_is_known_with_its_default():

@@ -116,7 +116,7 @@ def settings(output: Path, **changes: Any) -> TrainingSettings:
 def make_trainer(run: TrainingSettings, rows: Any = None, eval_rows: Any = None, model: Any = None, **more: Any) -> Any:
     from paddlemix.trainer.batches import shuffled
     from paddlemix.trainer.llava_trainer import LlavaTrainer
-    from paddlemix.trainer.run import training_arguments
+    from paddlemix.trainer.arguments import training_arguments
 
     rows = Rows() if rows is None else rows
     if model is None:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What PaddleNLP's trainer is told of a run, and this process's place among the others.
+
+Paddle and PaddleNLP are imported inside the functions.
+"""
+
+import dataclasses
+from typing import Any
+
+from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
+from paddlemix.utils import env
+from paddlemix.utils.errors import ConfigError
+
+
+def check_processes(settings: TrainingSettings) -> None:
+    """ConfigError when the processes that were started cannot be divided as ``tensor_parallel_degree`` wants."""
+    degree, started = settings.training.tensor_parallel_degree, int(env.raw("PADDLE_TRAINERS_NUM") or "1")
+    if degree > 1 and started % degree:
+        were = "1 process was" if started == 1 else f"{started} processes were"
+        raise ConfigError(
+            f'"tensor_parallel_degree" is {degree}, but {were} started; '
+            f"start a multiple of {degree}, for example with python -m paddle.distributed.launch --npus "
+            f"{','.join(map(str, range(degree)))} (deploy/npu does it)"
+        )
+
+
+def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
+    """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
+    from paddlenlp.trainer import TrainingArguments
+
+    theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
+    values = {
+        name: _plain(getattr(settings.training, name))
+        for name, known in KNOWN.items()
+        if known.group == "training" and known.facts.fixed is None and name in theirs and name not in OWN_TRAINING_KEYS
+    }
+    training = settings.training
+    on_cpu = device == "cpu"
+    values.update(
+        device=device,
+        disable_tqdm=True,
+        load_best_model_at_end=False,
+        resume_from_checkpoint=None,
+        report_to=list(training.report_to or ()),
+        do_eval=training.evaluation_strategy != "no",
+        bf16=training.bf16 and not on_cpu,
+        fp16=training.fp16 and not on_cpu,
+        amp_master_grad=training.amp_master_grad and not on_cpu,
+        metrics_output_path=None,
+        minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
+        # Every planned parameter takes part in every batch, unless the tower trains: its layers behind the selected
+        # one give no feature.
+        ddp_find_unused_parameters=_tower_may_train(settings),
+    )
+    return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
+
+
+def place_in_group(args: Any) -> Any:
+    """This process's ``TensorParallel``; the groups of processes were made with the training arguments."""
+    from paddlemix.ops.parallel import ALONE, TensorParallel
+
+    if args.tensor_parallel_degree <= 1:
+        return ALONE
+    from paddle.distributed import fleet
+
+    group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+    return TensorParallel(group.rank, group.nranks, group)
+
+
+def _tower_may_train(settings: TrainingSettings) -> bool:
+    model = settings.model
+    return bool(model.freeze_exclude) or model.tune_entire_model or model.tune_vision_tower
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
