@@ -2,6 +2,8 @@
 """What the two batch tools share: their options, and the call that runs a job."""
 
 import argparse
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ def main(name: str, about: str, argv: Sequence[str] | None) -> int:
 def parser(name: str, about: str) -> argparse.ArgumentParser:
     """The options of a tool; underscores work in place of the dashes."""
     sheets = name == "syn"
+    key = "image_pth" if sheets else "id"
     kind_of_root = "folder that image_pth starts from" if sheets else "folder that holds Cap3D_imgs_view0, 1, 4, 5"
     found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -33,9 +36,10 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
 
     flag("model-path", required=True, help="model or adapter folder, or a known name")
     flag("base", help="base model, for an adapter or a projector whose config does not lead to it")
-    flag("input", required=True, type=Path, help="objects: .csv (name,caption), .json or .jsonl")
+    flag("input", required=True, type=Path, help=f"objects: .csv ({key},caption), .json or .jsonl")
     flag("image-root", default=Path(), type=Path, help=kind_of_root)
-    flag("output-dir", default=Path("mv_gen_zeropp_sigma_38w" if sheets else "mv_gen"), type=Path)
+    folder = "mv_gen_zeropp_sigma_38w" if sheets else "mv_gen"
+    flag("output-dir", default=Path(folder), type=Path, help=f"folder of the results (default {folder})")
     flag("split-index", type=int, help="work on this part only; its file is <index>.json (default: all, all.json)")
     flag("num-splits", type=int, help=f"parts of the input (default: {'256' if sheets else 'of about 1000 objects'})")
     flag("batch-size", type=int, default=8, help="objects that are asked at once (default 8)")
@@ -61,6 +65,7 @@ def _run(name: str, options: argparse.ArgumentParser, argv: list[str]) -> int:
     job = job_of(name, args)
     if job.output.is_file() and not args.restart:
         print(f"{job.output} is there already; --restart makes it anew")
+        _after_a_kill(job, args.contact_sheet)
         return 0
     job.output.parent.mkdir(parents=True, exist_ok=True)
     annotator = _annotator(args)
@@ -76,6 +81,13 @@ def _run(name: str, options: argparse.ArgumentParser, argv: list[str]) -> int:
     if args.contact_sheet > 0:
         print(_contact_sheet(job, records, args.contact_sheet))
     return 0
+
+
+def _after_a_kill(job: "Job", count: int) -> None:
+    """What a run that was killed behind its result has left to do."""
+    job.journal.unlink(missing_ok=True)
+    if count > 0 and not job.output.with_suffix(".png").is_file():
+        print(_contact_sheet(job, json.loads(job.output.read_bytes()), count))
 
 
 def _dashed(part: str) -> str:
@@ -96,14 +108,17 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     sheets = name == "syn"
     if args.batch_size < 1 or args.contact_sheet < 0:
         raise ConfigError("--batch-size wants a whole number from 1, --contact-sheet one from 0")
+    if args.num_splits is not None and (args.num_splits < 1 or args.split_index is None):
+        raise ConfigError("--num-splits wants a whole number from 1, and --split-index to name one of the parts")
     templates.get(args.template)
     source = Source(args.image_root, args.grid if sheets else 0, args.sheet_order if sheets else None)
     if sheets:
         sheet_order(args.grid, args.sheet_order)
-    records = read_objects(args.input, source.key())
-    count = args.num_splits or split_count(len(records), sheets)
+    everything = records = read_objects(args.input, source.key())
+    source.require_some(everything)
+    count = args.num_splits or split_count(len(everything), sheets)
     if args.split_index is not None:
-        records = part_of(records, count, args.split_index)
+        records = part_of(everything, count, args.split_index)
     names = ("model_path", "base", "image_root", "template", "temperature", "top_p", "max_new_tokens", "seed",
              "split_index", "unknown_score", "fp16", "grid", "sheet_order")  # fmt: skip
     settings: dict[str, Any] = {key: getattr(args, key, None) for key in names}
@@ -118,6 +133,7 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
         batch_size=args.batch_size,
         whole=sheets,
         unknown_score=args.unknown_score,
+        first=math.ceil(len(everything) / count) * (args.split_index or 0),
     )
 
 

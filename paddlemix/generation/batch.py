@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch run over many objects that can be killed at any time and goes on where it was, to the same file."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,14 @@ from typing import Any
 
 from PIL.Image import Image
 
-from paddlemix.generation.journal import Journal
+from paddlemix.generation.journal import Journal, json_bytes
 from paddlemix.generation.objects import Source
 from paddlemix.generation.scripts import Script, read_answers, value_of
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.files import atomic_write
+from paddlemix.utils.files import TEMPORARY_PREFIX, atomic_write
+
+OWN_KEYS = ("unknown", "error")
+"""Keys that tell about a run. Those of an earlier run, whose file is the input now, are dropped."""
 
 Ask = Callable[[Script, Sequence[Sequence[Image]], Sequence[int]], list[list[str]]]
 """``Annotator.answers``: script, views of the objects, their numbers; the answers of each object."""
@@ -25,7 +27,8 @@ class Job:
     """What a run is made of. ``settings`` are all that the answers depend on: a run goes on only with the same.
 
     ``output`` is the final JSON file; until it is there, ``<output>.journal`` holds the finished batches.
-    ``whole`` keeps the keys of the input record in the output (sheets), else the id alone is kept (objects).
+    ``whole`` keeps the keys of the input record in the output (sheets), else the id alone is kept (objects). ``first``
+    is the number of the first record in the whole input: in a part, an object gets the answers of a run over all.
     """
 
     script: Script
@@ -36,6 +39,7 @@ class Job:
     batch_size: int = 8
     whole: bool = False
     unknown_score: int | None = None
+    first: int = 0
 
     @property
     def journal(self) -> Path:
@@ -81,13 +85,14 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     """Annotate every object of a job and publish its file; ``note`` is told after every batch.
 
     Batches are cut by the objects' numbers and done as a whole, so a resumed run asks exactly what the straight one
-    would have asked. An object without usable pictures gets ``error`` in place of answers; when that is every object
-    of the first batch, the run stops with its DataError, because then the folder is wrong.
+    would have asked. An object without usable pictures gets ``error`` in place of answers.
     """
     if restart:
         job.journal.unlink(missing_ok=True)
         job.output.unlink(missing_ok=True)
     journal = Journal(job.journal, {**job.settings, "batch_size": job.batch_size, "objects": len(job.records)})
+    for left in job.output.parent.glob(f"{TEMPORARY_PREFIX}{job.output.stem}.*"):
+        left.unlink(missing_ok=True)
     progress = Progress(len(job.records))
     for records in journal.done.values():
         progress.count(records, here=False)
@@ -103,7 +108,7 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     finally:
         journal.close()
     records = [record for batch in sorted(journal.done) for record in journal.done[batch]]
-    atomic_write(job.output, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
+    atomic_write(job.output, json_bytes(records, indent=2) + b"\n")
     journal.remove()
     return records
 
@@ -117,12 +122,12 @@ def _batch(job: Job, ask: Ask, first: int) -> list[dict[str, Any]]:
             views[number] = job.source.views(record)
         except DataError as error:
             errors[number] = error
-    if first == 0 and not views:
-        raise DataError(f"none of the first {len(records)} objects has its pictures; {errors[0]}")
-    said = dict(zip(views, ask(job.script, list(views.values()), list(views)), strict=True)) if views else {}
+    numbers = [job.first + number for number in views]
+    said = dict(zip(views, ask(job.script, list(views.values()), numbers), strict=True)) if views else {}
     found = []
     for number, record in enumerate(records, start=first):
         kept = dict(record) if job.whole else {job.source.key(): value_of(record, job.source.key())}
+        kept = {key: value for key, value in kept.items() if key not in OWN_KEYS}
         if number in errors:
             found.append(kept | {"error": str(errors[number])})
         else:

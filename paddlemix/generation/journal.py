@@ -56,7 +56,7 @@ class Journal:
         self.done[batch] = records
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._stream.write(json_bytes(line) + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
@@ -68,6 +68,11 @@ class Journal:
         """The run is complete and its result is published: the journal is not needed any more."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Half a character (a lone surrogate, which an input file can hold) is written as its escape."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:

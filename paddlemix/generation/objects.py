@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The objects of a batch run: input files, their parts, and where the views of an object lie."""
 
-import csv
 import json
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from PIL.Image import Image
 
 from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS
-from paddlemix.generation.scripts import missing_key, value_of
+from paddlemix.generation.scripts import CORRECT, missing_key, value_of
 from paddlemix.imaging.load import DATASET_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
@@ -20,8 +21,13 @@ from paddlemix.utils.errors import ConfigError, DataError
 ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
 """The original's tool takes an id as a file name as it stands, its training adds ".jpg": both are found."""
 
+MOST_WITHOUT = 10_000
+"""An input that begins with so many objects without a picture is taken for a wrong folder."""
+
 PER_SPLIT = 1000
 SYN_SPLITS = 256
+
+_QUOTED = re.compile(r'("(?:[^"]|"")*")\s*(?:(,)(.*))?')
 
 Item = TypeVar("Item")
 
@@ -45,26 +51,41 @@ class Source:
         """The views of an object in order. DataError names the file that is missing or damaged."""
         name = value_of(record, self.key())
         if self.sheet:
-            path = self.root / name
+            (path,) = self._files(name)
             try:
                 return split_sheet(load_image(path, DATASET_LIMITS), self.sheet, self.order)
             except DataError as error:
                 raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
-        folders = [self.root / CAP3D_FOLDER.format(view) for view in CAP3D_VIEWS]
-        return [load_image(_file(folder, name), DATASET_LIMITS) for folder in folders]
+        return [load_image(path, DATASET_LIMITS) for path in self._files(name)]
+
+    def _files(self, name: str) -> list[Path]:
+        if self.sheet:
+            return [self.root / name]
+        return [_file(self.root / CAP3D_FOLDER.format(view), name) for view in CAP3D_VIEWS]
+
+    def require_some(self, records: Sequence[dict[str, Any]]) -> None:
+        """DataError when not one of the first objects has a picture: then the folder is wrong, not the objects."""
+        few = records[:MOST_WITHOUT]
+        names = [value_of(record, self.key()) for record in few]
+        # isfile, not Path.is_file: a name that is no possible file name is a file that is not there.
+        if not any(os.path.isfile(path) for name in names for path in self._files(name)):
+            raise DataError(
+                f"none of the first {len(few)} objects has a picture, for example {self._files(names[0])[0]}; "
+                "check --image-root and the names in the input"
+            )
 
 
 def _file(folder: Path, name: str) -> Path:
     found = (folder / f"{name}{ending}" for ending in ENDINGS)
-    return next((path for path in found if path.is_file()), folder / f"{name}.jpg")
+    return next((path for path in found if os.path.isfile(path)), folder / f"{name}.jpg")
 
 
 def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     """The records of a .csv, .json or .jsonl file; every one has ``key`` (its correct spelling counts too).
 
     A CSV holds ``name,caption`` a line, cut at the first comma as the original does, so captions need no quotes; a
-    first line that names ``key`` is a header. A JSON list may hold names instead of records.
-    DataError names the line or the record.
+    name with a comma stands in quotes. A first line that names ``key`` is a header. A JSON list may hold names instead
+    of records. DataError names the line or the record.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -73,27 +94,36 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
     ending = path.suffix.lower()
+    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if ending == ".csv":
-        records = _csv(text, key)
+        records = _csv(lines, key)
     elif ending in (".jsonl", ".ndjson"):
-        records = [_json(line, f"{path}:{n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        records = [(where, _json(line, where)) for where, line in lines]
     else:
-        records = _json(text, str(path))
-    if not isinstance(records, list) or not records:
+        found = _json(text, str(path))
+        records = [(f"{path}: record {n}", one) for n, one in enumerate(found)] if isinstance(found, list) else []
+    if not records:
         raise DataError(f"{path}: expected a list of objects that is not empty")
-    return [_record(record, key, f"{path}: record {index}") for index, record in enumerate(records)]
+    return [_record(record, key, where) for where, record in records]
 
 
-def _csv(text: str, key: str) -> list[dict[str, Any]]:
-    rows = [line.rstrip("\r").partition(",") for line in text.split("\n") if line.strip()]
-    if rows and rows[0][0].strip().strip('"').lower() in (key, "image_path"):
+def _csv(lines: Sequence[tuple[str, str]], key: str) -> list[tuple[str, dict[str, Any]]]:
+    rows = [(where, *_cut(line)) for where, line in lines]
+    if rows and rows[0][1].lower() in (key, CORRECT.get(key)):
         rows = rows[1:]
-    return [{key: _unquoted(name)} | ({"caption": _unquoted(rest)} if comma else {}) for name, comma, rest in rows]
+    return [(where, {key: name} | ({} if rest is None else {"caption": rest})) for where, name, rest in rows]
+
+
+def _cut(line: str) -> tuple[str, str | None]:
+    """A line's name, and what is behind the first comma after it (None: no comma)."""
+    quoted = _QUOTED.fullmatch(line.strip())
+    name, comma, rest = (quoted[1], quoted[2], quoted[3]) if quoted else line.partition(",")
+    return _unquoted(name), _unquoted(rest) if comma else None
 
 
 def _unquoted(cell: str) -> str:
     cell = cell.strip()
-    return next(csv.reader([cell]))[0] if cell.startswith('"') and cell.endswith('"') and len(cell) > 1 else cell
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
 def _json(text: str, where: str) -> Any:
@@ -109,8 +139,10 @@ def _record(record: Any, key: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with {key!r}, or a text")
     name = value_of(record, key)
-    if not isinstance(name, str) or not name:
+    if name is None:
         raise DataError(f"{where}: {missing_key(record, key)}; it names the object's pictures")
+    if not isinstance(name, str) or not name:
+        raise DataError(f'{where}: "{key}" is {json.dumps(name)}; expected a text that names the object\'s pictures')
     return record
 
 

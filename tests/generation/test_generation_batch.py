@@ -3,6 +3,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_a_csv_is_cut_at_the_first_comma(tmp_path):
     ]
 
 
+def test_a_name_with_commas_or_quotes_stands_in_quotes(tmp_path):
+    path = write(tmp_path / "o.csv", '"a,b",A chair, red\r\n"x""y","round, ""old"""\r\n"c"\r\n"odd"er,z\r\n')
+    assert read_objects(path, "id") == [
+        {"id": "a,b", "caption": "A chair, red"},
+        {"id": 'x"y', "caption": 'round, "old"'},
+        {"id": "c"},
+        {"id": '"odd"er', "caption": "z"},
+    ]
+
+
 def test_a_header_line_is_no_object(tmp_path):
     assert read_objects(write(tmp_path / "o.csv", "id,caption\na,b\n"), "id") == [{"id": "a", "caption": "b"}]
 
@@ -102,6 +113,8 @@ def test_the_correct_spelling_of_a_key_is_read(tmp_path):
     ("name", "text", "message"),
     [
         ("o.json", '[{"ID": "a"}]', 'record 0: no "id"'),
+        ("o.json", '[{"id": 5}]', 'record 0: "id" is 5; expected a text'),
+        ("o.csv", "a,b\n\n,c\n", r'o\.csv:3: "id" is ""; expected a text'),
         ("o.json", "[1]", "record 0: expected an object with 'id'"),
         ("o.json", "[", "line 1, column 2: not JSON"),
         ("o.json", "[]", "expected a list of objects that is not empty"),
@@ -129,8 +142,9 @@ def test_an_id_is_a_file_name_with_or_without_its_ending(tmp_path):
         folder.mkdir()
         tiny_image(view, (8 + view, 8)).save(folder / f"chair{ending}", format="PNG")
     assert [view.width for view in Source(tmp_path).views({"id": "chair"})] == [8, 9, 12, 13]
-    with pytest.raises(DataError, match=r"Cap3D_imgs_view0/table\.jpg: no such image file"):
-        Source(tmp_path).views({"id": "table"})
+    for name in ("table", "t" * 300, "nul\0"):
+        with pytest.raises(DataError, match=r"Cap3D_imgs_view0/[^/]+\.jpg: (no such image file|cannot be read)"):
+            Source(tmp_path).views({"id": name})
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------
@@ -201,10 +215,44 @@ def test_unknown_answers_and_missing_pictures_are_kept_and_counted(job):
     assert told[-1].line.endswith("; 6 unknown answers, 1 without pictures")
 
 
-def test_a_wrong_folder_stops_at_the_first_batch(job, tmp_path):
-    wrong = Job(job.script, Source(tmp_path / "nowhere", sheet=2), job.records, job.output, {}, 3)
-    with pytest.raises(DataError, match="none of the first 3 objects has its pictures; .*nowhere/0.png"):
-        run(wrong, ask, lambda _: None)
+def test_a_folder_without_any_picture_is_a_wrong_folder(job, tmp_path):
+    job.source.require_some(job.records[5:7])
+    for source, records in ((Source(tmp_path / "nowhere", sheet=2), job.records), (job.source, job.records[5:6])):
+        with pytest.raises(DataError, match=rf"none of the first {len(records)} objects has a picture, .*\.png; check"):
+            source.require_some(records)
+
+
+def test_a_first_batch_without_pictures_does_not_stop_the_run(job):
+    first = replace(job, records=job.records[5:], batch_size=1)
+    assert "error" in run(first, ask, lambda _: None)[0]
+
+
+def test_a_part_gets_the_answers_of_the_whole_run(job):
+    whole = run(replace(job, batch_size=1), ask, lambda _: None)
+    part = replace(job, records=job.records[8:16], first=8, batch_size=1, output=job.output.with_name("1.json"))
+    assert run(part, ask, lambda _: None) == whole[8:16]
+
+
+def test_keys_of_an_earlier_run_are_dropped(job):
+    records = [record | {"error": "gone", "unknown": {"score": "odd"}} for record in job.records[1:3]]
+    found = run(replace(job, records=records), ask, lambda _: None)
+    assert not [record for record in found if "error" in record]
+    assert [record.get("unknown") for record in found] == [{"score": "odd"}, None]
+
+
+def test_half_a_character_in_the_input_comes_back(job):
+    records = [{"image_pth": "1.png", "more": "\ud800 \u6905"}]
+    run(replace(job, records=records), ask, lambda _: None)
+    assert json.loads(job.output.read_text(encoding="utf-8"))[0]["more"] == "\ud800 \u6905"
+
+
+def test_what_a_kill_left_of_a_write_is_removed(job):
+    left = [job.output.with_name(f".tmp-out.{ending}-77") for ending in ("json", "png")]
+    other = job.output.with_name(".tmp-1.json-77")
+    for path in (*left, other):
+        path.write_bytes(b"half")
+    run(job, ask, lambda _: None)
+    assert [path.exists() for path in (*left, other)] == [False, False, True]
 
 
 def test_another_setting_does_not_go_on_with_a_journal(job):
@@ -238,7 +286,7 @@ def test_a_contact_sheet_holds_a_card_for_every_object(tmp_path):
     draw(tmp_path / "three.png", [*entries, entries[0]], "three")
     one, three = (Image.open(tmp_path / f"{name}.png") for name in ("one", "three"))
     assert three.height > one.height
-    assert three.width == one.width
+    assert three.width > 1.9 * one.width
 
 
 def test_long_captions_are_cut_with_dots():
@@ -246,3 +294,10 @@ def test_long_captions_are_cut_with_dots():
     assert len(lines) == 3
     assert lines[-1].endswith("...")
     assert wrapped("short", 200, 3) == ["short"]
+
+
+def test_text_without_spaces_breaks_anywhere():
+    for text in ("\u4e00\u628a\u7ea2\u8272\u7684\u6905\u5b50" * 4, "x" * 40):
+        assert "".join(wrapped(text, 100, 99)) == text
+        assert len(wrapped(text, 100, 99)) > 1
+        assert wrapped(text, 100, 2)[1].endswith("...")

@@ -102,6 +102,18 @@ def test_a_part_has_a_file_of_its_own_and_underscores_work(home):
     assert [record["n"] for record in records] == list(range(10, 20))
     again = finish(home, *command(home, "syn", "parts", *flags))
     assert (again.returncode, again.stdout) == (0, "parts/1.json is there already; --restart makes it anew\n")
+    # A kill between the result and its picture, or its journal.
+    (home / "parts" / "1.png").unlink()
+    (home / "parts" / "1.json.journal").write_bytes(b"{}\n")
+    assert "parts/1.png: 2 objects" in finish(home, *command(home, "syn", "parts", *flags)).stdout
+    assert sorted(path.name for path in (home / "parts").iterdir()) == ["1.json", "1.png"]
+
+
+@pytest.mark.parametrize("flags", [("--num-splits", "4"), ("--num-splits", "0", "--split-index", "0")])
+def test_a_number_of_parts_without_a_part_is_an_error(home, flags):
+    done = finish(home, *command(home, "syn", "wrong", *flags))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --num-splits wants a whole number from 1, and --split-index")
 
 
 def test_a_wrong_template_is_told_before_the_model_is_read(home):
