@@ -121,7 +121,10 @@ def _present(name: str) -> str:
     if not count:
         raise BackendError(_absent_gpu() if kind == "gpu" else _absent_npu())
     if index and int(index) >= count:
-        raise BackendError(f"device {name}: there are {count} {kind} devices, numbered from 0")
+        there = (
+            f"the {count} {kind} devices are {kind}:0 to {kind}:{count - 1}" if count > 1 else f"there is {kind}:0 only"
+        )
+        raise BackendError(f"device {name}: {there}")
     return name
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from paddlemix.utils import env
-from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.errors import IN_USE, PaddleMixError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
@@ -22,7 +22,7 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
 
     Environment flags are checked first, so that garbage stops before any work. A PaddleMixError becomes one line on
     stderr and its own exit code; ``--debug`` anywhere in ``argv`` adds the traceback. Errors that nobody foresaw keep
-    their traceback: they are faults of the program.
+    their traceback: they are faults of the program, or of what ``IN_USE`` names.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for said in _NOISE:
@@ -42,3 +42,10 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         # The reader of our output went away (for example `| head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (RuntimeError, OSError, SystemError):
+        if not IN_USE:
+            raise
+        # An operator of a plug-in that fails in the backward pass raises in paddle, without a line of ours.
+        traceback.print_exc()
+        sys.stderr.write("".join(f"note: {line}\n" for line in IN_USE))
+        return 1

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors that a person can do something about. A doorway prints their text and exits with their code."""
 
+IN_USE: list[str] = []
+"""Sentences about parts that are not ours and are in use, with the remedy should one fail: told with such an error."""
+
 
 class PaddleMixError(Exception):
     """Base of every error whose text names what, where, the value and the remedy."""

@@ -87,6 +87,30 @@ def test_a_gradient_is_looked_up_without_a_call(abi, gradient):
     assert run("-c", program, NPU_STANDIN_ABI=abi)["has"] is gradient
 
 
+@pytest.mark.parametrize(("device", "found"), [("cpu", "cpu"), ("npu", "npu:0")])
+def test_a_training_computes_on_the_device_of_its_settings(device, found):
+    # Paddle itself starts on the first card there is.
+    program = (
+        "import json, sys; from pathlib import Path; from paddlemix.settings.loader import load_settings;"
+        "from paddlemix.trainer.run import TrainingRun; import paddle;"
+        f"given = ['--model_name_or_path', 'm', '--do_train', 'true', '--data_path', 'd.json', '--device', {device!r}];"
+        "TrainingRun(load_settings([*given, '--output_dir', 'out']), Path('out'), None)._choose_device();"
+        "print('RESULT ' + json.dumps({'device': paddle.get_device()}))"
+    )
+    assert run("-c", program)["device"] == found
+
+
+def test_an_operator_that_was_used_is_named_when_something_fails():
+    program = (
+        "import json, paddle; from paddlemix.ops.activation import gated, silu; from paddlemix.utils import errors;"
+        "before = list(errors.IN_USE); paddle.set_device('npu'); gated(silu, paddle.rand([2, 8]));"
+        "print('RESULT ' + json.dumps({'before': before, 'after': errors.IN_USE}))"
+    )
+    found = run("-c", program)
+    assert found["before"] == []
+    assert "PADDLEMIX_NPU_FUSED=0 runs without them" in found["after"][0]
+
+
 OLD = library.KNOWN["flash_attention_npu"][0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.utils import device, env
+from paddlemix.utils import device, doorway, env
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import BackendError, ConfigError, DataError, TrainingError
 from paddlemix.utils.logging import get_logger, redirect_library_logs
@@ -63,7 +63,7 @@ def test_the_first_of_npu_gpu_cpu_is_taken(monkeypatch):
     monkeypatch.setattr(device, "_gpu_count", lambda: 1)
     assert (device.choose().name, device.choose().dtype) == ("npu", "bfloat16")
     assert device.choose("npu:1", "float16").dtype == "float16"
-    with pytest.raises(BackendError, match="there are 2 npu devices"):
+    with pytest.raises(BackendError, match="the 2 npu devices are npu:0 to npu:1"):
         device.choose("npu:2")
 
 
@@ -149,6 +149,20 @@ def test_a_doorway_ends_with_130_after_an_interrupt(capsys):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_doorway(lambda argv: 1 // 0, [])
+
+
+def test_a_fault_while_operators_of_a_plug_in_are_in_use_is_told_with_the_remedy(monkeypatch, capsys):
+    monkeypatch.setattr(doorway, "IN_USE", ["fused operators were in use"])
+
+    def main(argv):
+        raise OSError("judged in the backward pass")
+
+    assert run_doorway(main, []) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.endswith("note: fused operators were in use\n")
     with pytest.raises(ZeroDivisionError):
         run_doorway(lambda argv: 1 // 0, [])
 

@@ -65,6 +65,8 @@ def choose(request: Request, wanted: str = "auto") -> ModuleType:
         reason = off or backend.why_not(request)
         if reason is None:
             _tell(name, tuple(skipped))
+            if name == "npu":
+                switches.note_use()
             return backend
         skipped.append(f"{name}: {reason}")
     raise BackendError("no attention backend can serve the request: " + "; ".join(skipped))
@@ -74,6 +76,8 @@ def _forced(request: Request, name: str, by: str) -> ModuleType:
     reason = BACKENDS[name].why_not(request)
     if reason:
         raise BackendError(f"{by}: {reason}; use auto to let the next backend serve it")
+    if name == "npu":
+        switches.note_use()
     return BACKENDS[name]
 
 

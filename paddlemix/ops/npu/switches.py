@@ -7,7 +7,7 @@ from paddle import Tensor
 
 from paddlemix.ops.npu.library import RefusalError
 from paddlemix.utils import env
-from paddlemix.utils.errors import BackendError
+from paddlemix.utils.errors import IN_USE, BackendError
 from paddlemix.utils.logging import get_logger
 
 WHOLE = "PADDLEMIX_NPU_FUSED"
@@ -51,6 +51,7 @@ def use(operator: str, reason: str | None) -> bool:
         return False
     if reason is None:
         _tell(operator, "on")
+        note_use()
         return True
     if value == "1":
         raise BackendError(f"{name}=1: {reason}; use auto to let the plain path serve it")
@@ -89,6 +90,15 @@ def device_kind(x: Tensor) -> str:
     if place.is_cpu_place():
         return "cpu"
     return "gpu" if place.is_gpu_place() else place.custom_device_type()
+
+
+def note_use() -> None:
+    """Should something fail from here on, the doorway says that it may be one of these operators."""
+    if not IN_USE:
+        IN_USE.append(
+            "fused operators of the npu plug-in were in use. If one of them failed: doctor.py --device npu compares "
+            f"each with the math, and {WHOLE}=0 runs without them"
+        )
 
 
 def _tell(operator: str, state: str) -> None:
