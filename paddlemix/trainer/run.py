@@ -148,6 +148,9 @@ class TrainingRun:
             )
         if chosen.kind == "cpu":
             devices.tune_cpu()
+        import paddle
+
+        paddle.set_device(chosen.name)  # else the first card there is, also for a run on the CPU
         self._say(chosen.reason)
         return chosen
 
