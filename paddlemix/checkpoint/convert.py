@@ -47,6 +47,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 CONVERSION = "conversion.json"
 
 _FORMS = {"original": "llava", "llava-hf": "llava_hf", "paddlemix": "paddlemix", "own": "paddlemix"}
+_HF_FORMS = ("llava_hf", "llava_hf_new", "llava_hf_5")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class _Job:
     @property
     def came_from_here(self) -> bool:
         """Whether the source was once made of a folder in the target's layout."""
-        return str(self.memory.get("form", "")).removesuffix("_new") == _FORMS[self.to]
+        form = str(self.memory.get("form", ""))
+        return form == _FORMS[self.to] or (self.to == "llava-hf" and form in _HF_FORMS)
 
     @property
     def tower_outside(self) -> str | None:
@@ -201,7 +203,7 @@ def _vocabulary(job: _Job) -> TokenizerPlan:
 def _tensors(job: _Job, vocabulary: TokenizerPlan) -> Iterator[Stored]:
     form = _FORMS[job.to]
     remembered = job.memory.get("form")
-    if form == "llava_hf" and remembered == "llava_hf_new":
+    if job.to == "llava-hf" and remembered in _HF_FORMS:
         form = remembered
     last: list[Entry] = []
     for name, entry in sorted(job.sources.plan.entries.items()):

@@ -34,6 +34,7 @@ _LAYOUTS = {
     "llava": "the original's names",
     "llava_hf": "llava-hf's names",
     "llava_hf_new": "llava-hf's names (transformers 4.52 and newer)",
+    "llava_hf_5": "llava-hf's names (transformers 5)",
     "peft": "peft's names",
     "clip": "a vision tower alone",
     "intern_vit": "a vision tower alone",

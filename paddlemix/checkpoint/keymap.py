@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of tensors in every published layout and in ours, as tables that are walked both ways.
 
-A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf`` and
-``llava_hf_new`` (transformers before and after 4.52), ``clip`` (openai's towers, and EVA-CLIP's, which have the same
-names), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the original's names and of
-llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below both.
+A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf``,
+``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``clip`` (openai's towers, and EVA-CLIP's,
+which have the same names), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the
+original's names and of llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below
+both.
 """
 
 import functools
@@ -142,6 +143,7 @@ _LLAVA_HF = (
     ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
     ("vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
 )
+_LLAVA_HF_5 = (*_LLAVA_HF[:-1], ("vision_tower.", PREFIX_CLIP, _CLIP))
 _LLAVA_HF_NEW = (
     ("model.language_model.", PREFIX_LLM, _LLM),
     ("", "", _HEAD),
@@ -177,6 +179,7 @@ FORMS: dict[str, _Parts] = {
     "peft_hf": _below("base_model.model.", _LLAVA_HF_NEW),
     "llava_hf": _LLAVA_HF,
     "llava_hf_new": _LLAVA_HF_NEW,
+    "llava_hf_5": _LLAVA_HF_5,
     "clip": (("vision_model.", PREFIX_CLIP, _CLIP),),
     "intern_vit": (("", PREFIX_TOWER, _INTERN_VIT),),
 }
@@ -189,6 +192,7 @@ _SIGNATURES = (
     ("paddlemix", (PREFIX_LLM,)),
     ("peft", ("base_model.",)),
     ("llava_hf_new", ("model.language_model.", "model.multi_modal_projector.")),
+    ("llava_hf_5", ("vision_tower.embeddings.", "vision_tower.encoder.")),
     ("llava_hf", ("language_model.", "multi_modal_projector.")),
     ("llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")),
     ("clip", ("vision_model.",)),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The language model of a foreign config.json: Llama's and Mistral's keys, with transformers' defaults."""
 
+import math
 from typing import Any
 
 from paddlemix.settings.legacy_read import Reader
@@ -45,7 +46,7 @@ def read_text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     values["head_dim"] = reader.take("head_dim", int, None)
-    values["rope_scaling"] = _rope_scaling(reader)
+    values["rope_theta"], values["rope_scaling"] = _rope(reader, values["rope_theta"])
     values["attention_bias"] = reader.take("attention_bias", bool, False)
     values["tie_word_embeddings"] = reader.take("tie_word_embeddings", bool, False)
     values["initializer_range"] = reader.take("initializer_range", float, 0.02)
@@ -69,15 +70,43 @@ def _check_text(reader: Reader, values: dict[str, Any]) -> None:
         reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
 
 
-def _rope_scaling(reader: Reader) -> dict[str, Any] | None:
-    """``rope_scaling`` as it stands; PaddleNLP's two keys for the same thing become one object."""
+def _rope(reader: Reader, theta: float) -> tuple[float, dict[str, Any] | None]:
+    """``rope_theta`` and ``rope_scaling`` in the three spellings: transformers' old keys and its ``rope_parameters``
+    (since version 5, theta inside), and PaddleNLP's two keys.
+    """
+    newest = reader.take("rope_parameters", dict, None)
+    name = "rope_scaling" if newest is None else "rope_parameters"
     scaling = reader.take("rope_scaling", dict, None)
     kind = reader.take("rope_scaling_type", str, None)
     factor = reader.take("rope_scaling_factor", float, 1.0)
+    if newest is not None:
+        inner = Reader(newest, reader.file, f"{reader.pointer}rope_parameters/")
+        theta = inner.take("rope_theta", float, theta)
+        inner.positive({"rope_theta": theta}, "rope_theta")
+        inner.expect("partial_rotary_factor", 1.0, why="only whole heads are turned")
+        scaling = {key: value for key, value in newest.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if kind is not None and scaling is None:
         scaling = {"type": kind, "factor": factor}
-    if scaling is not None:
-        name = scaling.get("rope_type", scaling.get("type"))
-        if name not in ("default", "linear", "dynamic", "llama3"):
-            reader.wrong("rope_scaling", scaling, "expected a type of linear, dynamic or llama3")
-    return scaling
+    if scaling is None:
+        return theta, None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "dynamic":
+        reader.wrong(
+            name, scaling, "dynamic scaling is not supported; without the key the model is right up to "
+            "max_position_embeddings"
+        )  # fmt: skip
+    if kind not in _ROPE_NUMBERS:
+        reader.wrong(name, scaling, "expected a type of default, linear or llama3")
+    for key in _ROPE_NUMBERS[kind]:
+        number = scaling.get(key)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+            reader.wrong(name, scaling, f'"{key}" is to be a number above 0')
+    return theta, None if newest is not None and kind == "default" else scaling
+
+
+_ROPE_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of rotary scaling, and the numbers that each needs."""

@@ -99,8 +99,8 @@ def test_a_trained_anyres_model_answers_the_same_in_every_layout(golden_llava, t
         assert answer(convert(out, tmp_path / to, to).folder) == expected, to
 
 
-@pytest.mark.parametrize("form", ["llava_hf", "llava_hf_new"])
-def test_both_spellings_of_llava_hf_are_the_same_model(form, tmp_path):
+@pytest.mark.parametrize("form", ["llava_hf", "llava_hf_new", "llava_hf_5"])
+def test_all_spellings_of_llava_hf_are_the_same_model(form, tmp_path):
     model = tiny_model(2)
     folder = kit.write_config(tmp_path / "hf", kit.hf_config(model))
     kit.write_weights(folder, "safetensors", kit.weights_in(form, model))

@@ -65,7 +65,7 @@ def test_original_layout_loads_bit_for_bit(kind, dtype, model, tmp_path):
     assert loaded.vision_tower == tmp_path / "openai" / "tiny-clip"
 
 
-@pytest.mark.parametrize("form", ["llava_hf", "llava_hf_new"])
+@pytest.mark.parametrize("form", ["llava_hf", "llava_hf_new", "llava_hf_5"])
 def test_llava_hf_layouts_load_bit_for_bit(form, model, tmp_path):
     folder = kit.write_config(tmp_path / "hf", kit.hf_config(model))
     kit.write_weights(folder, "safetensors", kit.weights_in(form, model))

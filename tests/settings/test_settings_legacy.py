@@ -242,6 +242,22 @@ def test_a_preprocessor_that_we_cannot_follow_is_refused(hub, changes, text):
     assert text in message
 
 
+ROPE = [
+    ({"rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}}, 5e6, None),
+    ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}, 5e5,
+     {"rope_type": "linear", "factor": 2.0}),
+    ({"rope_parameters": {"rope_type": "default"}}, 10000.0, None),
+    ({"rope_theta": 2e4, "rope_scaling": {"type": "linear", "factor": 4}}, 2e4, {"type": "linear", "factor": 4}),
+    ({"rope_scaling_type": "linear", "rope_scaling_factor": 3.0}, 10000.0, {"type": "linear", "factor": 3.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "theta", "scaling"), ROPE)
+def test_rotary_settings_of_every_program_and_version(hub, changes, theta, scaling):
+    text = load_config(hub.model(**changes)).text
+    assert (text.rope_theta, text.rope_scaling) == (theta, scaling)
+
+
 # Faults
 
 
@@ -262,6 +278,12 @@ def test_a_preprocessor_that_we_cannot_follow_is_refused(hub, changes, text):
         ({"mlp_bias": True}, '"mlp_bias" is true'),
         ({"fuse_attention_qkv": True}, "fused weights cannot be read"),
         ({"rope_scaling": {"type": "yarn"}}, '"rope_scaling"'),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic scaling is not supported; without the key"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, '"factor" is to be a number above 0'),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, '"rope_parameters" is'),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, '"low_freq_factor" is to be a number'),
+        ({"rope_parameters": {"rope_theta": -1.0}}, '"rope_parameters/rope_theta" is -1.0: expected a number above 0'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "only whole heads are turned"),
         ({"torch_dtype": "float8"}, "expected one of float32, float16, bfloat16"),
         ({"mm_vision_select_layer": "REMOVED"}, '"mm_vision_select_layer" is missing'),
         ({"mm_vision_select_layer": -5}, "layer -5 of a vision tower with 3 layers"),
