@@ -9,6 +9,7 @@ from paddle import nn
 
 from paddlemix.models.llava import LlavaForCausalLM, allocate
 from paddlemix.ops.linear import Linear
+from paddlemix.ops.parallel import cut, mark, whole
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 
@@ -31,7 +32,8 @@ def grow_vocabulary(model: LlavaForCausalLM, tokens: int) -> LlavaConfig:
     """Give embedding and head rows for ``tokens`` ids in all and return the new configuration.
 
     The new rows are the mean of all old ones, as the original does for its image marks: a row at random would win or
-    lose every comparison. Nothing happens when there are rows enough. CheckpointError for a tied model.
+    lose every comparison. Nothing happens when there are rows enough. In tensor parallel every device calls it.
+    CheckpointError for a tied model.
     """
     config = model.config
     extra = tokens - config.text.vocab_size
@@ -40,10 +42,11 @@ def grow_vocabulary(model: LlavaForCausalLM, tokens: int) -> LlavaConfig:
     if config.text.tie_word_embeddings:
         raise CheckpointError("a model whose head is tied to its embeddings cannot get new tokens yet")
     embedding, head = model.llama.embed_tokens.weight, model.lm_head.weight
-    width = config.text.hidden_size
     with paddle.LazyGuard():
-        model.llama.embed_tokens = nn.Embedding(tokens, width)
-        model.lm_head = Linear(width, tokens, bias=False)
+        model.llama.embed_tokens = nn.Embedding(tokens, model.llama.width.count)
+        mark(model.llama.embed_tokens.weight, 1, model.llama.width)
+        model.vocabulary = model.parallel.share(tokens)
+        model.lm_head = Linear(config.text.hidden_size, model.vocabulary, bias=False)
     model.lm_head.training = model.llama.embed_tokens.training = model.training
     _extend(model.llama.embed_tokens.weight, embedding, 0, extra)
     _extend(model.lm_head.weight, head, 1, extra)
@@ -52,6 +55,9 @@ def grow_vocabulary(model: LlavaForCausalLM, tokens: int) -> LlavaConfig:
 
 
 def _extend(parameter: Any, old: Any, axis: int, extra: int) -> None:
-    mean = old.astype("float32").mean(axis=axis, keepdim=True).astype(old.dtype)
-    allocate(parameter, paddle.concat([old, *([mean] * extra)], axis=axis))
+    """Through the whole values, because other places of a divided head lie on this device when there are more."""
+    values = whole(old)
+    mean = values.astype("float32").mean(axis=axis, keepdim=True).astype(old.dtype)
+    grown = paddle.concat([values, *([mean] * extra)], axis=axis)
+    allocate(parameter, cut(parameter, grown).contiguous())
     parameter.stop_gradient = old.stop_gradient

@@ -144,6 +144,7 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
     """Largest differences between the shared model and the whole one, relative to the largest value of a tensor."""
     import paddle
 
+    from paddlemix.checkpoint.vocab import grow_vocabulary
     from paddlemix.ops.linear import lora_layers
     from paddlemix.ops.parallel import ALONE, whole
 
@@ -160,6 +161,13 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
         name: float(np.abs(value - want[name]).max() / max(float(np.abs(want[name]).max()), 1e-2))
         for name, value in found.items()
     }
+    if not config.text.tie_word_embeddings:
+        for model in (alone, shared):
+            grow_vocabulary(model, config.text.vocab_size + 3)
+        with paddle.no_grad():
+            more = alone(**unlabelled)
+            logits = max(logits, float((more - shared(**unlabelled)).abs().max()))
+        assert more.shape[-1] == config.text.vocab_size + 3
     ids = generated(alone, inputs) == generated(shared, inputs)
     if lora:
         for model in (alone, shared):
