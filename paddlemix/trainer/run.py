@@ -42,9 +42,13 @@ class Result:
 
 
 def pretrain(settings: TrainingSettings) -> Result:
-    """First stage: the projector alone, on image and caption. Template ``plain`` unless another one is named."""
+    """First stage, on image and caption: the projector alone, unless ``tune_entire_model`` says that all of it trains.
+
+    Template ``plain`` unless another one is named.
+    """
     model = settings.model
-    return finetune(settings.with_changes(tune_mm_mlp_adapter=True, template=model.template or "plain"))
+    alone = model.tune_mm_mlp_adapter or not model.tune_entire_model
+    return finetune(settings.with_changes(tune_mm_mlp_adapter=alone, template=model.template or "plain"))
 
 
 def finetune(settings: TrainingSettings) -> Result:

@@ -11,7 +11,7 @@ from paddlemix.checkpoint.save import save_model
 from paddlemix.datasets.multiview import _is_folder
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
-from paddlemix.trainer.run import finetune
+from paddlemix.trainer.run import finetune, pretrain
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
 ASK = "<image><image><image><image>\nWhat is it?"
@@ -43,7 +43,7 @@ def home(tmp_path):
     return tmp_path
 
 
-def train(home, **changes):
+def train(home, start=finetune, **changes):
     entry = {"name": "mv_dataset", "data_files": str(home / "rows.json"), "image_folder": str(home)}
     values = {
         "model_name_or_path": str(home / "model"),
@@ -60,7 +60,7 @@ def train(home, **changes):
         "save_strategy": "no",
         "logging_steps": 1,
     }
-    finetune(TrainingSettings().with_changes(**(values | changes)))
+    start(TrainingSettings().with_changes(**(values | changes)))
     return weights(home / "out")
 
 
@@ -74,6 +74,13 @@ def test_a_tuned_tower_is_saved_and_found_again(home):
     assert np.abs(after[LAYER.format(0)] - before[LAYER.format(0)]).max() > 1e-4
     outside = "llama.vision_tower.vision_tower.vision_model.conv1.weight"
     assert np.array_equal(after[outside], before[outside])
+
+
+def test_the_first_stage_of_mv_llava_trains_the_language_model_too(home):
+    before = weights(home / "model")
+    after = train(home, pretrain, tune_entire_model=True, tune_vit_from_layer=0, template="plain")
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {"llama.mm_projector.0.weight", "lm_head.weight", LAYER.format(0)} <= changed
 
 
 def test_a_frozen_tower_stays_as_it_was(home):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First training stage of LLaVA: the projector alone, on pictures and captions.
+"""First stage: pictures and captions. The projector alone; everything with ``tune_entire_model``, as MV-LLaVA has it.
 
     python paddlemix/examples/llava/pretrain.py CONFIG.json [--key value ...]
 
