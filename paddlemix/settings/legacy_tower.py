@@ -46,6 +46,10 @@ CLIP_LARGE_336 = {
 WELL_KNOWN = {
     "openai/clip-vit-large-patch14-336": CLIP_LARGE_336,
     "openai/clip-vit-large-patch14": {**CLIP_LARGE_336, "image_size": 224},
+    # What MV-LLaVA and ShareGPT4V name: CLIP's towers, tuned.
+    "Zery/MV-LLaVA-7B_Pretrained_vit-large224-l4": {**CLIP_LARGE_336, "image_size": 224},
+    "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12": CLIP_LARGE_336,
+    "Lin-Chen/ShareGPT4V-13B_Pretrained_vit-large336-l12": CLIP_LARGE_336,
 }
 """Architecture of published towers, for checkpoints that hold the tower's weights but not its config.json.
 

@@ -211,6 +211,7 @@ def test_a_published_tower_is_known_without_its_folder(hub):
     config = load_config(hub.model(mm_vision_tower="openai/clip-vit-large-patch14-336", mm_hidden_size=1024))
     assert config.vision.image_size == config.image.crop_size == 336
     assert known_tower("openai/clip-vit-large-patch14").image_size == 224
+    assert known_tower("Zery/MV-LLaVA-7B_Pretrained_vit-large224-l4").tokens_per_tile == 256
     assert known_tower("somebody/clip-vit-large-patch14-336") is None
 
 
