@@ -78,6 +78,44 @@ check_cluster() {
   if [ "$NNODES" -eq 1 ]; then MASTER_ADDR=""; fi
 }
 
+# Paddle's launcher opens the meeting place only where the address of machine 0 is, as text, its own. A name never is, and
+# what a machine takes for its own address may be 127.0.1.1. So both become numbers: MASTER_ADDR, and POD_IP, which the
+# launcher reads. A name may come late: Kubernetes publishes that of a pod when the pod has an address.
+find_addresses() {
+  local found
+  found="$("$1" - "$MASTER_ADDR" "$NODE_RANK" "${NAME_SECONDS:-120}" <<'PYTHON'
+import socket, sys, time
+
+name, rank, patience = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+until = time.monotonic() + patience
+while True:
+    try:
+        master = socket.gethostbyname(name)
+        break
+    except OSError as error:
+        if time.monotonic() > until:
+            sys.exit(f"error: MASTER_ADDR={name}: the name is not known here ({error}); give the address of machine 0")
+        time.sleep(2)
+
+
+def own(towards):
+    """Address of this machine on the way to another one. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))
+        return probe.getsockname()[0]
+
+
+if master.startswith("127."):
+    if rank:
+        sys.exit(f"error: MASTER_ADDR={name} is {master} on machine {rank}, that is this machine; give that of machine 0")
+    master = own("192.0.2.1")  # an address that nobody has (RFC 5737): the way out
+print(master, master if rank == 0 else own(master))
+PYTHON
+  )" || return 2
+  MASTER_ADDR="${found% *}"
+  POD_IP="${found#* }"
+}
+
 # Cards of this machine: CARDS, else what ASCEND_RT_VISIBLE_DEVICES leaves, else what ModelArts says, else all that the
 # driver shows (DEV_FOLDER is /dev, elsewhere in tests).
 count_cards() {

@@ -9,7 +9,8 @@
 #
 #   CARDS=8         cards of this machine (default: all that are visible)
 #   PREFLIGHT=0     start without the check of cards, variables and the address of machine 0
-#   PYTHON, LOG_DIR, MASTER_PORT   as in paddlemix/tools/train.sh
+#   PYTHON, LOG_DIR, MASTER_PORT   as in paddlemix/tools/train.sh; with several machines the logs are in LOG_DIR/machineN
+#   NAME_SECONDS=120    how long to wait until the name of machine 0 is known
 #   DRY_RUN=1       print the commands instead of running them
 #
 # Exit code: that of the run. 75 after a signal: a checkpoint is saved, the same command goes on from it. SIGUSR1 to any
@@ -30,11 +31,27 @@ python=${PYTHON:-python}
 . "$here/cluster.sh"
 detect_cluster || exit 2
 cards=$(count_cards)
+case "$cards" in '' | *[!0-9]*)
+  echo "error: CARDS=$cards: expected a number of cards" >&2
+  exit 2
+  ;;
+esac
 if [ "$cards" -lt 1 ]; then
   echo "error: no Ascend card here (/dev/davinci0 ...): check the driver and the mounts of the container, or set CARDS" >&2
   exit 2
 fi
 echo "machine $NODE_RANK of $NNODES (by $FOUND_BY), $cards cards${MASTER_ADDR:+, machine 0 is $MASTER_ADDR:$MASTER_PORT}" >&2
+
+if [ "$NNODES" -gt 1 ]; then
+  if [ "${DRY_RUN:-0}" != 1 ]; then
+    find_addresses "$python" || exit 2
+    export POD_IP
+    echo "machine 0 is $MASTER_ADDR, this machine $POD_IP" >&2
+  fi
+  # All machines write workerlog.0: on a shared disk each needs a folder of its own.
+  LOG_DIR="${LOG_DIR:-./log}/machine$NODE_RANK"
+  export LOG_DIR
+fi
 
 # shellcheck source=config/npu/env.sh
 . "$root/config/npu/env.sh"
@@ -68,10 +85,13 @@ stopped=0
 ask_ranks_to_stop() {
   stopped=1
   echo "signal: asking the ranks to save and stop" >&2
-  local pid
-  for pid in $(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true); do
+  local pid ranks
+  ranks=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true)
+  for pid in $ranks; do
     kill -USR1 "$pid" 2>/dev/null || true
   done
+  # No rank yet: the launcher still waits for the other machines, and has nothing to save.
+  if [ -z "${ranks// /}" ]; then kill -TERM "$launcher" 2>/dev/null || true; fi
 }
 trap ask_ranks_to_stop TERM INT
 # Slurm sends SIGUSR1 to every process itself.

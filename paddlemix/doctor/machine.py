@@ -82,10 +82,13 @@ def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[F
     sizes = sorted({card.memory for card in told.cards})
     text = f"{len(told.cards)} x {', '.join(names)}, {' or '.join(f'{size / 1024:.0f}' for size in sizes)} GB each"
     values = {"cards": [card.__dict__ for card in told.cards]}
-    if len(told.cards) < wanted:
+    ours = _visible(told.cards)
+    if len(ours) < len(told.cards):
+        text += f"; ASCEND_RT_VISIBLE_DEVICES leaves {len(ours)}"
+    if len(ours) < wanted:
         return [fail("cards", f"{text}; {wanted} were asked for", **values)]
     found = [ok("cards", text, **values)]
-    for card in told.cards:
+    for card in ours[: wanted or None]:  # what others do on the rest of the machine is their affair
         if card.health != HEALTHY:
             found.append(
                 fail("health", f"card {card.number} is {card.health}: npu-smi info -t health -i {card.number}")
@@ -95,6 +98,15 @@ def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[F
                 fail("memory", f"card {card.number}: {card.used} of {card.memory} MB are in use; end the other process")
             )
     return found
+
+
+def _visible(cards: tuple[Card, ...]) -> tuple[Card, ...]:
+    """Those that ASCEND_RT_VISIBLE_DEVICES leaves to this process; it counts them in the order of the table."""
+    value = env.raw("ASCEND_RT_VISIBLE_DEVICES")
+    if not value:
+        return cards
+    numbers = [int(part) for part in value.split(",") if part.isascii() and part.isdigit()]
+    return tuple(cards[number] for number in numbers if number < len(cards))
 
 
 def read_driver(root: Path = ROOT) -> str | None:

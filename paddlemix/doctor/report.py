@@ -199,7 +199,11 @@ def _examine_device(wanted: Wanted, report: Report) -> None:
         # Paddle computes on it, so a missing npu-smi (as with a stand-in device) stops nothing.
         report.sections["machine"] = [_softened(finding, "cards") for finding in report.sections["machine"]]
     custom = list(paddle.device.get_all_custom_device_type() or [])
+    seen = sum(1 for name in paddle.device.get_available_custom_device() or [] if name.startswith("npu"))
     report.sections["device"] = [ok("device", chosen.reason, custom_devices=custom, dtype=chosen.dtype)]
+    if chosen.kind == "npu" and seen < wanted.cards:
+        text = f"paddle sees {seen}, {wanted.cards} were asked for; check ASCEND_RT_VISIBLE_DEVICES and /dev/davinci*"
+        report.sections["device"].append(fail("npu devices", text))
     if chosen.kind == "cpu" and not wanted.device:
         devices.tune_cpu()
         missing = "no npu and no gpu that paddle can use; models run on the CPU in float32"

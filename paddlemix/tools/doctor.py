@@ -54,6 +54,9 @@ def _run(argv: list[str]) -> int:
         return _folder(args)
     if args.verify:
         raise ConfigError("--verify needs the folder whose files are to be compared")
+    if args.cards < 0 or args.rank < 0:
+        name, value = ("--cards", args.cards) if args.cards < 0 else ("--rank", args.rank)
+        raise ConfigError(f"{name} {value}: expected a number from 0")
     from paddlemix.doctor.report import Wanted, examine
 
     wanted = Wanted(

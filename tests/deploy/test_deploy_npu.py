@@ -180,8 +180,10 @@ FAKE_PYTHON = f"""#!/usr/bin/env bash
 echo "$*" >> "$HOME/calls"
 case "$*" in
   *doctor.py*) exit "${{DOCTOR:-0}}" ;;
+  "- "*) exec {sys.executable} "$@" ;;
 esac
-env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS)' >> "$HOME/seen"
+[ -z "${{WAITS:-}}" ] || {{ touch "$HOME/ready"; exec sleep 30; }}
+env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS|POD_IP)' >> "$HOME/seen"
 [ -n "${{RANK:-}}" ] || exit 3
 {sys.executable} "$HOME/rank.py" &
 wait $!
@@ -220,6 +222,63 @@ def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, 
     assert running.returncode == 75, said
 
 
+def test_a_signal_while_the_other_machines_are_awaited_ends_the_wait(bench, tmp_path):
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    running = subprocess.Popen(
+        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(PYTHON=python, WAITS="1"), cwd=tmp_path,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            if (tmp_path / "ready").exists():
+                break
+            time.sleep(0.05)
+        time.sleep(0.1)  # the shell of the fake becomes sleep
+        running.terminate()
+        running.communicate(timeout=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 75
+
+
+def test_several_machines_meet_by_number_and_keep_their_logs_apart(bench, tmp_path):
+    # Paddle's launcher compares the address of machine 0 as text with its own: a name would make all wait for ever.
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    done = bench.start("launch.sh", "c.json", PYTHON=python, NNODES="2", MASTER_ADDR="localhost")
+    assert done.returncode == 3, done.stderr
+    call = (tmp_path / "calls").read_text().splitlines()[-1]
+    address = re.search(r"--master (\d+\.\d+\.\d+\.\d+):36677 ", call)[1]
+    assert f"POD_IP={address}\n" in (tmp_path / "seen").read_text()
+    assert "--log_dir ./log/machine0 " in call
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no-such-machine.invalid", "the name is not known here"), ("localhost", "that is this machine; give that of")],
+)
+def test_an_address_of_machine_0_that_cannot_be_is_told(bench, name, words):
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    done = bench.start(
+        "launch.sh", "c.json", PYTHON=python, NNODES="2", NODE_RANK="1", MASTER_ADDR=name, NAME_SECONDS="0"
+    )
+    assert done.returncode == 2
+    assert f"MASTER_ADDR={name}" in done.stderr
+    assert words in done.stderr
+
+
+def test_a_number_of_cards_that_is_none_is_told(bench):
+    done = bench.start("launch.sh", "c.json", CARDS="all", DRY_RUN="1")
+    assert (done.returncode, "CARDS=all: expected a number" in done.stderr) == (2, True)
+
+
+def test_slurm_gives_the_cores_of_the_machine_to_the_one_task(bench, tmp_path):
+    tool(bench.tools, "srun", '#!/bin/sh\necho "$*" > "$HOME/srun"\n')
+    given = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "96"}
+    assert bench.start("slurm.sbatch", "c.json", **given).returncode == 0
+    assert (tmp_path / "srun").read_text().startswith("--kill-on-bad-exit=1 --cpus-per-task=96 bash ")
+
+
 def test_slurm_puts_a_saved_run_back_into_the_queue(bench, tmp_path):
     tool(bench.tools, "scontrol", '#!/bin/sh\necho "$*" >> "$HOME/scontrol"\n')
     for code, requeued in (("75", True), ("1", False), ("0", False)):
@@ -241,6 +300,8 @@ def test_slurm_asks_for_one_task_a_machine_and_a_signal_before_the_end():
     assert options["gres"] == "npu:8"
     assert options["signal"].startswith("USR1@")
     assert "requeue" in options
+    # Slurm does not make the folder of --output: a job whose folder is missing ends without a word.
+    assert "/" not in options["output"]
 
 
 def test_modelarts_needs_cards_and_puts_results_where_the_job_says(bench):

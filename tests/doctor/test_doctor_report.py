@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.doctor import machine, versions
+from paddlemix.doctor import findings, machine, versions
 from paddlemix.doctor.machine import Card, Cards, card_findings, parse_cards
-from paddlemix.doctor.report import Wanted, examine
+from paddlemix.doctor.report import Report, Wanted, examine
 from paddlemix.tools import doctor
 from tests.npu_standin import build
 
@@ -66,6 +66,16 @@ def test_a_card_that_is_sick_missing_or_in_use_stops_the_start():
     assert states(card_findings(told, wanted=8)) == {"cards": "FAIL"}
     healthy = Cards((told.cards[0],) * 2, "23.0.3")
     assert states(card_findings(healthy, wanted=2, idle=True)) == {"cards": "ok"}
+
+
+def test_cards_of_others_on_the_machine_do_not_stop_the_start(monkeypatch):
+    told = parse_cards(SMI)  # card 1 is sick and in use
+    assert states(card_findings(told, wanted=1, idle=True)) == {"cards": "ok"}
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0")
+    assert states(card_findings(told, idle=True)) == {"cards": "ok"}
+    assert states(card_findings(told, wanted=2)) == {"cards": "FAIL"}
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "1")
+    assert states(card_findings(told, wanted=1, idle=True)) == {"cards": "ok", "health": "FAIL", "memory": "FAIL"}
 
 
 def test_npu_smi_that_fails_is_quoted(tmp_path, monkeypatch):
@@ -153,12 +163,27 @@ def test_a_wrong_variable_is_exit_code_2_and_named(monkeypatch, capsys):
     assert 'FLAGS_npu_jit_compile="on"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--cards", "--rank"])
+def test_a_number_below_zero_is_exit_code_2(flag, capsys):
+    assert doctor.main([flag, "-1"]) == 2
+    assert f"{flag} -1: expected a number from 0" in capsys.readouterr().err
+
+
+def test_the_report_is_one_screen_of_120_columns():
+    report = Report("npu", {"machine": [findings.note("cards", "word " * 60), findings.ok("host", "short")]})
+    lines = report.as_lines()
+    assert max(map(len, lines)) <= 120
+    assert lines[0].startswith("machine      note cards:                 word word")
+    assert lines[1].startswith(" " * 41 + "word")
+    assert " ".join(" ".join(lines).split()).count("word") == 60
+
+
 def test_the_report_works_without_paddle():
     code = (
         "import sys, importlib.util as u\n"
         "real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'paddle' else real(name, *a)\n"
-        "from paddlemix.doctor.report import Wanted, examine\n"
+        "from paddlemix.doctor.report import Report, Wanted, examine\n"
         "report = examine(Wanted())\n"
         "print(report.exit_code, report.sections['device'][0].text, 'paddle' in sys.modules)"
     )
@@ -218,5 +243,6 @@ def test_eight_cards_that_were_asked_for_and_are_not_there_stop_the_start(standi
     code, told = on_standin(standin, "--preflight", "--cards", "8")
     assert code == 1
     assert told["sections"]["machine"][1]["state"] == "FAIL"
+    assert [item["name"] for item in told["sections"]["device"] if item["state"] == "FAIL"] == ["npu devices"]
     assert len(told["sections"]["self-check"]) == 8, "a start is checked with the operators too"
     assert "speed" not in told["sections"]

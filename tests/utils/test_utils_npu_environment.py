@@ -42,6 +42,7 @@ def test_the_recommended_values_have_no_problem():
         ("CUSTOM_DEVICE_BLACK_LIST", "set_value, pad3d", "commas and no spaces"),
         ("CUSTOM_DEVICE_ROOT", "/no/such/folder", "no such folder"),
         ("HCCL_CONNECT_TIMEOUT", "60", "whole number of seconds from 120 to 7200"),
+        ("HCCL_EXEC_TIMEOUT", "-1", "whole number of seconds from 0 to 2147483647"),
         ("HCCL_IF_IP", "node-1", "IP address of this machine, not a name"),
         ("HCCL_SOCKET_IFNAME", "=eth1", "no network interface eth1; this machine has lo, eth0"),
         ("HCCL_INTRA_PCIE_EHABLE", "0", "HCCL_INTRA_PCIE_ENABLE is the name"),
@@ -61,6 +62,11 @@ def test_without_known_cards_any_card_number_is_accepted():
 @pytest.mark.parametrize("value", ["eth", "^docker", "=eth0", "lo,eth0"])
 def test_the_ways_to_name_an_interface_are_accepted(value):
     assert texts({"HCCL_SOCKET_IFNAME": value}) == []
+
+
+@pytest.mark.parametrize("value", ["0", "36000"])
+def test_long_waits_between_ranks_are_accepted(value):
+    assert texts({"HCCL_EXEC_TIMEOUT": value}) == []
 
 
 def test_missing_paths_of_cann_are_told_on_a_machine_with_cards_only():
