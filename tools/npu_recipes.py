@@ -87,18 +87,20 @@ def row(recipe: Recipe) -> str:
     method = f"LoRA, rank {settings.model.lora_rank}" if settings.model.lora else "full"
     batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
     step, last = data.pad_to_multiple_of or 1, data.max_length
+    together = training.tensor_parallel_degree
+    divided = training.sharding or (f"tensor parallel {together}" if together > 1 else "none")
     numbers = count_parameters(recipe.config).total / 1e9
     parts = (need.weights, need.gradients, need.optimizer, need.activations, need.logits, need.reserve)
     detail = " + ".join(f"{part / GB:.1f}" for part in parts)
     return (
-        f"| `{recipe.file}.json` | {numbers:.1f} | {method} | {training.sharding} | {batch} | {step} ... {last} "
+        f"| `{recipe.file}.json` | {numbers:.1f} | {method} | {divided} | {batch} | {step} ... {last} "
         f"| {detail} = **{need.total / GB:.0f}** | {recipe.beat} |"
     )
 
 
 def table() -> list[str]:
     """The whole table."""
-    head = "| recipe | 10^9 | trains | sharding | rows x steps | buckets | GB a card | others, tokens/s a card |"
+    head = "| recipe | 10^9 | trains | divided by | rows x steps | buckets | GB a card | others, tokens/s a card |"
     return [head, "|---|---|---|---|---|---|---|---|", *(row(recipe) for recipe in RECIPES)]
 
 

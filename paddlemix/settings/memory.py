@@ -14,6 +14,8 @@ model width, V vocabulary.
     logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient
     reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks
 
+With tensor parallel over T cards, w and t are what lies on one card (the projector, the norms and one matrix of each
+adapter are whole), the inner tensors of ``layer`` and the logits are divided by T, and N counts groups of T cards.
 Kept, layer and tower count half-precision values; a float32 run holds twice as much of them.
 """
 
@@ -79,13 +81,14 @@ def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
 def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int, *, tiles: int = 1) -> Memory:
     """Bytes on each of ``cards`` cards when every row is ``max_length`` long and holds ``tiles`` tiles."""
     model, data, training = settings.model, settings.data, settings.training
-    counts = count_parameters(config, model.lora_rank if model.lora else 0)
+    together = max(training.tensor_parallel_degree, 1)
+    counts = _on_one_card(config, model.lora_rank if model.lora else 0, together)
     trained = _trained(counts, settings, config)
     half = (training.bf16 or training.fp16) and training.fp16_opt_level == "O2"
-    shared = _sharing(training.sharding_parallel_degree, cards)
+    shared = _sharing(training.sharding_parallel_degree, max(cards // together, 1))
     stage = next((word for word in training.sharding.split() if word.startswith("stage")), "")
     rows, length = training.per_device_train_batch_size, data.max_length
-    layer = _layer_bytes(config.text) * rows * length
+    layer = _layer_bytes(config.text, together) * rows * length
     layers = config.text.num_hidden_layers
     kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
     wide = 1 if training.bf16 or training.fp16 else 2
@@ -96,7 +99,7 @@ def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int,
         // (shared if stage in ("stage2", "stage3") else 1),
         "optimizer": 0 if "offload" in training.sharding else trained * (12 if half else 8) // (shared if stage else 1),
         "activations": wide * (kept + _tower_bytes(config, settings, rows * tiles)),
-        "logits": 16 * rows * length * config.text.vocab_size,
+        "logits": 16 * rows * length * config.text.vocab_size // (1 if config.text.tie_word_embeddings else together),
     }
     return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())))
 
@@ -118,6 +121,15 @@ def most_tiles(config: LlavaConfig) -> int:
     if image is None or image.aspect != "anyres":
         return 1
     return 1 + max(width * height for width, height in image.grid_pinpoints) // image.crop_size**2
+
+
+def _on_one_card(config: LlavaConfig, lora_rank: int, together: int) -> Counts:
+    """The numbers that each of ``together`` cards holds in tensor parallel, vectors aside."""
+    counts, text = count_parameters(config, lora_rank), config.text
+    # Of each adapter one matrix is whole: A below a layer whose columns are divided, B behind one whose rows are.
+    whole = text.num_hidden_layers * lora_rank * 7 * text.hidden_size
+    adapters = whole + (counts.adapters - whole) // together
+    return Counts(counts.decoder // together, counts.projector, counts.tower // together, adapters)
 
 
 def _sharing(degree: int, cards: int) -> int:
@@ -157,12 +169,11 @@ def _tower(vision: VisionConfig) -> int:
     return vision.num_hidden_layers * layer + (3 * vision.patch_size**2 + places + 5) * width
 
 
-def _layer_bytes(text: TextConfig) -> int:
+def _layer_bytes(text: TextConfig, together: int) -> int:
     """Bytes per position of one decoder layer: two norms in float32, q k v and output, gate, up and their product."""
     heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
-    forward = 2 * 4 * text.hidden_size + 2 * (2 * heads + 2 * keys) + 2 * 2 * text.hidden_size
-    forward += 2 * 4 * text.intermediate_size
-    return 2 * forward
+    inner = 2 * (2 * heads + 2 * keys) + 2 * 4 * text.intermediate_size
+    return 2 * (2 * 4 * text.hidden_size + 2 * 2 * text.hidden_size + inner // together)
 
 
 def _tower_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int) -> int:

@@ -152,7 +152,10 @@ class SeedEachStep(TrainerCallback):
             self.trainer._globalstep_last_logged = carried.last_logged_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing."""
-        rank = self.trainer.args.process_index
+        """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing.
+
+        Processes that hold one model together (tensor parallel) draw the same noise for what they all compute.
+        """
+        rank = self.trainer.args.dataset_rank
         mixed = np.random.SeedSequence([self.trainer.args.seed, state.global_step, rank]).generate_state(1)[0]
         paddle.seed(int(mixed))

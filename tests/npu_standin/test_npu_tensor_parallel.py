@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two stand-in devices that hold one model together train what one CPU trains, save it as one and go on from it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from paddlemix.utils import files
+from tests.npu_standin import build
+from tests.tiny import tiny_config, tiny_image, tiny_intern_config, tiny_tokenizer_folder
+
+pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
+
+CLOSE = 1e-5
+
+
+def write_place(root: Path) -> None:
+    """Two models with three heads of 64, which two devices share as two and one; pictures and rows."""
+    from paddlemix.checkpoint.save import save_model
+    from paddlemix.models.llava import LlavaForCausalLM, init_weights
+    from paddlemix.text.tokenizer import load_tokenizer
+
+    text = dict(hidden_size=192, intermediate_size=99, num_attention_heads=3, num_key_value_heads=3)
+    vision = dict(hidden_size=192, intermediate_size=70, num_attention_heads=3)
+    for name, config in (("clip", tiny_config()), ("intern", tiny_intern_config())):
+        config = config.with_changes(
+            text=replace(config.text, **text, vocab_size=449), vision=replace(config.vision, **vision)
+        )
+        model = LlavaForCausalLM(config)
+        init_weights(model, 3)
+        save_model(root / name, model, config, load_tokenizer(tiny_tokenizer_folder()))
+    data, rows = root / "data", []
+    data.mkdir()
+    for index in range(6):
+        tiny_image(index).save(data / f"{index}.png")
+        turns = [("human", f"<image>\nwhat colour {index}?"), ("gpt", "red square" if index % 2 else "blue circle")]
+        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
+    del rows[-1]["image"]
+    rows[-1]["conversations"][0]["value"] = "how many?"
+    for part in ("train", "eval"):
+        (data / f"{part}.json").write_text(json.dumps(rows if part == "train" else rows[:3]))
+
+
+def arguments(root: Path, output: Path, model: str, **changes: Any) -> list[str]:
+    """A run of four steps and an evaluation."""
+    parts = {name: [{"data_files": str(root / "data" / f"{name}.json")}] for name in ("train", "eval")}
+    keys = {
+        "model_name_or_path": root / model,
+        "dataset": json.dumps(parts),
+        "image_folder": root / "data",
+        "output_dir": output,
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.5,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "do_train": "true",
+        "do_eval": "true",
+        **changes,
+    }
+    return [part for name, value in keys.items() for part in (f"--{name}", str(value))]
+
+
+CASES = {
+    "clip": ("clip", {"tune_entire_model": "true", "recompute": "true"}),
+    "lora": ("intern", {"lora": "true", "lora_rank": 4, "lora_dropout": 0}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each case run on the CPU and on two devices."""
+    from paddlemix.settings.loader import load_settings
+    from paddlemix.trainer.run import finetune
+
+    root = tmp_path_factory.mktemp("tensor-parallel")
+    write_place(root)
+    cases = {}
+    for name, (model, keys) in CASES.items():
+        finetune(load_settings(arguments(root, root / f"{name}-cpu", model, device="cpu", **keys)))
+        both = dict(device="npu", tensor_parallel_degree=2, **keys)
+        cases[name] = arguments(root, root / f"{name}-npu", model, **both)
+        checkpoint = root / f"{name}-npu" / "checkpoint-2"
+        cases[f"{name} again"] = arguments(
+            root, root / f"{name}-again", model, **both, resume_from_checkpoint=checkpoint
+        )
+    (root / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    script = build.REPOSITORY / "tests" / "npu_standin" / "tensor_worker.py"
+    launch = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--npus", "0,1"]
+    done = subprocess.run(
+        [*launch, "--log_dir", str(root / "logs"), str(script), str(root)],
+        env=build.environment(standin, PADDLEMIX_NPU_ATTENTION_FLOAT32="1", NPU_STANDIN_FLOAT32="1"),
+        cwd=build.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    logs = "\n".join(path.read_text()[-3000:] for path in sorted((root / "logs").glob("workerlog.*")))
+    assert done.returncode == 0, logs
+    return root
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in history if key in entry]
+
+
+def weights(folder: Path, case: str) -> dict[str, np.ndarray]:
+    return load_file(folder / ("lora_model_state.safetensors" if case == "lora" else "model.safetensors"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_norms_and_evaluation_equal_those_of_one_cpu(runs: Path, case: str) -> None:
+    alone, both = runs / f"{case}-cpu", runs / f"{case}-npu"
+    assert len(logged(alone, "loss")) == 4
+    assert logged(both, "loss") == pytest.approx(logged(alone, "loss"), abs=CLOSE)
+    assert logged(both, "grad_norm") == pytest.approx(logged(alone, "grad_norm"), rel=CLOSE)
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (alone, both)]
+    assert results[1]["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=CLOSE)
+    for name in ("eval_labels", "train_tokens"):
+        assert results[0][name] == results[1][name]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_result_is_one_whole_folder_as_one_cpu_writes_it(runs: Path, case: str) -> None:
+    alone, both = runs / f"{case}-cpu", runs / f"{case}-npu"
+    assert files.verify_folder(both) == []
+    assert files.verify_folder(both / "checkpoint-2") == []
+    one, other = weights(alone, case), weights(both, case)
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
+    # Four steps of AdamW at 1e-3: it divides a gradient by its size, so rounding noise near zero moves a weight too.
+    assert max(float(np.abs(one[name] - other[name]).max()) for name in one) <= 10 * CLOSE
+    before = load_file(runs / CASES[case][0] / "model.safetensors")
+    assert any(not np.array_equal(before[name], other[name]) for name in before.keys() & other.keys())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_continued_run_ends_as_the_straight_one_bit_for_bit(runs: Path, case: str) -> None:
+    straight, again = weights(runs / f"{case}-npu", case), weights(runs / f"{case}-again", case)
+    assert straight.keys() == again.keys()
+    assert all(np.array_equal(straight[name], again[name]) for name in straight)
+    assert logged(runs / f"{case}-again", "loss") == logged(runs / f"{case}-npu", "loss")
+
+
+def test_fused_operators_serve_the_slices(runs: Path) -> None:
+    told = json.loads((runs / "told.json").read_text())
+    assert told["device"] == "npu:0"
+    # Four steps and an evaluation of two decoder layers: each operator is used at least once a layer and step.
+    for case in CASES:
+        for name, least in (("flash_attention_npu", 8), ("rms_norm_npu", 16), ("fused_rope", 16), ("swiglu", 8)):
+            assert told["calls"][case][name] >= least, (case, name)
+            assert told["calls"][case][f"{name}_grad"] >= least, (case, name)
