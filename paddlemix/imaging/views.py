@@ -49,6 +49,7 @@ def sheet_boxes(size: Size, grid: int = 2, order: str | None = None) -> list[Box
     (1152, 1152) with 2 x 2 gives four squares of 576. Where the side is no multiple of ``grid``, the later rows and
     columns are a pixel longer. DataError when the sheet is not square or has fewer pixels than views.
     """
+    order_of_cells = sheet_order(grid, order)
     height, width = size
     if height != width or height < grid:
         raise DataError(
@@ -56,7 +57,7 @@ def sheet_boxes(size: Size, grid: int = 2, order: str | None = None) -> list[Box
             f"this one has {width} x {height}"
         )
     cuts = [height * index // grid for index in range(grid + 1)]
-    return [(cuts[c], cuts[r], cuts[c + 1], cuts[r + 1]) for r, c in sheet_order(grid, order)]
+    return [(cuts[c], cuts[r], cuts[c + 1], cuts[r + 1]) for r, c in order_of_cells]
 
 
 def split_sheet(picture: Image.Image, grid: int = 2, order: str | None = None) -> list[Image.Image]:

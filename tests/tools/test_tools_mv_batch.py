@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +169,30 @@ def test_the_chat_takes_files_or_a_sheet(home):
     repeated = chat("--image-file", *["view0.png"] * 4)
     assert alone.stdout == repeated.stdout != by_sheet.stdout
     assert chat().returncode == 2
+    # A question with more views than the model holds is the end of a command that has no other questions.
+    full = chat("--sheet", "sheets/1.png", "--grid", "40")
+    assert (full.returncode, full.stderr.count("positions of the model's context")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--sheet", "SHEET", "--grid", "0"), "a sheet of 0 x 0 views"),
+        (("--sheet", "OBLONG"), "oblong.png: a sheet of 2 x 2 views must be square .* has 30 x 40"),
+        (("--sheet", "SHEET", "--repeat", "2"), "--repeat is for a lone --image-file"),
+        (("--image-file", "SHEET", "--grid", "2"), "--grid and --sheet-order are for a --sheet"),
+        (("--image-file", "SHEET", "--sheet-order", "reading"), "--grid and --sheet-order are for a --sheet"),
+        (("--image-file", "SHEET", "SHEET", "--repeat", "4"), "one --image-file"),
+        (("--image-file", "SHEET", "--repeat", "0"), "--repeat is 0"),
+    ],
+)
+def test_wrong_views_are_told_before_the_model_is_read(home, capsys, flags, words):
+    from paddlemix.examples.mv_llava.run_predict_multiview import main
+
+    tiny_image(0, (30, 40)).save(home / "oblong.png")
+    files = {"SHEET": str(home / "sheets" / "1.png"), "OBLONG": str(home / "oblong.png")}
+    assert main(["--model-path", "nowhere", *(files.get(flag, flag) for flag in flags)]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_answers_never_outgrow_the_context(home):

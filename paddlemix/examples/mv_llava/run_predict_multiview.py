@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
     flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
     flag("image-file", nargs="+", default=[], metavar="FILE", help="the views in order, path or URL")
     flag("sheet", metavar="FILE", help="one square picture of grid x grid views, in place of --image-file")
-    flag("grid", type=int, default=2, help="views along a side of the sheet (default 2)")
+    flag("grid", type=int, help="views along a side of the sheet (default 2)")
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
-    flag("repeat", type=int, default=REPEAT, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
+    flag("repeat", type=int, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
     flag("question", action="append", default=[], help="ask this and end (several times: one round each)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
@@ -67,7 +67,7 @@ def _run(argv: list[str]) -> int:
     session = start(args)
     place = IMAGE_TOKEN * len(views) + "\n"
     for question in args.question or _typed():
-        _say(session, place + question.replace(IMAGE_TOKEN, ""), views)
+        _say(session, place + question.replace(IMAGE_TOKEN, ""), views, typed=not args.question)
         if session.turns:
             place, views = "", []
     return 0
@@ -85,12 +85,20 @@ def views_of(args: argparse.Namespace) -> list["Image"]:
 
     if bool(args.sheet) == bool(args.image_file):
         raise ConfigError("give the views as --image-file V0 V1 ..., or one square picture of them as --sheet")
-    if args.repeat < 1:
-        raise ConfigError(f"--repeat is {args.repeat}: expected a whole number from 1")
+    if args.sheet and args.repeat is not None:
+        raise ConfigError("--repeat is for a lone --image-file, not for a --sheet")
+    if not args.sheet and (args.grid, args.sheet_order) != (None, None):
+        raise ConfigError("--grid and --sheet-order are for a --sheet; with --image-file every file is one view")
     if args.sheet:
-        return split_sheet(load_image(args.sheet), args.grid, args.sheet_order)
+        try:
+            return split_sheet(load_image(args.sheet), 2 if args.grid is None else args.grid, args.sheet_order)
+        except DataError as error:
+            raise error if args.sheet in str(error) else DataError(f"{args.sheet}: {error}") from error
+    repeat = REPEAT if args.repeat is None else args.repeat
+    if repeat < 1 or (len(args.image_file) > 1 and args.repeat is not None):
+        raise ConfigError(f"--repeat is {repeat}: expected a whole number from 1, and one --image-file")
     views = [load_image(name) for name in args.image_file]
-    return views * args.repeat if len(views) == 1 else views
+    return views * repeat if len(views) == 1 else views
 
 
 def start(args: argparse.Namespace) -> "ChatSession":
@@ -135,8 +143,8 @@ def _typed() -> Any:
         yield line
 
 
-def _say(session: "ChatSession", question: str, views: list["Image"]) -> None:
-    """Stream one answer."""
+def _say(session: "ChatSession", question: str, views: list["Image"], *, typed: bool) -> None:
+    """Stream one answer. A question that cannot be asked ends the command, unless a person can type another one."""
     print(ASSISTANT, end="", flush=True)
     pieces = session.ask(question, views)
     try:
@@ -147,7 +155,10 @@ def _say(session: "ChatSession", question: str, views: list["Image"]) -> None:
         pieces.close()
         print("\n(stopped)", file=sys.stderr)
     except DataError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print(flush=True)
+        if not typed:
+            raise
+        print(f"error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
