@@ -41,5 +41,6 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None = Non
         if quick is not None:
             return quick
     if up is None:
-        gate, up = paddle.split(gate, 2, axis=-1)
+        half = gate.shape[-1] // 2
+        gate, up = paddle.split(gate, [half, half], axis=-1)  # with sections: plug-ins of the NPU are known to have it
     return act(gate) * up

@@ -69,8 +69,15 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``): in float32, back in the dtype of x."""
     cos, sin = tables
     wide = to_dtype(x, paddle.float32)
-    swapped = paddle.roll(wide, x.shape[-1] // 2, axis=-1)  # the two halves of every head change places
-    return to_dtype(wide * cos + swapped * sin, x.dtype)
+    return to_dtype(wide * cos + _swapped(wide) * sin, x.dtype)
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """The two halves of every head change places. A roll is one operator; NPU plug-ins are not known to have it."""
+    half = x.shape[-1] // 2
+    if x.place.is_custom_place():
+        return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
+    return paddle.roll(x, half, axis=-1)
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> np.ndarray:
