@@ -214,7 +214,7 @@ def plain_optimizer(optimizer: Any) -> Any:
     """The AdamW inside the wrappers of the distributed strategies."""
     while True:
         inner = getattr(optimizer, "_inner_opt", None) or getattr(optimizer, "_optim", None)
-        if inner is None:
+        if inner is None or inner is optimizer:  # stage3 hangs an optimizer at itself
             return optimizer
         optimizer = inner
 
@@ -225,14 +225,23 @@ def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
     Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before.
     """
     inner = plain_optimizer(optimizer)
-    tensors = {}
-    for name, parameter in parameters.items():
-        for kind, table in inner._accumulators.items():
-            if parameter.name in table:
-                tensors[f"{kind}/{name}"] = table[parameter.name].numpy()
-        if parameter.name in inner._master_weights:
-            tensors[f"master/{name}"] = inner._master_weights[parameter.name].numpy()
+    tensors = {name: tensor.numpy() for name, tensor in _held(inner, parameters).items()}
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+
+
+def _held(inner: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The state tensors that this process holds, by their names in the file."""
+    from paddlemix.trainer import divided
+
+    held = {}
+    for name, parameter in parameters.items():
+        key = divided.state_key(parameter)
+        for kind, table in inner._accumulators.items():
+            if key in table:
+                held[f"{kind}/{name}"] = table[key]
+        if key in inner._master_weights:
+            held[f"master/{name}"] = inner._master_weights[key]
+    return held
 
 
 def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
@@ -240,19 +249,14 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
     of another shape."""
     import paddle
 
-    inner = plain_optimizer(optimizer)
-    inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(inner, parameters))
-    targets = {}
-    for name, parameter in parameters.items():
-        for kind, table in inner._accumulators.items():
-            if parameter.name in table:
-                targets[f"{kind}/{name}"] = table[parameter.name]
-        if parameter.name in inner._master_weights:
-            targets[f"master/{name}"] = inner._master_weights[parameter.name]
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; take an older checkpoint")
+    inner = plain_optimizer(optimizer)
     with safe_open(path, framework="np") as stored:
         names = set(stored.keys())
+        parameters = _updated(parameters, names)
+        inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(optimizer, parameters))
+        targets = _held(inner, parameters)
         wrong = sorted(names.symmetric_difference(targets))
         if wrong:
             side = "is not expected" if wrong[0] in names else "is missing"
@@ -264,7 +268,21 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
             target.set_value(array)
 
 
+def _updated(parameters: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Without the parameters that never had an update: the layers of a tower behind the one whose features are used."""
+    from paddlemix.trainer.stages import TOWER_PART, part_of
+
+    stored = {name.partition("/")[2] for name in names}
+    return {name: item for name, item in parameters.items() if name in stored or part_of(name) != TOWER_PART}
+
+
 def _owned(optimizer: Any, parameters: dict[str, Any]) -> list[Any]:
     """The parameters whose state lives in this process (all of them unless the state is sharded)."""
-    mine = {parameter.name for parameter in optimizer._parameter_list}
-    return [parameter for parameter in parameters.values() if parameter.name in mine]
+    from paddlemix.trainer import divided
+
+    ranks = getattr(optimizer, "param2rank", None)  # stage2 keeps all parameters in its list and goes by this table
+    if ranks is not None:
+        mine = {name for name, rank in ranks.items() if rank == optimizer._rank}
+    else:
+        mine = {parameter.name for parameter in plain_optimizer(optimizer)._parameter_list}
+    return [divided.state_form(parameter) for parameter in parameters.values() if parameter.name in mine]

@@ -11,25 +11,26 @@ from typing import Any, Protocol
 
 import numpy as np
 import paddle
+from paddle.distributed.fleet.meta_parallel import TensorParallel
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
-from paddlenlp.trainer.trainer_utils import TrainOutput
+from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 
+from paddlemix.checkpoint.save import Reader, plain_values
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import TrainingSettings
-from paddlemix.trainer import checkpointing
+from paddlemix.trainer import checkpointing, divided
 from paddlemix.trainer.batches import (
     Batch,
     Collate,
     EpochOrder,
     TrainBatches,
-    count_labels,
     count_tokens,
     fingerprint,
-    load_batches,
-    split_batches,
 )
 from paddlemix.trainer.callbacks import SeedEachStep
-from paddlemix.trainer.optimization import build_optimizer, build_schedule, gradient_norm
+from paddlemix.trainer.clip import GlobalNormClip, of_arguments
+from paddlemix.trainer.evaluation import Evaluation
+from paddlemix.trainer.optimization import build_optimizer, build_schedule
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
@@ -39,14 +40,14 @@ from paddlemix.utils.logging import get_logger
 class Weights(Protocol):
     """How the weights of a checkpoint are written and read (a whole model, or an adapter)."""
 
-    def save(self, folder: Path, model: Any) -> None:
-        """Write a complete folder that the chat opens."""
+    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
+        """Write a complete folder that the chat opens. ``read`` gives the values of a parameter."""
 
     def load(self, folder: Path, model: Any) -> None:
         """Put the trained weights of ``folder`` into ``model``, bit for bit."""
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(Evaluation, Trainer):
     """Trains what ``plan`` says on batches of the splice plan.
 
     The loss of a step is the mean over the labels of each micro-batch, averaged over micro-batches and processes,
@@ -76,6 +77,7 @@ class LlavaTrainer(Trainer):
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
         plan.apply(model)
+        divided.check_sharding(model, settings.training.sharding or "")
         if settings.training.recompute:
             model.enable_recompute()
         super().__init__(
@@ -120,9 +122,19 @@ class LlavaTrainer(Trainer):
         if self.optimizer is None:
             self.lr_scheduler = build_schedule(self.settings.training, num_training_steps)
             half = self.model.dtype != "float32"
+            clip = GlobalNormClip(self.settings.training.max_grad_norm, of_arguments(self.args), self._note_norm)
             self.optimizer = build_optimizer(
-                self.model, self.plan, self.settings.training, self.lr_scheduler, multi_precision=half
+                self.model, self.plan, self.settings.training, self.lr_scheduler, clip, multi_precision=half
             )
+
+    def _wrap_model(self, model: Any, training: bool = True) -> Any:
+        wrapped = super()._wrap_model(model, training)
+        if isinstance(wrapped, TensorParallel):
+            # It would send the batch of the first process to the others, and wait for it; they have made the same one.
+            wrapped._pre_forward = lambda *_, **__: None
+        if ShardingOption.FULL_SHARD in self.args.sharding:
+            divided.note_slices(self.model.parameters(), self.sharding_group)
+        return wrapped
 
     # One step
 
@@ -151,22 +163,27 @@ class LlavaTrainer(Trainer):
         )
 
     def _check_loss_valid(self, loss: Any) -> None:
-        """Called before every update. TrainingError when the loss or a gradient is not finite on any process."""
-        norm = gradient_norm([parameter for parameter in self.model.parameters() if not parameter.stop_gradient])
-        value, size = (float(number) for number in paddle.stack([loss.astype("float32").reshape([]), norm]).numpy())
-        # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
-        healthy = np.isfinite(value) and (np.isfinite(size) or self.do_grad_scaling)
+        """Called before every update. TrainingError when the loss is not finite on any process."""
+        value = float(loss)
+        healthy = bool(np.isfinite(value))
         if self.args.world_size > 1:
             everywhere = paddle.to_tensor(float(healthy))
             paddle.distributed.all_reduce(everywhere, op=paddle.distributed.ReduceOp.MIN)
             healthy = float(everywhere) == 1.0
-        if healthy:
-            self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
-            self.last_norm = size / float(self.scaler._scale) if self.do_grad_scaling else size
-            return
-        what = f"the loss is {value}" if not np.isfinite(value) else f"the loss is {value:g}, the gradient norm {size}"
+        if not healthy:
+            raise self._not_finite(f"the loss is {value}")
+        self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
+
+    def _note_norm(self, norm: float) -> None:
+        """Called by the clip with the norm of all gradients of the run. TrainingError when it is not finite."""
+        # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
+        if not np.isfinite(norm) and not self.do_grad_scaling:
+            raise self._not_finite(f"the loss is {self.running_loss:g}, the gradient norm {norm}")
+        self.last_norm = norm
+
+    def _not_finite(self, what: str) -> TrainingError:
         kept = checkpointing.newest_valid(self.args.output_dir)
-        raise TrainingError(
+        return TrainingError(
             f"step {self.state.global_step + 1}: {what}; stopped before the update, so no weight is spoiled. "
             f"Rows of this step: {self.batches.describe_recent() if self.batches else 'unknown'}. Try a lower "
             f"learning_rate, bf16 in place of fp16, or look at these rows; "
@@ -196,7 +213,7 @@ class LlavaTrainer(Trainer):
         seconds = max(time.time() - self._globalstep_last_start_time, 1e-9)
         samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.dataset_world_size
         counted = paddle.to_tensor(float(self.tokens - self._tokens_last_logged))
-        tokens = self._mean_over_ranks(counted) * self.args.world_size
+        tokens = self._mean_over_ranks(counted) * self.args.dataset_world_size
         logs = {
             "loss": total / steps,
             "learning_rate": float(self.optimizer.get_lr()),
@@ -228,60 +245,6 @@ class LlavaTrainer(Trainer):
             return float(value) / self.args.world_size
         return float(value)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Mean loss over all labels of the eval data: the same number for every batch size and process count."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if dataset is None:
-            raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
-        started = time.time()
-        plan = self._eval_plan(len(dataset))
-        summed = np.zeros(2, np.float64)
-        self.model.eval()
-        with paddle.no_grad():
-            for batch in load_batches(dataset, self.data_collator, plan, self.args.dataloader_num_workers):
-                with self.autocast_smart_context_manager():
-                    loss = self.compute_loss(self.model, self._prepare_inputs(batch))
-                labels = count_labels(batch)
-                summed += (float(loss) * labels, labels)
-        self.model.train()
-        total, count = self._sum_over_ranks(summed)
-        metrics = {
-            f"{metric_key_prefix}_loss": total / max(count, 1.0),
-            f"{metric_key_prefix}_labels": int(count),
-            f"{metric_key_prefix}_runtime": round(time.time() - started, 4),
-            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(time.time() - started, 1e-9), 4),
-        }
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _eval_plan(self, rows: int) -> list[list[int]]:
-        plan = split_batches(range(rows), self.args.per_device_eval_batch_size)
-        if self.args.max_evaluate_steps > 0:
-            plan = plan[: self.args.max_evaluate_steps * self.args.dataset_world_size]
-        return plan[self.args.dataset_rank :: self.args.dataset_world_size]
-
-    def _sum_over_ranks(self, values: np.ndarray) -> tuple[float, float]:
-        if self.args.world_size > 1:
-            parts: list[Any] = []
-            paddle.distributed.all_gather_object(parts, values.tolist())
-            values = np.asarray(parts, np.float64).sum(0)
-        return float(values[0]), float(values[1])
-
-    def _note_best(self, metrics: dict[str, float], folder: Path) -> None:
-        """A checkpoint is the best one when its evaluation is; evaluations without a checkpoint do not count."""
-        training = self.settings.training
-        name = training.metric_for_best_model or "loss"
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in metrics:
-            raise ConfigError(f'"metric_for_best_model" is "{name}"; evaluation gives {", ".join(sorted(metrics))}')
-        better = np.greater if training.greater_is_better else np.less
-        if self.state.best_metric is None or better(metrics[name], self.state.best_metric):
-            self.state.best_metric = metrics[name]
-            self.state.best_model_checkpoint = str(folder)
-
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         """Publish ``checkpoint-N``, then remove the oldest ones beyond ``save_total_limit``."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -293,13 +256,14 @@ class LlavaTrainer(Trainer):
             if folder.exists():
                 checkpointing.remove(folder)
             with files.publish_folder(folder) as temporary:
-                self.weights.save(temporary, self.model)
+                divided.as_one(self.model, lambda read: self.weights.save(temporary, self.model, read))
                 self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
                 checkpointing.write_state(temporary, state)
                 self._save_optimizer(temporary)
             best = self.state.best_model_checkpoint if self.settings.training.load_best_model_at_end else None
             checkpointing.rotate(self.args.output_dir, self.args.save_total_limit, keep=best)
         else:
+            divided.as_one(self.model, None)
             self._save_optimizer(None)
         if self.args.world_size > 1:
             paddle.distributed.barrier()
@@ -307,7 +271,7 @@ class LlavaTrainer(Trainer):
     def _save_optimizer(self, folder: Path | None) -> None:
         """Into ``folder``, which the writing process knows; with sharding every process adds its part to it."""
         parameters = self.plan.trainable(self.model)
-        if not self.args.sharding:
+        if not self._has_divided_state:
             if folder is not None:
                 checkpointing.save_optimizer(folder / self._optimizer_file(), self.optimizer, parameters)
             return
@@ -316,8 +280,12 @@ class LlavaTrainer(Trainer):
         checkpointing.save_optimizer(Path(told[0]) / self._optimizer_file(), self.optimizer, parameters)
         paddle.distributed.barrier()
 
+    @property
+    def _has_divided_state(self) -> bool:
+        return bool(self.args.sharding) or self.args.tensor_parallel_degree > 1
+
     def _optimizer_file(self) -> str:
-        if not self.args.sharding:
+        if not self._has_divided_state:
             return "optimizer.safetensors"
         return f"optimizer-{self.args.process_index:05d}-of-{self.args.world_size:05d}.safetensors"
 
@@ -398,10 +366,12 @@ class LlavaTrainer(Trainer):
 
 
 def _memory() -> dict[str, float]:
+    """Largest memory of the device so far in GiB; nothing on a CPU, or where paddle does not count it."""
     place = paddle.framework._current_expected_place_()
-    if not place.is_gpu_place():
+    count = getattr(paddle.device, "max_memory_allocated", None)
+    if count is None or not (place.is_gpu_place() or place.is_custom_place()):
         return {}
-    return {"max_memory_allocated": paddle.device.cuda.max_memory_allocated() / 2**30}
+    return {"max_memory_allocated": count(paddle.get_device()) / 2**30}
 
 
 def _scaler_numbers(scaler: Any) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import paddle
 from paddle import nn
 from paddle.optimizer import AdamW
 from paddle.optimizer.lr import LambdaDecay
 
 from paddlemix.settings.training import TrainingGroup
+from paddlemix.trainer.clip import GlobalNormClip
+from paddlemix.trainer.divided import SLICE
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.utils.errors import ConfigError
 
@@ -63,9 +63,14 @@ def build_schedule(training: TrainingGroup, total_steps: int) -> LambdaDecay:
 
 
 def build_optimizer(
-    model: nn.Layer, plan: StagePlan, training: TrainingGroup, schedule: LambdaDecay, multi_precision: bool = False
+    model: nn.Layer,
+    plan: StagePlan,
+    training: TrainingGroup,
+    schedule: LambdaDecay,
+    clip: GlobalNormClip | None = None,
+    multi_precision: bool = False,
 ) -> AdamW:
-    """AdamW over the planned parameters.
+    """AdamW over the planned parameters; ``clip`` is called with their gradients before each update.
 
     One flat list and not parameter groups: paddle clips each group by its own norm, while the gradient norm that
     ``max_grad_norm`` bounds is that of all parameters together.
@@ -84,8 +89,9 @@ def build_optimizer(
         epsilon=training.adam_epsilon,
         parameters=list(parameters.values()),
         weight_decay=training.weight_decay,
-        apply_decay_param_fun=decayed.__contains__,
-        grad_clip=nn.ClipGradByGlobalNorm(training.max_grad_norm) if training.max_grad_norm > 0 else None,
+        # Sharding stage3 updates its slices under names of their own.
+        apply_decay_param_fun=lambda name: name.removeprefix(SLICE) in decayed,
+        grad_clip=clip or GlobalNormClip(training.max_grad_norm),
         multi_precision=multi_precision,
     )
 
@@ -99,16 +105,3 @@ def _ratio(rate: float, learning_rate: float) -> float:
             '"tune_mm_mlp_adapter": true and give its rate as "learning_rate"'
         )
     return rate / learning_rate
-
-
-@paddle.no_grad()
-def gradient_norm(parameters: list[Any]) -> paddle.Tensor:
-    """Norm over all gradients of this process, a float32 scalar on the device; not finite when one gradient is not."""
-    total = paddle.zeros([], dtype="float32")
-    for parameter in parameters:
-        gradient = getattr(parameter, "main_grad", None)
-        gradient = parameter.grad if gradient is None else gradient
-        if gradient is not None:
-            wide = gradient.astype("float32")
-            total = total + (wide * wide).sum()
-    return paddle.sqrt(total)

@@ -297,16 +297,20 @@ class TrainingRun:
             )
 
     def _save(self) -> None:
+        from paddlemix.trainer import divided
+
+        if not self.settings.training.benchmark:
+            divided.as_one(self.model, self._publish if _is_main() else None)
+
+    def _publish(self, read: Any) -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
 
-        if not _is_main() or self.settings.training.benchmark:
-            return
         weights = self.weights
         if isinstance(weights, ProjectorWeights):
             # Checkpoints of this stage hold the projector only; the result is a whole model, with the file beside it.
-            write_projector(self.output, self.model)
+            write_projector(self.output, self.model, read)
             weights = ModelWeights(weights.around, self.plan)
-        publish_result(self.output, weights, self.model)
+        publish_result(self.output, weights, self.model, read)
 
     def _write(self, name: str, metrics: dict[str, Any]) -> None:
         if not _is_main() or not metrics:

@@ -18,8 +18,10 @@ from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.lora import save_adapter
-from paddlemix.checkpoint.save import save_model
+from paddlemix.checkpoint.save import Reader, dtype_name, plain_values, save_model
 from paddlemix.checkpoint.save_files import write_side_files
+from paddlemix.ops.parallel import whole_shape
+from paddlemix.trainer import divided
 from paddlemix.trainer.stages import PROJECTOR_PART, StagePlan, part_of
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError
@@ -45,10 +47,10 @@ class ModelWeights:
         self.around = around
         self.names = list(plan.rules)
 
-    def save(self, folder: Path, model: Any) -> None:
+    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
         """A folder in our own form."""
         around = self.around
-        save_model(folder, model, around.config, around.tokenizer, training_settings=around.settings)
+        save_model(folder, model, around.config, around.tokenizer, training_settings=around.settings, read=read)
 
     def load(self, folder: Path, model: Any) -> None:
         """The trained parameters, bit for bit; the frozen ones are in ``model`` already."""
@@ -58,7 +60,7 @@ class ModelWeights:
 class AdapterWeights(ModelWeights):
     """The LoRA matrices and whatever else trains or is not in the base."""
 
-    def save(self, folder: Path, model: Any) -> None:
+    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
         """An adapter folder that finds its base by itself."""
         around = self.around
         save_adapter(
@@ -69,6 +71,7 @@ class AdapterWeights(ModelWeights):
             base=around.base,
             vision_tower=around.vision_tower,
             training_settings=around.settings,
+            read=read,
         )
 
     def load(self, folder: Path, model: Any) -> None:
@@ -82,9 +85,9 @@ class ProjectorWeights(ModelWeights):
     The first training stage changes 20 of 13,000 million parameters; a checkpoint of it need not copy the others.
     """
 
-    def save(self, folder: Path, model: Any) -> None:
+    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
         """``mm_projector.safetensors`` and the small files of a model."""
-        write_projector(folder, model)
+        write_projector(folder, model, read)
         write_side_files(folder, self.around.config, self.around.tokenizer, None, self.around.settings)
 
     def load(self, folder: Path, model: Any) -> None:
@@ -113,28 +116,29 @@ def restore(source: TensorSource, model: Any, names: Iterable[str], form: str | 
         values = source.read(theirs)
         values = values.T if target and target.transpose else values
         parameter = parameters[name]
-        if list(values.shape) != list(parameter.shape):
+        if values.shape != whole_shape(parameter):
             raise CheckpointError(
-                f'{source.where}: "{theirs}" has shape {list(values.shape)}, the model needs {list(parameter.shape)}'
+                f'{source.where}: "{theirs}" has shape {list(values.shape)}, the model needs '
+                f"{list(whole_shape(parameter))}"
             )
         wide = np.ascontiguousarray(to_float32(values, infos[theirs].dtype))
-        parameter.set_value(paddle.to_tensor(wide).astype(parameter.dtype))
+        divided.put(parameter, paddle.to_tensor(wide).astype(parameter.dtype))
 
 
-def write_projector(folder: Path, model: Any) -> None:
+def write_projector(folder: Path, model: Any, read: Reader = plain_values) -> None:
     """``mm_projector.safetensors`` with the names and the layout of LLaVA's ``mm_projector.bin``."""
     tensors = []
     for name, parameter in model.named_parameters():
         if part_of(name) != PROJECTOR_PART:
             continue
         target = keymap.theirs(name, "llava")
-        values = parameter.astype("float32").numpy()
+        values = to_float32(read(parameter), dtype_name(parameter))
         values = np.ascontiguousarray(values.T if target.transpose else values)
         tensors.append(Stored(target.name, "float32", values.shape, lambda values=values: values))
     write_safetensors(folder / PROJECTOR_FILE, tensors, {"format": "pt"})
 
 
-def publish_result(output: Path, weights: ModelWeights, model: Any) -> list[str]:
+def publish_result(output: Path, weights: ModelWeights, model: Any, read: Reader = plain_values) -> list[str]:
     """Write a complete folder and move its files into ``output``, beside the checkpoints; returns their names.
 
     The manifest goes first and comes back last: while it is missing, the files are not one result.
@@ -143,7 +147,7 @@ def publish_result(output: Path, weights: ModelWeights, model: Any) -> list[str]
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        weights.save(staging, model)
+        weights.save(staging, model, read)
         _move_references(staging, output)
         files.write_manifest(staging)
         names = sorted(item.name for item in staging.iterdir())

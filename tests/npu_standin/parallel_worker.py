@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of two processes that train on the stand-in and go on from a checkpoint: ``parallel_worker.py FOLDER DEVICE``."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -13,34 +14,112 @@ from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, tiny
 TEXT = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of 64, which the fused operators take."""
 
+CASES: dict[str, dict[str, Any]] = {
+    "stage1": {"sharding": "stage1"},
+    "stage2": {"sharding": "stage2"},
+    "stage3": {"sharding": "stage3", "recompute": True},
+    "plain": {},  # last: a run without sharding sets paddle up in a way that none with it can follow in one process
+}
 
-def train(folder: Path, device: str, resume: Path | None = None, **changes: Any) -> dict[str, Any]:
-    """Losses, loss of the evaluation and weights of one run."""
+SLICED = 300
+"""Stage3 cuts parameters with more numbers than this (paddle's own limit, 2**20, would leave a tiny model whole)."""
+
+
+def train(folder: Path, device: str, resume: Path | None = None, **changes: Any) -> Any:
+    """The trainer after one run."""
     import paddle
 
     paddle.set_device(device)
-    run = settings(folder, device=device, bf16=False, learning_rate=1e-3, **changes)
+    keys = {"save_strategy": "steps", "save_steps": 4, **changes}
+    run = settings(folder, device=device, bf16=False, learning_rate=1e-3, **keys)
     trainer = make_trainer(run, rows=Rows(12, equal=True), eval_rows=Rows(5), model=tiny(**TEXT))
     trainer.train(resume)
-    return {"losses": losses(trainer), "eval": trainer.evaluate()["eval_loss"], "weights": weights(trainer.model)}
+    return trainer
+
+
+def told(trainer: Any) -> dict[str, Any]:
+    """Losses, norms, memory and the loss of an evaluation."""
+    steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    return {
+        "losses": losses(trainer),
+        "norms": [entry["grad_norm"] for entry in steps],
+        "memory": [entry.get("max_memory_allocated", 0.0) for entry in steps],
+        "eval": trainer.evaluate()["eval_loss"],
+    }
+
+
+def values(trainer: Any) -> dict[str, np.ndarray]:
+    """The weights; with stage3 as the first process gathers them (the others get nothing)."""
+    from paddlemix.trainer import divided
+
+    found: dict[str, np.ndarray] = {}
+
+    def write(read: Any) -> None:
+        found.update({name: read(value).copy() for name, value in trainer.model.named_parameters()})
+
+    divided.as_one(trainer.model, write if trainer.is_world_process_zero() else None)
+    return found
+
+
+def case(folder: Path, device: str, **keys: Any) -> dict[str, Any]:
+    """Train, go on from step 4 in the same process, and write the weights of both."""
+    trainer = train(folder, device, **keys)
+    found = {"straight": told(trainer)}
+    straight, where = values(trainer), paddle_device()
+    trainer = train(folder, device, folder / "checkpoint-4", **keys)
+    found["resumed"] = told(trainer)
+    resumed = values(trainer)
+    if trainer.is_world_process_zero():
+        np.savez(folder / "straight.npz", **straight)
+        np.savez(folder / "resumed.npz", **resumed)
+    save_whole(trainer, folder / "model")
+    return {**found, "device": where}
+
+
+def save_whole(trainer: Any, folder: Path) -> None:
+    """The model as the end of a run writes it."""
+    from paddlemix.checkpoint.save import save_model
+    from paddlemix.trainer import divided
+
+    def write(read: Any) -> None:
+        save_model(folder, trainer.model, trainer.model.config, None, read=read)
+
+    divided.as_one(trainer.model, write if trainer.is_world_process_zero() else None)
+
+
+def paddle_device() -> str:
+    """The device that paddle computes on."""
+    import paddle
+
+    return paddle.get_device()
+
+
+def alone(folder: Path) -> dict[str, Any]:
+    """One process on the CPU with twice the batch."""
+    trainer = train(folder, "cpu", per_device_train_batch_size=4)
+    return {**told(trainer), "weights": weights(trainer.model)}
 
 
 def main(folder: Path, device: str) -> None:
-    """Train, go on from step 4 in the same process, and write what the first process found."""
-    import paddle
+    """All cases one after the other; the first process writes what it found."""
+    import paddle.distributed.sharding as sharding
 
     from tests.npu_standin.worker import Calls
 
-    calls = Calls()
-    calls.reset()
-    straight = train(folder, device, save_strategy="steps", save_steps=4)
-    counted = calls.read()
-    resumed = train(folder, device, folder / "checkpoint-4", save_strategy="steps", save_steps=4)
-    if paddle.distributed.get_rank() == 0:
-        np.savez(folder / "straight.npz", **straight.pop("weights"))
-        np.savez(folder / "resumed.npz", **resumed.pop("weights"))
-        told = {"straight": straight, "resumed": resumed, "calls": counted, "device": paddle.get_device()}
-        (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    sharding.group_sharded_parallel = functools.partial(sharding.group_sharded_parallel, segment_size=SLICED)
+    calls, found = Calls(), {}
+    for name, keys in CASES.items():
+        calls.reset()
+        found[name] = {**case(folder / name, device, **keys), "calls": calls.read()}
+    if paddle_rank() == 0:
+        (folder / "told.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def paddle_rank() -> int:
+    """Number of this process."""
+    import paddle
+
+    return paddle.distributed.get_rank()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weig
 def train(output: Path, keys: dict, resume: Path | None) -> dict:
     trainer = make_trainer(settings(output, **keys), rows=Rows(12, equal=True), eval_rows=Rows(5))
     trainer.train(resume)
-    return {"losses": losses(trainer), "eval_loss": trainer.evaluate()["eval_loss"], "weights": weights(trainer.model)}
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    return {
+        "losses": losses(trainer),
+        "norms": norms,
+        "eval_loss": trainer.evaluate()["eval_loss"],
+        "weights": weights(trainer.model),
+    }
 
 
 def main(output: str, *pairs: str) -> None:

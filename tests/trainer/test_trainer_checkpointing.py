@@ -140,8 +140,8 @@ def test_a_failing_save_leaves_the_older_checkpoint_and_no_new_one(tmp_path):
     trainer = make_trainer(settings(tmp_path, save_strategy="steps", save_steps=2))
 
     class Failing(PlainWeights):
-        def save(self, folder, model):
-            super().save(folder, model)
+        def save(self, folder, model, read):
+            super().save(folder, model, read)
             if trainer.state.global_step == 4:
                 raise OSError(28, "No space left on device")
 

@@ -42,6 +42,8 @@ def test_two_processes_equal_one_with_twice_the_batch_and_resume_bit_for_bit(tmp
     alone.train()
     told = launch(tmp_path / "both", save_strategy="steps", save_steps=4, sharding=sharding)
     assert told["losses"] == pytest.approx(losses(alone), rel=1e-5)
+    norms = [entry["grad_norm"] for entry in alone.state.log_history if "grad_norm" in entry]
+    assert told["norms"] == pytest.approx(norms, rel=1e-5)  # of all rows, not of those of the first process
     assert told["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
     values = dict(np.load(tmp_path / "both" / "weights-True.npz"))
     single = weights(alone.model)

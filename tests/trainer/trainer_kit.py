@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from safetensors.numpy import load_file, save_file
 
+from paddlemix.checkpoint.save import plain_values
 from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
 from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.splice.plan import PlanRow, build_plan
+from paddlemix.trainer.divided import put
 from paddlemix.trainer.stages import LORA_TARGETS, plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
@@ -83,13 +86,13 @@ def collate(items: list[tuple[PlanRow, np.ndarray]]) -> dict[str, np.ndarray]:
 class PlainWeights:
     """Every parameter in one safetensors file: the shortest thing that is exact."""
 
-    def save(self, folder: Path, model: Any) -> None:
-        save_file({name: value.numpy() for name, value in model.named_parameters()}, folder / "model.safetensors")
+    def save(self, folder: Path, model: Any, read: Any = plain_values) -> None:
+        save_file({name: read(value) for name, value in model.named_parameters()}, folder / "model.safetensors")
 
     def load(self, folder: Path, model: Any) -> None:
         stored = load_file(folder / "model.safetensors")
         for name, value in model.named_parameters():
-            value.set_value(stored[name])
+            put(value, paddle.to_tensor(stored[name]))
 
 
 def settings(output: Path, **changes: Any) -> TrainingSettings:
@@ -114,9 +117,9 @@ def settings(output: Path, **changes: Any) -> TrainingSettings:
 
 
 def make_trainer(run: TrainingSettings, rows: Any = None, eval_rows: Any = None, model: Any = None, **more: Any) -> Any:
+    from paddlemix.trainer.arguments import training_arguments
     from paddlemix.trainer.batches import shuffled
     from paddlemix.trainer.llava_trainer import LlavaTrainer
-    from paddlemix.trainer.arguments import training_arguments
 
     rows = Rows() if rows is None else rows
     if model is None:

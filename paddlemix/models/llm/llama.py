@@ -155,7 +155,8 @@ class LlamaModel(nn.Layer):
 
         ``padding_idx`` of Paddle's own embedding is not used: it would also read that row as zeros.
         """
-        rows = self.width.joined(nn.functional.embedding(token_ids, self.embed_tokens.weight))
+        # Through the layer: with sharding stage3 its weight is there only while it runs.
+        rows = self.width.joined(self.embed_tokens(token_ids))
         pad = self.config.pad_token_id
         if pad is None or rows.stop_gradient:
             return rows

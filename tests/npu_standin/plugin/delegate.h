@@ -167,13 +167,14 @@ struct Delegate<kName, kType, void (*)(const phi::CPUContext&, Args...)> {
     call.Finish(kType);
   }
 
-  static void NotInGraphs(phi::KernelContext*) { throw std::runtime_error("stand-in npu: dygraph only"); }
+  // The form in which paddle's old tracer calls a kernel: `split` after a fused broadcast goes through it.
+  static void Traced(const phi::CustomContext& context, Args... args) { Run(context, args...); }
 
   Delegate() { Register(reinterpret_cast<void*>(&Run)); }
 
   static void Register(void* run) {
     const phi::KernelKey key(paddle::experimental::StringToBackend("npu"), phi::DataLayout::ALL_LAYOUT, kType);
-    phi::Kernel kernel(&NotInGraphs, run);
+    phi::Kernel kernel(&phi::KernelImpl<void (*)(const phi::CustomContext&, Args...), &Traced>::Compute, run);
     phi::SetKernelArgsDef({std::type_index(typeid(Args))...}, key, kernel.mutable_args_def());
     for (size_t i = 0; i < kernel.args_def().input_defs().size(); ++i) {
       // Shapes and indices may be given from the host; nothing is transformed on the way in.
@@ -192,8 +193,8 @@ struct Delegate<kName, kType, void (*)(const phi::CPUContext&, Args...)> {
   static standin::Delegate<&STANDIN_NAME(line), phi::DataType::type,                            \
                            decltype(&phi::function<float, phi::CPUContext>)>                    \
       STANDIN_CAT(STANDIN_CAT(kernel_, type), STANDIN_CAT(_, line));
-// Kernel `name`, which paddle declares as phi::`function`, for the half-precision types; or for these and float32; or
-// for every type.
+// Kernel `name`, which paddle declares as phi::`function`: for the half-precision types; for these and float32; for
+// float32; for every type of numbers that is not half; for every type.
 #define STANDIN_HALF(name, function)                                \
   static const char* const STANDIN_NAME(__LINE__) = name;           \
   STANDIN_KERNEL_AT(__LINE__, name, function, BFLOAT16)             \
@@ -201,6 +202,14 @@ struct Delegate<kName, kType, void (*)(const phi::CPUContext&, Args...)> {
 #define STANDIN_FLOAT(name, function)                               \
   STANDIN_HALF(name, function)                                      \
   STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT32)
+#define STANDIN_FLOAT32(name, function)                             \
+  static const char* const STANDIN_NAME(__LINE__) = name;           \
+  STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT32)
+#define STANDIN_WIDE(name, function)                                \
+  STANDIN_FLOAT32(name, function)                                   \
+  STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT64)              \
+  STANDIN_KERNEL_AT(__LINE__, name, function, INT64)                \
+  STANDIN_KERNEL_AT(__LINE__, name, function, INT32)
 #define STANDIN_ALL(name, function)                                 \
   STANDIN_FLOAT(name, function)                                     \
   STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT64)              \

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels that a device needs in every data type, because paddle's fallback to the CPU does not serve them: it copies
-// its inputs through `contiguous` itself, and `multiply_grad` reads a buffer that eager mode may have dropped.
+// its inputs through `contiguous` itself, `multiply_grad` reads a buffer that eager mode may have dropped, and `assign` into a
+// given tensor leaves that tensor's memory as it was.
 
 #include "delegate.h"
 #include "paddle/phi/kernels/elementwise_multiply_grad_kernel.h"
@@ -59,6 +60,12 @@ void StridedCopy(const phi::DeviceContext&, const DenseTensor& input, const std:
               static_cast<char*>(out->data()), strides, phi::SizeOf(input.dtype()));
 }
 
+void Assign(const phi::DeviceContext& context, const DenseTensor& input, DenseTensor* out) {
+  out->Resize(input.dims());
+  void* to = context.Alloc(out, input.dtype());
+  std::memmove(to, input.data(), input.numel() * phi::SizeOf(input.dtype()));
+}
+
 void NotInGraphs(phi::KernelContext*) { throw std::runtime_error("stand-in npu: dygraph only"); }
 
 struct Strided {
@@ -77,6 +84,7 @@ struct Strided {
   Strided() {
     Register("contiguous", &Contiguous);
     Register("strided_copy", &StridedCopy);
+    Register("assign", &Assign);
   }
 } strided;
 

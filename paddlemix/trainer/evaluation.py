@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation during a run and after it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddlenlp.trainer.trainer_utils import ShardingOption
+
+from paddlemix.trainer.batches import count_labels, load_batches, split_batches
+from paddlemix.utils.errors import ConfigError
+
+
+class Evaluation:
+    """The part of the trainer that evaluates; everything it uses belongs to PaddleNLP's Trainer or to ours."""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over all labels of the eval data: the same number for every batch size and process count."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
+        started = time.time()
+        plan, idle = self._eval_plan(len(dataset))
+        summed = np.zeros(2, np.float64)
+        self.model.eval()
+        with paddle.no_grad():
+            batches = load_batches(dataset, self.data_collator, plan + idle, self.args.dataloader_num_workers)
+            for number, batch in enumerate(batches):
+                with self.autocast_smart_context_manager():
+                    loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+                labels = count_labels(batch) if number < len(plan) else 0
+                summed += (float(loss) * labels, labels)
+        self.model.train()
+        total, count = self._sum_over_ranks(summed)
+        metrics = {
+            f"{metric_key_prefix}_loss": total / max(count, 1.0),
+            f"{metric_key_prefix}_labels": int(count),
+            f"{metric_key_prefix}_runtime": round(time.time() - started, 4),
+            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(time.time() - started, 1e-9), 4),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _eval_plan(self, rows: int) -> tuple[list[list[int]], list[list[int]]]:
+        """The batches of this process, and what it computes beside them and does not count.
+
+        With stage3 the processes fetch each layer together, so all of them must compute equally many batches.
+        """
+        plan = split_batches(range(rows), self.args.per_device_eval_batch_size)
+        world = self.args.dataset_world_size
+        if self.args.max_evaluate_steps > 0:
+            plan = plan[: self.args.max_evaluate_steps * world]
+        own = plan[self.args.dataset_rank :: world]
+        missing = -(-len(plan) // world) - len(own) if ShardingOption.FULL_SHARD in self.args.sharding else 0
+        return own, plan[:1] * missing
+
+    def _sum_over_ranks(self, values: np.ndarray) -> tuple[float, float]:
+        if self.args.world_size > 1:
+            parts: list[Any] = []
+            paddle.distributed.all_gather_object(parts, values.tolist())
+            # In tensor parallel every process of a group has counted the same rows.
+            values = np.asarray(parts, np.float64).sum(0) / max(self.args.tensor_parallel_degree, 1)
+        return float(values[0]), float(values[1])
+
+    def _note_best(self, metrics: dict[str, float], folder: Path) -> None:
+        """A checkpoint is the best one when its evaluation is; evaluations without a checkpoint do not count."""
+        training = self.settings.training
+        name = training.metric_for_best_model or "loss"
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        if name not in metrics:
+            raise ConfigError(f'"metric_for_best_model" is "{name}"; evaluation gives {", ".join(sorted(metrics))}')
+        better = np.greater if training.greater_is_better else np.less
+        if self.state.best_metric is None or better(metrics[name], self.state.best_metric):
+            self.state.best_metric = metrics[name]
+            self.state.best_model_checkpoint = str(folder)
