@@ -186,3 +186,23 @@ def test_a_plan_padded_on_the_right_is_refused(model: Any) -> None:
     plan = build_plan([PlanRow([1, 2, 3]), PlanRow([1])], tokens_per_tile=4)
     with pytest.raises(ValueError, match="padding_side='left'"):
         list(generate(model, plan))
+
+
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 0.7, "top_p": 0.9}])
+def test_a_batch_waits_for_the_device_once_a_token(model, pictures, monkeypatch, sampled):
+    plan, pixels = plan_of(pictures, [0, 1, 2])
+    asked = []
+    for name in ("numpy", "item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__"):
+        original = getattr(paddle.Tensor, name)
+
+        def count(self, *args, _name=name, _original=original, **kwargs):
+            asked.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(paddle.Tensor, name, count)
+    waits = []
+    for tokens in (4, 9):
+        asked.clear()
+        generate_batch(model, plan, pixels, Decoding(max_new_tokens=tokens, eos_ids=frozenset(), **sampled))
+        waits.append(len(asked))
+    assert waits == [4, 9]

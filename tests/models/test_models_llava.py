@@ -317,7 +317,8 @@ def test_forward_and_backward_ask_the_device_for_no_value(monkeypatch):
     batch = arguments(plan_of(ROWS), ROWS, labels=True)
     left = arguments(plan_of(ROWS, padding_side="left"), ROWS, labels=True)
     asked = []
-    for name in ("numpy", "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__array__", "__len__"):
+    names = ("numpy", "item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__len__")
+    for name in names:
         original = getattr(paddle.Tensor, name)
 
         def count(self, *args, _name=name, _original=original, **kwargs):
