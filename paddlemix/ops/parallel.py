@@ -29,6 +29,10 @@ class TensorParallel:
     size: int = 1
     group: Any = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TensorParallel":
+        """Itself: sharding stage2 copies parameters with what they carry, and a group of processes cannot be copied."""
+        return self
+
     def share(self, total: int, what: str = "") -> "Share":
         """The part of ``total`` units that lies on this device; the first devices take what does not divide.
 
