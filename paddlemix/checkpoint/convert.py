@@ -320,6 +320,7 @@ def _is_hf(folder: Path) -> bool:
 def _write_generation(job: _Job, staging: Path) -> None:
     for folder in (job.sources.parts.folder, job.sources.parts.base):
         if (folder / GENERATION).is_file():
+            read_json(folder / GENERATION)  # an error here and not in the chat with the new folder
             shutil.copyfile(folder / GENERATION, staging / GENERATION)
             return
     write_json(staging / GENERATION, generation_data(job.config))

@@ -111,6 +111,8 @@ def verify(folder: str | Path) -> tuple[list[str], str]:
             source.release(name)
     except PaddleMixError as error:
         return [str(error)], "headers and the checksums of torch's zips"
+    if not source.infos():
+        return [f"{root}: its weight files hold no tensor; download them again"], "headers"
     return [], (
         f"{len(source.infos())} tensors: headers and the checksums of torch's zips are right; there is no {MANIFEST}, "
         "so a changed value in a safetensors file would not be seen (convert_weights.py --to own writes one)"

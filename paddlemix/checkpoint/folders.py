@@ -7,6 +7,7 @@ from typing import Any
 
 from paddlemix.checkpoint import hub
 from paddlemix.checkpoint.formats import WEIGHT_FILES
+from paddlemix.checkpoint.formats_limits import brief, plain_name
 from paddlemix.utils import env
 from paddlemix.utils.errors import CheckpointError
 
@@ -36,6 +37,8 @@ def resolve(
     CheckpointError lists the places.
     """
     text = str(name)
+    if not plain_name(text):
+        raise CheckpointError(f"{what} {brief(text)}: no name of a folder can have control characters or be so long")
     found = find(text, near=near)
     if found is not None:
         return found
@@ -54,6 +57,8 @@ def find(name: str | Path, *, near: Path | None = None) -> Path | None:
 
 
 def _places(name: str, near: Path | None) -> list[Path]:
+    if not plain_name(name):
+        return []
     path = Path(name).expanduser()
     if path.is_absolute():
         return [path]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import FLOATS, TensorFile, TensorInfo, fill
+from paddlemix.checkpoint.formats_limits import brief, plain_name
 from paddlemix.checkpoint.formats_pdparams import PdparamsFile
-from paddlemix.checkpoint.formats_safetensors import SafetensorsFile
+from paddlemix.checkpoint.formats_safetensors import SafetensorsFile, no_duplicates
 from paddlemix.checkpoint.formats_torch_zip import TorchZipFile
 from paddlemix.utils.errors import CheckpointError
 
@@ -166,14 +167,16 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for an index")
     try:
-        data: Any = json.loads(path.read_bytes().decode("utf-8"))
+        data: Any = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f'{path}: expected an object with a "weight_map" of tensor names to file names')
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard not in ("", ".", "..") and not set(shard) & set("/\\\0")
-        if not plain:
-            raise CheckpointError(f'{path}: tensor "{name}" points to {shard!r}; only plain file names are allowed')
+        plain = isinstance(shard, str) and shard not in (".", "..") and not set(shard) & set("/\\")
+        if not plain or not plain_name(shard) or len(shard.encode()) > 255 or not plain_name(name):
+            raise CheckpointError(
+                f"{path}: tensor {brief(name)} points to {brief(shard)}; only plain file names are allowed"
+            )
     return weight_map

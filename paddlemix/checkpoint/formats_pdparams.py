@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, MappedFile, TensorInfo
+from paddlemix.checkpoint.formats_limits import addressable, brief, plain_name
 from paddlemix.checkpoint.formats_pickle import MARK, MAX_RANK, Known, Machine, PickleRefusedError, is_size
 from paddlemix.checkpoint.formats_safetensors import Stored
 from paddlemix.utils.errors import CheckpointError
@@ -123,7 +124,7 @@ class _Machine(Machine):
     def _build_dtype(self, target: _DType, state: Any) -> None:
         order = "|" if ARRAY_TYPES[target.name].itemsize == 1 else "<"
         if target.built or state != (3, order, None, None, None, -1, -1, 0):
-            raise PickleRefusedError(f"a dtype {target.name} of another byte order or kind: {state!r}")
+            raise PickleRefusedError(f"a dtype {target.name} of another byte order or kind: {brief(state)}")
         target.built = True
 
     def _build_array(self, target: _Array, state: Any) -> None:
@@ -131,14 +132,16 @@ class _Machine(Machine):
             raise PickleRefusedError(f"an array whose state is none, at byte {self._at}")
         _, shape, dtype, fortran, values = state
         if type(shape) is not tuple or len(shape) > MAX_RANK or not all(map(is_size, shape)):
-            raise PickleRefusedError(f"an array of shape {shape!r}")
+            raise PickleRefusedError(f"an array of shape {brief(shape)}")
         if type(dtype) is not _DType or not dtype.built or type(fortran) is not bool or type(values) is not _Bytes:
             raise PickleRefusedError(f"an array whose values are no plain bytes, at byte {self._at}")
         target.shape, target.dtype, target.fortran, target.values = shape, dtype.name, fortran, values
+        if not addressable(shape, dtype.name):
+            raise PickleRefusedError(f"an array of shape {brief(shape)}, which is larger than any memory")
         needed = target_bytes(shape, dtype.name)
         shortest = (values.size + 1) // 2 if values.latin1 else values.size  # as text a byte takes one or two
         if not shortest <= needed <= values.size:
-            raise PickleRefusedError(f"an array of shape {shape!r} needs {needed} bytes, it has {values.size}")
+            raise PickleRefusedError(f"an array of shape {brief(shape)} needs {needed} bytes, it has {values.size}")
 
 
 def target_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -151,7 +154,7 @@ def target_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 def _dtype(args: tuple[Any, ...]) -> _DType:
     if len(args) != 3 or type(args[0]) is not str or args[0] not in _DTYPES:
-        raise PickleRefusedError(f"a numpy dtype {args[:1]!r}, which no weight has")
+        raise PickleRefusedError(f"a numpy dtype {brief(args[:1])}, which no weight has")
     return _DType(_DTYPES[args[0]])
 
 
@@ -241,7 +244,7 @@ class PdparamsFile:
         flat = np.empty(target_bytes(info.shape, info.dtype), np.uint8)
         at = 0
         for array in arrays:
-            at = self._decode(array.values, flat, at)
+            at = self._decode(name, array.values, flat, at)
         if at != flat.size:
             raise CheckpointError(f'{self.path}: tensor "{name}" has {at} bytes, {flat.size} are needed')
         return self._shaped(flat.view(dtype), info, arrays[0])
@@ -269,22 +272,26 @@ class PdparamsFile:
             shape, parts = facts
             arrays = [items.pop(part, None) for part in parts]
             if not all(type(array) is _Array and array.shape is not None for array in arrays):
-                raise PickleRefusedError(f'the pieces of "{name}" are not all there')
+                raise PickleRefusedError(f"the pieces of {brief(name)} are not all there")
             self._add(name, shape, arrays)
         for name, array in items.items():
             if type(name) is not str or type(array) is not _Array or array.shape is None:
                 raise PickleRefusedError(
-                    f"{name!r} holds a {type(array).__name__.strip('_')}, expected names and arrays only "
+                    f"{brief(name)} holds a {type(array).__name__.strip('_')}, expected names and arrays only "
                     "(is it an optimizer or a training state?)"
                 )
             self._add(name, array.shape, [array])
 
     def _add(self, name: str, shape: tuple[int, ...], arrays: list[_Array]) -> None:
+        if not plain_name(name):
+            raise PickleRefusedError(f"{brief(name)} is no name of a tensor")
         dtype = arrays[0].dtype
+        if not addressable(shape, dtype):
+            raise PickleRefusedError(f"an array of shape {brief(shape)}, which is larger than any memory")
         needed = target_bytes(shape, dtype)
         held = sum(target_bytes(array.shape or (), array.dtype) for array in arrays)
         if name in self._infos or held != needed or any(array.dtype != dtype for array in arrays):
-            raise PickleRefusedError(f'the pieces of "{name}" do not make an array of shape {shape!r}')
+            raise PickleRefusedError(f"the pieces of {brief(name)} do not make an array of shape {brief(shape)}")
         self._arrays[name], self._infos[name] = arrays, TensorInfo(shape, dtype, self.path)
 
     def _plain(self, values: _Bytes, dtype: Any) -> np.ndarray:
@@ -297,7 +304,7 @@ class PdparamsFile:
         values.flags.writeable = False
         return values
 
-    def _decode(self, values: _Bytes, target: np.ndarray, at: int) -> int:
+    def _decode(self, name: str, values: _Bytes, target: np.ndarray, at: int) -> int:
         """Write the bytes of one piece behind ``at``; the place behind them. The file's pages are given back."""
         if not values.latin1:
             piece = self._plain(values, np.uint8)
@@ -315,9 +322,11 @@ class PdparamsFile:
             try:
                 block = bytes(self._file.bytes[start:stop]).decode("utf-8").encode("latin-1")
             except ValueError as error:
-                raise CheckpointError(f"{self.path}: an array is damaged ({error}); download it again") from error
+                raise CheckpointError(
+                    f'{self.path}: tensor "{name}" is damaged ({error}); download it again'
+                ) from error
             if at + len(block) > target.size:
-                raise CheckpointError(f"{self.path}: an array has more values than its shape")
+                raise CheckpointError(f'{self.path}: tensor "{name}" has more values than its shape; download it again')
             target[at : at + len(block)] = np.frombuffer(block, np.uint8)
             self._file.release(start, stop - start)
             at, start = at + len(block), stop
@@ -331,9 +340,10 @@ def _check_pieces(table: Any) -> dict[str, tuple[tuple[int, ...], list[str]]]:
     for name, facts in table.items():
         shape = facts.get("OriginShape") if type(facts) is dict else None
         parts = facts.get("slices") if type(facts) is dict else None
-        fits = type(name) is str and type(shape) is tuple and all(map(is_size, shape)) and type(parts) is list
+        sizes = type(shape) is tuple and len(shape) <= MAX_RANK and all(map(is_size, shape))
+        fits = type(name) is str and sizes and type(parts) is list
         if not fits or not parts or not all(type(part) is str for part in parts):
-            raise PickleRefusedError(f"{PIECES_TABLE} of {name!r} names no shape and pieces")
+            raise PickleRefusedError(f"{PIECES_TABLE} of {brief(name)} names no shape and pieces")
         found[name] = (shape, parts)
     return found
 

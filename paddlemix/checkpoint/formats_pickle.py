@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from paddlemix.checkpoint.formats_limits import addressable, brief
+
 MAX_BYTES = 64 << 20
 MAX_STEPS = 2_000_000
 MAX_RANK = 8
@@ -176,7 +178,7 @@ class Machine:
     def _known(self, module: str, name: str) -> Known:
         known = self.names.get(f"{module} {name}")
         if known is None:
-            raise PickleRefusedError(f'it names "{module}.{name}", which is not needed for weights')
+            raise PickleRefusedError(f"it names {brief(f'{module}.{name}')}, which is not needed for weights")
         return known
 
     def _put(self, layout: str) -> None:
@@ -195,7 +197,7 @@ class Machine:
             if type(key) not in (str, int):
                 raise PickleRefusedError(f"a {type(key).__name__} is used as a key at byte {self._at}")
             if key in target:
-                raise PickleRefusedError(f"the key {key!r} stands twice")
+                raise PickleRefusedError(f"the key {brief(key)} stands twice")
             target[key] = value
 
     def _set_item(self) -> None:
@@ -253,14 +255,17 @@ def _tensor(args: tuple[Any, ...]) -> TensorRef:
     plain = type(storage) is StorageRef and type(needs_grad) is bool and type(hooks) is _Ordered and not hooks
     if not plain or type(shape) is not tuple or type(stride) is not tuple or (len(args) == 7 and args[6]):
         raise PickleRefusedError("a tensor whose arguments are not a storage, an offset, a shape and strides")
-    if len(shape) != len(stride) or len(shape) > MAX_RANK or not all(map(is_size, (offset, *shape, *stride))):
-        raise PickleRefusedError(f"a tensor of shape {shape!r} and strides {stride!r}")
+    sizes = len(shape) == len(stride) <= MAX_RANK and all(map(is_size, (offset, *shape, *stride)))
+    if not sizes or not addressable(shape, storage.dtype):
+        raise PickleRefusedError(f"a tensor of shape {brief(shape)} and strides {brief(stride)}")
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
     values = 1
     for size in shape:
         values *= size
     if (offset + reach >= storage.count and all(shape)) or offset > storage.count or values > storage.count:
-        raise PickleRefusedError(f"a tensor of shape {shape!r} reaches outside its storage of {storage.count} values")
+        raise PickleRefusedError(
+            f"a tensor of shape {brief(shape)} reaches outside its storage of {storage.count} values"
+        )
     return TensorRef(storage, offset, shape, stride)
 
 

@@ -3,6 +3,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, MappedFile, TensorInfo
+from paddlemix.checkpoint.formats_limits import addressable, brief, plain_name
 from paddlemix.utils.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
@@ -83,7 +85,7 @@ def _read_header(path: Path, file: MappedFile) -> tuple[dict[str, Any], int]:
             "it is truncated or no safetensors file; download it again"
         )
     try:
-        header = json.loads(bytes(file.bytes[8 : 8 + length]).decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = json.loads(bytes(file.bytes[8 : 8 + length]).decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header cannot be read ({error})") from error
     if not isinstance(header, dict):
@@ -91,12 +93,12 @@ def _read_header(path: Path, file: MappedFile) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Object hook for JSON in which a name stands once. ValueError names the other."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the name "{twice}" stands twice')
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the name {brief(twice)} stands twice")
     return result
 
 
@@ -113,16 +115,20 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    if not plain_name(name):
+        raise CheckpointError(f"{path}: {brief(name)} is no name of a tensor (control characters, or too long)")
     where = f'{path}: tensor "{name}"'
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        raise CheckpointError(f"{where}: dtype {code!r} is not supported (known: {', '.join(_DTYPES)})")
+        raise CheckpointError(f"{where}: dtype {brief(code)} is not supported (known: {', '.join(_DTYPES)})")
     if not isinstance(shape, list) or len(shape) > 32 or not all(_is_count(size) for size in shape):
-        raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
+        raise CheckpointError(f"{where}: shape {brief(shape)} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise CheckpointError(f"{where}: data_offsets {offsets!r} is not a pair of sizes")
+        raise CheckpointError(f"{where}: data_offsets {brief(offsets)} is not a pair of sizes")
+    if not addressable(shape, _DTYPES[code]):
+        raise CheckpointError(f"{where}: shape {brief(shape)} is larger than any memory")
     begin, end = offsets
     needed = math.prod(shape) * ARRAY_TYPES[_DTYPES[code]].itemsize
     if end - begin != needed:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, MappedFile, TensorInfo
+from paddlemix.checkpoint.formats_limits import brief, plain_name
 from paddlemix.checkpoint.formats_pickle import MAX_BYTES, Machine, PickleRefusedError, StorageRef, TensorRef
 from paddlemix.utils.errors import CheckpointError
 
@@ -87,9 +88,9 @@ class TorchZipFile:
         return value
 
     def _check_item(self, name: Any, item: Any) -> None:
-        if type(name) is not str or type(item) is not TensorRef:
+        if type(name) is not str or type(item) is not TensorRef or not plain_name(name):
             raise CheckpointError(
-                f"{self.path}: {name!r} holds a {type(item).__name__}, expected names and tensors only "
+                f"{self.path}: {brief(name)} holds a {type(item).__name__}, expected names and tensors only "
                 "(is it an optimizer or a training state?)"
             )
         entry = self._entries.get(f"{self._root}/data/{item.storage.key}")

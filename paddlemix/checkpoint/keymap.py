@@ -2,10 +2,9 @@
 """Names of tensors in every published layout and in ours, as tables that are walked both ways.
 
 A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf``,
-``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``clip`` (openai's towers, and EVA-CLIP's,
-which have the same names), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the
-original's names and of llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below
-both.
+``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``clip`` (openai's towers, and those
+of EVA-CLIP), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the original's names and
+of llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below both.
 """
 
 import functools

@@ -22,6 +22,7 @@ from paddlemix.checkpoint.folders import (
     tower_name,
 )
 from paddlemix.checkpoint.formats import WEIGHT_FILES, TensorSource, open_file, open_folder
+from paddlemix.checkpoint.formats_base import FLOATS
 from paddlemix.checkpoint.lora_base import require_base
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.report import LoadReport
@@ -198,7 +199,8 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
         return find(name, near=parts.folder)
     refuse_chat_14b(Reader(raw, _config_folder(parts) / CONFIG))
     remedy = "name it with vision_tower= (--vision-tower)"
-    return resolve(name, f"the vision tower of {parts.folder}", near=parts.folder, remedy=remedy)
+    what = f"the vision tower of {_config_folder(parts) / CONFIG}"
+    return resolve(name, what, near=parts.folder, remedy=remedy)
 
 
 def _brings_tower(adapter: Adapter | None) -> bool:
@@ -293,6 +295,9 @@ def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
         found = infos.shape[::-1] if entry.transpose else infos.shape
         if name not in shapes:
             report.left_over[entry.name] = infos.file.name
+        elif infos.dtype not in FLOATS:
+            wanted = f"weights must be one of {', '.join(FLOATS)} (quantised checkpoints are not read)"
+            report.mis_shaped[name] = f'{infos.file.name}: "{entry.name}" is {infos.dtype}; {wanted}'
         elif found != shapes[name]:
             report.mis_shaped[name] = f"{infos.file.name} has {list(found)}, the model {list(shapes[name])}"
         else:

@@ -37,6 +37,7 @@ _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
 _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
+MAX_PINPOINTS = 1024
 _YI_VOCABULARY = range(64000, 64257)
 """Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
 
@@ -264,6 +265,11 @@ def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
             raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
     if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
         raise CheckpointError(f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty')
+    if image is not None and len(image.grid_pinpoints) > MAX_PINPOINTS:
+        count = len(image.grid_pinpoints)
+        raise CheckpointError(
+            f'{reader.file}: "image_grid_pinpoints" has {count} sizes, at most {MAX_PINPOINTS} are read'
+        )
     return config
 
 

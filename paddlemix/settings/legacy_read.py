@@ -111,6 +111,12 @@ class Reader:
             if values[name] <= 0:
                 self.wrong(name, values[name], "expected a number above 0")
 
+    def at_most(self, values: dict[str, Any], limits: dict[str, int]) -> None:
+        """Refuse numbers that no model has: a model of that size would be laid out before its weights are missed."""
+        for name, limit in limits.items():
+            if values[name] is not None and values[name] > limit:
+                self.wrong(name, values[name], f"expected at most {limit}")
+
     def wrong(self, name: str, value: Any, why: str) -> NoReturn:
         """CheckpointError that names file, key, value and what is wrong with it."""
         raise CheckpointError(f'{self.file}: "{self.pointer}{name}" is {show(value)}: {why}')

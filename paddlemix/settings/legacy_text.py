@@ -30,6 +30,15 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
     },
 }
+_LARGEST = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "max_position_embeddings": 1 << 27,
+    "head_dim": 1 << 14,
+}
 _CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -63,7 +72,13 @@ def read_text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
 
 def _check_text(reader: Reader, values: dict[str, Any]) -> None:
     reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
+    reader.at_most(values, _LARGEST)
+    for name in ("head_dim", "sliding_window"):
+        if values[name] is not None:
+            reader.positive(values, name)
     heads = values["num_attention_heads"]
+    if (values["head_dim"] or 2) % 2:
+        reader.wrong("head_dim", values["head_dim"], "expected an even number; rotary positions turn pairs")
     if values["head_dim"] is None and values["hidden_size"] % heads:
         reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple of it")
     if heads % values["num_key_value_heads"]:

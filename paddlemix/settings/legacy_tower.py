@@ -33,6 +33,8 @@ _CLIP_DEFAULTS = {
     "layer_norm_eps": 1e-5,
 }
 
+_LARGEST = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 512, "image_size": 1 << 14}
+
 # CLIP ViT-L/14: the tower that a llava-hf config means when it has no vision_config.
 CLIP_LARGE_336 = {
     "hidden_size": 1024,
@@ -74,6 +76,8 @@ def find_tower(folder: str | Path, name: str) -> Path | None:
     Looked up in this order: the name as a path; under each parent of the checkpoint (hub/liuhaotian/model finds
     hub/openai/clip-...); under the cache ``$PPMIX_HOME/models``.
     """
+    if not name.isprintable() or max(map(len, name.split("/"))) > 255:
+        return None  # no name of a folder, and asking for it would be an error of the system
     here = Path(folder).expanduser().resolve()
     places = [Path(name).expanduser(), *(parent / name for parent in (here, *here.parents)), cache() / name]
     return next((place for place in places if (place / "config.json").is_file()), None)
@@ -120,6 +124,7 @@ def _clip_of(reader: Reader) -> VisionConfig:
         reader.wrong("num_channels", reader.data["num_channels"], "pictures have 3 channels")
     reader.positive(values, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     reader.positive(values, "image_size", "patch_size", "layer_norm_eps")
+    reader.at_most(values, _LARGEST)
     if values["hidden_size"] % values["num_attention_heads"]:
         reader.wrong(
             "num_attention_heads", values["num_attention_heads"], f"hidden_size {values['hidden_size']} is no multiple"
