@@ -5,12 +5,14 @@
 
 Each checkpoint is written in shards in llava-hf's layout, loaded, converted into our own form in float32 and loaded
 from there, then removed. The model is in float32 after loading, as a CPU computes. Every measurement is a fresh
-process with one thread; contestants take turns, medians are printed. Files are read once beforehand, so the page cache
-is warm.
+process whose mathematics has one thread; the threads that a loader starts itself (ours and that of transformers) are
+its own affair. On a busy machine the wall clock says little: look at the load that is printed, and at the processor
+time. Contestants take turns, medians are printed. Files are read once beforehand, so the page cache is warm.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -191,6 +193,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args(argv)
     everything = []
+    if hasattr(os, "getloadavg"):
+        print(f"{os.cpu_count()} processors, load before the start {os.getloadavg()[0]:.1f}", flush=True)
     for dtype in args.dtypes.split(","):
         place = Path(tempfile.mkdtemp(prefix="bench-load-", dir=args.folder))
         free = shutil.disk_usage(place).free

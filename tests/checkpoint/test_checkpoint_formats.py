@@ -4,9 +4,12 @@
 import json
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,8 +17,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from paddlemix.checkpoint import formats_base
 from paddlemix.checkpoint.formats import open_file, open_folder
-from paddlemix.checkpoint.formats_base import BLOCK_VALUES, cast, fill, from_float32, to_float32
+from paddlemix.checkpoint.formats_base import BLOCK_VALUES, cast, fill, from_float32, is_finite, to_float32
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint import checkpoint_kit as kit
@@ -380,11 +384,105 @@ def test_filling_in_blocks_equals_casting_at_once(source, target):
     np.testing.assert_array_equal(out, cast(values, source, target).T)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_filling_reports_a_single_value_that_is_not_finite(bad):
-    values = np.ones((100, 2000), np.float32)
-    values[77, 3] = bad
-    assert not fill(values, "float32", np.empty_like(values), "float32")
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("source", ["float16", "bfloat16"])
+def test_filling_gives_every_half_precision_value_its_exact_bits(source, transpose):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = bits.view(kit_type(source)).reshape(256, 256)
+    wide = to_float32(bits, source)
+    for chosen in (np.isfinite(wide), ~np.isfinite(wide)):
+        block = np.where(chosen.reshape(256, 256), values, values.flat[0])
+        out = np.empty((256, 256), np.float32)
+        assert fill(block, source, out, "float32", transpose=transpose) == np.isfinite(to_float32(block, source)).all()
+        expected = to_float32(block, source)
+        assert (out.T if transpose else out).tobytes() == expected.tobytes()
+
+
+def test_float16_is_widened_where_subnormal_numbers_are_switched_off(monkeypatch):
+    monkeypatch.setattr(formats_base, "_HALF_SCALE", np.float32(0))  # what the processor makes of a subnormal then
+    values = np.array([[6e-8, -0.0, 0.02, 65504]], np.float16)
+    out = np.empty((4, 1), np.float32)
+    assert fill(values, "float16", out, "float32", transpose=True)
+    assert out.T.tobytes() == values.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("source", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(700, 1200), (1100, 600), (513, 257), (5, 170_000), (700, 3, 20, 20)])
+def test_threads_fill_what_one_thread_fills(shape, source, monkeypatch):
+    monkeypatch.setattr(formats_base, "_WORTH_THREADS", 0)
+    values = from_float32(RNG.normal(size=shape).astype(np.float32), source)
+    transpose = len(shape) == 2
+    made = []
+    for threads in (1, 5):
+        monkeypatch.setattr(formats_base, "_threads", lambda threads=threads: threads)
+        made.append(np.zeros(shape[::-1] if transpose else shape, np.float32))
+        assert fill(values, source, made[-1], "float32", transpose=transpose)
+    assert made[0].tobytes() == made[1].tobytes()
+    np.testing.assert_array_equal(made[1].T if transpose else made[1], to_float32(values, source))
+    values.reshape(-1)[0] = from_float32(np.float32([np.nan]), source)[0]
+    assert not fill(values, source, made[1], "float32", transpose=transpose)
+
+
+@pytest.mark.parametrize("stop", [CheckpointError, KeyboardInterrupt])
+def test_an_error_of_one_thread_ends_the_others(stop):
+    done = []
+
+    def write(place, spare):
+        done.append(place)
+        if place == 3:
+            raise stop("the file and the tensor")
+        time.sleep(0.001)
+        return True
+
+    with pytest.raises(stop, match="the file and the tensor"):
+        formats_base._share(write, list(range(1000)), 2)
+    assert len(done) < 500
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
+def test_ctrl_c_ends_the_threads():
+    seen: dict[int, int] = {}
+    sent = []
+
+    def write(place, spare):
+        me = threading.get_ident()
+        seen[me] = seen.get(me, 0) + 1
+        if not sent and len(seen) == 2 and min(seen.values()) > 20:  # both are at work, the first thread waits
+            sent.append(place)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.001)
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        formats_base._share(write, list(range(2000)), 2)
+    assert sum(seen.values()) < 1500
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
+BITS_NOT_FINITE = {
+    "float64": (0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48, 0xFFF0_0000_0000_0001),
+    "float32": (0x7F800000, 0xFF800000, 0x7F800001, 0xFFC00000),
+    "float16": (0x7C00, 0xFC00, 0x7C01, 0xFE00),
+    "bfloat16": (0x7F80, 0xFF80, 0x7F81, 0xFFC0),
+}
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("dtype", BITS_NOT_FINITE)
+def test_filling_reports_a_single_value_that_is_not_finite(dtype, transpose):
+    kind = kit_type(dtype)
+    values = np.array([[-1.5], [2.0]]).repeat(300, 0).repeat(2000, 1)  # negative values are large as bits
+    values = values.astype(kind) if dtype != "bfloat16" else from_float32(values.astype(np.float32), dtype)
+    out = np.empty(values.shape[::-1] if transpose else values.shape, np.float32)
+    assert fill(values, dtype, out, "float32", transpose=transpose)
+    for bits in BITS_NOT_FINITE[dtype]:
+        broken = values.copy()
+        broken.view(f"<u{kind.itemsize}")[577, 1999] = bits
+        with np.errstate(invalid="ignore"):
+            assert not fill(broken, dtype, out, "float32", transpose=transpose), hex(bits)
+            assert not np.isfinite(out.T[577, 1999] if transpose else out[577, 1999])
+            assert not is_finite(broken[577, 1999], dtype)
+            assert not is_finite(broken[:, 1::3][::577], dtype)
 
 
 def test_large_finite_values_are_finite():
