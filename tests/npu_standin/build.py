@@ -80,8 +80,9 @@ def environment(library: Path, **changes: str) -> dict[str, str]:
 
 
 def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
-    """Run ``case`` of worker.py in a process of its own and give back what it found."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.npu_standin.worker", case]
+    """Run ``case`` of worker.py (or ``towers.case`` of towers.py) in a process of its own; returns what it found."""
+    module, _, name = case.rpartition(".")
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.npu_standin.{module or 'worker'}", name]
     ran = subprocess.run(
         command, env=environment(library, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=110
     )

@@ -25,8 +25,9 @@ def phases(log: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("phase", ["train right", "train packed", "train left", "prefill", "decode"])
-def test_a_step_uses_no_operator_that_the_plug_in_may_lack(worker: Worker, phase: str) -> None:
-    used = record.read_log(phases(worker("record", **record.LOG)["log"])[phase], "npu")
+@pytest.mark.parametrize("case", ["record", "towers.record_intern", "towers.record_eva"])
+def test_a_step_uses_no_operator_that_the_plug_in_may_lack(worker: Worker, case: str, phase: str) -> None:
+    used = record.read_log(phases(worker(case, **record.LOG)["log"])[phase], "npu")
     assert record.Used("matmul", "bfloat16", False) in used
     assert phase in ("prefill", "decode") or record.Used("matmul", "bfloat16", True) in used
     assert record.objections(used) == []

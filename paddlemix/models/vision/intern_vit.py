@@ -114,12 +114,14 @@ class InternVitAttention(nn.Layer):
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
         batch, length, _ = x.shape
-        q, k, v = paddle.split(self.qkv(self.parallel.enter(x)), 3, axis=-1)
+        inner = self.heads * self.head_dim
+        # By sections: plug-ins are not known to split by number in bfloat16.
+        q, k, v = paddle.split(self.qkv(self.parallel.enter(x)), [inner] * 3, axis=-1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         shape = [batch, length, self.heads, self.head_dim]
         out = attend(q.reshape(shape), k.reshape(shape), v.reshape(shape), mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.proj(out.reshape([batch, length, self.heads * self.head_dim]))
+        return self.proj(out.reshape([batch, length, inner]))
 
 
 class InternVitMlp(nn.Layer):
