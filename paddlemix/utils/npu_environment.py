@@ -53,7 +53,7 @@ PLUGIN_FLAGS = (
 ALLOCATORS = ("auto_growth", "naive_best_fit", "thread_local")
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_EXEC_TIMEOUT": (0, 2**31 - 1)}
-"""Seconds that HCCL accepts on a 910B (CANN 8.5, list of environment variables; the 910A ends at 17340). 0: for ever."""
+"""Seconds that HCCL accepts on a 910B (CANN 8.5, list of environment variables; a 910A ends at 17340). 0: for ever."""
 
 MISSPELT = {"HCCL_INTRA_PCIE_EHABLE": "HCCL_INTRA_PCIE_ENABLE", "MC2_Recompute": "FLAGS_NPU_MC2_Recompute"}
 """Names that stand in published scripts and that nothing reads."""
