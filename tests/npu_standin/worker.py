@@ -139,8 +139,9 @@ def train(device: str, kind: str, *, lora: bool = False, dtype: str = "float32",
                 parameter.set_value(paddle.full_like(parameter, 0.02))
     made.train()
     trained = [parameter for parameter in made.parameters() if not parameter.stop_gradient]
-    # AdamW divides a gradient by its size: rounding noise near zero moves a parameter by up to the rate.
-    optimizer = paddle.optimizer.AdamW(1e-4, parameters=trained, multi_precision=dtype != "float32")
+    # AdamW divides a gradient by its size: with a tiny epsilon rounding noise near zero would move a parameter by the
+    # rate, and two devices apart. Noise is 2e-7 here.
+    optimizer = paddle.optimizer.AdamW(1e-4, epsilon=1e-5, parameters=trained, multi_precision=dtype != "float32")
     arguments = {key: paddle.to_tensor(value) for key, value in batch(kind).items()}
     arguments["pixels"] = arguments["pixels"].astype(dtype)
     before = {name: item.astype("float32").numpy() for name, item in made.named_parameters()}
