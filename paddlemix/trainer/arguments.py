@@ -48,9 +48,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
         amp_master_grad=training.amp_master_grad and not on_cpu,
         metrics_output_path=None,
         minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
-        # Every planned parameter takes part in every batch, unless the tower trains: its layers behind the selected
-        # one give no feature.
-        ddp_find_unused_parameters=_tower_may_train(settings),
+        ddp_find_unused_parameters=False,  # every planned parameter takes part in every batch
     )
     return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
 
@@ -65,11 +63,6 @@ def place_in_group(args: Any) -> Any:
 
     group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
     return TensorParallel(group.rank, group.nranks, group)
-
-
-def _tower_may_train(settings: TrainingSettings) -> bool:
-    model = settings.model
-    return bool(model.freeze_exclude) or model.tune_entire_model or model.tune_vision_tower
 
 
 def _plain(value: Any) -> Any:

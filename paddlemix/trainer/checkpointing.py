@@ -254,7 +254,6 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
     inner = plain_optimizer(optimizer)
     with safe_open(path, framework="np") as stored:
         names = set(stored.keys())
-        parameters = _updated(parameters, names)
         inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(optimizer, parameters))
         targets = _held(inner, parameters)
         wrong = sorted(names.symmetric_difference(targets))
@@ -266,14 +265,6 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
             if list(array.shape) != list(target.shape):
                 raise CheckpointError(f"{path}: {name} has shape {array.shape}, the run needs {tuple(target.shape)}")
             target.set_value(array)
-
-
-def _updated(parameters: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """Without the parameters that never had an update: the layers of a tower behind the one whose features are used."""
-    from paddlemix.trainer.stages import TOWER_PART, part_of
-
-    stored = {name.partition("/")[2] for name in names}
-    return {name: item for name, item in parameters.items() if name in stored or part_of(name) != TOWER_PART}
 
 
 def _owned(optimizer: Any, parameters: dict[str, Any]) -> list[Any]:

@@ -131,7 +131,8 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
-    neither leave it alone. Adapters always train.
+    neither leave it alone. Adapters always train. What of the tower lies behind the layer whose features are taken gets
+    no gradient and is never trained.
     ConfigError when a pattern matches nothing or nothing is left to train.
     """
     stage = stage_of(settings)
@@ -143,7 +144,9 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
         default = _trains_by_default(stage, name, settings)
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
-    _check_tower(trains, settings)
+        if part_of(name) == TOWER_PART or (is_adapter(name) and "vision_tower" in name):
+            trains[name] = trains[name] and model.llama.vision_tower.has_effect(name)
+    _check_tower(trains, settings, model)
     if not any(trains.values()):
         raise ConfigError(
             f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
@@ -163,16 +166,16 @@ def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> boo
     return stage == FULL or part == _ADAPTERS
 
 
-def _check_tower(trains: dict[str, bool], settings: TrainingSettings) -> None:
+def _check_tower(trains: dict[str, bool], settings: TrainingSettings, whole: "nn.Layer") -> None:
     """ConfigError when keys speak of a tower that trains, and no parameter of it does."""
     model, tower = settings.model, [name for name in trains if part_of(name) == TOWER_PART]
     if any(trains[name] for name in tower):
         return
-    layers = {int(found.group(1)) for found in map(_TOWER_LAYER.search, tower) if found}
-    if model.tune_vit_from_layer is not None and model.tune_vit_from_layer > max(layers, default=-1):
+    used = whole.llama.vision_tower.layer if tower else 0
+    if model.tune_vit_from_layer is not None and model.tune_vit_from_layer >= used:
         raise ConfigError(
-            f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the vision tower has {len(layers)} layers: '
-            f"the highest that can begin is {max(layers, default=0)}"
+            f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the features come from behind {used} layers of '
+            f"the vision tower: the highest that can begin is {max(used - 1, 0)}"
         )
     if settings.training.vision_tower_lr is not None:
         raise ConfigError(

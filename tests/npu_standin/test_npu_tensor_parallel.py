@@ -94,20 +94,27 @@ def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases[f"{name} again"] = arguments(
             root, root / f"{name}-again", model, **both, resume_from_checkpoint=checkpoint
         )
+    launch(standin, root, cases, devices=2)
+    return root
+
+
+def launch(standin: Path, root: Path, cases: dict[str, list[str]], devices: int) -> None:
+    """Run every case on so many stand-in devices."""
     (root / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     script = build.REPOSITORY / "tests" / "npu_standin" / "tensor_worker.py"
-    launch = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--npus", "0,1"]
+    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
+    names = ",".join(map(str, range(devices)))
+    settings = dict(PADDLEMIX_NPU_ATTENTION_FLOAT32="1", NPU_STANDIN_FLOAT32="1", NPU_STANDIN_DEVICES=str(devices))
     done = subprocess.run(
-        [*launch, "--log_dir", str(root / "logs"), str(script), str(root)],
-        env=build.environment(standin, PADDLEMIX_NPU_ATTENTION_FLOAT32="1", NPU_STANDIN_FLOAT32="1"),
+        [*command, "--npus", names, "--log_dir", str(root / "logs"), str(script), str(root)],
+        env=build.environment(standin, **settings),
         cwd=build.REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     logs = "\n".join(path.read_text()[-3000:] for path in sorted((root / "logs").glob("workerlog.*")))
     assert done.returncode == 0, logs
-    return root
 
 
 def logged(folder: Path, key: str) -> list[float]:
@@ -160,3 +167,24 @@ def test_fused_operators_serve_the_slices(runs: Path) -> None:
         for name, least in (("flash_attention_npu", 8), ("rms_norm_npu", 16), ("fused_rope", 16), ("swiglu", 8)):
             assert told["calls"][case][name] >= least, (case, name)
             assert told["calls"][case][f"{name}_grad"] >= least, (case, name)
+
+
+# One launch each: paddle keeps the groups of the first run of a process.
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("", marks=pytest.mark.slow), pytest.param("stage1", marks=pytest.mark.slow), "stage2"]
+)
+def test_two_groups_of_two_devices_share_data_and_state_as_well(standin: Path, tmp_path: Path, sharding: str) -> None:
+    """Two pairs, each with half of the rows: the micro-batches of one CPU that accumulates two."""
+    from paddlemix.settings.loader import load_settings
+    from paddlemix.trainer.run import finetune
+
+    write_place(tmp_path)
+    keys = dict(save_strategy="no", tune_entire_model="true")
+    alone, both = tmp_path / "cpu", tmp_path / "npu"
+    finetune(load_settings(arguments(tmp_path, alone, "clip", device="cpu", gradient_accumulation_steps=2, **keys)))
+    keys |= dict(device="npu", tensor_parallel_degree=2, sharding=sharding)
+    launch(standin, tmp_path, {"four": arguments(tmp_path, both, "clip", **keys)}, devices=4)
+    assert logged(both, "loss") == pytest.approx(logged(alone, "loss"), abs=CLOSE)
+    assert logged(both, "grad_norm") == pytest.approx(logged(alone, "grad_norm"), rel=CLOSE)
+    one, other = weights(alone, "clip"), weights(both, "clip")
+    assert max(float(np.abs(one[name] - other[name]).max()) for name in one) <= 10 * CLOSE

@@ -32,10 +32,11 @@ def furthest(one, other):
     return max(float(np.abs(left[name] - right[name]).max()) for name in left)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_equals_the_straight_run_bit_for_bit(tmp_path, lora, accumulate):
-    keys = dict(lora=lora, gradient_accumulation_steps=accumulate, logging_steps=2)
+@pytest.mark.parametrize(
+    ("lora", "accumulate", "tower"), [(False, 1, False), (False, 2, True), (True, 1, True), (True, 2, False)]
+)
+def test_a_resumed_run_equals_the_straight_run_bit_for_bit(tmp_path, lora, accumulate, tower):
+    keys = dict(lora=lora, gradient_accumulation_steps=accumulate, logging_steps=2, tune_entire_model=tower)
     straight = trained(settings(tmp_path / "straight", **keys))
     trained(settings(tmp_path / "saved", save_strategy="steps", save_steps=1, **keys))
     found = checkpointing.checkpoints(tmp_path / "saved")

@@ -3,9 +3,10 @@
 import pytest
 
 from paddlemix.ops.linear import add_lora
+from paddlemix.trainer.checkpointing import plain_optimizer
 from paddlemix.trainer.stages import LORA_TARGETS, part_of, plan_stage
 from paddlemix.utils.errors import ConfigError
-from tests.trainer.trainer_kit import settings, tiny
+from tests.trainer.trainer_kit import make_trainer, settings, tiny
 
 
 def parts(plan):
@@ -113,7 +114,20 @@ def tower_layers(plan):
 def test_the_entire_model_trains_with_its_tower(tmp_path):
     model = tiny()
     plan = plan_stage(model, settings(tmp_path, tune_entire_model=True))
-    assert set(plan.rules) == {name for name, _ in model.named_parameters()}
+    idle = {name for name, _ in model.named_parameters()} - set(plan.rules)
+    # Features come from the last layer but one: the last one and the norm behind it are never trained.
+    assert {name.split("vision_model.")[1].rpartition(".")[0] for name in idle if "layers.2" not in name} == {"ln_post"}
+    assert len(idle) == 16 + 2
+
+
+def test_every_planned_parameter_gets_a_gradient(tmp_path):
+    model = tiny(newline=True)
+    run = settings(tmp_path, tune_entire_model=True, num_train_epochs=1, lora=False)
+    trainer = make_trainer(run, model=model)
+    trainer.train()
+    inner = plain_optimizer(trainer.optimizer)
+    moments = inner._accumulators["moment1"]
+    assert {name for name, value in trainer.plan.trainable(model).items() if value.name not in moments} == set()
 
 
 def test_the_tower_trains_from_a_layer_on_and_nothing_of_it_outside_of_layers(tmp_path):
@@ -146,7 +160,9 @@ def test_the_tower_has_its_own_rate_without_one_for_the_projector(tmp_path):
 
 
 def test_a_layer_that_the_tower_does_not_have_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match='"tune_vit_from_layer" is 2, but the vision tower has 2 layers'):
+    with pytest.raises(
+        ConfigError, match="is 2, but the features come from behind 2 layers .*: the highest .* is 1"
+    ):
         plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
 
 

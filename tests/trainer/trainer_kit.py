@@ -18,7 +18,7 @@ from paddlemix.trainer.divided import put
 from paddlemix.trainer.stages import LORA_TARGETS, plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-VISION = VisionConfig(16, 32, 2, 2, image_size=8, patch_size=4)
+VISION = VisionConfig(16, 32, 3, 2, image_size=8, patch_size=4)
 CONFIG = LlavaConfig(
     text=TextConfig(64, 16, 32, 2, 2, 1),
     vision=VISION,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the house knows of a vision tower: pixels in, the chosen layer's features out."""
 
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from paddle import Tensor, nn
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.settings.model import VisionConfig
 from paddlemix.utils.errors import ConfigError
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class VisionEncoder(Protocol):
@@ -38,6 +41,14 @@ class VisionTower(nn.Layer):
             )
         if config.select_feature not in ("patch", "cls_patch"):
             raise ConfigError(f'mm_vision_select_feature "{config.select_feature}": expected "patch" or "cls_patch"')
+
+    def has_effect(self, name: str) -> bool:
+        """Whether the parameter ``name`` of the tower changes ``forward``: not in later layers, nor in the norm behind.
+
+        They get no gradient. What reduces gradients in buckets (sharding stage2) would wait for them for ever.
+        """
+        layer = _LAYER.search(name)
+        return int(layer[1]) < self.layer if layer else ".ln_post." not in name
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, P, C]``. Layers above the chosen one are not run."""
