@@ -105,3 +105,19 @@ def test_a_projector_rate_beside_a_rate_of_zero_is_refused(tmp_path):
     model = tiny()
     with pytest.raises(ConfigError, match="tune_mm_mlp_adapter"):
         build_optimizer(model, plan_stage(model, run), run.training, build_schedule(run.training, 10))
+
+
+def test_processes_that_hold_one_model_together_draw_the_same_noise():
+    """In tensor parallel, dropout before a layer that is whole on every device must be the same on all of them."""
+    from types import SimpleNamespace
+
+    from paddlemix.trainer.callbacks import SeedEachStep
+
+    def drawn(process, data, step=3):
+        args = SimpleNamespace(seed=1, process_index=process, dataset_rank=data)
+        SeedEachStep(SimpleNamespace(args=args)).on_step_begin(args, SimpleNamespace(global_step=step), None)
+        return paddle.rand([8]).tolist()
+
+    assert drawn(0, 0) == drawn(1, 0)
+    assert drawn(0, 0) != drawn(2, 1)
+    assert drawn(0, 0) != drawn(0, 0, step=4)
