@@ -22,9 +22,11 @@ TOWER_PART = "vision tower"
 LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
 """Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
 
+_TOWER_PREFIX = "llama.vision_tower."
+
 # The first prefix that fits names the part. Order of the table at the start of a run.
 _PARTS = (
-    (TOWER_PART, ("llama.vision_tower.",)),
+    (TOWER_PART, (_TOWER_PREFIX,)),
     (PROJECTOR_PART, ("llama.mm_projector.",)),
     ("image newline", ("llama.image_newline",)),
     ("token embedding", ("llama.embed_tokens.",)),
@@ -61,14 +63,25 @@ class Part:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The decision. ``rules`` holds the trainable parameters by their structured names, in the model's order."""
+    """The decision. ``rules`` holds the trainable parameters by their structured names, in the model's order.
+
+    ``idle`` are those of a tower that trains which lie behind the layer whose features are taken. The original hands
+    them to its optimizer too; they get no gradient and never change, and what sums gradients in buckets (sharding
+    stage2) would wait for them for ever, so they stay frozen here.
+    """
 
     stage: str
     rules: dict[str, Rule]
     parts: tuple[Part, ...]
+    idle: dict[str, Rule]
 
     def apply(self, model: "nn.Layer") -> None:
-        """Let exactly the planned parameters collect gradients."""
+        """Let exactly the planned parameters collect gradients. ConfigError when those chosen of a tower get none."""
+        if self.idle and not any(name.startswith(_TOWER_PREFIX) for name in self.rules):
+            raise ConfigError(
+                f"the features come from behind {model.llama.vision_tower.layer} layers of the vision tower, and what "
+                'was chosen of it lies behind them; lower "tune_vit_from_layer", or name other layers in freeze_exclude'
+            )
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = name not in self.rules
 
@@ -131,8 +144,7 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
-    neither leave it alone. Adapters always train. What of the tower lies behind the layer whose features are taken gets
-    no gradient and is never trained.
+    neither leave it alone. Adapters always train. See ``StagePlan`` for ``idle``.
     ConfigError when a pattern matches nothing or nothing is left to train.
     """
     stage = stage_of(settings)
@@ -144,17 +156,22 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
         default = _trains_by_default(stage, name, settings)
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
-        if part_of(name) == TOWER_PART or (is_adapter(name) and "vision_tower" in name):
-            trains[name] = trains[name] and model.llama.vision_tower.has_effect(name)
-    _check_tower(trains, settings, model)
+    _check_tower(trains, settings)
     if not any(trains.values()):
         raise ConfigError(
             f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
             f"freeze_exclude {list(exclude)} freezes every parameter"
         )
     no_decay = _without_decay(model)
-    rules = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name, chosen in trains.items() if chosen}
-    return StagePlan(stage, rules, tuple(_parts(model, rules)))
+    chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if trains[name]}
+    idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model)}
+    rules = {name: rule for name, rule in chosen.items() if name not in idle}
+    return StagePlan(stage, rules, tuple(_parts(model, rules)), idle)
+
+
+def _has_effect(name: str, model: "nn.Layer") -> bool:
+    inside = name.startswith(_TOWER_PREFIX)
+    return not inside or model.llama.vision_tower.has_effect(name)
 
 
 def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> bool:
@@ -166,16 +183,16 @@ def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> boo
     return stage == FULL or part == _ADAPTERS
 
 
-def _check_tower(trains: dict[str, bool], settings: TrainingSettings, whole: "nn.Layer") -> None:
+def _check_tower(trains: dict[str, bool], settings: TrainingSettings) -> None:
     """ConfigError when keys speak of a tower that trains, and no parameter of it does."""
     model, tower = settings.model, [name for name in trains if part_of(name) == TOWER_PART]
     if any(trains[name] for name in tower):
         return
-    used = whole.llama.vision_tower.layer if tower else 0
-    if model.tune_vit_from_layer is not None and model.tune_vit_from_layer >= used:
+    layers = {int(found.group(1)) for found in map(_TOWER_LAYER.search, tower) if found}
+    if model.tune_vit_from_layer is not None and model.tune_vit_from_layer > max(layers, default=-1):
         raise ConfigError(
-            f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the features come from behind {used} layers of '
-            f"the vision tower: the highest that can begin is {max(used - 1, 0)}"
+            f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the vision tower has {len(layers)} layers: '
+            f"the highest that can begin is {max(layers, default=0)}"
         )
     if settings.training.vision_tower_lr is not None:
         raise ConfigError(

@@ -160,12 +160,18 @@ def test_the_tower_has_its_own_rate_without_one_for_the_projector(tmp_path):
 
 
 def test_a_layer_that_the_tower_does_not_have_is_an_error(tmp_path):
-    with pytest.raises(
-        ConfigError, match="is 2, but the features come from behind 2 layers .*: the highest .* is 1"
-    ):
-        plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
+    with pytest.raises(ConfigError, match='"tune_vit_from_layer" is 3, but the vision tower has 3 layers'):
+        plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=3))
 
 
 def test_a_rate_for_a_frozen_tower_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match='"vision_tower_lr" is 1e-06, but no parameter of the vision tower trains'):
         plan_stage(tiny(), settings(tmp_path, vision_tower_lr=1e-6))
+
+
+def test_layers_that_give_no_feature_alone_are_an_error(tmp_path):
+    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
+    assert tower_layers(plan) == []
+    assert len(plan.idle) == 16
+    with pytest.raises(ConfigError, match="features come from behind 2 layers of the vision tower"):
+        plan.apply(tiny())

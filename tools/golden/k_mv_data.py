@@ -327,7 +327,8 @@ def _groups(root: Path, path: Path) -> Iterator[Case]:
             mm_projector_lr=facts["mm_projector_lr"],
             vision_tower_lr=facts["vision_tower_lr"],
         )
-        ours = {key: (rule.learning_rate, rule.decay) for key, rule in plan_stage(model, settings).rules.items()}
+        plan = plan_stage(model, settings)
+        ours = {key: (rule.learning_rate, rule.decay) for key, rule in {**plan.rules, **plan.idle}.items()}
         yield _group_case(f"k/optimizer_groups/{name}", ours, theirs, facts)
 
 

@@ -43,10 +43,7 @@ class VisionTower(nn.Layer):
             raise ConfigError(f'mm_vision_select_feature "{config.select_feature}": expected "patch" or "cls_patch"')
 
     def has_effect(self, name: str) -> bool:
-        """Whether the parameter ``name`` of the tower changes ``forward``: not in later layers, nor in the norm behind.
-
-        They get no gradient. What reduces gradients in buckets (sharding stage2) would wait for them for ever.
-        """
+        """Whether a parameter of the tower changes ``forward``; later layers and the norm behind them do not."""
         layer = _LAYER.search(name)
         return int(layer[1]) < self.layer if layer else ".ln_post." not in name
 
