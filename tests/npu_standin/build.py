@@ -90,3 +90,22 @@ def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
     if ran.returncode or not lines:
         raise RuntimeError(f"worker {case} {changes} ended with {ran.returncode}\n{ran.stdout}\n{ran.stderr[-6000:]}")
     return {**json.loads(lines[-1][7:]), "log": ran.stdout + ran.stderr}
+
+
+def launch(library: Path, folder: Path, script: str, devices: int = 2) -> dict[str, Any]:
+    """Run a script of this folder on so many devices by paddle's launcher; gives back what it wrote to told.json."""
+    path, logs = REPOSITORY / "tests" / "npu_standin" / script, folder / "logs"
+    launcher = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
+    numbers = ",".join(map(str, range(devices)))
+    changes = {"PADDLEMIX_NPU_ATTENTION_FLOAT32": "1", "NPU_STANDIN_FLOAT32": "1", "NPU_STANDIN_DEVICES": str(devices)}
+    done = subprocess.run(
+        [*launcher, "--npus", numbers, "--log_dir", str(logs), str(path), str(folder), "npu"],
+        env=environment(library, **changes),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    told = "\n".join(path.read_text()[-3000:] for path in sorted(logs.glob("workerlog.*")))
+    assert done.returncode == 0, told
+    return json.loads((folder / "told.json").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ def standin() -> Path:
 @pytest.fixture(scope="session")
 def worker(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """``worker(case, **environment)``: the findings of a case, shared through a file with the other processes."""
-    # Under xdist the parent folder is common to all processes of one run.
-    shared = tmp_path_factory.getbasetemp().parent if _under_xdist() else tmp_path_factory.getbasetemp()
+    shared = _common(tmp_path_factory)
 
     def run(case: str, **changes: str) -> dict[str, Any]:
         name = "-".join([case, *(f"{key}={value}" for key, value in sorted(changes.items()))])
@@ -39,7 +39,20 @@ def worker(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
-def _under_xdist() -> bool:
-    import os
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` fills, for all pytest processes of one run."""
+    folder = _common(factory) / name
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
-    return "PYTEST_XDIST_WORKER" in os.environ
+
+def _common(factory: pytest.TempPathFactory) -> Path:
+    """Under xdist the parent folder is common to all processes of one run."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.npu_standin.test_npu_parallel import launched
+from tests.npu_standin import build
 
 pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
 
@@ -18,7 +18,7 @@ def own(rank: int) -> np.ndarray:
 
 
 def test_near_and_far_groups_exchange_within_themselves(standin: Path, tmp_path: Path) -> None:
-    everyone = launched(standin, tmp_path, "groups_worker.py", devices=4)
+    everyone = build.launch(standin, tmp_path, "groups_worker.py", devices=4)
     for name, divided in GROUPS.items():
         for ranks in divided:
             first, second = (own(rank) for rank in ranks)

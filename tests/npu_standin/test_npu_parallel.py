@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes on two stand-in devices, started by the launcher, train what one process on the CPU trains."""
 
-import fcntl
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +12,22 @@ from safetensors.numpy import load_file
 
 from paddlemix.utils import files
 from tests.npu_standin import build, parallel_worker
+from tests.npu_standin.conftest import made_once
 
 pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
 
 CLOSE = 1e-5
 
 
-def launched(standin: Path, folder: Path, script: str = "parallel_worker.py", devices: int = 2) -> dict[str, Any]:
-    """What the first of the processes wrote."""
-    path = build.REPOSITORY / "tests" / "npu_standin" / script
-    logs = folder / "logs"
-    launcher = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
-    numbers = ",".join(map(str, range(devices)))
-    done = subprocess.run(
-        [*launcher, "--npus", numbers, "--log_dir", str(logs), str(path), str(folder), "npu"],
-        env=build.environment(
-            standin,
-            PADDLEMIX_NPU_ATTENTION_FLOAT32="1",
-            NPU_STANDIN_FLOAT32="1",
-            NPU_STANDIN_DEVICES=str(devices),
-        ),
-        cwd=build.REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    told = "\n".join(path.read_text()[-3000:] for path in sorted(logs.glob("workerlog.*")))
-    assert done.returncode == 0, told
-    return json.loads((folder / "told.json").read_text())
-
-
 @pytest.fixture(scope="session")
 def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """One process on the CPU, two on the stand-in with every kind of sharding, and their folder; made once."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "parallel-runs"
-    shared.mkdir(exist_ok=True)
-    with open(shared / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "alone.pickle").exists():
-            launched(standin, shared)
-            (shared / "alone.pickle").write_bytes(pickle.dumps(parallel_worker.alone(shared / "alone")))
+
+    def make(folder: Path) -> None:
+        build.launch(standin, folder, "parallel_worker.py")
+        (folder / "alone.pickle").write_bytes(pickle.dumps(parallel_worker.alone(folder / "alone")))
+
+    shared = made_once(tmp_path_factory, "parallel-runs", make)
     return pickle.loads((shared / "alone.pickle").read_bytes()), json.loads((shared / "told.json").read_text()), shared
 
 

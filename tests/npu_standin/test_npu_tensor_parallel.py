@@ -2,8 +2,6 @@
 """Two stand-in devices that hold one model together train what one CPU trains, save it as one and go on from it."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors.numpy import load_file
 
 from paddlemix.utils import files
 from tests.npu_standin import build
+from tests.npu_standin.conftest import made_once
 from tests.tiny import tiny_config, tiny_image, tiny_intern_config, tiny_tokenizer_folder
 
 pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
@@ -77,44 +76,30 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with each case run on the CPU and on two devices."""
     from paddlemix.settings.loader import load_settings
     from paddlemix.trainer.run import finetune
 
-    root = tmp_path_factory.mktemp("tensor-parallel")
-    write_place(root)
-    cases = {}
-    for name, (model, keys) in CASES.items():
-        finetune(load_settings(arguments(root, root / f"{name}-cpu", model, device="cpu", **keys)))
-        both = dict(device="npu", tensor_parallel_degree=2, **keys)
-        cases[name] = arguments(root, root / f"{name}-npu", model, **both)
-        checkpoint = root / f"{name}-npu" / "checkpoint-2"
-        cases[f"{name} again"] = arguments(
-            root, root / f"{name}-again", model, **both, resume_from_checkpoint=checkpoint
-        )
-    launch(standin, root, cases, devices=2)
-    return root
+    def make(root: Path) -> None:
+        write_place(root)
+        cases = {}
+        for name, (model, keys) in CASES.items():
+            finetune(load_settings(arguments(root, root / f"{name}-cpu", model, device="cpu", **keys)))
+            both = dict(device="npu", tensor_parallel_degree=2, **keys)
+            cases[name] = arguments(root, root / f"{name}-npu", model, **both)
+            both["resume_from_checkpoint"] = root / f"{name}-npu" / "checkpoint-2"
+            cases[f"{name} again"] = arguments(root, root / f"{name}-again", model, **both)
+        launch(standin, root, cases, devices=2)
+
+    return made_once(tmp_path_factory, "tensor-parallel", make)
 
 
 def launch(standin: Path, root: Path, cases: dict[str, list[str]], devices: int) -> None:
     """Run every case on so many stand-in devices."""
     (root / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    script = build.REPOSITORY / "tests" / "npu_standin" / "tensor_worker.py"
-    command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
-    names = ",".join(map(str, range(devices)))
-    settings = dict(PADDLEMIX_NPU_ATTENTION_FLOAT32="1", NPU_STANDIN_FLOAT32="1", NPU_STANDIN_DEVICES=str(devices))
-    done = subprocess.run(
-        [*command, "--npus", names, "--log_dir", str(root / "logs"), str(script), str(root)],
-        env=build.environment(standin, **settings),
-        cwd=build.REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    logs = "\n".join(path.read_text()[-3000:] for path in sorted((root / "logs").glob("workerlog.*")))
-    assert done.returncode == 0, logs
+    build.launch(standin, root, "tensor_worker.py", devices)
 
 
 def logged(folder: Path, key: str) -> list[float]:
