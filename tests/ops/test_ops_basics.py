@@ -113,3 +113,21 @@ def test_activations_are_their_formulas(name, formula):
 def test_an_unknown_activation_names_the_nearest():
     with pytest.raises(ConfigError, match='unknown activation "qick_gelu", did you mean "quick_gelu"'):
         ACTIVATIONS.get("qick_gelu")
+
+
+def test_a_lack_of_memory_is_no_limit_of_an_operator():
+    """A refusal is remembered for calls of the same shapes; memory may be there again at the next one."""
+    from paddlemix.ops.npu import library
+
+    def lacking():
+        raise RuntimeError("ResourceExhaustedError: Out of memory on npu:0")
+
+    x = paddle.ones([2])
+    with pytest.raises(RuntimeError, match="ResourceExhausted") as raised:
+        library.guarded("some_op", lacking, (x,))
+    assert not isinstance(raised.value, library.RefusalError)
+    assert library.guarded("some_op", lambda: 7, (x,)) == 7
+    with pytest.raises(library.RefusalError, match="some_op of this plug-in refused"):
+        library.guarded("some_op", lambda: 1 / 0 if x is None else int("a"), (x,))
+    with pytest.raises(library.RefusalError):
+        library.guarded("some_op", lambda: 7, (x,))

@@ -120,6 +120,8 @@ def guarded(operator: str, call: Callable[[], Any], arguments: tuple[object, ...
     try:
         return call()
     except _RAISED as error:
+        if "ResourceExhausted" in str(error):  # as good as MemoryError, and not the same at the next call
+            raise
         likeness = (operator, *map(_likeness, arguments))
         tensors = ", ".join(f"{one[0]} {one[1]}" for one in likeness if isinstance(one, tuple))
         text = _refused[likeness] = f"{operator} of this plug-in refused {tensors}: {message_of(error)}"
