@@ -59,7 +59,7 @@ class TensorParallel:
 
     def reduce(self, x: Tensor, op: Any = None) -> Tensor:
         """All-reduce into a new tensor, outside of any gradient; the sum unless ``op`` says otherwise."""
-        out = x.detach().clone()
+        out = paddle.scale(x.detach(), 1.0)  # a copy by an operator that plug-ins have in bfloat16
         paddle.distributed.all_reduce(out, op=paddle.distributed.ReduceOp.SUM if op is None else op, group=self.group)
         return out
 

@@ -92,7 +92,7 @@ def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
     return {**json.loads(lines[-1][7:]), "log": ran.stdout + ran.stderr}
 
 
-def launch(library: Path, folder: Path, script: str, devices: int = 2) -> dict[str, Any]:
+def launch(library: Path, folder: Path, script: str, devices: int = 2, **more: str) -> dict[str, Any]:
     """Run a script of this folder on so many devices by paddle's launcher; gives back what it wrote to told.json."""
     path, logs = REPOSITORY / "tests" / "npu_standin" / script, folder / "logs"
     launcher = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
@@ -100,7 +100,7 @@ def launch(library: Path, folder: Path, script: str, devices: int = 2) -> dict[s
     changes = {"PADDLEMIX_NPU_ATTENTION_FLOAT32": "1", "NPU_STANDIN_FLOAT32": "1", "NPU_STANDIN_DEVICES": str(devices)}
     done = subprocess.run(
         [*launcher, "--npus", numbers, "--log_dir", str(logs), str(path), str(folder), "npu"],
-        env=environment(library, **changes),
+        env=environment(library, **{**changes, **more}),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

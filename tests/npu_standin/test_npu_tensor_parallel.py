@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from paddlemix.ops.npu import record
 from paddlemix.utils import files
 from tests.npu_standin import build
 from tests.npu_standin.conftest import made_once
@@ -96,10 +97,10 @@ def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "tensor-parallel", make)
 
 
-def launch(standin: Path, root: Path, cases: dict[str, list[str]], devices: int) -> None:
+def launch(standin: Path, root: Path, cases: dict[str, list[str]], devices: int, **environment: str) -> None:
     """Run every case on so many stand-in devices."""
     (root / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    build.launch(standin, root, "tensor_worker.py", devices)
+    build.launch(standin, root, "tensor_worker.py", devices, **environment)
 
 
 def logged(folder: Path, key: str) -> list[float]:
@@ -173,3 +174,18 @@ def test_two_groups_of_two_devices_share_data_and_state_as_well(standin: Path, t
     assert logged(both, "grad_norm") == pytest.approx(logged(alone, "grad_norm"), rel=CLOSE)
     one, other = weights(alone, "clip"), weights(both, "clip")
     assert max(float(np.abs(one[name] - other[name]).max()) for name in one) <= 10 * CLOSE
+
+
+def test_a_bfloat16_step_uses_no_operator_that_the_plug_in_may_lack(standin: Path, tmp_path: Path) -> None:
+    write_place(tmp_path)
+    keys = dict(bf16="true", fp16_opt_level="O2", amp_master_grad="true", tune_entire_model="true", max_steps=1)
+    keys |= dict(device="npu", tensor_parallel_degree=2, save_strategy="no", do_eval="false")
+    cases = {"bf16": arguments(tmp_path, tmp_path / "npu", "intern", **keys)}
+    launch(
+        standin, tmp_path, cases, devices=2, PADDLEMIX_NPU_ATTENTION_FLOAT32="0", NPU_STANDIN_FLOAT32="0", **record.LOG
+    )
+    for path in sorted((tmp_path / "logs").glob("workerlog.*")):
+        with path.open(errors="replace") as lines:
+            used = record.read_log(lines, "npu")
+        assert {"adamw", "matmul", "take_along_axis"} <= {item.operator for item in used if not item.gradient}
+        assert record.objections(used) == []
