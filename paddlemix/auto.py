@@ -179,8 +179,9 @@ def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, 
 def _tokenizer_folder(folder: Path) -> Path:
     from paddlemix.checkpoint.folders import kind_of
     from paddlemix.checkpoint.lora_read import read_adapter
+    from paddlemix.text.tokenizer_files import has_tokenizer
 
-    if (folder / "tokenizer.model").is_file() or kind_of(folder) not in ("adapter", "peft"):
+    if has_tokenizer(folder) or kind_of(folder) not in ("adapter", "peft"):
         return folder
     return read_adapter(folder).find_base(None)
 

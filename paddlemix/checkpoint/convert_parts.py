@@ -30,6 +30,7 @@ from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.checkpoint.sources import Sources, find_sources
 from paddlemix.settings.legacy import load_config
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
 
 PROJECTOR = "mm_projector.bin"
@@ -142,8 +143,8 @@ def _write_paddle(
     else:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
         data |= _base_facts(sources, target)
-        where = sources.parts.base if not _has_tokenizer(adapter.folder) else adapter.folder
-        write_side_files(staging, sources.config, load_tokenizer(where) if _has_tokenizer(where) else None)
+        where = sources.parts.base if not has_tokenizer(adapter.folder) else adapter.folder
+        write_side_files(staging, sources.config, load_tokenizer(where) if has_tokenizer(where) else None)
     write_json(staging / ADAPTER_CONFIG, data)
     return tensors
 
@@ -226,12 +227,8 @@ def _original_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not None}
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.model").is_file()
-
-
 def _copy_tokenizer(folder: Path, staging: Path) -> None:
-    if _has_tokenizer(folder):
+    if has_tokenizer(folder):
         load_tokenizer(folder).save(staging)
 
 

@@ -11,6 +11,7 @@ from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.formats_base import cast
 from paddlemix.checkpoint.save_files import write_json
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.text.tokenizer_files import MODEL_FILE, has_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import CheckpointError
 
@@ -37,9 +38,9 @@ def plan_for_hf(folder: Path, rows: int, remembered: int | None) -> TokenizerPla
 
     ``remembered``: rows of the llava-hf folder that these weights came from.
     """
-    tokenizer = _tokenizer(folder)
+    tokenizer, why = _tokenizer(folder)
     if tokenizer is None:
-        raise CheckpointError(f"{folder}: no tokenizer.model; llava-hf needs one, since the image is a token there")
+        raise CheckpointError(f"{why}; llava-hf needs one, since the image is a token there")
     image, pad = tokenizer.token_id(IMAGE_TOKEN), tokenizer.token_id(PAD)
     if image is not None and image < rows:
         return TokenizerPlan(remembered or rows, image, tokenizer.pad_id if pad is None else pad)
@@ -52,7 +53,7 @@ def plan_for_hf(folder: Path, rows: int, remembered: int | None) -> TokenizerPla
 
 def plan_without_image_token(folder: Path, rows: int, remembered: int | None) -> TokenizerPlan:
     """The original: the rows that llava-hf added at the end are cut off again, with their tokens."""
-    tokenizer = _tokenizer(folder)
+    tokenizer, _ = _tokenizer(folder)
     image = tokenizer.token_id(IMAGE_TOKEN) if tokenizer is not None else None
     if tokenizer is None or image is None or not tokenizer.is_added(image):
         return TokenizerPlan(remembered or rows)
@@ -66,9 +67,9 @@ def plan_without_image_token(folder: Path, rows: int, remembered: int | None) ->
 
 def keep_tokenizer(plan: TokenizerPlan, source: Path, target: Path, notes: list[str]) -> None:
     """Write the tokenizer of ``source`` into ``target`` as the plan says."""
-    tokenizer = _tokenizer(source)
+    tokenizer, why = _tokenizer(source)
     if tokenizer is None:
-        notes.append(f"{source} has no tokenizer.model, so the new folder has none either")
+        notes.append(f"{why}; the new folder has none either")
         return
     if plan.add:
         tokenizer.add_special(_ADDED)
@@ -98,8 +99,16 @@ def with_rows(values: np.ndarray, dtype: str, axis: int, rows: int) -> np.ndarra
     return made if axis == 0 else made.T
 
 
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    return load_tokenizer(folder) if (folder / "tokenizer.model").is_file() else None
+def _tokenizer(folder: Path) -> tuple[Tokenizer | None, str]:
+    """The tokenizer, or why there is none: no file, or a tokenizer.json of a kind that is not read here."""
+    if not has_tokenizer(folder):
+        return None, f"{folder}: no tokenizer.model"
+    try:
+        return load_tokenizer(folder), ""
+    except CheckpointError as error:
+        if (folder / MODEL_FILE).is_file():
+            raise
+        return None, str(error)
 
 
 def _patch(folder: Path, drop: dict[str, Any], pad: str | None) -> None:

@@ -20,6 +20,7 @@ from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_til
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import PaddleMixError
 from paddlemix.utils.files import MANIFEST, verify_folder
 
@@ -248,7 +249,7 @@ def _say_tower(sources: Sources, result: Description) -> None:
 
 def _say_tokenizer(sources: Sources, result: Description) -> None:
     where = tokenizer_folder(sources.parts)
-    if not (where / "tokenizer.model").is_file():
+    if not has_tokenizer(where):
         result.problems.append(f"{where}: no tokenizer.model; copy it from the base language model")
         return
     tokenizer = load_tokenizer(where)

@@ -30,6 +30,7 @@ from paddlemix.settings.legacy import load_config
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
 
 INIT = "init"
@@ -319,5 +320,4 @@ def _missing(report: LoadReport, name: str, init: bool) -> None:
 
 def tokenizer_folder(parts: Parts) -> Path:
     """Where the tokenizer is: beside the weights, else with the base."""
-    names = ("tokenizer.model", "tokenizer.json")
-    return parts.folder if any((parts.folder / name).is_file() for name in names) else parts.base
+    return parts.folder if has_tokenizer(parts.folder) else parts.base

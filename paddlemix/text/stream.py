@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from paddlemix.text.tokenizer import Tokenizer
+from paddlemix.text.tokenizer import FAST_KINDS, Tokenizer
 
 
 class TextStream:
@@ -71,7 +71,7 @@ class TextStream:
                 break
             run.append(self._tokenizer.byte_value(number))
         run.reverse()
-        if self._tokenizer.kind == "fast":
+        if self._tokenizer.kind in FAST_KINDS:
             return min(len(text), len(run.decode("utf-8")) if _is_utf8(run) else len(run))
         return _open_bytes(run)
 

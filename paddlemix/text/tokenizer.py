@@ -8,7 +8,9 @@ The rules are those of the LLaVA originals' tokenizer (transformers 4.37, LlamaT
 - ``legacy=False``: only the text as a whole gets it ("</s>x" -> "x");
 - slow and fast differ in decoding: invalid UTF-8 in byte pieces, and spaces beside special tokens;
 - the kind slow_4_31 (transformers 4.31, which share4v models were trained with) with ``legacy=False``: each piece of
-  text gets the dummy space and then loses it from its first token ("</s>USER" -> "US", "ER" where 4.37 has "USER").
+  text gets the dummy space and then loses it from its first token ("</s>USER" -> "US", "ER" where 4.37 has "USER");
+- the kind fast_5 (transformers 5, whose folders hold ``tokenizer.json`` alone) gives no dummy space to a text that
+  begins with a space, and with ``legacy=False`` only to the text as a whole.
 """
 
 import re
@@ -24,8 +26,9 @@ from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError
 
 SPACE = "\u2581"
-SLOW, SLOW_4_31, FAST = "slow", "slow_4_31", "fast"
-KINDS = (SLOW, SLOW_4_31, FAST)
+SLOW, SLOW_4_31, FAST, FAST_5 = "slow", "slow_4_31", "fast", "fast_5"
+KINDS = (SLOW, SLOW_4_31, FAST, FAST_5)
+FAST_KINDS = (FAST, FAST_5)
 Span = tuple[int, int]
 
 
@@ -40,9 +43,10 @@ class Pieces:
 def load_tokenizer(folder: str | Path, *, kind: str | None = None, legacy: bool | None = None) -> "Tokenizer":
     """Tokenizer of a model folder (original LLaVA, llava-hf or our own).
 
-    Needs ``tokenizer.model``; reads ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``
-    and the added tokens of ``tokenizer.json`` when they are there. ``kind`` (one of ``KINDS``) and ``legacy``
-    override what the files say. CheckpointError names a file that is missing or damaged.
+    Needs ``tokenizer.model``, or a ``tokenizer.json`` that came from one (``spm_rebuild``); reads
+    ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the added tokens of
+    ``tokenizer.json`` when they are there. ``kind`` (one of ``KINDS``) and ``legacy`` override what the files say.
+    CheckpointError names a file that is missing or damaged.
     """
     files = read_files(folder)
     kind = kind or files.kind
@@ -72,6 +76,7 @@ class Tokenizer:
         self._byte_values = {i: int(p.text[3:5], 16) for i, p in enumerate(pieces) if p.kind == spm.BYTE}
         self._prefixing = self._processor(files.model)
         self._bare = self._processor(files.model + spm.WITHOUT_DUMMY_PREFIX)
+        self._drops_space = kind != FAST_5 or self._prefixing.encode("x") != self._bare.encode("x")
         self._base_ids = {piece: i for i, piece in enumerate(self._pieces)}
         self._roles = dict(files.roles)
         self._added: dict[str, AddedToken] = {}
@@ -207,6 +212,9 @@ class Tokenizer:
 
     def _segment(self, text: str, *, first: bool, then: AddedToken | None, offsets: bool) -> Pieces:
         """Pieces of the text between two special tokens; ``first`` when nothing stands before it."""
+        if self.kind == FAST_5:
+            spaced = (self.legacy or first) and not text.startswith((SPACE, " "))
+            return self._spm(self._prefixing if spaced else self._bare, text, 0, offsets) if text else Pieces([], [])
         if self.legacy or self.kind != SLOW:
             found = self._spm(self._prefixing, text, 0, offsets) if text else Pieces([], [])
             cut = self.kind == SLOW_4_31 and not self.legacy and not first and not text.startswith(" ")
@@ -262,7 +270,7 @@ class Tokenizer:
         run of byte pieces as soon as one of them is invalid.
         """
         tokens = [int(number) for number in ids if not (skip_special and int(number) in self._special_ids)]
-        return self._decode_fast(tokens) if self.kind == FAST else self._decode_slow(tokens)
+        return self._decode_fast(tokens) if self.kind in FAST_KINDS else self._decode_slow(tokens)
 
     def _decode_slow(self, ids: list[int]) -> str:
         parts: list[str] = []
@@ -304,7 +312,7 @@ class Tokenizer:
             out += [_run_of_bytes(run), self.token(number).replace(SPACE, " ")]
             run.clear()
         text = "".join([*out, _run_of_bytes(run)])
-        return text[1:] if text.startswith(" ") else text
+        return text[1:] if text.startswith(" ") and self._drops_space else text
 
     # ---- changes and files -----------------------------------------------------------------------------------
 

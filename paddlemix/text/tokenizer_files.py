@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddlemix.text.spm_rebuild import Rebuilt, rebuild
 from paddlemix.utils.errors import CheckpointError
 
 MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
+_MAX_BYTES = 1 << 27
 _UNBOUNDED = 1_000_000
 """HF writes 1e30 for "no limit"; anything above this is read as None."""
 
@@ -45,38 +48,55 @@ class TokenizerFiles:
         return int(value) if isinstance(value, (int, float)) and value <= _UNBOUNDED else None
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of its own."""
+    return any((folder / name).is_file() for name in (MODEL_FILE, JSON_FILE))
+
+
 def read_files(folder: str | Path) -> TokenizerFiles:
     """Read a tokenizer folder. CheckpointError names the file, what is wrong with it and what to do."""
     folder = Path(folder)
     path = folder / MODEL_FILE
-    if not path.is_file():
-        hint = (
-            " (tokenizer.json alone is not enough: sentencepiece reads the model file)"
-            if (folder / "tokenizer.json").is_file()
-            else ""
-        )
-        raise CheckpointError(
-            f"{path}: no such file{hint}; copy {MODEL_FILE} from the base language model into this folder"
-        )
+    if not has_tokenizer(folder):
+        raise CheckpointError(f"{path}: no such file; copy {MODEL_FILE} from the base language model into this folder")
     config = read_json(folder / "tokenizer_config.json")
     special_map = read_json(folder / "special_tokens_map.json")
-    files = TokenizerFiles(path.read_bytes(), str(path), config)
+    fast = read_json(folder / JSON_FILE)
+    roles: dict[str, str | None] = {}
     for role in ROLES:
         # The map wins over the config in the layout without "added_tokens_decoder", as in transformers 4.37.
         first, second = (config, special_map) if "added_tokens_decoder" in config else (special_map, config)
-        files.roles[role] = _content(first.get(role)) or _content(second.get(role)) or _DEFAULTS[role]
-    files.added = _read_added(folder, config, files.roles)
-    files.kind = _kind(folder, config)
+        roles[role] = _content(first.get(role)) or _content(second.get(role)) or _DEFAULTS[role]
+        if not isinstance(roles[role], (str, type(None))):
+            raise CheckpointError(f'{folder}: its "{role}" is {roles[role]!r}; expected a text')
+    if path.is_file():
+        files = TokenizerFiles(path.read_bytes(), str(path), config, roles)
+    else:
+        rebuilt = rebuild(fast, folder / JSON_FILE, roles)
+        files = TokenizerFiles(rebuilt.model, str(folder / JSON_FILE), _with_rules(config, rebuilt), roles)
+    files.added = _read_added(folder, config, fast, roles)
+    files.kind = _kind(folder, files.config)
     return files
+
+
+def _with_rules(config: dict[str, Any], rebuilt: Rebuilt) -> dict[str, Any]:
+    """tokenizer_config.json and what tokenizer.json says: its pipeline is the rule, its template only a default."""
+    if rebuilt.legacy is not None and "tokenizer_kind" not in config:
+        config = config | {"legacy": rebuilt.legacy, "tokenizer_kind": "fast_5"}
+    if rebuilt.add_bos is not None and config.get("add_bos_token") is None:
+        config = config | {"add_bos_token": rebuilt.add_bos}
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one when the file is absent. CheckpointError names the file and the place."""
     if not path.is_file():
         return {}
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_BYTES} are read; download it again")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); download the file again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}; download the file again")
@@ -87,24 +107,30 @@ def _content(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _read_added(folder: Path, config: dict[str, Any], roles: dict[str, str | None]) -> list[AddedToken]:
+def _read_added(
+    folder: Path, config: dict[str, Any], fast: dict[str, Any], roles: dict[str, str | None]
+) -> list[AddedToken]:
     """Added tokens in the order of their ids; the richest file that names a token wins."""
     found: dict[str, AddedToken] = {}
     for content, number in read_json(folder / "added_tokens.json").items():
         _check_id(folder / "added_tokens.json", content, number)
         found[content] = AddedToken(content, number)
-    for row in read_json(folder / "tokenizer.json").get("added_tokens", []):
-        found[row["content"]] = _added(folder / "tokenizer.json", row["id"], row)
+    rows = [(JSON_FILE, row.get("id") if isinstance(row, dict) else None, row) for row in fast.get("added_tokens", [])]
     for number, row in config.get("added_tokens_decoder", {}).items():
-        found[row["content"]] = _added(folder / "tokenizer_config.json", int(number), row)
+        rows.append(("tokenizer_config.json", int(number) if number.isdecimal() else number, row))
+    for name, number, row in rows:
+        token = _added(folder / name, number, row)
+        found[token.content] = token
     for role in ROLES:
         row = config.get(role)
-        if isinstance(row, dict) and row["content"] in found:
+        if isinstance(row, dict) and row.get("content") in found:
             found[row["content"]] = _added(folder / "tokenizer_config.json", found[row["content"]].id, row)
     return sorted(found.values(), key=lambda token: token.id)
 
 
-def _added(path: Path, number: int, row: dict[str, Any]) -> AddedToken:
+def _added(path: Path, number: Any, row: Any) -> AddedToken:
+    if not isinstance(row, dict) or not isinstance(row.get("content"), str):
+        raise CheckpointError(f'{path}: added token {number!r} is no object with a text as "content"; remove it')
     _check_id(path, row["content"], number)
     if row.get("single_word"):
         raise CheckpointError(
