@@ -13,7 +13,7 @@ from paddlemix.text import spm
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 
 SPECIALS = ("<s>", "</s>", "<unk>", "<im_start>", "<im_end>", "[INST]", "###", "ASSISTANT:", "USER:", "<|im_end|>")
-KINDS = ({"legacy": False}, {"legacy": True}, {"kind": "fast"})
+KINDS = ({"legacy": False}, {"legacy": True}, {"kind": "fast"}, {"kind": "fast_5", "legacy": False}, {"kind": "fast_5"})
 
 words = st.sampled_from(
     ["the cat", "a red mat", "Hello", "  two", "end ", "\n", "- item 1\n", "0123", "\u4f60\u597d", "\U0001f600"]
