@@ -130,6 +130,10 @@ class TrainingRun:
             self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
         self._write("all_results.json", metrics)
         self._farewell(stopped)
+        if self.args.world_size > 1:
+            import paddle
+
+            paddle.distributed.barrier()  # all leave together: the first one serves the connections of the others
         return Result(self.output, steps, metrics, stopped)
 
     def _greet(self) -> None:

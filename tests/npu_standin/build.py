@@ -107,5 +107,5 @@ def launch(library: Path, folder: Path, script: str, devices: int = 2, **more: s
         timeout=300,
     )
     told = "\n".join(path.read_text()[-3000:] for path in sorted(logs.glob("workerlog.*")))
-    assert done.returncode == 0, told
+    assert done.returncode == 0, f"{told}\nthe launcher ended with {done.returncode}: {done.stderr[-1500:]}"
     return json.loads((folder / "told.json").read_text(encoding="utf-8"))
