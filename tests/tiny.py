@@ -122,6 +122,19 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
     return model
 
 
+def write_rows(folder: Path) -> None:
+    """Six pictures; ``train.json`` with rows about them, the last without one; ``eval.json`` with three of the rows."""
+    rows = []
+    for index in range(6):
+        tiny_image(index).save(folder / f"{index}.png")
+        turns = [("human", f"<image>\nwhat colour {index}?"), ("gpt", "red square" if index % 2 else "blue circle")]
+        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
+    del rows[-1]["image"]
+    rows[-1]["conversations"][0]["value"] = "how many?"
+    (folder / "train.json").write_text(json.dumps(rows))
+    (folder / "eval.json").write_text(json.dumps(rows[:3]))
+
+
 def tiny_image(kind: int = 0, size: tuple[int, int] = (40, 30)) -> Any:
     """An RGB picture of (width, height) pixels; every ``kind`` is another one."""
     import numpy as np

@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from paddlemix.ops.parallel import Share, count_of, cut, mark, whole_shape
+from paddlemix.ops.parallel import Share, count_of, cut, is_shared, mark, whole_shape
 from paddlemix.utils.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ class Linear(nn.Layer):
     @property
     def sums(self) -> bool:
         """Whether other devices hold the other rows of the weight."""
-        return isinstance(self.rows, Share) and self.rows.is_part
+        return is_shared(self.rows)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -93,8 +93,7 @@ class LoraLinear(Linear):
 
     def _matrix_a(self) -> Tensor:
         """A; where the columns of the weight are shared, each device sees a part of A's gradient, so it is summed."""
-        shared = isinstance(self.columns, Share) and self.columns.is_part
-        return self.columns.parallel.enter(self.lora_A) if shared else self.lora_A
+        return self.columns.parallel.enter(self.lora_A) if is_shared(self.columns) else self.lora_A
 
     def delta(self) -> Tensor:
         """What the adapter adds to the weight: float32 ``[in, out]``."""

@@ -6,7 +6,7 @@ from paddle import Tensor, nn
 
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.npu import fused, switches
-from paddlemix.ops.parallel import Share, count_of, mark
+from paddlemix.ops.parallel import Share, count_of, is_shared, mark
 
 
 class RMSNorm(nn.Layer):
@@ -21,7 +21,7 @@ class RMSNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]`` in the dtype of x."""
-        if isinstance(self.width, Share) and self.width.is_part:
+        if is_shared(self.width):
             return _rms_norm_of_part(x, self.weight, self.epsilon, self.width)
         return rms_norm(x, self.weight, self.epsilon)
 

@@ -7,7 +7,6 @@ in the backward pass. ``TensorParallel.enter`` and ``leave`` are these two place
 Slices may be uneven (InternViT-6B has 25 heads), so every exchange is an all-reduce of equal shapes.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -133,14 +132,21 @@ class Share:
         if not self.is_part:
             return x
         ((start, stop),) = self.ranges
-        sides = [paddle.zeros([*x.shape[:-1], width], dtype=x.dtype) for width in (start, self.total - stop) if width]
-        pieces = [x, *sides] if not start else [sides[0], x, *sides[1:]]
-        return self.parallel.leave(paddle.concat(pieces, axis=-1))
+        before, after = (
+            [paddle.zeros([*x.shape[:-1], width], dtype=x.dtype)] if width else []
+            for width in (start, self.total - stop)
+        )
+        return self.parallel.leave(paddle.concat([*before, x, *after], axis=-1))
 
 
 def count_of(side: "int | Share") -> int:
     """Places of an axis on this device."""
     return side.count if isinstance(side, Share) else side
+
+
+def is_shared(side: "int | Share") -> bool:
+    """Whether other devices hold the rest of an axis."""
+    return isinstance(side, Share) and side.is_part
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Part:
 
 def mark(parameter: Tensor | None, axis: int, side: "int | Share") -> None:
     """Note at a parameter that it is a part, if it is one."""
-    if parameter is not None and isinstance(side, Share) and side.is_part:
+    if parameter is not None and is_shared(side):
         parameter.part = Part(axis, side)
         parameter.is_distributed = True  # paddle's optimizers and norms of gradients go by this name
 
@@ -175,10 +181,10 @@ def whole_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def cut(parameter: Tensor, values: Values, transposed: bool = False) -> Values:
+def cut(parameter: Tensor, values: Values) -> Values:
     """This device's part of the parameter's whole ``values``."""
     part = part_of(parameter)
-    return values if part is None else part.cut(values, transposed)
+    return values if part is None else part.cut(values)
 
 
 @paddle.no_grad()
@@ -204,11 +210,6 @@ def whole(parameter: Tensor) -> Tensor:
                 pieces[start] = paddle.slice(values, [axis], [at], [at + stop - start])
             at += stop - start
     return paddle.concat([pieces[start] for start in sorted(pieces)], axis=axis)
-
-
-def any_part(parameters: Iterable[Tensor]) -> Part | None:
-    """One of the parts among the parameters; None when all are whole."""
-    return next((part for part in map(part_of, parameters) if part is not None), None)
 
 
 class _Enter(PyLayer):

@@ -170,8 +170,11 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
 
 
 def _has_effect(name: str, model: "nn.Layer") -> bool:
-    inside = name.startswith(_TOWER_PREFIX)
-    return not inside or model.llama.vision_tower.has_effect(name)
+    """Whether a parameter changes the features: layers behind the chosen one, and the norm behind all, do not."""
+    if not name.startswith(_TOWER_PREFIX):
+        return True
+    layer = _TOWER_LAYER.search(name)
+    return int(layer.group(1)) < model.llama.vision_tower.layer if layer else ".ln_post." not in name
 
 
 def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> bool:

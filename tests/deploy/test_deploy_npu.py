@@ -198,47 +198,43 @@ time.sleep(30)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, number):
-    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    (tmp_path / "rank.py").write_text(FAKE_RANK)
+@contextlib.contextmanager
+def launched(bench, folder, **environment):
+    """``launch.sh`` in a session of its own, once the fake in it has made ``ready``; nothing of it is left behind."""
     running = subprocess.Popen(
-        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(PYTHON=python, RANK="0"), cwd=tmp_path,
+        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(**environment), cwd=folder,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         for _ in range(200):
-            if (tmp_path / "ready").exists():
+            if (folder / "ready").exists():
                 break
             time.sleep(0.05)
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, number):
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    (tmp_path / "rank.py").write_text(FAKE_RANK)
+    with launched(bench, tmp_path, PYTHON=python, RANK="0") as running:
         if number == signal.SIGUSR1:  # as Slurm does: to every process of the step
             os.killpg(running.pid, number)
         else:  # as Kubernetes does: to process 1 of the container
             running.send_signal(number)
         _, said = running.communicate(timeout=20)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 75, said
 
 
 def test_a_signal_while_the_other_machines_are_awaited_ends_the_wait(bench, tmp_path):
     python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    running = subprocess.Popen(
-        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(PYTHON=python, WAITS="1"), cwd=tmp_path,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(200):
-            if (tmp_path / "ready").exists():
-                break
-            time.sleep(0.05)
+    with launched(bench, tmp_path, PYTHON=python, WAITS="1") as running:
         time.sleep(0.1)  # the shell of the fake becomes sleep
         running.terminate()
         running.communicate(timeout=20)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 75
 
 

@@ -46,10 +46,8 @@ def configs(width: int = WIDTH) -> dict[str, Any]:
     }
 
 
-def batch(config: Any) -> dict[str, Any]:
-    """Two rows with a picture each, the second padded, and a row of text."""
-    import paddle
-
+def batch(config: Any, padding_side: str = "right") -> tuple[Any, np.ndarray]:
+    """The plan and the pixels of two rows with a picture each, the second padded, and a row of text."""
     from paddlemix.imaging.layout import Layout
     from paddlemix.splice.plan import PlanRow, build_plan
     from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
@@ -64,11 +62,18 @@ def batch(config: Any) -> dict[str, Any]:
         rows.append(
             PlanRow(ids, [Layout(1, np.arange(patches))] * pictures, np.where(np.arange(length) < 4, -100, ids))
         )
-    plan = build_plan(rows, tokens_per_tile=patches)
     side = config.vision.image_size
+    plan = build_plan(rows, tokens_per_tile=patches, padding_side=padding_side)
+    return plan, rng.standard_normal((2, 3, side, side)).astype(np.float32)
+
+
+def arguments(config: Any) -> dict[str, Any]:
+    """The arguments of a forward pass with labels."""
+    import paddle
+
+    plan, pixels = batch(config)
     arrays = {name: getattr(plan, name) for name in ("token_ids", "source", "positions", "labels")}
-    arrays["pixels"] = rng.standard_normal((2, 3, side, side)).astype(np.float32)
-    return {name: paddle.to_tensor(value) for name, value in arrays.items()}
+    return {name: paddle.to_tensor(value) for name, value in {**arrays, "pixels": pixels}.items()}
 
 
 def build(config: Any, parallel: Any, lora: bool, seed: int = 1) -> Any:
@@ -121,23 +126,13 @@ def step(model: Any, inputs: dict[str, Any], recompute: bool) -> tuple[float, di
         return float(loss), found
 
 
-def generated(model: Any, inputs: dict[str, Any]) -> list[list[int]]:
-    """Greedy ids after every row, from a cache."""
-    import paddle
+def generated(model: Any) -> list[list[int]]:
+    """Greedy ids after every row."""
+    from paddlemix.generation.engine import generate_batch
+    from paddlemix.generation.sampling import Decoding
 
-    from paddlemix.ops.attention.contract import Mask
-
-    with paddle.no_grad():
-        model.prepare_inference()
-        embeds = model.embed(inputs["token_ids"], inputs["source"], model.encode_images(inputs["pixels"]))
-        cache, ids = model.new_cache(embeds.shape[0]), []
-        positions = paddle.arange(embeds.shape[1]).unsqueeze(0).expand(embeds.shape[:2])
-        for _ in range(5):
-            hidden = model.decode(embeds, positions, Mask(causal=True, offset=cache.length), cache)
-            ids.append(model.logits(hidden[:, -1:]).argmax(axis=-1))
-            embeds = model.llama.embed(ids[-1])
-            positions = paddle.full_like(ids[-1], cache.length)
-        return paddle.concat(ids, axis=1).tolist()
+    plan, pixels = batch(model.config, padding_side="left")
+    return generate_batch(model.prepare_inference(), plan, pixels, Decoding(max_new_tokens=5))
 
 
 def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str, Any]:
@@ -148,7 +143,7 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
     from paddlemix.ops.linear import lora_layers
     from paddlemix.ops.parallel import ALONE, whole
 
-    inputs = batch(config)
+    inputs = arguments(config)
     alone, shared = build(config, ALONE, lora), build(config, parallel, lora)
     want_loss, want = step(alone, inputs, recompute)
     loss, found = step(shared, inputs, recompute)
@@ -168,7 +163,7 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
             more = alone(**unlabelled)
             logits = max(logits, float((more - shared(**unlabelled)).abs().max()))
         assert more.shape[-1] == config.text.vocab_size + 3
-    ids = generated(alone, inputs) == generated(shared, inputs)
+    ids = generated(alone) == generated(shared)
     if lora:
         for model in (alone, shared):
             for _, layer in lora_layers(model):

@@ -14,7 +14,7 @@ from paddlemix.ops.npu import record
 from paddlemix.utils import files
 from tests.npu_standin import build
 from tests.npu_standin.conftest import made_once
-from tests.tiny import tiny_config, tiny_image, tiny_intern_config, tiny_tokenizer_folder
+from tests.tiny import tiny_config, tiny_intern_config, tiny_tokenizer_folder, write_rows
 
 pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
 
@@ -36,16 +36,8 @@ def write_place(root: Path) -> None:
         model = LlavaForCausalLM(config)
         init_weights(model, 3)
         save_model(root / name, model, config, load_tokenizer(tiny_tokenizer_folder()))
-    data, rows = root / "data", []
-    data.mkdir()
-    for index in range(6):
-        tiny_image(index).save(data / f"{index}.png")
-        turns = [("human", f"<image>\nwhat colour {index}?"), ("gpt", "red square" if index % 2 else "blue circle")]
-        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
-    del rows[-1]["image"]
-    rows[-1]["conversations"][0]["value"] = "how many?"
-    for part in ("train", "eval"):
-        (data / f"{part}.json").write_text(json.dumps(rows if part == "train" else rows[:3]))
+    (root / "data").mkdir()
+    write_rows(root / "data")
 
 
 def arguments(root: Path, output: Path, model: str, **changes: Any) -> list[str]:

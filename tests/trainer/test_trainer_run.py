@@ -19,7 +19,7 @@ from paddlemix.settings.loader import load_settings
 from paddlemix.trainer import checkpointing
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
-from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
+from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 DOORWAY = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
@@ -34,15 +34,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("place")
     model = tiny_model()
     save_model(root / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
-    rows = []
-    for index in range(6):
-        tiny_image(index).save(root / f"{index}.png")
-        turns = [("human", f"<image>\nwhat colour {index}?"), ("gpt", "red square" if index % 2 else "blue circle")]
-        rows.append({"image": f"{index}.png", "conversations": [{"from": who, "value": text} for who, text in turns]})
-    del rows[-1]["image"]
-    rows[-1]["conversations"][0]["value"] = "how many?"
-    (root / "train.json").write_text(json.dumps(rows))
-    (root / "eval.json").write_text(json.dumps(rows[:3]))
+    write_rows(root)
     return root
 
 

@@ -30,11 +30,8 @@ class LlamaAttention(nn.Layer):
         kv_heads = parallel.share(config.num_key_value_heads, "key and value heads")
         group = config.num_attention_heads // config.num_key_value_heads
         self.heads, self.kv_heads = kv_heads.count * group, kv_heads.count
-        inner, inner_kv, bias = (
-            kv_heads.times(group * self.head_dim),
-            kv_heads.times(self.head_dim),
-            config.attention_bias,
-        )
+        inner, inner_kv = kv_heads.times(group * self.head_dim), kv_heads.times(self.head_dim)
+        bias = config.attention_bias
         self.q_proj = Linear(config.hidden_size, inner, bias=bias)
         self.k_proj = Linear(config.hidden_size, inner_kv, bias=bias)
         self.v_proj = Linear(config.hidden_size, inner_kv, bias=bias)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the house knows of a vision tower: pixels in, the chosen layer's features out."""
 
-import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -11,8 +10,6 @@ from paddle import Tensor, nn
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.settings.model import VisionConfig
 from paddlemix.utils.errors import ConfigError
-
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class VisionEncoder(Protocol):
@@ -41,11 +38,6 @@ class VisionTower(nn.Layer):
             )
         if config.select_feature not in ("patch", "cls_patch"):
             raise ConfigError(f'mm_vision_select_feature "{config.select_feature}": expected "patch" or "cls_patch"')
-
-    def has_effect(self, name: str) -> bool:
-        """Whether a parameter of the tower changes ``forward``; later layers and the norm behind them do not."""
-        layer = _LAYER.search(name)
-        return int(layer[1]) < self.layer if layer else ".ln_post." not in name
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, P, C]``. Layers above the chosen one are not run."""
