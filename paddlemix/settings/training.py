@@ -62,7 +62,9 @@ class ModelGroup:
     lora_alpha: int = key(16, "Adapters are scaled by lora_alpha / lora_rank.", low=1)
     lora_dropout: float = key(0.05, "Dropout in front of the adapters.", low=0, high=0.99)
     lora_target_modules: tuple[str, ...] | None = key(
-        None, "Linear layers that get an adapter (regular expressions, full match). null: all of the language model."
+        None,
+        "Linear layers of the decoder that get an adapter: regular expressions of whole names, or ends of names as in "
+        "peft (q_proj); those of the tower only with vision_tower in the text. null: all of the decoder.",
     )
     prefix_tuning: bool = key(False, "Prefix tuning.", fixed=_NO_EFFECT)
     num_prefix_tokens: int = key(128, "Prefix tuning.", fixed=_NO_EFFECT)

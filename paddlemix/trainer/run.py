@@ -196,19 +196,19 @@ class TrainingRun:
         self.config = config
 
     def _prepare(self) -> None:
-        from paddlemix.ops.linear import add_lora
         from paddlemix.trainer import stages
+        from paddlemix.trainer.lora_targets import add_adapters
         from paddlemix.trainer.weights import Surroundings, weights_of
 
-        model, training = self.settings.model, self.settings.training
+        model = self.settings.model
         if model.lora and not model.lora_path:
             if self.loaded.adapter is not None:
                 raise ConfigError(
                     f'"model_name_or_path": {self.loaded.folder} is an adapter itself; to train it on give it as '
                     '"lora_path" and its base as "model_name_or_path", or merge it first'
                 )
-            patterns = model.lora_target_modules or stages.LORA_TARGETS
-            add_lora(self.model, patterns, model.lora_rank, model.lora_alpha, model.lora_dropout, seed=training.seed)
+            for note in add_adapters(self.model, self.settings):
+                self._say(f"note: {note}")
         self.plan = stages.plan_stage(self.model, self.settings)
         if _is_main():
             console().print(self.plan.table())

@@ -19,9 +19,6 @@ FULL, LORA, PROJECTOR, TOWER = "full", "lora", "projector", "vision tower"
 PROJECTOR_PART = "projector"
 TOWER_PART = "vision tower"
 
-LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
-"""Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
-
 _TOWER_PREFIX = "llama.vision_tower."
 
 # The first prefix that fits names the part. Order of the table at the start of a run.

@@ -84,7 +84,7 @@ def test_counted_parameters_are_those_of_the_model(config):
 def test_counted_adapters_are_those_of_the_model():
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.ops.linear import add_lora
-    from paddlemix.trainer.stages import LORA_TARGETS
+    from paddlemix.trainer.lora_targets import LORA_TARGETS
 
     model = LlavaForCausalLM(tiny_config())
     add_lora(model, LORA_TARGETS, 4, 8)
@@ -143,7 +143,7 @@ def test_tensor_parallel_counts_the_whole_matrices_of_adapters():
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.ops.linear import add_lora
     from paddlemix.ops.parallel import TensorParallel
-    from paddlemix.trainer.stages import LORA_TARGETS
+    from paddlemix.trainer.lora_targets import LORA_TARGETS
 
     model = LlavaForCausalLM(PLAIN, TensorParallel(1, 2))
     add_lora(model, LORA_TARGETS, 4, 8)

@@ -4,7 +4,8 @@ import pytest
 
 from paddlemix.ops.linear import add_lora
 from paddlemix.trainer.checkpointing import plain_optimizer
-from paddlemix.trainer.stages import LORA_TARGETS, part_of, plan_stage
+from paddlemix.trainer.lora_targets import LORA_TARGETS
+from paddlemix.trainer.stages import part_of, plan_stage
 from paddlemix.utils.errors import ConfigError
 from tests.trainer.trainer_kit import make_trainer, settings, tiny
 

@@ -15,7 +15,8 @@ from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, Visio
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.trainer.divided import put
-from paddlemix.trainer.stages import LORA_TARGETS, plan_stage
+from paddlemix.trainer.lora_targets import LORA_TARGETS
+from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 VISION = VisionConfig(16, 32, 3, 2, image_size=8, patch_size=4)
