@@ -20,10 +20,14 @@ CORE = [
     "rich>=13",
 ]
 
-# The Trainer, with guards against dependencies of its own that have moved on.
+# The Trainer, with guards against dependencies of its own that have moved on. The lower bounds are for installers that
+# would rather take an old package than an older neighbour: pip and uv have to come to the same versions.
 TRAINER = [
     "paddlenlp==3.0.0b4",  # a pre-release: pip takes it only by its exact name
+    "pip",  # paddlenlp imports it, and an environment that uv makes has none
     "aistudio-sdk<0.3",  # 0.3 has no aistudio_sdk.hub.download, paddlenlp cannot be imported
+    "datasets>=3",  # 2.x needs pyarrow.PyExtensionType, which pyarrow 21 no longer has
+    "paddle2onnx>=2.1",  # older ones ask for onnxoptimizer on Python 3.12 too, which has no wheel of it there
     "pyarrow<22",  # newer ones want numpy 2
     "protobuf<7",  # VisualDL and fleet fail with 7
     "setuptools",  # paddle imports it, Python 3.12 no longer brings it
@@ -35,6 +39,10 @@ EXTRAS = {
     # own package index first.
     "gpu": TRAINER,
     "npu": TRAINER,
+    # The loggers that "report_to" can name, each under its name.
+    "tensorboard": ["tensorboardX>=2.6.2"],
+    "wandb": ["wandb>=0.17"],
+    "visualdl": ["visualdl>=2.5.3"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.29", "pydantic>=2.6", "prometheus-client>=0.20"],
     "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
     "eval": ["openpyxl>=3.1"],
