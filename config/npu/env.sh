@@ -45,6 +45,9 @@ fi
 unset ascend_libgomp
 
 # --- 4. Communication -----------------------------------------------------------------------------------------------
+# Which plug-in paddle's launcher and collectives serve. Up to paddle 3.0 the launcher asks only this variable: without it
+# it takes the machine for one without cards, and --devices 0,1 ends with "substring not found".
+export PADDLE_XCCL_BACKEND="${PADDLE_XCCL_BACKEND:-npu}"
 # Seconds that a rank waits for the others at the start (120 to 7200). Loading a 34B model takes its time, and ranks do
 # not end at the same moment.
 export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1800}"

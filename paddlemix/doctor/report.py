@@ -170,6 +170,13 @@ def _variables(on_npu: bool, set_here: tuple[str, ...]) -> list[Finding]:
         names = [line.partition("=")[0] for line in set_here]
         text = f"{' '.join(set_here)} were missing; source config/npu/env.sh, so that every program has them"
         found.append(note("set here", text, missing=names))
+        if npu_environment.LAUNCHER in names:
+            text = (
+                f'without {npu_environment.LAUNCHER}=npu "paddle.distributed.launch --devices 0,1" of paddle 3.0 ends '
+            )
+            found.append(
+                note("launcher", text + 'with "substring not found"; train.sh and launch.sh set it themselves')
+            )
     elif not different:
         found.append(ok("plug-in flags", "the recommended set is in force"))
     return [*found, *_own_flags()]

@@ -26,6 +26,32 @@ nnodes=${NNODES:-${OMPI_COMM_WORLD_SIZE:-${PADDLE_TRAINERS_NUM:-1}}}
 rank=${NODE_RANK:-${OMPI_COMM_WORLD_RANK:-${PADDLE_TRAINER_ID:-0}}}
 master=${MASTER_ADDR:-${POD_0_IP:-}}
 
+# Up to paddle 3.0 the launcher serves an npu only where this variable names it. The device of the run is that of its
+# flags, else of its config, else an npu where the driver shows cards (DEV_FOLDER is /dev, elsewhere in tests).
+config=
+if [ -f "$1" ]; then config=$1; fi
+device=
+previous=
+for word in "$@"; do
+  case "$previous:$word" in
+    --device:*) device=$word ;;
+    *:--device=*) device=${word#--device=} ;;
+  esac
+  previous=$word
+done
+if [ -z "$device" ] && [ -n "$config" ]; then
+  device=$(sed -n 's/.*"device"[[:space:]]*:[[:space:]]*"\([a-z]*\).*/\1/p' "$config" | tail -n 1)
+fi
+if [ -z "$device" ]; then
+  for card in "${DEV_FOLDER:-/dev}"/davinci[0-9]*; do
+    if [ -e "$card" ]; then device=npu; fi
+  done
+fi
+case "$device" in
+  npu*) export PADDLE_XCCL_BACKEND="${PADDLE_XCCL_BACKEND:-npu}" ;;
+  cpu | gpu*) unset PADDLE_XCCL_BACKEND ;;
+esac
+
 set -- "$here/supervised_finetune.py" "$@"
 if [ -n "${BACKEND:-}" ]; then set -- --backend "$BACKEND" "$@"; fi
 if [ -n "${NPROC:-}" ]; then set -- --nproc_per_node "$NPROC" "$@"; fi
@@ -45,7 +71,7 @@ unset PADDLE_ELASTIC_JOB_ID PADDLE_TRAINER_ENDPOINTS DISTRIBUTED_TRAINER_ENDPOIN
   PADDLE_NUM_GRADIENT_SERVERS 2>/dev/null || true
 
 if [ "${DRY_RUN:-0}" = 1 ]; then
-  echo "$@"
+  echo "${PADDLE_XCCL_BACKEND:+PADDLE_XCCL_BACKEND=$PADDLE_XCCL_BACKEND }$*"
   exit 0
 fi
 exec "$@"

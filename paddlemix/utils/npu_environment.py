@@ -25,8 +25,12 @@ RECOMMENDED = {
     "FLAGS_npu_split_aclnn": "True",
     "FLAGS_allocator_strategy": "auto_growth",
     "CUSTOM_DEVICE_BLACK_LIST": "set_value,set_value_with_tensor",
+    "PADDLE_XCCL_BACKEND": "npu",
 }
 """Set by ``config/npu/env.sh``, and by every command that is told to use an npu, unless the user has set them."""
+
+LAUNCHER = "PADDLE_XCCL_BACKEND"
+"""Up to paddle 3.0 the launcher knows by this variable alone that the devices of the machine are npus."""
 
 SWITCHES = (
     "FLAGS_npu_storage_format",
@@ -88,6 +92,7 @@ def problems(
     found = [_switch(name, read(name)) for name in SWITCHES]
     found += [_visible(read("ASCEND_RT_VISIBLE_DEVICES"), known), _allocator(read("FLAGS_allocator_strategy"))]
     found += [_black_list(read("CUSTOM_DEVICE_BLACK_LIST")), _plugin_root(read("CUSTOM_DEVICE_ROOT"))]
+    found += [_backend(read(LAUNCHER))]
     found += [_seconds(name, read(name), *limits) for name, limits in TIMEOUTS.items()]
     found += [_address(read("HCCL_IF_IP")), _interface(read("HCCL_SOCKET_IFNAME"), interfaces)]
     found += [_misspelt(name, read(name)) for name in MISSPELT]
@@ -185,6 +190,13 @@ def _plugin_root(value: str | None) -> Problem | None:
         return None
     name = "CUSTOM_DEVICE_ROOT"
     return Problem(name, f'{name}="{value}": no such folder; unset it, paddle then finds the installed plug-in itself')
+
+
+def _backend(value: str | None) -> Problem | None:
+    if value in (None, RECOMMENDED[LAUNCHER]):
+        return None
+    text = f'{LAUNCHER}="{value}": paddle\'s launcher would look for devices of this kind; write npu'
+    return Problem(LAUNCHER, text)
 
 
 def _seconds(name: str, value: str | None, low: int, high: int) -> Problem | None:

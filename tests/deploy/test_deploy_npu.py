@@ -183,7 +183,7 @@ case "$*" in
   "- "*) exec {sys.executable} "$@" ;;
 esac
 [ -z "${{WAITS:-}}" ] || {{ touch "$HOME/ready"; exec sleep 30; }}
-env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS|POD_IP)' >> "$HOME/seen"
+env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS|PADDLE_XCCL|POD_IP)' >> "$HOME/seen"
 [ -n "${{RANK:-}}" ] || exit 3
 {sys.executable} "$HOME/rank.py" &
 wait $!
@@ -247,6 +247,21 @@ def test_several_machines_meet_by_number_and_keep_their_logs_apart(bench, tmp_pa
     address = re.search(r"--master (\d+\.\d+\.\d+\.\d+):36677 ", call)[1]
     assert f"POD_IP={address}\n" in (tmp_path / "seen").read_text()
     assert "--log_dir ./log/machine0 " in call
+
+
+@pytest.mark.parametrize("start", ["launch.sh", "modelarts.sh", "slurm.sbatch", "volcano.yaml"])
+def test_every_start_tells_the_launcher_of_paddle_that_the_devices_are_npus(bench, tmp_path, start):
+    given = {"MA_NUM_GPUS": "8", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "LOG_DIR": str(tmp_path / "log")}
+    tool(bench.tools, "srun", '#!/bin/sh\nshift; exec "$@"\n')
+    script, arguments = start, ["c.json"]
+    if start == "volcano.yaml":
+        container = job()["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
+        script, arguments = Path(container["command"][1]).name, container["args"]
+        given |= {item["name"]: item["value"] for item in container["env"]} | {"LOG_DIR": str(tmp_path / "log")}
+        given |= {"HCCL_SOCKET_IFNAME": "", "VC_WORKER_HOSTS": "localhost", "VC_TASK_INDEX": "0"}
+    done = bench.start(script, *arguments, PYTHON=str(tool(bench.tools, "fake", FAKE_PYTHON)), **given)
+    assert done.returncode == 3, done.stderr
+    assert "PADDLE_XCCL_BACKEND=npu\n" in (tmp_path / "seen").read_text()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from paddlemix.doctor import findings, machine, versions
 from paddlemix.doctor.machine import Card, Cards, card_findings, parse_cards
 from paddlemix.doctor.report import Report, Wanted, examine
 from paddlemix.tools import doctor
+from paddlemix.utils import npu_environment
 from tests.npu_standin import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,13 @@ SMI = """\
 | 1       0                 | 4711          | python                   | 36600                   |
 +===========================+===============+====================================================+
 """
+
+
+@pytest.fixture(autouse=True)
+def launcher_variable(monkeypatch):
+    """A command that is told to use an npu sets it for its process; the tests that start processes must not see it."""
+    monkeypatch.setenv(npu_environment.LAUNCHER, "")
+    monkeypatch.delenv(npu_environment.LAUNCHER)
 
 
 def states(findings):
@@ -161,6 +169,15 @@ def test_a_wrong_variable_is_exit_code_2_and_named(monkeypatch, capsys):
     monkeypatch.setenv("FLAGS_npu_jit_compile", "on")
     assert doctor.main(["--device", "npu", "--quick"]) == 2
     assert 'FLAGS_npu_jit_compile="on"' in capsys.readouterr().err
+
+
+def test_a_launcher_that_would_not_know_the_device_is_told():
+    def told(*set_here):
+        found = examine(Wanted(device="npu", quick=True, set_here=set_here)).sections["variables"]
+        return [item.text for item in found if item.name == "launcher"]
+
+    assert "PADDLE_XCCL_BACKEND=npu" in told("FLAGS_npu_jit_compile=0", "PADDLE_XCCL_BACKEND=npu")[0]
+    assert told("FLAGS_npu_jit_compile=0") == told() == []
 
 
 @pytest.mark.parametrize("flag", ["--cards", "--rank"])

@@ -211,6 +211,36 @@ def test_the_launcher_refuses_several_machines_without_an_address():
     assert "MASTER_ADDR" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "config", "cards", "given", "backend"),
+    [
+        (["--device", "npu"], "{}", False, None, "npu"),
+        (["--seed", "3", "--device=npu:1"], "{}", False, None, "npu"),
+        ([], '{"seed": 3, "device": "npu", "bf16": true}', False, None, "npu"),
+        ([], '{"device": null}', True, None, "npu"),
+        ([], None, True, None, "npu"),
+        ([], "{}", False, None, None),
+        ([], "{}", False, "npu", "npu"),
+        (["--device", "cpu"], '{"device": "npu"}', True, "npu", None),
+        (["--device", "gpu"], "{}", True, "npu", None),
+        ([], '{"device": "cpu"}', True, "npu", None),
+    ],
+)
+def test_the_launcher_of_paddle_is_given_the_kind_of_the_device(tmp_path, arguments, config, cards, given, backend):
+    path = tmp_path / "c.json"
+    if config is not None:
+        path.write_text(config, encoding="utf-8")
+    if cards:
+        (tmp_path / "davinci0").touch()
+    (tmp_path / "davinci_manager").touch()
+    variables = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "DEV_FOLDER": str(tmp_path)}
+    variables |= {} if given is None else {"PADDLE_XCCL_BACKEND": given}
+    command = ["sh", ROOT / "paddlemix" / "tools" / "train.sh", path, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    named = [word for word in done.stdout.split() if word.startswith("PADDLE_XCCL_BACKEND")]
+    assert named == ([] if backend is None else [f"PADDLE_XCCL_BACKEND={backend}"])
+
+
 def test_what_paddle_says_of_a_compiler_cache_at_import_is_not_shown():
     def main(argv):
         warnings.warn("No ccache found. Please be aware", UserWarning, stacklevel=1)

@@ -43,6 +43,8 @@ def test_the_recommended_values_have_no_problem():
         ("CUSTOM_DEVICE_ROOT", "/no/such/folder", "no such folder"),
         ("HCCL_CONNECT_TIMEOUT", "60", "whole number of seconds from 120 to 7200"),
         ("HCCL_EXEC_TIMEOUT", "-1", "whole number of seconds from 0 to 2147483647"),
+        ("PADDLE_XCCL_BACKEND", "gpu", "would look for devices of this kind; write npu"),
+        ("PADDLE_XCCL_BACKEND", "", "write npu"),
         ("HCCL_IF_IP", "node-1", "IP address of this machine, not a name"),
         ("HCCL_SOCKET_IFNAME", "=eth1", "no network interface eth1; this machine has lo, eth0"),
         ("HCCL_INTRA_PCIE_EHABLE", "0", "HCCL_INTRA_PCIE_ENABLE is the name"),
