@@ -15,6 +15,7 @@ CORE = [
     "ml_dtypes>=0.5,<0.6",  # 0.6 pulls numpy 2
     "sentencepiece>=0.2.1",  # older ones overflow on a crafted tokenizer.model (CVE-2026-1260)
     "requests>=2.31",
+    "certifi",  # comes with requests anyway; fetch uses its certificates by itself
     "urllib3>=2.1",
     "pyyaml>=6",
     "rich>=13",

@@ -33,7 +33,15 @@ ONLY_IN = {
     "paddlenlp": ("paddlemix/trainer/",),
     "requests": ("paddlemix/utils/files.py",),
     "urllib3": ("paddlemix/utils/files.py",),
-    "httpx": (),
+    "http.client": ("paddlemix/utils/exchange.py",),
+    "ssl": ("paddlemix/utils/exchange.py",),
+    "socket": (
+        "paddlemix/utils/addresses.py",
+        "paddlemix/utils/exchange.py",
+        "paddlemix/doctor/machine.py",  # asks whether a port of this machine is free
+        "paddlemix/trainer/checkpointing.py",  # the name of this machine
+    ),
+    **dict.fromkeys(("httpx", "aiohttp", "urllib.request", "ftplib", "xmlrpc", "telnetlib", "smtplib"), ()),
     "sentencepiece": ("paddlemix/text/", "paddlemix/demo/model.py"),
     "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
     "ml_dtypes": ("paddlemix/checkpoint/",),
@@ -44,7 +52,7 @@ ONLY_IN = {
     "torch": ("tools/bench_peer.py",),
     "transformers": ("tools/bench_peer.py",),
 }
-"""Libraries that belong to some files only."""
+"""Libraries, or modules of them, that belong to some files only: the network has one policy (``utils.files.fetch``)."""
 
 ENVIRONMENT = "paddlemix/utils/env.py"
 HEADER = "# SPDX-License-Identifier: Apache-2.0"
@@ -79,7 +87,8 @@ class House:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 for alias in node.names:
                     whole = f"{node.module}.{alias.name}"
-                    yield (whole if whole in self.files else node.module or ""), node.lineno, id(node) in inside
+                    known = whole in self.files or whole in ONLY_IN
+                    yield (whole if known else node.module or ""), node.lineno, id(node) in inside
 
 
 def _is_function(node: ast.AST) -> bool:
@@ -146,9 +155,9 @@ def _libraries(house: House, module: str) -> Iterator[str]:
         library = target.split(".")[0]
         if library == "paddle" and room_of(module) in NO_PADDLE and not (inside and file in LAZY_PADDLE):
             yield f"{file}:{line}: the room {room_of(module)} works without paddle"
-        allowed = ONLY_IN.get(library)
-        if allowed is not None and not file.startswith(allowed):
-            yield f"{file}:{line}: {library} is imported in {', '.join(allowed) or 'no file'} only"
+        for name, allowed in ONLY_IN.items():
+            if (target == name or target.startswith(f"{name}.")) and not file.startswith(allowed):
+                yield f"{file}:{line}: {name} is imported in {', '.join(allowed) or 'no file'} only"
 
 
 def _forms(house: House, module: str) -> Iterator[str]:

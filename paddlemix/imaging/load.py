@@ -31,7 +31,8 @@ class ImageLimits:
     """What a picture may be. Formats are Pillow's names; lengths in pixels; ``max_aspect`` is long side / short side.
 
     EPS, PSD, FITS, PDF and the like are outside the list on purpose: their readers start programs or had overflows.
-    ``animated`` False refuses files with several frames; otherwise the first one is used.
+    ``animated`` False refuses files with several frames; otherwise the first one is used. ``private_hosts`` True lets
+    addresses lead to this machine and to private networks; only a person at the keyboard may ask for that.
     """
 
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -42,6 +43,7 @@ class ImageLimits:
     max_aspect: float = 200.0
     animated: bool = True
     fetch_seconds: float = 10.0
+    private_hosts: bool = False
 
 
 LIMITS = ImageLimits()
@@ -137,7 +139,7 @@ def _opened(source: str | os.PathLike | bytes, limits: ImageLimits, name: str) -
 
 
 def _fetched(address: str, limits: ImageLimits) -> bytes:
-    return fetch(address, max_bytes=limits.max_bytes, timeout=limits.fetch_seconds)
+    return fetch(address, limits.max_bytes, limits.fetch_seconds, private=limits.private_hosts)
 
 
 def _data_bytes(address: str, limits: ImageLimits, name: str) -> bytes:

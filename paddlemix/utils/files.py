@@ -7,14 +7,15 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.utils import addresses
 from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
+from paddlemix.utils.shown import shown
 
 MANIFEST = "manifest.json"
 TEMPORARY_PREFIX = ".tmp-"
@@ -124,36 +125,28 @@ def remove_leftovers(folder: str | Path) -> list[Path]:
     return found
 
 
-def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0) -> bytes:
+def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0, *, private: bool = False) -> bytes:
     """Content of an http(s) address. ``timeout`` is the limit of the whole transfer in seconds.
 
-    At most 3 redirects, no credentials in the address, never more than ``max_bytes`` in memory. DataError names the
-    address and the reason. Whether an address may be read at all is the caller's decision.
+    Only hosts of the public internet are read unless ``private``; each host is looked up once, and the address that
+    was checked is the one that is connected to. At most 3 redirects, each checked like the first; no credentials, no
+    proxies of the environment, never more than ``max_bytes`` in memory. DataError names the address and the reason.
     """
-    import requests
-    import urllib3
+    from paddlemix.utils import exchange
 
-    deadline = time.monotonic() + timeout
-    address = url
+    deadline = exchange.Deadline(timeout)
+    address = addresses.parse(url)
     for _ in range(4):
-        _check_address(address)
         try:
-            with requests.get(
-                address,
-                stream=True,
-                allow_redirects=False,
-                timeout=(3.05, max(0.1, deadline - time.monotonic())),
-                headers={"User-Agent": "paddlemix", "Accept-Encoding": "identity"},
-            ) as response:
-                if response.is_redirect:
-                    address = urllib.parse.urljoin(address, response.headers["location"])
-                    continue
-                if response.status_code != 200:
-                    raise DataError(f"{url}: the server answers {response.status_code} {response.reason}")
-                return _body(response, url, max_bytes, deadline, timeout)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise DataError(f"{url}: {_network_reason(error)}; check the address or download the file") from error
-    raise DataError(f"{url}: more than 3 redirects")
+            answer = exchange.get(address, deadline, max_bytes, private=private)
+            if isinstance(answer, bytes):
+                return answer
+            address = addresses.redirected(address, answer)
+        except DataError as error:
+            if str(error).startswith(shown(url)):
+                raise
+            raise DataError(f"{shown(url)} leads to {error}") from error
+    raise DataError(f"{shown(url)}: more than 3 redirects")
 
 
 @dataclass(frozen=True)
@@ -172,6 +165,8 @@ class Answer:
 def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Iterator[Answer]:
     """Open an http(s) address for reading in pieces; ``timeout`` limits each wait, not the whole transfer.
 
+    For the model hub that the user names (``download``), which may lie in a private network or behind a proxy: the
+    policy of ``fetch`` for addresses out of foreign files does not hold here, and digests check what comes.
     At most 5 redirects, each address checked like the first. DataError when the transfer breaks, also while the body
     of the ``with`` reads; what a status means is the caller's decision.
     """
@@ -182,7 +177,7 @@ def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float
     wanted = {"User-Agent": "paddlemix", "Accept-Encoding": "identity", **(headers or {})}
     try:
         for _ in range(6):
-            _check_address(address)
+            addresses.parse(address)
             waits = (min(timeout, 10.0), timeout)
             with requests.get(address, headers=wanted, stream=True, allow_redirects=False, timeout=waits) as response:
                 if response.is_redirect:
@@ -198,31 +193,6 @@ def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float
 
 def _reader(raw: Any) -> Callable[[int], bytes]:
     return lambda count: raw.read1(count, decode_content=False)
-
-
-def _body(response: Any, url: str, max_bytes: int, deadline: float, timeout: float) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    # Blocks are as they come over the wire: read1 returns with what is there, so a server that sends byte by byte meets
-    # the deadline, and nothing is decompressed, so a small answer cannot unfold in memory.
-    while block := response.raw.read1(64 * 1024, decode_content=False):
-        size += len(block)
-        if size > max_bytes:
-            raise DataError(f"{url}: larger than the limit of {max_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise DataError(f"{url}: not complete after {timeout:g} s")
-        parts.append(block)
-    return b"".join(parts)
-
-
-def _check_address(address: str) -> None:
-    if any(mark in address for mark in "\\") or any(ord(letter) <= 32 or ord(letter) == 127 for letter in address):
-        raise DataError(f"{address!r}: not an address (it holds a backslash, a blank or a control character)")
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in ("http", "https"):
-        raise DataError(f'{address}: only http and https addresses can be read, not "{parts.scheme or "none"}"')
-    if not parts.hostname or "@" in parts.netloc:
-        raise DataError(f"{address}: expected a host name without user and password")
 
 
 def _network_reason(error: Exception) -> str:

@@ -103,6 +103,8 @@ def test_ctrl_c_at_the_prompt_ends_the_chat_with_exit_code_0(folder: Path) -> No
     ("flags", "text"),
     [
         (("--image-file", "absent.png"), "absent.png: no such image file"),
+        (("--image-file", "http://127.1/a.png"), "127.0.0.1, which is not a public address"),
+        (("--image-file", "http://[::1/x"), "http://[::1/x: not an address"),
         (("--conv-mode", "llava_v3"), 'unknown template "llava_v3", did you mean "llava_v1"?'),
         (("--temperature", "-1"), "temperature is -1.0: expected 0 (greedy) or a positive number"),
         (("--num-beams", "2", "--temperature", "0.2"), "beam search is not random; use temperature 0"),
@@ -118,6 +120,27 @@ def test_a_wrong_flag_is_one_line_with_exit_code_2_before_paddle_is_loaded(
     assert out == ""
     assert text in errors
     assert errors.count("\n") == 1
+
+
+def test_private_hosts_are_read_with_their_flag_only(
+    command: dict[str, Any], folder: Path, session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from paddlemix.imaging import load
+
+    asked = []
+
+    def fetch(url: str, *limits: Any, private: bool) -> bytes:
+        asked.append(private)
+        return (folder / "picture 0.png").read_bytes()
+
+    monkeypatch.setattr(load, "fetch", fetch)
+    for private in (False, True):
+        type_in(monkeypatch, "/image http://camera.local/a.png\n")
+        assert command["chat"](session, [], private_hosts=private) == 0
+    flags = ["--model-path", str(folder / "model"), "--device", "cpu", "--image-file", "http://camera.local/a.png"]
+    type_in(monkeypatch, "")
+    assert command["main"]([*flags, "--allow-private-hosts"]) == 0
+    assert asked == [False, True, True]
 
 
 def test_a_model_that_is_not_there_is_exit_code_2_and_names_the_places(command: dict[str, Any], capsys: Any) -> None:

@@ -62,14 +62,18 @@ def test_path_bytes_data_address_and_picture_give_the_same_pixels(tmp_path: Path
 def test_addresses_go_through_the_one_fetch_with_the_limits(monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def fetch(url, max_bytes, timeout):
-        seen.append((url, max_bytes, timeout))
+    def fetch(url, max_bytes, timeout, *, private):
+        seen.append((url, max_bytes, timeout, private))
         return encoded("PNG")
 
     monkeypatch.setattr(load, "fetch", fetch)
     limits = replace(LIMITS, max_bytes=99_999, fetch_seconds=3.0)
-    assert load_image("https://example.org/a.png", limits).size == (47, 33)
-    assert seen == [("https://example.org/a.png", 99_999, 3.0)]
+    for private in (False, True):
+        limits = replace(limits, private_hosts=private)
+        assert load_image("https://example.org/a.png", limits).size == (47, 33)
+    assert seen == [("https://example.org/a.png", 99_999, 3.0, private) for private in (False, True)]
+    assert not LIMITS.private_hosts
+    assert not DATASET_LIMITS.private_hosts
 
 
 @pytest.mark.parametrize(

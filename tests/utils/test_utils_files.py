@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are complete or absent, and reading from the network has limits."""
+"""Files are complete or absent."""
 
 import errno
 import os
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from paddlemix.utils import files
-from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
+from paddlemix.utils.errors import CheckpointError, TrainingError
 
 
 def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -105,93 +101,3 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
-
-
-class _Answers(BaseHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-    def do_GET(self):
-        path, _, rest = self.path.strip("/").partition("/")
-        if path == "jump":
-            self.send_response(302)
-            self.send_header("Location", f"/jump/{int(rest) - 1}" if int(rest) > 1 else "/ok")
-            self.end_headers()
-        elif path == "file":
-            self.send_response(302)
-            self.send_header("Location", "file:///etc/passwd")
-            self.end_headers()
-        elif path == "drip":
-            self.send_response(200)
-            self.end_headers()
-            for _ in range(100):
-                self.wfile.write(b"x")
-                self.wfile.flush()
-                time.sleep(0.05)
-        else:
-            self.send_response(404 if path == "none" else 200)
-            self.end_headers()
-            self.wfile.write(b"y" * (100_000 if path == "big" else 10))
-
-
-@pytest.fixture(scope="module")
-def site():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_fetch_gives_the_content_also_after_three_redirects(site):
-    assert files.fetch(f"{site}/ok") == b"y" * 10
-    assert files.fetch(f"{site}/jump/3") == b"y" * 10
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("jump/4", "more than 3 redirects"),
-        ("file", "only http and https"),
-        ("none", "the server answers 404"),
-        ("big", "larger than the limit of 50000 bytes"),
-    ],
-)
-def test_fetch_refuses_with_address_and_reason(site, path, text):
-    with pytest.raises(DataError, match=text):
-        files.fetch(f"{site}/{path}", max_bytes=50_000)
-
-
-def test_a_server_that_sends_byte_by_byte_meets_the_deadline(site):
-    start = time.monotonic()
-    with pytest.raises(DataError, match=r"not complete after 0.5 s"):
-        files.fetch(f"{site}/drip", timeout=0.5)
-    assert time.monotonic() - start < 2
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "file:///etc/passwd",
-        "ftp://host/x",
-        "http://user:secret@host/x",
-        "http://good\\@127.0.0.1/",
-        "http://ho st/",
-        "http:///x",
-        "/etc/passwd",
-        "http://host/\nx",
-    ],
-)
-def test_an_address_of_another_kind_is_refused_without_a_connection(address):
-    with pytest.raises(DataError):
-        files.fetch(address)
-
-
-def test_a_server_that_is_not_there_is_told():
-    with pytest.raises(DataError, match="cannot be reached"):
-        files.fetch("http://127.0.0.1:9/x", timeout=2)
-
-
-def test_requests_is_imported_only_when_something_is_fetched():
-    text = Path(files.__file__).read_text(encoding="utf-8")
-    assert "\nimport requests" not in text

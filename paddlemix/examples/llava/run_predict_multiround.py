@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     flag("model-path", default="paddlemix/llava/llava-v1.5-7b", help="model or adapter folder, or a known name")
     flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
     flag("image-file", action="append", nargs="+", default=[], metavar="FILE", help="path or URL; several may follow")
+    flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("system", help="system prompt instead of the template's")
     flag("temperature", type=float, help=f"0 is greedy (default {DEFAULT_TEMPERATURE:g}, with --num-beams 0)")
@@ -71,7 +73,7 @@ def _run(argv: list[str]) -> int:
         with contextlib.suppress(ImportError):
             importlib.import_module("readline")
     session, pictures = start(args)
-    return chat(session, pictures, debug=args.debug)
+    return chat(session, pictures, debug=args.debug, private_hosts=args.allow_private_hosts)
 
 
 def _dashed(part: str) -> str:
@@ -82,7 +84,6 @@ def _dashed(part: str) -> str:
 def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     """The session and the first pictures. Everything that can be wrong with the flags is found before paddle loads."""
     from paddlemix.generation.sampling import Decoding
-    from paddlemix.imaging.load import load_image
     from paddlemix.utils import device
 
     temperature = args.temperature
@@ -97,7 +98,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         seed=args.seed,
         repetition_penalty=args.repetition_penalty,
     )
-    pictures = [load_image(name) for group in args.image_file for name in group]
+    pictures = [_open(name, args.allow_private_hosts) for group in args.image_file for name in group]
     if args.conv_mode is not None:
         from paddlemix.text import templates
 
@@ -123,7 +124,13 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     return session, pictures
 
 
-def chat(session: "ChatSession", pictures: list["Image"], *, debug: bool = False) -> int:
+def _open(name: str, private_hosts: bool) -> "Image":
+    from paddlemix.imaging.load import LIMITS, load_image
+
+    return load_image(name, replace(LIMITS, private_hosts=private_hosts))
+
+
+def chat(session: "ChatSession", pictures: list["Image"], *, debug: bool = False, private_hosts: bool = False) -> int:
     """Read questions from stdin and stream the answers. ``pictures`` go with the first question."""
     while True:
         try:
@@ -136,16 +143,14 @@ def chat(session: "ChatSession", pictures: list["Image"], *, debug: bool = False
         if line == "/reset":
             session.reset()
         elif line.startswith("/image "):
-            pictures += _attach(line.removeprefix("/image ").strip())
+            pictures += _attach(line.removeprefix("/image ").strip(), private_hosts)
         elif _answered(session, line, pictures, debug):
             pictures = []
 
 
-def _attach(name: str) -> list["Image"]:
-    from paddlemix.imaging.load import load_image
-
+def _attach(name: str, private_hosts: bool) -> list["Image"]:
     try:
-        return [load_image(name)]
+        return [_open(name, private_hosts)]
     except PaddleMixError as error:
         print(f"error: {error}", file=sys.stderr)
         return []

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign text in messages: cut to a readable length, without the characters that rule a terminal."""
+
+import unicodedata
+
+VALUE = 200
+"""Characters that are shown of one value."""
+MESSAGE = 8000
+"""Characters that are shown of one message; a list of faults has room in it."""
+
+_TAIL = 40
+
+
+def escaped(text: str, kept: str = "\n\t") -> str:
+    """``text`` with everything that moves the cursor, colours, hides or turns text around as ``\\x1b``, ``\\u202e``.
+
+    Halves of surrogate pairs, which no terminal takes, are escaped too. Characters of ``kept`` stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if _harmless(letter) or letter in kept else _escape(letter) for letter in text)
+
+
+def shown(value: object, limit: int = VALUE) -> str:
+    """A value from outside for a message: on one line, escaped, at most ``limit`` characters and a note of the rest.
+
+    The beginning and the end are kept: a path ends with its file's name.
+    """
+    text = value if isinstance(value, str) else str(value)
+    return escaped(cut(text, limit), kept="")
+
+
+def cut(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is longer than ``limit`` characters, and how much is missing."""
+    if len(text) <= limit:
+        return text
+    tail = min(_TAIL, limit // 4)
+    return f"{text[: limit - tail]}...({len(text) - limit} more characters)...{text[len(text) - tail :]}"
+
+
+def readable(message: str) -> str:
+    """A whole message as it may be shown or written to a log: lines stay, each long word is cut like a value."""
+    if len(message) > VALUE:
+        message = cut(message, MESSAGE)
+        message = "\n".join(" ".join(cut(word, VALUE) for word in line.split(" ")) for line in message.split("\n"))
+    return escaped(message)
+
+
+def _harmless(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
