@@ -11,11 +11,11 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset, pack
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.datasets.sampler import LengthGroupedSampler
+from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import ConfigError, DataError
@@ -24,21 +24,15 @@ NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset", multiview.NAME)
 """Accepted in an entry's ``name``. The first three mean the same, since the form is found row by row; the last one says
 that the pictures of a row are views of one object."""
 
-WINDOW = 8
-"""Megabatches that are sorted by length together (sampler.length_grouped)."""
-
 
 @dataclass(frozen=True)
 class Datasets:
-    """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, and the order of an epoch.
-
-    ``order`` is None when ``group_by_modality_length`` is off: the trainer then shuffles.
-    """
+    """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, the order of an epoch of ``train``."""
 
     train: ChatDataset | PackedDataset | None
     eval: ChatDataset | None
     collator: Collator
-    order: LengthGroupedSampler | None
+    order: EpochOrder | None
 
 
 def build_datasets(
@@ -63,7 +57,8 @@ def build_datasets(
         raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
     if train is not None and settings.data.mixtoken:
         train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
-    return Datasets(train, held_out, make_collator(settings, config, world), _order(settings, train, world))
+    order = None if train is None else order_of(settings.training, train, world)
+    return Datasets(train, held_out, make_collator(settings, config, world), order)
 
 
 def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer) -> SampleEncoder:
@@ -116,15 +111,15 @@ def _part(
     return ChatDataset(samples, encoder, bad)
 
 
-def _order(
-    settings: TrainingSettings, train: ChatDataset | PackedDataset | None, world: int
-) -> LengthGroupedSampler | None:
-    if train is None or not settings.training.group_by_modality_length:
-        return None
+def order_of(training: TrainingGroup, rows: ChatDataset | PackedDataset, world: int = 1) -> EpochOrder:
+    """The order of the training rows for every grouping key: chance alone, or rows of like length in a batch."""
+    if not (training.group_by_length or training.group_by_modality_length):
+        return shuffled(len(rows), training.seed)
+    by_modality = training.group_by_modality_length
     return LengthGroupedSampler(
-        train.modality_lengths.tolist(),
-        batch_size=settings.training.per_device_train_batch_size,
+        (rows.modality_lengths if by_modality else rows.lengths).tolist(),
+        batch_size=training.per_device_train_batch_size,
         world=world,
-        seed=settings.training.seed,
-        window=WINDOW,
+        seed=training.seed,
+        by_modality=by_modality,
     )

@@ -12,8 +12,21 @@ import numpy as np
 
 from paddlemix.utils.errors import DataError
 
+WINDOW = 8
+"""Megabatches that are sorted by length together (``length_grouped``). With 1, as in the original, a single process
+gets batches of any lengths, and several get worse ones than chance would give: the sorted megabatch is dealt out so
+that every process has long and short rows."""
+
+EpochOrder = Callable[[int], Sequence[int]]
+"""Contract: the indices of one pass over the data, the same for the same epoch number in every process."""
+
 Permute = Callable[[int], Sequence[int]]
 """Contract: a permutation of ``range(n)``."""
+
+
+def shuffled(rows: int, seed: int) -> EpochOrder:
+    """A fresh permutation per epoch that depends on ``seed`` and the epoch only, never on global random state."""
+    return lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows).tolist()
 
 
 def even_chunks(indices: Sequence[int], lengths: Sequence[int], chunks: int) -> list[list[int]]:
@@ -92,7 +105,7 @@ class LengthGroupedSampler:
         world: int = 1,
         seed: int = 0,
         by_modality: bool = True,
-        window: int = 1,
+        window: int = WINDOW,
     ) -> None:
         self.lengths = [int(length) for length in lengths]
         self.batch_size = batch_size

@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.datasets.sampler import EpochOrder
 from paddlemix.utils.constants import IGNORE_INDEX
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[[list[Any]], Batch]
-EpochOrder = Callable[[int], Sequence[int]]
-"""Contract: the indices of one pass over the data, the same for the same epoch number in every process."""
-
-
-def shuffled(rows: int, seed: int) -> EpochOrder:
-    """A fresh permutation per epoch that depends on ``seed`` and the epoch only, never on global random state."""
-    return lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows).tolist()
 
 
 def split_batches(

@@ -241,29 +241,12 @@ class TrainingRun:
             data.collator,
             self.weights,
             train_dataset=data.train,
-            order=data.order or self._order(data.train),
+            order=data.order,
             eval_dataset=data.eval,
             callbacks=[self.bar, self.stop],
         )
         self.bar.watch(self.trainer)
         redirect_library_logs(self.output / LOG_FILE)
-
-    def _order(self, rows: Any) -> Any:
-        from paddlemix.datasets.sampler import LengthGroupedSampler
-        from paddlemix.trainer.batches import shuffled
-
-        training = self.settings.training
-        if rows is None:
-            return None
-        if not training.group_by_length:
-            return shuffled(len(rows), training.seed)
-        return LengthGroupedSampler(
-            rows.lengths,
-            batch_size=training.per_device_train_batch_size,
-            world=self.args.dataset_world_size,
-            seed=training.seed,
-            by_modality=False,
-        )
 
     def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
         self._check_space()

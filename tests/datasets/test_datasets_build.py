@@ -4,11 +4,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from paddlemix.datasets.build import build_datasets
+from paddlemix.datasets.build import build_datasets, order_of
 from paddlemix.settings.loader import load_settings
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.training import TrainingGroup
 from paddlemix.utils.errors import ConfigError, DataError
 
 CONFIG = LlavaConfig(
@@ -46,11 +48,11 @@ def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPat
     return make
 
 
-def test_a_run_gets_its_rows_its_collator_and_no_order(run):
+def test_a_run_gets_its_rows_its_collator_and_a_drawn_order(run):
     data = run()
     assert len(data.train) == 3
     assert data.eval is None
-    assert data.order is None
+    assert sorted(data.order(0)) == [0, 1, 2]
     batch = data.collator([data.train[0], data.train[1]])
     assert "starts" not in batch
     assert batch["pixels"].shape == (1, 3, 28, 28)
@@ -73,10 +75,40 @@ def test_train_and_eval_entries_keep_their_own_folder_and_template(run, tmp_path
     assert data.train.encoder.render(data.train.samples[1]).text.startswith("A chat between")
 
 
-def test_grouping_by_modality_gives_an_order_of_all_rows(run):
-    data = run(group_by_modality_length=True)
+@pytest.mark.parametrize("key", ["group_by_length", "group_by_modality_length"])
+def test_grouping_gives_an_order_of_all_rows(run, key):
+    data = run(**{key: True})
     assert sorted(data.order(0)) == [0, 1, 2]
-    assert data.order(0) == run(group_by_modality_length=True).order(0)
+    assert data.order(0) == run(**{key: True}).order(0)
+
+
+class Lengths:
+    """4,000 rows of LLaVA's mixture: most with a picture and much longer, the others shorter and more mixed."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(5)
+        pictured = rng.random(4000) < 0.9
+        texts = rng.lognormal(5, 0.9, 4000)
+        self.lengths = np.where(pictured, 600 + texts, texts).clip(8, 2048).astype(np.int64)
+        self.modality_lengths = np.where(pictured, self.lengths, -self.lengths)
+
+    def __len__(self) -> int:
+        return 4000
+
+
+@pytest.mark.parametrize("key", ["group_by_length", "group_by_modality_length"])
+@pytest.mark.parametrize("world", [1, 8])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_every_grouping_key_saves_padding(key: str, world: int, batch_size: int):
+    rows = Lengths()
+
+    def useful(**keys: bool) -> float:
+        training = TrainingGroup(per_device_train_batch_size=batch_size, **keys)
+        batches = rows.lengths[np.array(order_of(training, rows, world)(0))].reshape(-1, batch_size)
+        return batches.sum() / (batches.max(axis=1) * batch_size).sum()
+
+    grouped, drawn = useful(**{key: True}), useful()
+    assert 1 - grouped < 0.6 * (1 - drawn)
 
 
 def test_with_several_processes_every_batch_has_a_tile(run):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlemix.trainer.batches import TrainBatches, shuffled, split_batches
+from paddlemix.datasets.sampler import shuffled
+from paddlemix.trainer.batches import TrainBatches, split_batches
 
 sizes = st.integers(1, 40)
 

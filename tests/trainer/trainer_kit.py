@@ -118,8 +118,8 @@ def settings(output: Path, **changes: Any) -> TrainingSettings:
 
 
 def make_trainer(run: TrainingSettings, rows: Any = None, eval_rows: Any = None, model: Any = None, **more: Any) -> Any:
+    from paddlemix.datasets.sampler import shuffled
     from paddlemix.trainer.arguments import training_arguments
-    from paddlemix.trainer.batches import shuffled
     from paddlemix.trainer.llava_trainer import LlavaTrainer
 
     rows = Rows() if rows is None else rows
