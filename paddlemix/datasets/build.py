@@ -27,7 +27,7 @@ that the pictures of a row are views of one object."""
 
 @dataclass(frozen=True)
 class Datasets:
-    """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, the order of an epoch of ``train``."""
+    """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, the ``order`` of an epoch."""
 
     train: ChatDataset | PackedDataset | None
     eval: ChatDataset | None
