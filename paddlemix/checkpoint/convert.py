@@ -126,11 +126,12 @@ def convert(
     kind = kind_of(folder)
     if to == "projector" or kind in ("adapter", "peft"):
         with publish_folder(dst) as staging:
+            notes: list[str] = []
             if to == "projector":
                 tensors = write_projector(folder, staging, dtype)
             else:
-                tensors = write_adapter(folder, staging, Path(dst), to, dtype, base)
-            return _converted(Path(dst), to, tensors, [])
+                tensors = write_adapter(folder, staging, Path(dst), to, dtype, base, notes)
+            return _converted(Path(dst), to, tensors, notes)
     job = _open(folder, to, dtype, base, vision_tower, projector, delta_base)
     with publish_folder(dst) as staging:
         return _write(job, staging, Path(dst), max_shard_bytes)
@@ -160,7 +161,7 @@ def _open(
     model = build_empty(sources.config)
     check(sources, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     job = _Job(sources, to, dtype, _memory(sources))
-    job.notes += sources.plan.report.notes
+    job.notes += [*sources.plan.report.warnings, *sources.plan.report.notes]
     if delta_base is not None:
         job.delta = delta_entries(sources, resolve(delta_base, "the base of the delta weights"))
         job.notes.append(f"{len(job.delta)} tensors are {delta_base} plus the difference")

@@ -36,7 +36,9 @@ from paddlemix.utils.errors import CheckpointError
 PROJECTOR = "mm_projector.bin"
 
 
-def write_adapter(folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any) -> list[Stored]:
+def write_adapter(
+    folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any, notes: list[str]
+) -> list[Stored]:
     """Write the adapter in ``folder`` into ``staging``, which becomes ``target``; the tensors that were written.
 
     ``original`` is peft's form with non_lora_trainables.bin, as LLaVA's training leaves it: it fits a Llama and LLaVA's
@@ -50,6 +52,7 @@ def write_adapter(folder: Path, staging: Path, target: Path, to: str, dtype: str
     if to == "llava-hf":
         return _write_peft_hf(adapter, staging, dtype, named)
     sources = find_sources(folder, base=base) if to == "own" else None
+    notes += sources.plan.report.warnings if sources is not None else []
     return _write_paddle(adapter, staging, target, dtype, sources, base)
 
 
@@ -235,12 +238,10 @@ def _copy_tokenizer(folder: Path, staging: Path) -> None:
 def write_projector(folder: Path, staging: Path, dtype: str | None) -> list[Stored]:
     """``mm_projector.bin`` (with the newline row, if there is one) and config.json, as LLaVA's first stage does."""
     tensors = []
-    for source, form, names in _projector_sources(folder):
+    for source, names in _projector_sources(folder):
         for name in names:
-            target = keymap.ours(name, form)
-            if not isinstance(target, keymap.Target):
-                continue
-            if target.name.startswith(keymap.PREFIX_PROJECTOR) or target.name == keymap.NEWLINE:
+            target = keymap.projector(name)
+            if target is not None:
                 back = keymap.theirs(target.name, "llava")
                 tensors.append(_stored(source, name, back.name, dtype, target.transpose != back.transpose))
     if not tensors:
@@ -250,12 +251,9 @@ def write_projector(folder: Path, staging: Path, dtype: str | None) -> list[Stor
     return tensors
 
 
-def _projector_sources(folder: Path) -> Iterable[tuple[TensorSource, str, Iterable[str]]]:
+def _projector_sources(folder: Path) -> Iterable[tuple[TensorSource, Iterable[str]]]:
     kind = kind_of(folder)
     if kind in ("adapter", "peft"):
-        return read_adapter(folder).others
+        return [(source, names) for source, _, names in read_adapter(folder).others]
     source = open_folder(folder) if kind == "full" else open_file(projector_file(folder))
-    form = keymap.detect(source.infos())
-    if form is None:
-        raise CheckpointError(f"{folder}: its names are of no known layout")
-    return [(source, form, source.infos())]
+    return [(source, source.infos())]

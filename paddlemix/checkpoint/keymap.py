@@ -206,6 +206,8 @@ _IGNORED = (
     (re.compile(r"(text|visual)_projection\.weight|logit_scale"), "CLIP's contrastive head takes no part"),
 )
 
+_ANY_PROJECTOR = re.compile(r"((?:.*\.)?)((?:mm_projector|multi_modal_projector)\..+|image_newline)")
+
 _PLACE = re.compile(r"\{([^}]*)\}")
 
 
@@ -251,6 +253,25 @@ def ours(name: str, form: str) -> Target | Ignored | None:
         if pattern.fullmatch(name):
             return Ignored(reason)
     return None
+
+
+def projector(name: str) -> Target | None:
+    """Our name for a tensor of a projector file, whatever stands in front of it; None for any other tensor.
+
+    LLaVA takes what follows ``mm_projector.``, so its files may say ``model.mm_projector.0.weight``,
+    ``mm_projector.0.weight`` or ``module.model.mm_projector.0.weight``.
+    """
+    found = _ANY_PROJECTOR.fullmatch(name)
+    if found is None:
+        return None
+    before, part = found.groups()
+    if before.endswith(PREFIX_LLM):
+        target = ours(f"{PREFIX_LLM}{part}", "paddlemix")
+    elif part.startswith("multi_modal_projector."):
+        target = ours(part, "llava_hf")
+    else:
+        target = ours(f"model.{part}", "llava")
+    return target if isinstance(target, Target) else None
 
 
 def theirs(name: str, form: str) -> Target | None:

@@ -187,6 +187,8 @@ def _tell(report: LoadReport, strict_finite: bool) -> None:
     logger = get_logger(__name__)
     for note in report.notes:
         logger.info(note)
+    for warning in report.warnings:
+        logger.warning(warning)
     if not report.not_finite:
         return
     names = ", ".join(report.not_finite[:5]) + (", ..." if len(report.not_finite) > 5 else "")

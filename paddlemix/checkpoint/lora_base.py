@@ -12,6 +12,7 @@ from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.formats import TensorSource
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.lora_read import Adapter
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 
 MERGED_MARKER = "lora_merged.json"
@@ -62,6 +63,43 @@ def require_base(adapter: Adapter, base: Path, source: TensorSource, form: str) 
             f"{adapter.folder}: the adapter was trained on another base than {base} "
             f"({np.mean(close):.0%} of {close.size} sampled weights agree); it was {adapter.base}"
         )
+
+
+def doubts(adapter: Adapter, base: Path, given: str | Path | None, *, blind: bool, projector: bool) -> list[str]:
+    """What is taken although it may not be what was meant, each with the way out.
+
+    ``given``: the base that the caller named; ``blind``: the model has no vision tower; ``projector``: the caller named
+    one. An adapter with a fingerprint of its base has proved it (``require_base``).
+    """
+    found = []
+    if not projector and not brings_projector(adapter):
+        missing = f"{adapter.folder}: the adapter brings no projector"
+        run = (
+            "LLaVA saves the projector at the end of a run and not in checkpoint-N: then take the finished run's folder"
+        )
+        if blind:
+            found.append(f"{missing} and {base} has no vision tower, so this is a model without pictures. {run}")
+        else:
+            found.append(
+                f"{missing}; that of {base} is used, which is right unless it was trained with the adapter. {run}, or "
+                f"give the trained one with {options.current().projector}"
+            )
+    named = adapter.base
+    if given is not None and named and not adapter.fingerprint and Path(named).name.lower() != base.name.lower():
+        found.append(
+            f"{adapter.folder}: the adapter was trained on {named}, and {base} is used because it was given; "
+            "if that is another model, its answers are of no use"
+        )
+    return found
+
+
+def brings_projector(adapter: Adapter) -> bool:
+    """Whether a projector is stored with the adapter."""
+    return any(
+        isinstance(target, keymap.Target) and target.name.startswith(keymap.PREFIX_PROJECTOR)
+        for _, form, names in adapter.others
+        for target in (keymap.ours(name, form) for name in names)
+    )
 
 
 def merged_marker(adapter: Adapter, base: Path) -> dict[str, Any]:

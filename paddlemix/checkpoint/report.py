@@ -30,6 +30,8 @@ class LoadReport:
     """Parameters with a NaN or an infinite value."""
     notes: list[str] = field(default_factory=list)
     """Choices that were made, in words."""
+    warnings: list[str] = field(default_factory=list)
+    """Choices that may not be what was meant, each with the way to another one."""
 
     def problems(self) -> list[str]:
         """One line for each tensor that is missing, left over or of another shape."""

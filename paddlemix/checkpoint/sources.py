@@ -23,7 +23,7 @@ from paddlemix.checkpoint.folders import (
 )
 from paddlemix.checkpoint.formats import WEIGHT_FILES, TensorSource, open_file, open_folder
 from paddlemix.checkpoint.formats_base import FLOATS
-from paddlemix.checkpoint.lora_base import require_base
+from paddlemix.checkpoint.lora_base import doubts, require_base
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.legacy import load_config
@@ -41,6 +41,7 @@ _NO_PROJECTOR = (
     'or train one with projector="init", which is what the pretraining stage does.'
 )
 _NO_TOWER = "The vision tower is incomplete: give its folder with vision_tower=PATH."
+_PROJECTOR_WORD = "mm_projector."
 _HINTS = ((keymap.PREFIX_PROJECTOR, _NO_PROJECTOR), (keymap.NEWLINE, _NO_PROJECTOR), (keymap.PREFIX_TOWER, _NO_TOWER))
 
 
@@ -76,10 +77,15 @@ class Plan:
 
     def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
         """Enter the tensors of a source."""
+        chosen = source.infos() if names is None else names
+        self._enter(source, {name: keymap.ours(name, form) for name in chosen}, own=form == "paddlemix")
+
+    def _enter(
+        self, source: TensorSource, targets: Mapping[str, keymap.Target | keymap.Ignored | None], own: bool = False
+    ) -> None:
         infos = source.infos()
         replaced = 0
-        for name in infos if names is None else names:
-            target = keymap.ours(name, form)
+        for name, target in targets.items():
             if target is None:
                 self.report.left_over[name] = infos[name].file.name
             elif isinstance(target, keymap.Ignored):
@@ -87,10 +93,28 @@ class Plan:
             else:
                 replaced += target.name in self.entries
                 turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
-                self.entries[target.name] = Entry(source, name, turned, form == "paddlemix")
+                self.entries[target.name] = Entry(source, name, turned, own)
         self.report.notes += source.notes
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
+
+    def add_projector(self, source: TensorSource, *, more: bool) -> None:
+        """Enter the projector of a file, and nothing else that it may hold: it may be a shard of a whole model.
+
+        ``more``: a table of tokens counts too, as for LLaVA's loader in the folder of a first stage.
+        """
+        found = {name: keymap.projector(name) for name in source.infos()}
+        targets = [target.name for target in found.values() if target is not None]
+        if not targets:
+            raise CheckpointError(f"{source.where}: it holds no projector that is known")
+        if len(set(targets)) < len(targets):
+            raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
+        for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
+            if more and name.endswith("embed_tokens.weight"):
+                found[name] = keymap.ours(name, "llava")
+            else:
+                found[name] = keymap.Ignored("only the projector is taken from this file")
+        self._enter(source, found)
 
     def drop(self, prefix: str, reason: str) -> None:
         """Leave out what was entered below ``prefix``; the report says why."""
@@ -137,11 +161,17 @@ def find_sources(
     elif overrides:
         raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
     tower = _add_tower(plan, config, tower, parts)
-    _add_later_sources(plan, parts)
-    config = _fit_positions(plan, config)
     if parts.adapter is not None:
         require_base(parts.adapter, parts.base, source, form)
+        plan.report.warnings += _doubts(parts, base, config)
+    _add_later_sources(plan, parts)
+    config = _fit_positions(plan, config)
     return Sources(parts, plan, config, tower, form)
+
+
+def _doubts(parts: Parts, base: str | Path | None, config: LlavaConfig) -> list[str]:
+    named = parts.projector is not None or parts.init
+    return doubts(parts.adapter, parts.base, base, blind=config.vision is None, projector=named)
 
 
 def _find_parts(folder: Path, base: str | Path | None, projector: str | Path | None) -> Parts:
@@ -274,11 +304,7 @@ def _add_later_sources(plan: Plan, parts: Parts) -> None:
         for source, form, names in parts.adapter.others:
             plan.add(source, form, names)
     if parts.projector is not None:
-        source = open_file(parts.projector)
-        form = keymap.detect(source.infos())
-        if form is None:
-            raise CheckpointError(f"{parts.projector}: it holds no projector that is known")
-        plan.add(source, form)
+        plan.add_projector(open_file(parts.projector), more=parts.kind == "projector")
 
 
 def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -171,6 +171,52 @@ def test_a_projector_file_replaces_the_projector(model, tmp_path):
         np.testing.assert_array_equal(value, values(model)[name] * (2 if "mm_projector" in name else 1))
 
 
+def renamed_projector(model, rename, factor: float = 2.0) -> dict:
+    found = {name: value for name, value in kit.weights_in("llava", model).items() if "mm_projector" in name}
+    return {rename(name): (dtype, array * np.float32(factor)) for name, (dtype, array) in found.items()}
+
+
+@pytest.mark.parametrize("before", ["", "model.", "module.model.", "base_model.model.model."])
+def test_a_projector_is_read_under_every_prefix_that_llava_takes(before, model, tmp_path):
+    file = kit.write_bin(tmp_path / "any.bin", renamed_projector(model, lambda name: before + name[len("model.") :]))
+    loaded = load_model(kit.hub(tmp_path, model)["llava"], projector=file)
+    for name, value in values(loaded.model).items():
+        np.testing.assert_array_equal(value, values(model)[name] * (2 if "mm_projector" in name else 1))
+
+
+@pytest.mark.parametrize("form", ["llava", "llava_hf", "llava_hf_new", "paddlemix"])
+def test_only_the_projector_is_taken_from_a_whole_model(form, model, tmp_path):
+    others = tiny_model(seed=5)
+    kit.write_weights(tmp_path, "safetensors", kit.weights_in(form, others))
+    loaded = load_model(kit.hub(tmp_path / "hub", model)["llava"], projector=tmp_path / "model.safetensors")
+    for name, value in values(loaded.model).items():
+        np.testing.assert_array_equal(value, values(others if "mm_projector" in name else model)[name])
+    assert "only the projector is taken from this file" in loaded.report.ignored.values()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda found: {"model.norm.weight": found["model.mm_projector.0.bias"]},
+            "it holds no projector that is known",
+        ),
+        (
+            lambda found: {**found, "mm_projector.0.bias": found["model.mm_projector.0.bias"]},
+            "holds several projectors",
+        ),
+        (
+            lambda found: {**found, "mm_projector.7.x": found["model.mm_projector.0.bias"]},
+            'left over "mm_projector.7.x"',
+        ),
+    ],
+)
+def test_a_file_that_does_not_say_which_projector_is_meant_is_an_error(change, text, model, tmp_path):
+    file = kit.write_bin(tmp_path / "any.bin", change(renamed_projector(model, str)))
+    with pytest.raises(CheckpointError, match=text):
+        load_model(kit.hub(tmp_path, model)["llava"], projector=file)
+
+
 def test_a_projector_folder_finds_its_base(model, tmp_path):
     hub = kit.hub(tmp_path, model)
     config = {**kit.llava_config(model, "openai/tiny-clip"), "_name_or_path": "lmsys/tiny"}

@@ -306,3 +306,65 @@ def test_a_peft_adapter_without_weights_says_what_was_looked_for(peft):
     (peft[0] / "adapter_model.bin").unlink()
     with pytest.raises(CheckpointError, match=r"looked for adapter_model.safetensors, adapter_model.bin"):
         load_model(peft[0])
+
+
+# ---- what may not be what was meant -------------------------------------------------------------------------------
+
+
+def without_projector(folder: Path) -> Path:
+    """As LLaVA's training leaves a checkpoint-N: the projector and config.json come at the end of the run only."""
+    (folder / "non_lora_trainables.bin").unlink()
+    (folder / "config.json").unlink()
+    return folder
+
+
+def test_a_finished_adapter_on_its_own_base_warns_of_nothing(peft, adapter):
+    assert load_model(peft[0]).report.warnings == []
+    assert load_model(peft[0], base=peft[1]["vicuna"]).report.warnings == []  # the same name, as a path
+    assert load_model(adapter).report.warnings == []
+
+
+def test_an_adapter_without_its_projector_says_whose_is_used(peft, capsys):
+    folder, hub = without_projector(peft[0]), peft[1]
+    (warning,) = load_model(folder, base=hub["llava"]).report.warnings
+    assert f"the adapter brings no projector; that of {hub['llava']} is used" in warning
+    assert "projector=FILE" in warning
+    assert f"warning: {warning}\n" in capsys.readouterr().err
+
+
+def test_an_adapter_without_its_projector_on_a_language_model_says_that_there_are_no_pictures(peft):
+    folder, hub = without_projector(peft[0]), peft[1]
+    loaded = load_model(folder)
+    assert loaded.config.vision is None
+    (warning,) = loaded.report.warnings
+    assert f"{hub['vicuna']} has no vision tower, so this is a model without pictures" in warning
+
+
+def test_a_projector_that_is_named_leaves_nothing_to_warn_of(peft, tmp_path):
+    folder, hub = peft
+    projector = shutil.copy(folder / "non_lora_trainables.bin", tmp_path / "mm_projector.bin")
+    without_projector(folder)
+    loaded = load_model(folder, base=hub["llava"], projector=projector)
+    assert loaded.report.warnings == []
+    halved = load_model(hub["llava"]).model.llama.mm_projector[0].weight.numpy() / 2
+    np.testing.assert_array_equal(loaded.model.llama.mm_projector[0].weight.numpy(), halved)
+
+
+def test_a_base_of_another_name_is_told_when_nothing_proves_that_it_is_the_right_one(peft, tmp_path):
+    folder, hub = peft
+    other = Path(shutil.copytree(hub["vicuna"], tmp_path / "other" / "llama"))
+    (warning,) = load_model(folder, base=other).report.warnings
+    assert f"was trained on lmsys/tiny, and {other} is used because it was given" in warning
+
+
+def test_a_moved_base_that_the_fingerprint_proves_is_not_told(adapter, base, tmp_path):
+    moved = Path(shutil.copytree(base, tmp_path / "other" / "llama"))
+    assert load_model(adapter, base=moved).report.warnings == []
+
+
+def test_converting_such_an_adapter_tells_it_too(peft, tmp_path):
+    from paddlemix.checkpoint.convert import convert
+
+    folder, hub = without_projector(peft[0]), peft[1]
+    notes = convert(folder, tmp_path / "own", "own", base=hub["llava"]).notes
+    assert [note for note in notes if "brings no projector" in note]
