@@ -13,6 +13,7 @@ from paddlemix.checkpoint.folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
+    FINGERPRINT,
     MODEL_TYPE,
     PEFT_CONFIG,
     kind_of,
@@ -67,7 +68,7 @@ def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | 
     write_safetensors(staging / "adapter_model.safetensors", halves, {"format": "pt"})
     if others:
         write_torch(staging / "non_lora_trainables.bin", others)
-    write_json(staging / PEFT_CONFIG, _peft_data(adapter, base, _modules(adapter), None))
+    _write_peft_config(adapter, staging, _peft_data(adapter, base, _modules(adapter), None))
     write_json(staging / CONFIG, _original_config(model))
     _copy_tokenizer(adapter.folder, staging)
     return [*halves, *others]
@@ -87,10 +88,16 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
     write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
     # Bare kinds such as "q_proj" would name the tower's layers, too.
     layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
-    data = _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None)
-    write_json(staging / PEFT_CONFIG, data)
+    _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None))
     _copy_tokenizer(adapter.folder, staging)
     return tensors
+
+
+def _write_peft_config(adapter: Adapter, staging: Path, data: dict[str, Any]) -> None:
+    write_json(staging / PEFT_CONFIG, data)
+    if adapter.fingerprint:
+        # In a file of its own: peft of some versions refuses a key of its config that it does not know.
+        write_json(staging / FINGERPRINT, {"base_fingerprint": adapter.fingerprint})
 
 
 def _halves(adapter: Adapter, form: str, dtype: str | None) -> list[Stored]:

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_CONFIG, kind_of, read_json, resolve
+from paddlemix.checkpoint.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FINGERPRINT,
+    PEFT_CONFIG,
+    kind_of,
+    read_json,
+    resolve,
+)
 from paddlemix.checkpoint.formats import TensorSource, open_file
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.utils.errors import CheckpointError
@@ -197,7 +205,9 @@ def _read_peft(folder: Path) -> Adapter:
         trained = open_file(beside)
         form = keymap.detect(trained.infos()) or "peft"
         others.append((trained, form, tuple(trained.infos())))
-    return Adapter(folder, source, pairs, others, dropout, sha256(path), config.get("base_model_name_or_path"))
+    known = read_json(folder / FINGERPRINT).get("base_fingerprint") if (folder / FINGERPRINT).is_file() else None
+    named = config.get("base_model_name_or_path")
+    return Adapter(folder, source, pairs, others, dropout, sha256(path), named, fingerprint=known or {})
 
 
 def _peft_halves(path: Path, source: TensorSource) -> tuple[dict[str, dict[str, Half]], list[str]]:

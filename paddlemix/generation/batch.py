@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch run over many objects that can be killed at any time and goes on where it was, to the same file."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from paddlemix.generation.objects import Source
 from paddlemix.generation.scripts import Script, read_answers, value_of
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import TEMPORARY_PREFIX, atomic_write
+from paddlemix.utils.leftovers import ending_on_sigterm
 
 OWN_KEYS = ("unknown", "error")
 """Keys that tell about a run. Those of an earlier run, whose file is the input now, are dropped."""
@@ -97,7 +99,7 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     for records in journal.done.values():
         progress.count(records, here=False)
     begun = time.monotonic()
-    try:
+    with contextlib.closing(journal), ending_on_sigterm():
         for batch, first in enumerate(range(0, len(job.records), job.batch_size)):
             if batch in journal.done:
                 continue
@@ -105,8 +107,6 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
             progress.count(journal.done[batch], here=True)
             progress.seconds = time.monotonic() - begun
             note(progress)
-    finally:
-        journal.close()
     records = [record for batch in sorted(journal.done) for record in journal.done[batch]]
     atomic_write(job.output, json_bytes(records, indent=2) + b"\n")
     journal.remove()

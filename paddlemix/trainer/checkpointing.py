@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
+from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import KNOWN, TrainingSettings
 from paddlemix.utils import files
@@ -52,6 +51,7 @@ class RunState:
 
     Batches, dropout and rates are functions of the seed and of ``global_step``, so no generator state is kept.
     ``data`` is a fingerprint of the training rows.
+    ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
     ``open_loss`` is the float32 sum of the losses since the last log line, ``logged_loss`` the sum up to it.
     """
 
@@ -65,6 +65,7 @@ class RunState:
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    frozen: dict[str, list[float]] = field(default_factory=dict)
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -224,9 +225,13 @@ def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
 
     Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before.
     """
-    inner = plain_optimizer(optimizer)
-    tensors = {name: tensor.numpy() for name, tensor in _held(inner, parameters).items()}
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    held = _held(plain_optimizer(optimizer), parameters)
+    # Not by the library of the format: on a full disk it raises an error of its own, without errno.
+    write_safetensors(path, [_stored(name, tensor) for name, tensor in held.items()])
+
+
+def _stored(name: str, tensor: Any) -> Stored:
+    return Stored(name, str(tensor.dtype).rpartition(".")[2], tuple(tensor.shape), tensor.numpy)
 
 
 def _held(inner: Any, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from paddlemix.trainer.batches import (
 from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.clip import GlobalNormClip, of_arguments
 from paddlemix.trainer.evaluation import Evaluation
+from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.utils import files
@@ -77,6 +78,7 @@ class LlavaTrainer(Evaluation, Trainer):
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
         plan.apply(model)
+        self._frozen = frozen_sample(model, plan.rules) if train_dataset is not None else {}
         divided.check_sharding(model, settings.training.sharding or "")
         if settings.training.recompute:
             model.enable_recompute()
@@ -253,6 +255,7 @@ class LlavaTrainer(Evaluation, Trainer):
         # Every process takes part in the sum, one of them writes.
         state = self._run_state()
         if self.is_world_process_zero():
+            files.wait_until_writable(folder.parent)
             if folder.exists():
                 checkpointing.remove(folder)
             with files.publish_folder(folder) as temporary:
@@ -301,6 +304,7 @@ class LlavaTrainer(Evaluation, Trainer):
             tokens=self.tokens,
             scaler=_scaler_numbers(self.scaler) if self.do_grad_scaling else {},
             settings=settings_to_json(self.settings),
+            frozen=self._frozen,
         )
 
     # Resume
@@ -342,6 +346,7 @@ class LlavaTrainer(Evaluation, Trainer):
         state = checkpointing.read_state(folder)
         data = fingerprint(self.train_dataset)
         checkpointing.require_same_run(state, self.settings, self.args.world_size, data, folder)
+        require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
         self._carried = state
         self.tokens = self._tokens_last_logged = state.tokens
         if not self.args.ignore_data_skip:

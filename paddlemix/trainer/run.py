@@ -292,6 +292,7 @@ class TrainingRun:
     def _publish(self, read: Any) -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
 
+        files.wait_until_writable(self.output)
         weights = self.weights
         if isinstance(weights, ProjectorWeights):
             # Checkpoints of this stage hold the projector only; the result is a whole model, with the file beside it.

@@ -144,9 +144,9 @@ def publish_result(output: Path, weights: ModelWeights, model: Any, read: Reader
     The manifest goes first and comes back last: while it is missing, the files are not one result.
     """
     staging = output / f"{files.TEMPORARY_PREFIX}result-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with files.explained_when_full(output, staging):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         weights.save(staging, model, read)
         _move_references(staging, output)
         files.write_manifest(staging)
@@ -154,8 +154,6 @@ def publish_result(output: Path, weights: ModelWeights, model: Any, read: Reader
         _remove_former(output)
         for name in sorted(names, key=lambda name: name == files.MANIFEST):
             os.replace(staging / name, output / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return names
 
 

@@ -7,19 +7,24 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import addresses
+from paddlemix.utils import addresses, leftovers
 from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
+from paddlemix.utils.leftovers import TEMPORARY_PREFIX
+from paddlemix.utils.logging import get_logger
 from paddlemix.utils.shown import shown
 
 MANIFEST = "manifest.json"
-TEMPORARY_PREFIX = ".tmp-"
 MIB = 1 << 20
+
+PAUSES = (1.0, 4.0, 15.0, 40.0)
+"""Seconds between the tries to write into a folder that cannot be written."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,17 +44,16 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     TrainingError when the disk is full; the old file is then untouched.
     """
     target = Path(path)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
+    temporary = leftovers.temporary_of(target)
+    leftovers.remove_dead(target)
+    content = data.encode() if isinstance(data, str) else data
+    with leftovers.ending_on_sigterm(), explained_when_full(target, temporary):
+        with open(temporary, "wb") as stream, leftovers.held(temporary):
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)
         _sync_folder(target.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _told(error, target) from error
 
 
 @contextlib.contextmanager
@@ -65,17 +69,28 @@ def publish_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
     target = Path(path).absolute()
     if not replace and _occupied(target):
         raise CheckpointError(f"{target}: exists already; choose another folder or remove it")
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
-    try:
+    temporary = leftovers.temporary_of(target)
+    leftovers.remove_dead(target)
+    with leftovers.ending_on_sigterm(), explained_when_full(target, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        yield temporary
-        write_manifest(temporary)
-        _swap_in(temporary, target)
+        with leftovers.held(temporary):
+            yield temporary
+            write_manifest(temporary)
+            _swap_in(temporary, target)
+
+
+@contextlib.contextmanager
+def explained_when_full(target: Path, temporary: Path) -> Iterator[None]:
+    """Remove ``temporary`` at the end, and turn a disk that runs full into TrainingError: path, size, free space."""
+    try:
+        yield
     except OSError as error:
-        raise _told(error, target) from error
+        size = leftovers.size_of(temporary)
+        leftovers.remove(temporary)  # first, so that the free space is what the next try will find
+        raise _explained(error, target, size) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        leftovers.remove(temporary)
 
 
 def write_manifest(folder: Path) -> None:
@@ -114,14 +129,31 @@ def verify_folder(folder: str | Path, *, content: bool = True) -> list[str]:
     return problems
 
 
+def wait_until_writable(folder: str | Path) -> None:
+    """Return when a file can be made in ``folder``; TrainingError when it still cannot after about a minute.
+
+    File servers go away for a while, or mount read-only. The folder is made again if it is gone.
+    """
+    root = Path(folder)
+    for pause in (*PAUSES, None):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = leftovers.temporary_of(root / "probe")
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+            return
+        except OSError as error:
+            if error.errno in _DISK_FULL or pause is None:
+                raise TrainingError(f"{root}: cannot be written ({error.strerror}); nothing was lost there") from error
+            get_logger(__name__).warning(f"{root}: cannot be written ({error.strerror}); next try in {pause:g} s")
+            time.sleep(pause)
+
+
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Remove the temporary folders and files that a killed process left in ``folder``. Returns what was removed."""
+    """Remove every temporary folder and file in ``folder``, which the caller holds alone. Returns what was removed."""
     found = sorted(Path(folder).glob(f"{TEMPORARY_PREFIX}*"))
     for item in found:
-        if item.is_dir():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
+        leftovers.remove(item)
     return found
 
 
@@ -211,7 +243,7 @@ def _occupied(target: Path) -> bool:
 
 
 def _swap_in(temporary: Path, target: Path) -> None:
-    aside = target.with_name(f"{TEMPORARY_PREFIX}old-{target.name}-{os.getpid()}")
+    aside = leftovers.aside_of(target)
     if target.exists():
         os.rename(target, aside)
     try:
@@ -241,13 +273,13 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _told(error: OSError, path: Path) -> Exception:
-    """The error with the path and the free space in it when the disk is full, else the error itself."""
+def _explained(error: OSError, path: Path, size: int) -> Exception:
+    """The error; if the disk is full, with the path, the ``size`` in bytes written so far and the free space."""
     if error.errno not in _DISK_FULL:
         return error
     folder = next((item for item in (path, *path.parents) if item.exists()), Path("/"))
     free = shutil.disk_usage(folder).free
     return TrainingError(
-        f"{path}: cannot be written ({error.strerror}); {free / MIB:.0f} MiB are free. "
-        "Free some space or choose another folder; what was there before is untouched"
+        f"{path}: cannot be written ({error.strerror}); {free / MIB:.0f} MiB are free, and {size / MIB:.0f} MiB of it "
+        "had been written. Free some space or choose another folder; what was there before is untouched"
     )

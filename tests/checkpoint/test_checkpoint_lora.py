@@ -9,9 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.checkpoint.convert import convert
 from paddlemix.checkpoint.formats import open_file
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.lora import load_adapter, save_adapter
+from paddlemix.checkpoint.lora_read import read_adapter
 from paddlemix.checkpoint.merge import merge_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.ops.linear import add_lora, lora_layers
@@ -368,3 +370,14 @@ def test_converting_such_an_adapter_tells_it_too(peft, tmp_path):
     folder, hub = without_projector(peft[0]), peft[1]
     notes = convert(folder, tmp_path / "own", "own", base=hub["llava"]).notes
     assert [note for note in notes if "brings no projector" in note]
+
+
+def test_an_adapter_written_in_pefts_form_still_knows_its_base(adapter, base, tmp_path):
+    for layout in ("original", "llava-hf"):
+        convert(adapter, tmp_path / layout, layout)
+        assert read_adapter(tmp_path / layout).fingerprint == read_adapter(adapter).fingerprint != {}
+    assert load_model(tmp_path / "llava-hf", base=base).adapter is not None
+    other = tiny_model(seed=7)
+    folder = save_model(tmp_path / "other", other, other.config, None)
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        load_model(tmp_path / "llava-hf", base=folder)

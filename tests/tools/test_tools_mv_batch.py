@@ -56,15 +56,16 @@ def finish(home, *arguments):
     return subprocess.run(arguments, cwd=home, capture_output=True, text=True, timeout=120)
 
 
-def kill_after(home, lines, *arguments):
-    """Kill the tool as soon as its journal has so many lines (the first one are the settings)."""
+def kill_after(home, lines, *arguments, number=signal.SIGKILL):
+    """Send the signal as soon as its journal has so many lines (the first one are the settings)."""
     out = Path(arguments[arguments.index("--output-dir") + 1])
-    process = subprocess.Popen(arguments, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(home / "said", "w", encoding="utf-8") as said:
+        process = subprocess.Popen(arguments, cwd=home, stdout=subprocess.DEVNULL, stderr=said)
     journal = home / out / "all.json.journal"
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
         if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
             break
         time.sleep(0.002)
     return process.wait()
@@ -76,6 +77,10 @@ def test_a_killed_run_goes_on_to_the_same_file(home):
     assert "40 of 40 objects" in done.stdout
     assert kill_after(home, 6, *command(home, "obj", "killed")) == -signal.SIGKILL
     assert not (home / "killed" / "all.json").exists()
+    # SIGTERM ends it quietly: without paddle's trace, and with the shell's exit code.
+    assert kill_after(home, 12, *command(home, "obj", "killed"), number=signal.SIGTERM) == 143
+    assert "Traceback" not in (home / "said").read_text()
+    assert "FatalError" not in (home / "said").read_text()
     assert finish(home, *command(home, "obj", "killed")).returncode == 0
     assert (home / "killed" / "all.json").read_bytes() == (home / "straight" / "all.json").read_bytes()
     assert sorted(path.name for path in (home / "killed").iterdir()) == ["all.json", "all.png"]

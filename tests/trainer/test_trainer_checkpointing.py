@@ -10,8 +10,9 @@ import pytest
 
 from paddlemix.trainer import checkpointing
 from paddlemix.trainer.checkpointing import RunState
+from paddlemix.trainer.frozen import require_same_frozen
 from paddlemix.utils import files
-from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
 from tests.trainer.trainer_kit import settings
 
 
@@ -164,3 +165,49 @@ def test_the_optimizer_is_stored_by_structured_names(tmp_path):
         names = set(stored.keys())
     assert {name.partition("/")[2] for name in names} == set(trainer.plan.rules)
     assert json.loads((tmp_path / "checkpoint-12" / checkpointing.STATE_FILE).read_text())["global_step"] == 12
+
+
+def test_a_run_does_not_go_on_over_another_base_under_the_same_path(tmp_path):
+    from tests.trainer.trainer_kit import LORA_TARGETS, add_lora, make_trainer, tiny
+
+    def lora_model(seed):
+        model = tiny(seed)
+        add_lora(model, LORA_TARGETS, 2, 4.0, 0.0, seed=1)
+        return model
+
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    run = settings(tmp_path, lora=True, max_steps=2, save_strategy="steps", save_steps=1)
+    make_trainer(run, model=lora_model(0)).train()
+    (_, first), _ = checkpointing.checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="sampled parameters .* have other values now .*Restore it"):
+        make_trainer(run, model=lora_model(5)).train(first)
+    assert make_trainer(run, model=lora_model(0)).train(first).global_step == 2
+
+
+def test_a_checkpoint_of_a_version_without_the_sample_is_taken(tmp_path):
+    require_same_frozen({}, {"a": [1.0]}, tmp_path, "model")
+    with pytest.raises(CheckpointError, match="1 of 2 sampled"):
+        require_same_frozen({"a": [1.0], "b": [2.0]}, {"a": [1.0], "b": [2.5]}, tmp_path, "model")
+
+
+def test_a_full_disk_while_the_optimizer_is_written_is_the_same_sentence(tmp_path):
+    """RLIMIT_FSIZE stands for the full disk; the library of the format would raise an error without errno."""
+    import resource
+
+    from tests.trainer.trainer_kit import PlainWeights, make_trainer
+
+    class NoWeights(PlainWeights):
+        def save(self, folder, model, read):
+            (folder / "model.safetensors").touch()
+
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    trainer = make_trainer(settings(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
+    trainer.weights = NoWeights()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint-1: cannot be written .File too large.; \d+ MiB"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpointing.checkpoints(tmp_path) == []
