@@ -44,10 +44,11 @@ class AutoModelMIX:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, config: "LlavaConfig | None" = None, dtype: str = "float32", **options: Any
+        cls, name: str | Path, config: "LlavaConfig | None" = None, dtype: Any = "float32", **options: Any
     ) -> "LlavaForCausalLM":
         """The model of a folder, in eval mode. ``options`` are those of ``checkpoint.load.load_model``.
 
+        ``dtype``: float32, float16 or bfloat16 (also ``fp16``, ``bf16``, paddle's own); ConfigError for any other.
         ``config`` replaces what the folder says, for example with another ``select_layer``; the weights must fit it.
         """
         from paddlemix.checkpoint.load import load_model

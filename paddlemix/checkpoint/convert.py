@@ -39,11 +39,11 @@ from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, to
 from paddlemix.settings.legacy import load_config
 from paddlemix.settings.legacy_tower import WELL_KNOWN
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
+from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
 
 TARGETS = ("original", "llava-hf", "paddlemix", "own", "projector")
-DTYPES = ("float32", "float16", "bfloat16")
 CONVERSION = "conversion.json"
 
 _FORMS = {"original": "llava", "llava-hf": "llava_hf", "paddlemix": "paddlemix", "own": "paddlemix"}
@@ -119,8 +119,7 @@ def convert(
     """
     if to not in TARGETS:
         raise CheckpointError(f'"{to}": no layout of that name (known: {", ".join(TARGETS)})')
-    if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f'dtype "{dtype}": expected one of {", ".join(DTYPES)}')
+    dtype = None if dtype is None else dtype_named(dtype)
     folder = resolve(src, "the model")
     _refuse_target(folder, Path(dst))
     kind = kind_of(folder)

@@ -21,6 +21,7 @@ from paddlemix.checkpoint.sources import Entry, Plan, check, find_sources, token
 from paddlemix.models.llava import LlavaForCausalLM, allocate, build_empty
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, part_of, whole_shape
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.logging import get_logger
 
@@ -72,6 +73,7 @@ def load_model(
     """
     if lora not in ("merge", "keep"):
         raise CheckpointError(f'lora="{lora}": expected "merge" or "keep"')
+    dtype = dtype_named(dtype)
     sources = find_sources(
         folder, base=base, vision_tower=vision_tower, projector=projector, overrides=overrides, config=config
     )

@@ -49,7 +49,7 @@ def merge_adapter(
         extra={MERGED_MARKER: marker, **template_file(loaded)},
     )
     nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return Merged(folder, loaded.base, len(loaded.adapter.pairs), dtype, nbytes)
+    return Merged(folder, loaded.base, len(loaded.adapter.pairs), loaded.config.dtype, nbytes)
 
 
 def template_file(loaded: Loaded) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Any, NoReturn
 
 from paddlemix.settings.keys import show
 from paddlemix.settings.strict_json import read_object
-from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.dtypes import DTYPES, dtype_named
+from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.registry import nearest
-
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Reader:
@@ -93,10 +92,10 @@ class Reader:
         value = self.data.get(name)
         if value is None:
             return None
-        short = value.removeprefix("torch.").removeprefix("paddle.") if isinstance(value, str) else value
-        if short not in _DTYPES:
-            self.wrong(name, value, f"expected one of {', '.join(_DTYPES)}")
-        return short
+        try:
+            return dtype_named(value)
+        except ConfigError:
+            self.wrong(name, value, f"expected one of {', '.join(DTYPES)}")
 
     def expect(self, name: str, *accepted: Any, why: str) -> None:
         """Refuse any value of ``name`` but those ``accepted`` (absent and null are fine)."""

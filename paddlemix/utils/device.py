@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.utils import env, npu_environment
+from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import BackendError, ConfigError
 from paddlemix.utils.logging import get_logger
 
 KINDS = ("cpu", "gpu", "npu")
-DTYPES = ("float32", "float16", "bfloat16")
 
 NPU_FLAGS = npu_environment.RECOMMENDED
 """What the Ascend plug-in reads when it loads, that is while paddle is imported (``config/npu/env.sh`` sets them)."""
@@ -74,8 +74,7 @@ def choose(name: str | None = None, dtype: str | None = None) -> Device:
     float32 on a CPU. A CPU computes in float32 whatever was asked (paddle has no half-precision matrix product
     there), with one warning line. BackendError when the device is not there.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f'dtype "{dtype}": expected one of {", ".join(DTYPES)}')
+    dtype = None if dtype is None else dtype_named(dtype)
     if name is None:
         found = _first_present()
         why = f"device {found}: " + ("the first of npu, gpu, cpu that is there" if found != "cpu" else "no npu, no gpu")

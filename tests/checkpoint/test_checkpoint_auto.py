@@ -55,6 +55,25 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for():
         AutoModelMIX.from_pretrained("liuhaotian/llava-v9")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("fp16", "float16"), ("bf16", "bfloat16"), ("paddle.float16", "float16"), ("torch.bfloat16", "bfloat16")],
+)
+def test_a_dtype_may_have_its_short_name(given, expected, hub):
+    model = AutoModelMIX.from_pretrained(hub["llava"], dtype=given)
+    assert {str(value.dtype) for value in model.parameters()} == {f"paddle.{expected}"}
+    assert model.config.dtype == expected
+
+
+def test_a_dtype_of_paddle_is_taken_and_any_that_is_no_float_of_a_model_is_refused(hub):
+    import paddle
+
+    assert AutoModelMIX.from_pretrained(hub["llava"], dtype=paddle.float16).config.dtype == "float16"
+    for wrong in ("int8", "uint8", "4", "float64", "auto", "", None, paddle.int32, 8):
+        with pytest.raises(ConfigError, match=r"dtype .*: expected one of float32, float16, bfloat16"):
+            AutoModelMIX.from_pretrained(hub["llava"], dtype=wrong)
+
+
 def test_the_processor_makes_pixels_and_prompts(hub):
     processor, tokenizer = AutoProcessorMIX.from_pretrained(hub["llava"], train="train", eval="eval", version="v1")
     assert processor(tiny_image()).pixels.shape == (1, 3, 28, 28)

@@ -41,8 +41,8 @@ def test_an_unknown_device_is_told_with_the_choices(name, text):
 
 
 def test_an_unknown_dtype_is_told_with_the_choices():
-    with pytest.raises(ConfigError, match='dtype "fp16": expected one of float32'):
-        device.choose("cpu", "fp16")
+    with pytest.raises(ConfigError, match='dtype "int8": expected one of float32'):
+        device.choose("cpu", "int8")
 
 
 def test_a_gpu_on_a_cpu_build_is_told_in_plain_words(monkeypatch):
