@@ -46,8 +46,7 @@ def build_datasets(
     """Read and check the data files of a run.
 
     ``config`` is the model's with the run's overrides (image mode, merge type, template) already applied: it is what is
-    saved with the result. With ``world`` > 1 every batch holds at least one tile, so that all processes use the same
-    parameters. DataError names file and record; ConfigError the key.
+    saved with the result. DataError names file and record; ConfigError the key.
     """
     encoder = make_encoder(settings, config, tokenizer)
     parts = settings.data.dataset or {}
@@ -58,7 +57,7 @@ def build_datasets(
     if train is not None and settings.data.mixtoken:
         train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
     order = None if train is None else order_of(settings.training, train, world)
-    return Datasets(train, held_out, make_collator(settings, config, world), order)
+    return Datasets(train, held_out, make_collator(settings, config), order)
 
 
 def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer) -> SampleEncoder:
@@ -75,13 +74,19 @@ def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tok
     )
 
 
-def make_collator(settings: TrainingSettings, config: LlavaConfig, world: int = 1) -> Collator:
-    """The collator of a run. Training pads on the right, whatever side the checkpoint's chat pads on."""
+def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
+    """The collator of a run. Training pads on the right, whatever side the checkpoint's chat pads on.
+
+    Every batch of a model with a vision tower holds at least one tile: in a batch without a picture the gradients of
+    tower, projector and newline are then zeros, as in LLaVA's data loader (train.py gives a text row a black picture).
+    Without it they would be missing before the first picture of a process and zeros after it, and AdamW treats the
+    two differently; several processes must agree on the parameters of a step besides.
+    """
     return Collator(
         tokens_per_tile=config.vision.tokens_per_tile if config.vision else 1,
         tile_side=config.vision.image_size if config.vision else 1,
         pad_to_multiple_of=settings.data.pad_to_multiple_of,
-        min_tiles=1 if world > 1 and config.vision else 0,
+        min_tiles=1 if config.vision else 0,
     )
 
 

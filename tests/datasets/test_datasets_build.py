@@ -111,9 +111,11 @@ def test_every_grouping_key_saves_padding(key: str, world: int, batch_size: int)
     assert 1 - grouped < 0.6 * (1 - drawn)
 
 
-def test_with_several_processes_every_batch_has_a_tile(run):
-    data = run(world=2)
-    assert data.collator([data.train[1]])["pixels"].shape == (1, 3, 28, 28)
+def test_a_batch_without_a_picture_has_a_black_tile(run):
+    data = run()
+    pixels = data.collator([data.train[1]])["pixels"]
+    assert pixels.shape == (1, 3, 28, 28)
+    assert not pixels.any()
 
 
 def test_too_few_rows_for_the_processes_are_an_error(run):

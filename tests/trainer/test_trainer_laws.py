@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import load_file
 
 from paddlemix.trainer import checkpointing
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
@@ -48,6 +49,26 @@ def test_a_resumed_run_equals_the_straight_run_bit_for_bit(tmp_path, lora, accum
         assert same(resumed, straight), f"resumed at {step}"
         assert losses(resumed) == losses(straight)
         assert output.training_loss == straight.state.log_history[-1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"gradient_accumulation_steps": 2}, {"lora": True}, {"tune_mm_mlp_adapter": True}, {"tune_entire_model": True}],
+)
+def test_steps_without_a_picture_give_the_optimizer_zeros_so_any_step_can_be_resumed(tmp_path, keys):
+    def order(epoch):  # pictures only in the third and the fifth step
+        return [2, 5, 8, 2, 0, 5, 8, 11, 1, 3, 2, 5]
+
+    count = keys.get("gradient_accumulation_steps", 1)
+    keys = dict(per_device_train_batch_size=2 // count, num_train_epochs=1.0, save_total_limit=None, **keys)
+    straight = make_trainer(settings(tmp_path, save_strategy="steps", save_steps=1, **keys), order=order)
+    straight.train()
+    moments = load_file(tmp_path / "checkpoint-1" / "optimizer.safetensors")
+    assert {name.partition("/")[2] for name in moments} == set(straight.plan.rules)
+    for step in range(1, 6):
+        resumed = make_trainer(settings(tmp_path, **keys), order=order)
+        resumed.train(tmp_path / f"checkpoint-{step}")
+        assert same(resumed, straight), f"resumed at {step}"
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):

@@ -8,12 +8,13 @@ import paddle
 from safetensors.numpy import load_file, save_file
 
 from paddlemix.checkpoint.save import plain_values
+from paddlemix.datasets.build import make_collator
+from paddlemix.datasets.preprocess import Encoded
 from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
 from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.training import TrainingSettings
-from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.trainer.divided import put
 from paddlemix.trainer.lora_targets import LORA_TARGETS
 from paddlemix.trainer.stages import plan_stage
@@ -49,39 +50,30 @@ class Rows:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[PlanRow, np.ndarray]:
+    def __getitem__(self, index: int) -> Encoded:
         rng = np.random.default_rng([7, index])
         with_image = self.equal or index % 3 != 2
         ids = rng.integers(3, 64, self.lengths[index])
         ids[0] = 1
         labels = ids.copy()
         labels[:3] = IGNORE_INDEX
-        layouts: list[Layout] = []
-        pixels = np.zeros((0, 3, 8, 8), np.float32)
+        layouts: tuple[Layout, ...] = ()
+        pixels = None
         if with_image:
             ids[1] = IMAGE_TOKEN_INDEX
-            layouts = [Layout(1, np.arange(PATCHES))]
+            layouts = (Layout(1, np.arange(PATCHES)),)
             pixels = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
             if index == self.poison:
                 pixels[:] = np.nan
-        return PlanRow(ids, layouts, labels), pixels
+        return Encoded(ids, labels, pixels, layouts, len(ids) + with_image * (PATCHES - 1))
 
     def where(self, index: int) -> str:
         return f"synthetic record {index}"
 
 
-def collate(items: list[tuple[PlanRow, np.ndarray]]) -> dict[str, np.ndarray]:
-    plan = build_plan([row for row, _ in items], tokens_per_tile=PATCHES, min_tiles=1)
-    pixels = np.concatenate([pixels for _, pixels in items])
-    if not len(pixels):
-        pixels = np.zeros((1, 3, 8, 8), np.float32)
-    return {
-        "token_ids": plan.token_ids,
-        "source": plan.source,
-        "positions": plan.positions,
-        "labels": plan.labels,
-        "pixels": pixels,
-    }
+def collate(items: list[Encoded]) -> dict[str, np.ndarray]:
+    """As a run of ``CONFIG`` does it."""
+    return make_collator(TrainingSettings(), CONFIG)(items)
 
 
 class PlainWeights:
