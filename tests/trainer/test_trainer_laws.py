@@ -53,7 +53,13 @@ def test_a_resumed_run_equals_the_straight_run_bit_for_bit(tmp_path, lora, accum
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"gradient_accumulation_steps": 2}, {"lora": True}, {"tune_mm_mlp_adapter": True}, {"tune_entire_model": True}],
+    [
+        {},
+        {"gradient_accumulation_steps": 2},
+        {"lora": True},
+        {"tune_mm_mlp_adapter": True},
+        {"tune_entire_model": True},
+    ],
 )
 def test_steps_without_a_picture_give_the_optimizer_zeros_so_any_step_can_be_resumed(tmp_path, keys):
     def order(epoch):  # pictures only in the third and the fifth step
