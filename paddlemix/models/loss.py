@@ -35,10 +35,15 @@ def next_token_loss(
 
     Without any label the loss is 0 with zero gradients (the original gives NaN). ``reduction="mean"`` of Paddle is not
     used: it divides by all positions, ignored ones included.
+
+    The kernel is given two axes and no negative label, which is what every form of the NPU plug-in's takes: one form
+    refuses negative labels, another computes its gradient from the second axis. Ignored positions count 0 afterwards.
     """
     targets = next_labels(labels, segments, starts)
-    each = functional.cross_entropy(logits.astype("float32"), targets, ignore_index=IGNORE_INDEX, reduction="none")
-    return _mean(each, targets)
+    rows = logits.reshape([-1, logits.shape[-1]]).astype("float32")
+    # A select and no clip: without an upper end, the plug-in's older clip of int64 wraps around in int32.
+    known = paddle.where(targets != IGNORE_INDEX, targets, paddle.zeros_like(targets)).reshape([-1])
+    return _mean(functional.cross_entropy(rows, known, ignore_index=IGNORE_INDEX, reduction="none"), targets)
 
 
 def next_token_loss_of_parts(

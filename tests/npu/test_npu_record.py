@@ -28,8 +28,8 @@ def test_without_fused_operators_a_step_uses_what_the_plug_in_has():
     assert "roll" not in {kernel.operator for kernel in used}
 
 
-def test_what_is_named_and_what_is_assumed_are_two_lists():
-    assert not set(record.NAMED) & set(record.ASSUMED)
-    assert record.objections([record.Used("gather", "bfloat16", False), record.Used("add", "bfloat16", True)]) == [
-        "gather in bfloat16: not known to be in the plug-in"
-    ]
+def test_what_is_named_assumed_and_missing_are_three_lists():
+    lists = (record.NAMED, record.ASSUMED, record.WITHOUT)
+    assert sum(map(len, lists)) == len({name for names in lists for name in names})
+    used = [record.Used(name, "bfloat16", gradient) for name, gradient in (("topk", False), ("add", True))]
+    assert record.objections(used) == ["topk in bfloat16: the host waits for the device"]

@@ -177,6 +177,8 @@ def test_an_operator_of_unknown_form_is_refused_by_name_and_never_called(worker:
         ("dropout", "dropout gives wrong gradients"),
         ("head", "multiple of 16"),
         ("too few arguments", "was given 3 arguments"),
+        ("negative label", "no label out of the vocabulary"),
+        ("logits of three axes", "logits of two axes"),
     ],
 )
 def test_the_stand_in_refuses_what_a_card_refuses(worker: Worker, abi: str, trap: str, text: str) -> None:

@@ -403,6 +403,8 @@ def case_traps() -> dict[str, Any]:
     hidden = paddle.triu(paddle.ones([4, 4]), 1).astype("bool")
     new = library.form_of("flash_attention_npu").name == "13 arguments"
 
+    cross_entropy = paddle.nn.functional.cross_entropy
+
     def call(q: Any, k: Any, mask: Any, dropout: float = 0.0, causal: bool = False, triangle: bool = False) -> Any:
         tail = (dropout, causal, False, True, triangle)
         tail = ([], [], *tail, False) if new else tail
@@ -417,6 +419,8 @@ def case_traps() -> dict[str, Any]:
         "dropout": lambda: call(q, q, None, dropout=0.1),
         "head": lambda: call(*[paddle.rand([1, 4, 2, 24]).astype("bfloat16")] * 2, None),
         "too few arguments": lambda: library.run("flash_attention_npu", q, q, q),
+        "negative label": lambda: cross_entropy(paddle.rand([4, 8]), paddle.to_tensor([1, -100, 2, 3])),
+        "logits of three axes": lambda: cross_entropy(paddle.rand([2, 2, 8]), paddle.to_tensor([[1, 2], [2, 3]])),
     }
     found: dict[str, Any] = {}
     for name, run in attempts.items():

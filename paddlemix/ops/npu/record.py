@@ -2,7 +2,7 @@
 """Which operators a run used in which dtype, read from paddle's own log, and which of them an NPU plug-in may lack.
 
 Start the run with the variables of ``LOG`` and keep its stderr: paddle then writes a line for every kernel it chooses,
-on any device. The tables come from the kernels of the plug-in of late 2024 (docs/npu.md); a newer one has more.
+on any device. The tables come from the kernels of the plug-in's release 3.0.0 (docs/npu.md); older ones have less.
 """
 
 import re
@@ -14,29 +14,19 @@ LOG = {"GLOG_minloglevel": "0", "GLOG_vmodule": "*api*=6"}
 """Environment of a recorded run. It must stand before paddle is imported."""
 
 NAMED = (
-    *("adamw", "argmax", "cast", "concat", "conv2d", "cross_entropy_with_softmax", "embedding", "expand", "gelu"),
-    *(
-        "layer_norm",
-        "matmul",
-        "mean",
-        "pow",
-        "rsqrt",
-        "scatter",
-        "silu",
-        "softmax",
-        "split",
-        "squared_l2_norm",
-        "stack",
-    ),
-    *("sum", "swiglu", "tile", "tril", "triu", "where"),
+    *("adamw", "add", "argmax", "cast", "concat", "conv2d", "cross_entropy_with_softmax", "divide", "embedding"),
+    *("expand", "gather", "gelu", "layer_norm", "matmul", "mean", "pow", "rsqrt", "scale", "scatter", "sigmoid"),
+    *("silu", "slice", "softmax", "split", "squared_l2_norm", "stack", "sum", "swiglu", "tile", "tril", "triu"),
+    *("unsqueeze", "where"),
 )
-"""Kernels that the sources of the plug-in of late 2024 register in bfloat16."""
+"""Kernels that the sources of the plug-in (release 3.0.0) register in bfloat16; ``sigmoid`` is there since 2024-10,
+``gather`` since 2024-12."""
 
-ASSUMED = (
-    *("add", "divide", "empty", "full", "full_like", "multiply", "reshape", "scale", "slice", "squeeze", "subtract"),
-    *("transpose", "unsqueeze"),
-)
-"""Arithmetic, views and fills that were not looked up; PaddleNLP's bfloat16 recipes for this plug-in need them too."""
+ASSUMED = ("empty", "full", "full_like", "multiply", "reshape", "transpose")
+"""Fills, views and products that were not looked up; PaddleNLP's bfloat16 recipes for this plug-in need them too."""
+
+WITHOUT = ("squeeze", "subtract")
+"""Looked up, and registered in float16 and float32 but not in bfloat16 (with their gradients)."""
 
 BFLOAT16 = NAMED + ASSUMED
 """All other kernels are objected to in bfloat16."""
@@ -86,6 +76,8 @@ def _objection(used: Used) -> str | None:
         return f"{name}: computed on the host"
     if used.operator in WAITS:
         return f"{name}: the host waits for the device"
+    if used.dtype == "bfloat16" and used.operator in WITHOUT:
+        return f"{name}: the plug-in has no form for bfloat16"
     if used.dtype == "bfloat16" and used.operator not in BFLOAT16:
         return f"{name}: not known to be in the plug-in"
     if used.dtype == "bool" and used.operator in NO_BOOL:

@@ -193,11 +193,14 @@ struct Delegate<kName, kType, void (*)(const phi::CPUContext&, Args...)> {
   static standin::Delegate<&STANDIN_NAME(line), phi::DataType::type,                            \
                            decltype(&phi::function<float, phi::CPUContext>)>                    \
       STANDIN_CAT(STANDIN_CAT(kernel_, type), STANDIN_CAT(_, line));
-// Kernel `name`, which paddle declares as phi::`function`: for the half-precision types; for these and float32; for
-// float32; for every type of numbers that is not half; for every type.
+// Kernel `name`, which paddle declares as phi::`function`: for the half-precision types; for float16; for both and
+// float32; for float32; for every type of numbers that is not half; for every type.
 #define STANDIN_HALF(name, function)                                \
   static const char* const STANDIN_NAME(__LINE__) = name;           \
   STANDIN_KERNEL_AT(__LINE__, name, function, BFLOAT16)             \
+  STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT16)
+#define STANDIN_FLOAT16(name, function)                             \
+  static const char* const STANDIN_NAME(__LINE__) = name;           \
   STANDIN_KERNEL_AT(__LINE__, name, function, FLOAT16)
 #define STANDIN_FLOAT(name, function)                               \
   STANDIN_HALF(name, function)                                      \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Half-precision kernels of the stand-in: those that an Ascend plug-in of the first LLaVA era had in bfloat16, and the
-// CPU has not. What that plug-in lacked (gather, topk, dropout, sigmoid, flatten, ...) is left out on purpose: a bfloat16
-// model that uses it fails here as it fails there.
+// CPU has not. What plug-ins lack (subtract, squeeze, topk, dropout, flatten, ...) or lacked in their first releases
+// (gather, sigmoid) is left out on purpose: a bfloat16 model that uses it fails here as it fails there.
 
 #include "delegate.h"
 #include "paddle/phi/kernels/activation_grad_kernel.h"
@@ -52,8 +52,6 @@
 
 STANDIN_HALF("add", AddKernel)
 STANDIN_HALF("add_grad", AddGradKernel)
-STANDIN_HALF("subtract", SubtractKernel)
-STANDIN_HALF("subtract_grad", SubtractGradKernel)
 STANDIN_HALF("multiply", MultiplyKernel)
 STANDIN_HALF("divide", DivideKernel)
 STANDIN_HALF("divide_grad", DivideGradKernel)
@@ -89,8 +87,12 @@ STANDIN_HALF("full", FullKernel)
 STANDIN_HALF("full_like", FullLikeKernel)
 STANDIN_HALF("unsqueeze", UnsqueezeKernel)
 STANDIN_HALF("unsqueeze_grad", UnsqueezeGradKernel)
-STANDIN_HALF("squeeze", SqueezeKernel)
-STANDIN_HALF("squeeze_grad", SqueezeGradKernel)
+
+// The plug-in has these in float16 and not in bfloat16.
+STANDIN_FLOAT16("subtract", SubtractKernel)
+STANDIN_FLOAT16("subtract_grad", SubtractGradKernel)
+STANDIN_FLOAT16("squeeze", SqueezeKernel)
+STANDIN_FLOAT16("squeeze_grad", SqueezeGradKernel)
 
 // The plug-in has these in float32 too.
 STANDIN_FLOAT("embedding", EmbeddingKernel)
