@@ -71,5 +71,6 @@ setup(
     package_data={"paddlemix": ["config/**/*.json", "examples/**/*.py", "tools/*.py", "tools/*.sh", "tools/README.md"]},
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["paddlemix = paddlemix.__main__:main"]},
     zip_safe=False,
 )

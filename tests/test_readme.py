@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says is run: its commands as they stand, with tiny models under the published names."""
+"""What the README says is run: its commands as they stand, in a fresh environment, with a tiny model."""
 
 import json
 import os
 import re
-import shlex
+import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import setuptools
+
+from tests.environments import PACKAGES, add_program, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README_zh.md")
-TINY = {
-    "liuhaotian/llava-v1.5-7b": "liuhaotian/llava-v1.5-tiny",
-    "openai/clip-vit-tiny-patch14-56": "openai/clip-vit-tiny-patch14-56",
-}
-"""Published name: folder of the golden data's hub that stands in for it."""
+TOWER = "openai/clip-vit-tiny-patch14-56"
+MODEL = "liuhaotian/llava-v1.5-tiny"
+"""Folders of the golden data's hub that stand in for what the demo trains and what a name leads to."""
 
 
 def commands(text: str) -> list[str]:
@@ -28,62 +29,65 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def python_commands(readme: str) -> list[str]:
-    """The README's own python commands."""
-    return [line for line in commands((ROOT / readme).read_text(encoding="utf-8")) if line.startswith("python ")]
-
-
 @pytest.fixture
-def checkout(tmp_path: Path, golden_llava: Path) -> Path:
-    """A folder that looks like a checkout, with tiny models under ``models``, a picture and the README's rows."""
+def checkout(tmp_path: Path, golden_llava: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout after ``make demo``: a fresh environment in ``.venv``, and a tiny model in place of the demo's."""
     place = tmp_path / "checkout"
     place.mkdir()
-    for name in ("paddlemix", "tools", "config", "examples", "deploy"):
+    for name in ("paddlemix", "tools", "config", "examples", "deploy", "Makefile", "setup.py"):
         (place / name).symlink_to(ROOT / name)
-    for published, tiny in TINY.items():
-        shutil.copytree(golden_llava / "hub" / tiny, tmp_path / "home" / "models" / published)
-    picture = golden_llava / "images" / "landscape.png"
-    shutil.copy(picture, place / "picture.png")
-    (place / "shapes").mkdir()
-    shutil.copy(picture, place / "shapes" / "1.png")
-    rows = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
-    (place / "train.json").write_text(rows.group(1), encoding="utf-8")
+    python = environment(place / ".venv", place, PACKAGES)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    for line in given["entry_points"]["console_scripts"]:
+        name, _, target = line.partition(" = ")
+        add_program(python, name, target)
+    (place / ".venv" / ".installed").touch()  # newer than setup.py, so make has nothing to install
+    for name in ("model", "merged"):
+        shutil.copytree(golden_llava / "hub" / MODEL, place / "demo_out" / name)
+    shutil.copytree(golden_llava / "hub" / TOWER, tmp_path / "home" / "models" / TOWER)
     return place
 
 
-def run(command: str, place: Path, said: str = "") -> str:
-    """Standard output of one README command; everything it said when it fails."""
-    words = shlex.split(command)
-    settings = {"PPMIX_HOME": str(place.parent / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+def run(command: str, place: Path, said: str = "") -> subprocess.CompletedProcess[str]:
+    """A shell command in the checkout, as in a new terminal; nothing may be downloaded."""
+    settings = {"PPMIX_HOME": str(place.parent / "home"), "OMP_NUM_THREADS": "1", "PADDLEMIX_HUB": "off"}
     done = subprocess.run(
-        [sys.executable, *words[1:]],
+        ["/bin/sh", "-c", command],
         cwd=place,
-        env={**os.environ, **settings},
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": os.environ["HOME"], "LANG": "C.UTF-8", **settings},
         input=said,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return done
 
 
 @pytest.mark.timeout(300)
-def test_readme_commands_run_in_order_on_a_tiny_model(checkout: Path) -> None:
-    """Chat, LoRA training, chat with the adapter, merge: as printed in the README, one after the other."""
-    said = "What colour is the shape?\n\n"
-    outputs = [(line, run(line, checkout, said)) for line in python_commands("README.md")]
-    assert len(outputs) == 4
-    chats = [text for line, text in outputs if "run_predict_multiround" in line]
+def test_readme_commands_run_in_order_in_a_fresh_environment(checkout: Path) -> None:
+    """Environment, chat, LoRA training, chat with the adapter, merge: as printed in the README, one after the other."""
+    lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert lines[:2] == ["make demo", "make test"], "they take minutes, and are tested by themselves"
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    assert {"demo", "test"} <= set(targets)
+    before, chats, hints = "", [], []
+    for line in lines[2:]:
+        if line.startswith(". "):
+            before += f"{line} && "
+            continue
+        done = run(before + line, checkout, "What colour is the shape?\n\n")
+        chats += [done] if line.startswith("paddlemix chat") else []
+        hints += [text.strip() for text in done.stdout.splitlines() if text.startswith("  paddlemix chat ")]
     assert len(chats) == 2
-    assert all("ASSISTANT:" in text for text in chats)
-    assert (checkout / "outputs" / "merged" / "config.json").is_file()
-    merged = run(
-        f"{python_commands('README.md')[0].split(' --')[0]} --model-path outputs/merged --max-new-tokens 4",
-        checkout,
-        said,
-    )
-    assert "ASSISTANT:" in merged
+    assert all(done.stdout.strip() for done in chats)
+    assert [hint.replace(" --image-file PICTURE", "") for hint in hints] == [
+        "paddlemix chat --model-path outputs/lora",
+        "paddlemix chat --model-path outputs/merged",
+    ]
+    assert run(f"{before} {hints[-1]} --max-new-tokens 4", checkout, "What colour is the shape?\n").stdout.strip()
 
 
 def test_both_readmes_show_the_same_commands() -> None:

@@ -20,7 +20,7 @@ FLOORS = (
     ("checkpoint",),
     ("generation", "trainer"),
     ("eval", "serve", "export", "demo", "doctor", "auto"),
-    ("tools", "examples", "deploy"),
+    ("tools", "examples", "deploy", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORWAYS = len(FLOORS) - 1

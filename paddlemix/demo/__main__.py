@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a tiny LLaVA on the CPU from scratch, test it, teach it a second task, and talk with it.
 
-    python -m paddlemix.demo [--out demo_out] [--seed 0] [--quick] [--no-chat]
+    paddlemix demo [--out demo_out] [--seed 0] [--quick] [--no-chat]
 
 Exit code 0; 1 when a training fails or the promised accuracy is missed; 2 when something is wrong with the flags.
 """
@@ -11,14 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddlemix.demo.run import FULL, QUICK, run_demo
 from paddlemix.utils.doorway import run_doorway
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the demo."""
     found = argparse.ArgumentParser(
-        prog="python -m paddlemix.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="paddlemix demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for everything (default: demo_out)")
     found.add_argument("--seed", type=int, default=0, help="decides pictures, questions and weights (default: 0)")
@@ -35,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    from paddlemix.demo.run import FULL, QUICK, run_demo
+
     run_demo(args.out, args.seed, QUICK if args.quick else FULL, chat=not args.no_chat)
     return 0
 

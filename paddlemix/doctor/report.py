@@ -17,6 +17,7 @@ from paddlemix.doctor.findings import FAIL, NOTE, Finding, fail, note, ok
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, npu_environment
 from paddlemix.utils.errors import BackendError
+from paddlemix.utils.install import install_line
 
 READY, NOT_READY = 0, 1
 """Exit codes of the command; 2 is a wrong flag or a wrong variable, as everywhere."""
@@ -138,7 +139,10 @@ def _packages(on_npu: bool) -> list[Finding]:
     found = [ok("installed", text or "nothing", versions=installed)]
     if paddle is None:
         found.append(
-            fail("paddle", "paddle is not installed: pip install 'paddlemix[cpu]', or the wheel of your device")
+            fail(
+                "paddle",
+                f"paddle is not installed: {install_line('cpu')}, or the wheel of your device (docs/install.md)",
+            )
         )
     plugin = installed[versions.PLUGIN]
     if plugin is None and on_npu and not env.raw("CUSTOM_DEVICE_ROOT"):
@@ -191,6 +195,13 @@ def _own_flags() -> list[Finding]:
 def _examine_device(wanted: Wanted, report: Report) -> None:
     if importlib.util.find_spec("paddle") is None:
         report.sections["device"] = [fail("device", "cannot be looked at without paddle")]
+        return
+    from paddlemix.doctor.imports import import_findings
+
+    imports = import_findings()
+    report.sections["packages"] += imports
+    if imports[0].state == FAIL:
+        report.sections["device"] = [fail("device", "cannot be looked at before the packages are in order")]
         return
     import paddle
 

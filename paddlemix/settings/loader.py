@@ -92,7 +92,8 @@ def differences_from_default(settings: TrainingSettings) -> dict[str, Any]:
 
 def help_text() -> str:
     """All keys with default and meaning, by group."""
-    lines = ["usage: COMMAND [CONFIG.json] [--key value ...]", "", "Keys of CONFIG.json and flags have the same names."]
+    usage = f"usage: {Path(sys.argv[0]).name} [CONFIG.json] [--key value ...]"
+    lines = [usage, "", "Keys of CONFIG.json and flags have the same names."]
     short = {target: [alias for alias, goal in ALIASES.items() if goal == target] for target in ALIASES.values()}
     for group, kind in GROUPS.items():
         lines += ["", f"{group}: {(kind.__doc__ or '').strip()}"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a model folder in another layout; nothing is lost and nothing is rounded unless --dtype says so.
 
-    python paddlemix/tools/convert_weights.py --src FOLDER --dst NEW --to original|llava-hf|paddlemix|own|projector
+    paddlemix convert --src FOLDER --dst NEW --to original|llava-hf|paddlemix|own|projector
 
 own: ours, which loads fastest. original: LLaVA's. llava-hf: transformers'. paddlemix: PaddleMIX's .pdparams.
 projector: mm_projector.bin alone. An adapter stays an adapter (original: peft's form for LLaVA and Llama, llava-hf:
@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.doorway import run_doorway
 

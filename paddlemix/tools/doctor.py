@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is right and wrong with this machine, or with a model folder.
 
-    python paddlemix/tools/doctor.py                      the device: versions, flags, fused operators, speed
-    python paddlemix/tools/doctor.py FOLDER               a checkpoint: what it is, what is missing
-    python paddlemix/tools/doctor.py --verify FOLDER      a checkpoint: every file against its SHA-256
-    python paddlemix/tools/doctor.py --preflight --device npu --cards 8    before a start: cards, memory, master
+    paddlemix doctor                      the device: versions, flags, fused operators, speed
+    paddlemix doctor FOLDER               a checkpoint: what it is, what is missing
+    paddlemix doctor --verify FOLDER      a checkpoint: every file against its SHA-256
+    paddlemix doctor --preflight --device npu --cards 8    before a start: cards, memory, master
 
 Exit code 0: ready. 1: something is marked FAIL (with --device npu: no usable npu; the lines say what is missing).
 2: a flag or a variable is wrong. Without --device the best device of this machine is looked at, so a machine without
@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils import device
 from paddlemix.utils.doorway import run_doorway

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fold a LoRA adapter into its base model and write a complete model folder.
 
-    python paddlemix/tools/merge_lora_params.py --lora_path ADAPTER [--model_name_or_path BASE] [--merge_model_path NEW]
+    paddlemix merge --lora_path ADAPTER [--model_name_or_path BASE] [--merge_model_path NEW]
 
 The adapter folder is never written to. Without --model_name_or_path the base that the adapter names is taken.
 """
@@ -11,8 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from paddlemix.utils.commands import shown
 from paddlemix.utils.doorway import run_doorway
 
 
@@ -57,7 +59,7 @@ def _run(argv: list[str]) -> int:
     size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
     print(f"merged {result.layers} layers into {result.base}")
     print(f"the merged model lies in {result.folder} ({size}, {result.dtype})")
-    print(f"chat: python paddlemix/examples/llava/run_predict_multiround.py --model-path {result.folder}")
+    print(f"talk with it:\n  {shown('chat', '--model-path', result.folder)}")
     return 0
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a LLaVA model, whole or with LoRA, from one JSON file.
 
-    python paddlemix/tools/supervised_finetune.py CONFIG.json [--key value ...]
+    paddlemix sft CONFIG.json [--key value ...]
     python -m paddle.distributed.launch --devices 0,1 paddlemix/tools/supervised_finetune.py CONFIG.json
 
 The same command goes on from the newest checkpoint in output_dir. Exit code 0; 2 when the settings, the data or a
@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.settings.loader import load_settings
 from paddlemix.utils import device

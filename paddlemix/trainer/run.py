@@ -19,8 +19,9 @@ from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
+from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, DataError
-from paddlemix.utils.logging import console, redirect_library_logs
+from paddlemix.utils.logging import console, redirect_library_logs, say_command
 
 LOG_FILE = "train.log"
 SETTINGS_FILE = "training_settings.json"
@@ -323,8 +324,8 @@ class TrainingRun:
             return self._say(f"Effective_samples_per_second: {speed:.3f} (benchmark: the model is not saved)")
         if training.do_train:
             self._say(f"The result is in {self.output}. Talk with it:")
-            chat = Path("paddlemix/examples/llava/run_predict_multiround.py")
-            self._say(f"  python {chat} --model-path {self.output} --image-file PICTURE")
+            if _is_main():
+                say_command(shown("chat", "--model-path", self.output, "--image-file", "PICTURE"))
         return None
 
     def _say(self, line: str) -> None:

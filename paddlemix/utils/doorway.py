@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from paddlemix.utils import env
 from paddlemix.utils.errors import IN_USE, PaddleMixError
+from paddlemix.utils.install import missing_package
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
@@ -35,6 +36,12 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
             traceback.print_exc()
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except ImportError as error:
+        line = missing_package(error)
+        if line is None or "--debug" in arguments:
+            raise
+        sys.stderr.write(f"error: {line}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED

@@ -5,12 +5,17 @@ import functools
 import logging
 import sys
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from paddlemix.utils import env
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 ROOT = "paddlemix"
+
+COLUMNS = 100
+"""Width of tables where no terminal says its own; log lines keep within it too."""
 
 _LIBRARIES = ("paddle", "paddlenlp", "fleet", "visualdl", "py.warnings", "root")
 """First parts of the names of the loggers whose output is of no use on the terminal."""
@@ -45,9 +50,17 @@ def get_logger(name: str = ROOT) -> logging.Logger:
 
 
 @functools.cache
-def console() -> Console:
+def console() -> "Console":
     """The rich console on stdout for tables, progress and results. Plain text when stdout is not a terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+    from rich.console import Console  # here, so that commands start without it and can say what is missing
+
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else COLUMNS)
+
+
+def say_command(line: str) -> None:
+    """Print a command line that a person is to copy: in one piece on the console, however narrow the terminal is."""
+    console().print(f"  {line}", markup=False, soft_wrap=True)
 
 
 @functools.cache

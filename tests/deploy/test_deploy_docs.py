@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix.utils.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "docs" / "npu-first-hour.md", ROOT / "docs" / "cluster.md", ROOT / "deploy" / "npu" / "README.md"]
 
@@ -39,9 +41,13 @@ def test_a_command_of_the_documents_names_files_and_flags_that_exist(command):
     for word in words:
         if re.match(r"^(paddlemix|deploy|config|tests|tools)/[\w./-]+$", word):
             assert (ROOT / word).exists(), word
-    scripts = [word for word in words if word.endswith(".py")]
-    if scripts and (parser := parser_of(ROOT / scripts[0])) is not None:
-        arguments = words[words.index(scripts[0]) + 1 :]
+    if words[0] == "paddlemix":
+        script, arguments = COMMANDS[words[1]].script, words[2:]
+    elif scripts := [word for word in words if word.endswith(".py")]:
+        script, arguments = ROOT / scripts[0], words[words.index(scripts[0]) + 1 :]
+    else:
+        return
+    if (parser := parser_of(script)) is not None:
         parser.parse_args(arguments[: arguments.index(">")] if ">" in arguments else arguments)
 
 
@@ -62,7 +68,7 @@ def test_configs_with_overrides_of_the_documents_load():
 
     checked = 0
     for command in commands():
-        found = re.search(r"(?:launch\.sh|supervised_finetune\.py) (config/\S+\.json)(.*)", command)
+        found = re.search(r"(?:launch\.sh|paddlemix sft) (config/\S+\.json)(.*)", command)
         if found:
             load_settings([str(ROOT / found.group(1)), *shlex.split(found.group(2))])
             checked += 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """First stage: pictures and captions. The projector alone; everything with ``tune_entire_model``, as MV-LLaVA has it.
 
-    python paddlemix/examples/llava/pretrain.py CONFIG.json [--key value ...]
+    paddlemix pretrain CONFIG.json [--key value ...]
 
 Keys, exit codes and resuming are those of paddlemix/tools/supervised_finetune.py; the template is "plain" unless the
 settings name another one. The result is a whole model, with mm_projector.safetensors beside it.
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from paddlemix.settings.loader import load_settings
 from paddlemix.utils import device

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat with a LLaVA model in the terminal, about pictures or without.
 
-    python paddlemix/examples/llava/run_predict_multiround.py --model-path FOLDER --image-file picture.jpg
+    paddlemix chat --model-path FOLDER --image-file picture.jpg
 
 An empty line, the end of the input or Ctrl-C at the prompt ends the chat; Ctrl-C during an answer stops the answer.
 A line "/image PATH_OR_URL" sends one more picture with the next question; "/reset" begins a new conversation.
@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat with an MV-LLaVA model about one object, seen from several sides.
 
-    python paddlemix/examples/mv_llava/run_predict_multiview.py --model-path FOLDER --image-file 0.png 1.png 4.png 5.png
-    python paddlemix/examples/mv_llava/run_predict_multiview.py --model-path FOLDER --sheet square.png --grid 2
+    paddlemix multiview --model-path FOLDER --image-file 0.png 1.png 4.png 5.png
+    paddlemix multiview --model-path FOLDER --sheet square.png --grid 2
 
 The views go with the first question, in the order in which they are given; a sheet is cut in the order of the training
 (top left, bottom left, bottom right, top right). A lone picture is shown four times, as in the training.
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.doorway import run_doorway

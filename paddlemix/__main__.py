@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one command ``paddlemix VERB ...``, also as ``python -m paddlemix VERB ...``."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from paddlemix.utils.commands import COMMANDS, PROGRAM
+from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.registry import nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names with the words after it, and return its exit code."""
+    return run_doorway(_run, argv)
+
+
+def help_text() -> str:
+    """What ``paddlemix --help`` prints."""
+    lines = [f"usage: {PROGRAM} VERB [...]", "", "LLaVA-type vision-language models in PaddlePaddle.", ""]
+    lines += [f"  {verb:<10} {command.meaning}" for verb, command in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{PROGRAM} VERB --help shows the flags of a command.", ""])
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        (sys.stdout if argv else sys.stderr).write(help_text())
+        return 0 if argv else 2
+    verb, *rest = argv
+    if verb not in COMMANDS:
+        hint = nearest(verb, list(COMMANDS))
+        raise ConfigError(f'unknown command "{verb}"{hint}; {PROGRAM} --help lists all of them')
+    sys.argv[0] = f"{PROGRAM} {verb}"  # what argparse calls the program
+    return importlib.import_module(COMMANDS[verb].module).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

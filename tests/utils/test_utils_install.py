@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The line that installs this project, and none of another name."""
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlemix.utils import install
+from paddlemix.utils.doorway import run_doorway
+
+
+@pytest.fixture(autouse=True)
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An interpreter that the PATH does not lead to, in another folder than the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/opt/python/bin/python3")
+    return sys.executable
+
+
+def checkout(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "setup.py").touch()
+    return folder
+
+
+class Wheel:
+    """What is known of an installed wheel."""
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url
+        self.requires = ["numpy<2", 'paddlepaddle==3.3.1; extra == "cpu"', 'wandb>=0.17; extra == "wandb"']
+
+    def read_text(self, name: str) -> str | None:
+        return json.dumps({"url": self.url}) if self.url else None
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **wheels: Any) -> None:
+    """Only these distributions are installed."""
+
+    def distribution(name: str) -> Any:
+        if name.replace("-", "_") not in wheels:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return wheels[name.replace("-", "_")]
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+
+
+def test_a_checkout_is_installed_by_its_path(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = checkout(tmp_path / "a checkout")
+    installed(monkeypatch)
+    assert install.install_line(root=root) == f"{python} -m pip install -e 'a checkout[cpu]'"
+    monkeypatch.chdir(root)
+    assert install.install_line(root=root) == f"{python} -m pip install -e '.[cpu]'"
+    assert install.install_line("wandb", root) == f"{python} -m pip install -e '.[wandb]'"
+
+
+@pytest.mark.parametrize(("wheel", "extra"), [("paddlepaddle_gpu", "gpu"), ("paddle_custom_npu", "npu")])
+def test_the_paddle_of_a_card_is_not_replaced(
+    wheel: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, **{wheel: Wheel(None)})
+    assert install.install_line(root=checkout(tmp_path / "x")).endswith(f"'x[{extra}]'")
+
+
+def test_a_wheel_is_installed_from_where_it_came_or_by_its_parts(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "dist"
+    source.mkdir()
+    installed(monkeypatch, paddlemix=Wheel(source.as_uri()))
+    assert install.install_line(root=tmp_path) == f"{python} -m pip install '{source}[cpu]'"
+    source.rmdir()
+    by_parts = f"{python} -m pip install 'numpy<2' paddlepaddle==3.3.1"
+    assert install.install_line(root=tmp_path) == by_parts
+    installed(monkeypatch, paddlemix=Wheel(None))
+    assert install.install_line(root=tmp_path) == by_parts
+
+
+def test_an_environment_without_pip_is_filled_by_uv(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    line = install.install_line("cpu", checkout(tmp_path / "x"))
+    assert line == f"uv pip install --python {python} -e 'x[cpu]'"
+
+
+def test_the_python_of_the_system_gets_an_environment_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "_belongs_to_the_system", lambda: True)
+    line = install.install_line("cpu", checkout(tmp_path / "x"))
+    assert line == "/opt/python/bin/python3 -m venv .venv && .venv/bin/python -m pip install -e 'x[cpu]'"
+
+
+def test_a_missing_package_is_one_line_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        import no_such_package.inside  # noqa: F401
+
+    assert run_doorway(main, []) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: the package "no_such_package" is not installed for /opt/python/bin/python3')
+    assert error.count("\n") == 1
+    assert "-m pip install -e" in error
+    with pytest.raises(ModuleNotFoundError):
+        run_doorway(main, ["--debug"])
+
+
+@pytest.mark.parametrize("name", ["paddlemix.no_such_module", "numpy.no_such_module", "json.no_such_module"])
+def test_a_missing_part_of_what_is_there_keeps_its_traceback(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run_doorway(lambda argv: importlib.import_module(name) and 0, [])
+
+
+def test_the_environment_of_the_checkout_is_named(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "x")
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "python").touch()
+    line = install.missing_package(ModuleNotFoundError("No module named x", name="no_pil.Image"), root)
+    assert line is not None
+    assert "but this project's environment is here: . x/.venv/bin/activate, and again; or" in line
