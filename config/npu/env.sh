@@ -4,8 +4,23 @@
 # A variable that is set already is kept. Commands told to use an npu set the first block themselves and name what is
 # wrong; this file is for everything else, and for what no process can set for itself (CANN's paths, LD_PRELOAD).
 
+# --- 0. Presets of paddle's images ----------------------------------------------------------------------------------
+# The images of paddle for the NPU set these two to values that the sections below explain away. They are nobody's
+# choice, so they are taken out here and set below; KEEP_IMAGE_PRESETS=1 keeps them.
+if [ "${KEEP_IMAGE_PRESETS:-0}" != 1 ]; then
+  if [ "${FLAGS_allocator_strategy:-}" = naive_best_fit ]; then
+    echo "env.sh: FLAGS_allocator_strategy=naive_best_fit, a preset of paddle's image, becomes auto_growth" >&2
+    unset FLAGS_allocator_strategy
+  fi
+  if [ "${HCCL_CONNECT_TIMEOUT:-}" = 7200 ]; then
+    echo "env.sh: HCCL_CONNECT_TIMEOUT=7200, a preset of paddle's image, becomes 1800" >&2
+    unset HCCL_CONNECT_TIMEOUT
+  fi
+fi
+
 # --- 1. Flags of the plug-in: the recommended set -------------------------------------------------------------------
-# A switch is on when its value begins with t, y or 1. Everything else means off, also "on" and "enabled".
+# A switch FLAGS_npu_* is on when its value begins with t, y or 1, or is empty. Everything else means off, also "on". A
+# switch of paddle's own (FLAGS_use_stride_kernel) takes 1, true, 0 and false, and ignores everything else.
 
 # Tensors stay in the plain layout. The private layout is for float16 matrices whose sides are multiples of 16; with the
 # odd lengths of pictures and text it costs a conversion before and after each operator.
@@ -49,7 +64,7 @@ unset ascend_libgomp
 # it takes the machine for one without cards, and --devices 0,1 ends with "substring not found".
 export PADDLE_XCCL_BACKEND="${PADDLE_XCCL_BACKEND:-npu}"
 # Seconds that a rank waits for the others at the start (120 to 7200). Loading a 34B model takes its time, and ranks do
-# not end at the same moment.
+# not end at the same moment. With 7200 a job whose machine died at the start holds the others for two hours.
 export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1800}"
 # Seconds until a collective that hangs is given up. Saving a checkpoint happens between two of them.
 export HCCL_EXEC_TIMEOUT="${HCCL_EXEC_TIMEOUT:-3600}"

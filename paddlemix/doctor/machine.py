@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from paddlemix.doctor import versions
 from paddlemix.doctor.findings import Finding, fail, note, ok
 from paddlemix.utils import env, npu_environment
 
@@ -87,7 +88,7 @@ def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[F
         text += f"; ASCEND_RT_VISIBLE_DEVICES leaves {len(ours)}"
     if len(ours) < wanted:
         return [fail("cards", f"{text}; {wanted} were asked for", **values)]
-    found = [ok("cards", text, **values)]
+    found = [ok("cards", text, **values), *filter(None, map(versions.judge_chip, names))]
     for card in ours[: wanted or None]:  # what others do on the rest of the machine is their affair
         if card.health != HEALTHY:
             found.append(

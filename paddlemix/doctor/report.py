@@ -168,7 +168,10 @@ def _variables(on_npu: bool, set_here: tuple[str, ...]) -> list[Finding]:
     if not on_npu:
         return [*found, *_own_flags()]
     for name, (value, recommended) in different.items():
-        found.append(note(name, f'"{value}"; recommended: "{recommended}"', value=value, recommended=recommended))
+        text = f'"{value}"; recommended: "{recommended}"'
+        if npu_environment.IMAGE_PRESETS.get(name) == value:
+            text += " (a preset of paddle's image; config/npu/env.sh replaces it)"
+        found.append(note(name, text, value=value, recommended=recommended))
     if set_here:
         # Commands set them themselves; a program of the user's own that imports paddle does not.
         names = [line.partition("=")[0] for line in set_here]

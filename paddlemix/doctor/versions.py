@@ -16,7 +16,7 @@ PLUGIN = "paddle-custom-npu"
 
 @dataclass(frozen=True)
 class Combination:
-    """Versions that were published together. An empty text means: not said there."""
+    """Versions that were published together. An empty text means: not said there (CANN of a wheel on the index)."""
 
     driver: str
     cann: str
@@ -31,14 +31,45 @@ KNOWN = (
                 "paddlepaddle.org.cn, guide for Ascend NPU, image 3.0.0-cann800-ubuntu20-npu-910b (read 2026-11)"),
     Combination("23.0.3", "8.0.0", "3.0.0.dev20250527", "3.0.0.dev20250527", "",
                 "PaddleOCR 3.x, guide for Ascend NPU, image cann800-ubuntu20-npu-910b-base (read 2026-11)"),
+    *(
+        Combination("", "", version, version, "3.10", "paddle's package index: wheels of both (read 2026-11)")
+        for version in ("3.0.0.dev20260115", "3.0.0rc1", "3.0.0rc0", "3.0.0b2", "3.0.0b1")
+    ),
     Combination("23.0.3", "8.0.RC1", "3.0.0b0", "3.0.0b0", "3.9",
                 "PaddleNLP 3.0.0b4, llm/devices/npu/llama (read 2026-11)"),
     Combination("23.0.3", "8.0.T13", "3.0.0.dev20240520", "3.0.0.dev20240719", "3.9",
                 "PaddleMIX of 2024-10, README (read 2026-11); its Python is too old for this project"),
 )  # fmt: skip
-"""Chip of all of them: Ascend 910B. The 910A needs paddle's release 2.6 and is not served by this project."""
+"""Chip of all of them: Ascend 910B. The index had no plug-in for paddle 3.1 to 3.3 then. Guides of others
+(PaddleOCR-VL, vLLM Ascend; read 2026-11) name a file for 3.2.0, Python 3.10, aarch64, without a
+CANN: nothing of it is known here.
+"""
 
 RECOMMENDED = KNOWN[0]
+
+CHIPS = (
+    ("910B", ""),
+    ("910A", "needs paddle's release 2.6, which this project does not serve"),
+    ("910Pro", "needs paddle's release 2.6, which this project does not serve"),
+    (
+        "310",
+        "runs models converted for it (OM files) and trains nothing; paddle's makers advise a 910B for this plug-in",
+    ),
+    (
+        "Ascend910",
+        "(A3, 910C: two chips a card) has no release of the plug-in: its makers had no plan for it in 2026-03",
+    ),
+    ("910_93", "(A3, 910C: two chips a card) has no release of the plug-in: its makers had no plan for it in 2026-03"),
+)
+"""How the names of npu-smi begin, and what is known of paddle on them (issues of Paddle and PaddleX, read 2026-11)."""
+
+
+def judge_chip(name: str) -> Finding | None:
+    """A line about a chip of which more or something else is to be said than of the 910B; None for that one."""
+    said = next(
+        (text for begin, text in CHIPS if name.startswith(begin)), "is not known here; all that is known is the 910B"
+    )
+    return note("chip", f"{name} {said}") if said else None
 
 
 def judge(found: Mapping[str, str | None]) -> Finding:
@@ -48,6 +79,9 @@ def judge(found: Mapping[str, str | None]) -> Finding:
         return note("combination", f"{PLUGIN} is not installed: nothing to compare")
     for known in KNOWN:
         if _fits(known, found):
+            if not known.cann:
+                text = f"released together ({known.source}); which CANN they want is not said there"
+                return note("combination", f"{text}, here is {found['cann']}", source=known.source)
             return ok("combination", f"known to go together ({known.source})", source=known.source)
     want = f"published together: CANN {RECOMMENDED.cann}, paddle {RECOMMENDED.paddle}, plug-in {RECOMMENDED.plugin}"
     if paddle is not None and release(plugin) != release(paddle):

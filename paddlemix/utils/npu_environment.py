@@ -29,12 +29,19 @@ RECOMMENDED = {
 }
 """Set by ``config/npu/env.sh``, and by every command that is told to use an npu, unless the user has set them."""
 
+IMAGE_PRESETS = {"FLAGS_allocator_strategy": "naive_best_fit", "HCCL_CONNECT_TIMEOUT": "7200"}
+"""What paddle's images for the NPU set (tools/dockerfile of the plug-in, read 2026-11). ``config/npu/env.sh`` takes
+these values for nobody's choice and replaces them, unless ``KEEP_IMAGE_PRESETS=1``."""
+
 LAUNCHER = "PADDLE_XCCL_BACKEND"
 """Up to paddle 3.0 the launcher knows by this variable alone that the devices of the machine are npus."""
 
+PADDLE_SWITCHES = ("FLAGS_use_stride_kernel", "FLAGS_set_to_1d")
+"""Flags of paddle itself that are on or off; it reads them in another way than the plug-in reads its own."""
+
 SWITCHES = (
+    *PADDLE_SWITCHES,
     "FLAGS_npu_storage_format",
-    "FLAGS_use_stride_kernel",
     "FLAGS_npu_jit_compile",
     "FLAGS_npu_scale_aclnn",
     "FLAGS_npu_split_aclnn",
@@ -42,7 +49,6 @@ SWITCHES = (
     "FLAGS_npu_check_nan_inf",
     "FLAGS_npu_runtime_debug",
     "FLAGS_npu_reuse_event",
-    "FLAGS_set_to_1d",
 )
 """Flags that are on or off."""
 
@@ -112,7 +118,7 @@ def unknown_flags(names: Iterable[str]) -> list[Problem]:
 
 def differences(read: Read = env.raw) -> dict[str, tuple[str | None, str]]:
     """Recommended variables that stand otherwise: name to (value or None, recommended)."""
-    return {name: (read(name), value) for name, value in RECOMMENDED.items() if not _same(read(name), value)}
+    return {name: (read(name), value) for name, value in RECOMMENDED.items() if not _same(name, read(name), value)}
 
 
 def count_cards(dev: Path = Path("/dev")) -> int:
@@ -127,27 +133,37 @@ def network_interfaces(root: Path = Path("/sys/class/net")) -> list[str]:
     return sorted(path.name for path in root.iterdir()) if root.is_dir() else []
 
 
-def is_on(value: str) -> bool:
-    """How the plug-in reads a switch: what begins with t, y or 1 is true, and everything else false."""
-    return value.startswith(_TRUE)
+def is_on(name: str, value: str) -> bool | None:
+    """Whether ``value`` switches the flag ``name`` on; None when it is ignored and the default stays.
+
+    The plug-in (its runtime/flags.h) takes what begins with t, y or 1 for on, an empty value too, and all else for off.
+    Paddle takes 1 and true, 0 and false, and ignores all else (tried with 3.0.0 and 3.3.1).
+    """
+    if name in PADDLE_SWITCHES:
+        return {"1": True, "true": True, "0": False, "false": False}.get(value.lower())
+    return not value or value.startswith(_TRUE)
 
 
-def _same(value: str | None, recommended: str) -> bool:
+def _same(name: str, value: str | None, recommended: str) -> bool:
     if value is None:
         return False
-    if recommended in ("0", "True"):
-        return bool(value) and is_on(value) == is_on(recommended)
+    if name in SWITCHES:
+        return is_on(name, value) is is_on(name, recommended)
     return value == recommended
 
 
 def _switch(name: str, value: str | None) -> Problem | None:
-    if value is None or value.startswith(_TRUE + _FALSE):
+    if value is None:
         return None
-    return Problem(
-        name,
-        f'{name}="{value}": only values that begin with t, y or 1 mean on, so this one would silently mean off; '
-        "write 1 or 0",
-    )
+    if name in PADDLE_SWITCHES:
+        known = is_on(name, value) is not None
+        text = "paddle takes 1, true, 0 and false and ignores all else, so the default would stay"
+    else:
+        known = value.startswith(_TRUE + _FALSE)
+        text = "only values that begin with t, y or 1 mean on, so this one would silently mean off"
+        if not value:
+            text = "an empty value means on for the plug-in"
+    return None if known else Problem(name, f'{name}="{value}": {text}; write 1 or 0')
 
 
 def _visible(value: str | None, cards: int) -> Problem | None:

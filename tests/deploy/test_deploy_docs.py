@@ -51,6 +51,17 @@ def test_a_command_of_the_documents_names_files_and_flags_that_exist(command):
         parser.parse_args(arguments[: arguments.index(">")] if ">" in arguments else arguments)
 
 
+def test_every_known_combination_stands_in_the_table_of_the_document():
+    from paddlemix.doctor import versions
+
+    rows = [line for line in (ROOT / "docs" / "npu.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    for known in versions.KNOWN:
+        (row,) = [row for row in rows if re.search(rf"(?<![\w.]){re.escape(known.plugin)}(?![\w.])", row)]
+        assert known.paddle in row
+        assert (known.cann or "not said") in row
+        assert (known.python or "not said") in row
+
+
 def test_the_documents_hold_commands():
     assert len(set(commands())) >= 12
 

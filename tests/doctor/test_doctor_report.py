@@ -111,6 +111,13 @@ def test_driver_and_cann_are_read_from_their_files(tmp_path, monkeypatch):
     [
         ({"driver": "23.0.3", "cann": "8.0.0", "paddle": "3.0.0", "plugin": "3.0.0"}, "ok", "paddlepaddle.org.cn"),
         ({"driver": "23.0.3", "cann": "8.0.RC1", "paddle": "3.0.0b0", "plugin": "3.0.0b0"}, "ok", "PaddleNLP"),
+        ({"cann": "8.0.0", "paddle": "3.0.0rc1", "plugin": "3.0.0rc1"}, "note", "which CANN they want is not said"),
+        (
+            {"cann": "8.0.0", "paddle": "3.0.0.dev20260115", "plugin": "3.0.0.dev20260115"},
+            "note",
+            "released together (paddle's package index",
+        ),
+        ({"cann": "8.0.0", "paddle": "3.2.0", "plugin": "3.2.0"}, "note", "not in the table"),
         ({"driver": "25.0", "cann": "8.0.RC1", "paddle": "3.0.0b0", "plugin": "3.0.0b0"}, "note", "not in the table"),
         ({"cann": "8.0.0", "paddle": "3.3.1", "plugin": "3.0.0"}, "note", "built for paddle 3.0.0, but"),
         ({"cann": None, "paddle": "3.0.0", "plugin": "3.0.0"}, "note", "not in the table"),
@@ -123,7 +130,23 @@ def test_versions_are_compared_with_published_combinations(versions_found, state
 
 
 def test_every_known_combination_has_a_source_with_a_date():
-    assert all("(read 20" in known.source and known.cann and known.plugin for known in versions.KNOWN)
+    assert all("(read 20" in known.source and known.plugin for known in versions.KNOWN)
+    # What the setup asks for first has to be told in full.
+    assert versions.RECOMMENDED.cann
+    assert versions.RECOMMENDED.python == "3.10"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("910B3", None), ("910ProA", "release 2.6"), ("310P3", "trains nothing"), ("Ascend910", "910C"),
+     ("910_9391", "910C"), ("950", "is not known here")],
+)  # fmt: skip
+def test_a_chip_other_than_the_910b_is_told_with_what_is_known(name, words):
+    told = card_findings(Cards((Card(0, name, "OK", 3344, 65536),), "23.0.3"), wanted=1)
+    found = [finding for finding in told if finding.name == "chip"]
+    assert [finding.state for finding in found] == (["note"] if words else [])
+    assert not words or f"{name} " in found[0].text
+    assert not words or words in found[0].text
 
 
 def test_the_master_has_to_be_known_and_its_port_free_on_machine_0():
@@ -178,6 +201,12 @@ def test_a_launcher_that_would_not_know_the_device_is_told():
 
     assert "PADDLE_XCCL_BACKEND=npu" in told("FLAGS_npu_jit_compile=0", "PADDLE_XCCL_BACKEND=npu")[0]
     assert told("FLAGS_npu_jit_compile=0") == told() == []
+
+
+def test_a_preset_of_the_image_is_told_as_one(monkeypatch):
+    monkeypatch.setenv("FLAGS_allocator_strategy", "naive_best_fit")
+    told = {finding.name: finding for finding in examine(Wanted(device="npu", quick=True)).sections["variables"]}
+    assert "a preset of paddle's image; config/npu/env.sh replaces it" in told["FLAGS_allocator_strategy"].text
 
 
 @pytest.mark.parametrize("flag", ["--cards", "--rank"])

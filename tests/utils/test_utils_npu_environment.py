@@ -37,7 +37,9 @@ def test_the_recommended_values_have_no_problem():
         ("ASCEND_RT_VISIBLE_DEVICES", "3,2", "rising numbers, each once"),
         ("ASCEND_RT_VISIBLE_DEVICES", "1,1", "rising numbers, each once"),
         ("FLAGS_npu_jit_compile", "on", "would silently mean off; write 1 or 0"),
-        ("FLAGS_use_stride_kernel", "", "would silently mean off"),
+        ("FLAGS_npu_jit_compile", "", "an empty value means on for the plug-in; write 1 or 0"),
+        ("FLAGS_use_stride_kernel", "", "ignores all else, so the default would stay"),
+        ("FLAGS_use_stride_kernel", "no", "ignores all else, so the default would stay"),
         ("FLAGS_allocator_strategy", "auto_grow", 'did you mean "auto_growth"?'),
         ("CUSTOM_DEVICE_BLACK_LIST", "set_value, pad3d", "commas and no spaces"),
         ("CUSTOM_DEVICE_ROOT", "/no/such/folder", "no such folder"),
@@ -89,6 +91,24 @@ def test_differences_compare_switches_by_what_they_mean():
     changed = RECOMMENDED | {"FLAGS_npu_jit_compile": "1"}
     assert differences(changed.get) == {"FLAGS_npu_jit_compile": ("1", "0")}
     assert set(differences({}.get)) == set(RECOMMENDED)
+
+
+def test_an_empty_flag_of_the_plugin_is_on_and_paddle_ignores_one_of_its_own():
+    empty = RECOMMENDED | dict.fromkeys(
+        ("FLAGS_npu_jit_compile", "FLAGS_npu_scale_aclnn", "FLAGS_use_stride_kernel"), ""
+    )
+    assert set(differences(empty.get)) == {"FLAGS_npu_jit_compile", "FLAGS_use_stride_kernel"}
+
+
+@pytest.mark.parametrize("value", ["", "FALSE", "no"])
+def test_a_switch_of_paddle_is_read_here_as_paddle_reads_it(value):
+    code = "import paddle; print(paddle.get_flags('FLAGS_use_stride_kernel')['FLAGS_use_stride_kernel'])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=os.environ | {"FLAGS_use_stride_kernel": value},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    read = npu_environment.is_on("FLAGS_use_stride_kernel", value)
+    assert done.stdout.strip() == str(True if read is None else read)  # the default is True
 
 
 def test_cards_are_counted_by_the_device_files_of_the_driver(tmp_path):
@@ -145,6 +165,19 @@ def test_env_sh_sets_exactly_the_recommended_values():
 
 def test_env_sh_keeps_what_the_user_has_set():
     assert sourced(FLAGS_npu_jit_compile="1")["FLAGS_npu_jit_compile"] == "1"
+
+
+def test_env_sh_takes_the_presets_of_the_image_for_nobodys_choice():
+    found = sourced(**npu_environment.IMAGE_PRESETS)
+    plain = sourced()
+    assert {name: found[name] for name in npu_environment.IMAGE_PRESETS} == {
+        name: plain[name] for name in npu_environment.IMAGE_PRESETS
+    }
+    assert differences(found.get) == {}
+    kept = sourced(**npu_environment.IMAGE_PRESETS, KEEP_IMAGE_PRESETS="1")
+    assert {name: kept[name] for name in npu_environment.IMAGE_PRESETS} == npu_environment.IMAGE_PRESETS
+    said = run(". config/npu/env.sh", **npu_environment.IMAGE_PRESETS).stderr
+    assert all(f"{name}={value}" in said for name, value in npu_environment.IMAGE_PRESETS.items())
 
 
 def test_env_sh_sources_the_toolkit_once_also_under_set_u(tmp_path):
