@@ -81,6 +81,26 @@ class ChatTemplate:
         tail = "".join(text for text, _ in parts[names.index("bot") + 1 :]).strip()
         return (tail,) if tail else ()
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether a system message fills a variable of the file's ``system``; else it stands in its place."""
+        return any(part.kind == "out" and "system" in part.text for part in self._system)
+
+    def program(self, key: str) -> list[tuple[str, str]]:
+        """``system`` or ``user`` as (kind, text): text, out, if, elif, else, endif."""
+        return [(part.kind, part.text) for part in {"system": self._system, "user": self._user}[key]]
+
+    def answer_program(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """The assistant's part: what stands before the answer, and the answer with what stands behind it.
+
+        DataError when the answer stands inside of an ``if``.
+        """
+        parts = [(part.kind, part.text) for part in self._bot]
+        cut = next(i for i, part in enumerate(self._bot) if _variable(part) == "bot")
+        if _depth(self._bot[:cut]):
+            raise DataError(f"{self.name}: /conversation/1: the answer stands inside of an if, which has no other form")
+        return parts[:cut], parts[cut:]
+
     def segments(self, messages: Sequence[Message], *, answer_open: bool) -> list[Segment]:
         """Messages as segments; a leading system message replaces the file's ``system`` (or fills its variable)."""
         system, turns = check_turns(messages)
@@ -105,7 +125,7 @@ class ChatTemplate:
     def _system_segments(self, system: str | None) -> list[Segment]:
         if system is None:
             return [Segment(text) for text, _ in self._write(self._system, {"system": ""})]
-        if any(part.kind == "out" and "system" in part.text for part in self._system):
+        if self.takes_system:
             return [
                 Segment(text, quoted=name == "system") for text, name in self._write(self._system, {"system": system})
             ]
@@ -270,6 +290,10 @@ def _check_nesting(parts: Sequence[_Part], where: str) -> None:
             raise DataError(f"{where}: {{% {part.kind} %}} stands without its {{% if %}}")
     if depth:
         raise DataError(f"{where}: an {{% if %}} has no {{% endif %}}")
+
+
+def _depth(parts: Sequence[_Part]) -> int:
+    return sum((part.kind == "if") - (part.kind == "endif") for part in parts)
 
 
 def _variable(part: _Part) -> str:

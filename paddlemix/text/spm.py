@@ -7,6 +7,7 @@ sees it, and gives the byte offset of every piece in all versions of sentencepie
 """
 
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,20 @@ class Piece:
 
     text: str
     kind: int
+    score: float = 0.0
+    """Of two neighbours, those whose piece has the best score are joined first."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model file says about its algorithm and about the text before it."""
+
+    bpe: bool
+    charsmap: bool
+    dummy_prefix: bool
+    removes_spaces: bool
+    escapes_spaces: bool
+    space_behind: bool
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
@@ -91,15 +106,35 @@ def read_model(data: bytes) -> list[Piece]:
 
 
 def _read_piece(data: bytes, index: int) -> Piece:
-    text, kind = "", NORMAL
+    text, kind, score = "", NORMAL, 0.0
     for number, wire, value in fields(data):
         if number == 1 and wire == _BYTES:
             text = value.decode("utf-8")
+        elif number == 2 and wire == _FIXED32:
+            score = struct.unpack("<f", value)[0]
         elif number == 3 and wire == _VARINT:
             kind = value
     if not text or not NORMAL <= kind <= BYTE or (kind == BYTE and not _BYTE_PIECE.fullmatch(text)):
         raise ValueError(f"piece {index} has text {text!r} and kind {kind}")
-    return Piece(text, kind)
+    return Piece(text, kind, score)
+
+
+def read_settings(data: bytes) -> Settings:
+    """The settings of a model file that ``read_model`` accepts; the defaults are those of the format."""
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    for number, _, value in fields(data):
+        if number in (2, 3) and isinstance(value, bytes):
+            part = trainer if number == 2 else normalizer
+            part |= {key: item for key, _, item in fields(value)}
+    return Settings(
+        bpe=trainer.get(3, 1) == 2,
+        charsmap=bool(normalizer.get(2)),
+        dummy_prefix=bool(normalizer.get(3, 1)),
+        removes_spaces=bool(normalizer.get(4, 1)),
+        escapes_spaces=bool(normalizer.get(5, 1)),
+        space_behind=bool(trainer.get(24, 0)),
+    )
 
 
 def read_encoded(data: bytes) -> list[tuple[int, int]]:

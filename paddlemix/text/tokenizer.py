@@ -85,6 +85,21 @@ class Tokenizer:
     # ---- facts -----------------------------------------------------------------------------------------------
 
     @property
+    def where(self) -> str:
+        """The file that the vocabulary came from, for messages."""
+        return self._files.where
+
+    @property
+    def model_file(self) -> bytes:
+        """The bytes of ``tokenizer.model``."""
+        return self._files.model
+
+    @property
+    def added_tokens(self) -> list[AddedToken]:
+        """The tokens that are cut out of a text, by their ids."""
+        return sorted(self._added.values(), key=lambda token: token.id)
+
+    @property
     def base_size(self) -> int:
         """Pieces in ``tokenizer.model``, without added tokens."""
         return len(self._pieces)
@@ -329,8 +344,7 @@ class Tokenizer:
         """Write ``tokenizer.model`` and the JSON files; ``load_tokenizer`` gives the same tokenizer back."""
         own = {"legacy": self.legacy, "tokenizer_kind": self.kind, "add_bos_token": self.add_bos}
         config = {"add_eos_token": False, "clean_up_tokenization_spaces": False} | self._files.config | own
-        added = sorted(self._added.values(), key=lambda token: token.id)
-        write_files(folder, replace(self._files, config=config), added, self._roles)
+        write_files(folder, replace(self._files, config=config), self.added_tokens, self._roles)
 
     def _enter(self, tokens: Sequence[AddedToken]) -> None:
         for token in tokens:
