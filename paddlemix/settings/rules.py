@@ -101,6 +101,12 @@ CONFLICTS: tuple[Rule, ...] = (
         'training needs rows; add "train" to dataset, or give data_path',
     ),
     (
+        ("do_train", "learning_rate"),
+        lambda s: s.training.do_train and s.training.learning_rate == 0,
+        "no weight would change; give a rate above 0. To train the projector alone write "
+        '"tune_mm_mlp_adapter": true and give its rate as learning_rate',
+    ),
+    (
         ("do_eval", "dataset"),
         lambda s: s.training.do_eval and not (s.data.dataset or {}).get("eval"),
         'evaluation needs rows; add "eval" to dataset, or set "do_eval": false and "evaluation_strategy": "no"',

@@ -31,7 +31,7 @@ from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.clip import GlobalNormClip, of_arguments
 from paddlemix.trainer.evaluation import Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
-from paddlemix.trainer.optimization import build_optimizer, build_schedule
+from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
@@ -74,7 +74,7 @@ class LlavaTrainer(Evaluation, Trainer):
         self.plan = plan
         self.weights = weights
         self.tokens = self._tokens_last_logged = 0
-        self.last_norm = self.running_loss = float("nan")
+        self.last_norm = self.last_rate = self.running_loss = float("nan")
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
         plan.apply(model)
@@ -122,6 +122,9 @@ class LlavaTrainer(Evaluation, Trainer):
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """AdamW and the schedule from our own settings; both are made once per trainer."""
         if self.optimizer is None:
+            note = warmup_note(self.settings.training, num_training_steps)
+            if note and self.is_world_process_zero():
+                get_logger(__name__).info(f"note: {note}")
             self.lr_scheduler = build_schedule(self.settings.training, num_training_steps)
             half = self.model.dtype != "float32"
             clip = GlobalNormClip(self.settings.training.max_grad_norm, of_arguments(self.args), self._note_norm)
@@ -177,11 +180,14 @@ class LlavaTrainer(Evaluation, Trainer):
         self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
 
     def _note_norm(self, norm: float) -> None:
-        """Called by the clip with the norm of all gradients of the run. TrainingError when it is not finite."""
+        """Called by the clip, right before the update, with the norm of all gradients of the run.
+
+        TrainingError when it is not finite.
+        """
         # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
         if not np.isfinite(norm) and not self.do_grad_scaling:
             raise self._not_finite(f"the loss is {self.running_loss:g}, the gradient norm {norm}")
-        self.last_norm = norm
+        self.last_norm, self.last_rate = norm, float(self.optimizer.get_lr())
 
     def _not_finite(self, what: str) -> TrainingError:
         kept = checkpointing.newest_valid(self.args.output_dir)
@@ -218,7 +224,7 @@ class LlavaTrainer(Evaluation, Trainer):
         tokens = self._mean_over_ranks(counted) * self.args.dataset_world_size
         logs = {
             "loss": total / steps,
-            "learning_rate": float(self.optimizer.get_lr()),
+            "learning_rate": self.last_rate,
             "grad_norm": self.last_norm,
             "global_step": int(self.state.global_step),
             "interval_runtime": round(seconds, 4),

@@ -16,8 +16,33 @@ from paddlemix.utils.errors import ConfigError
 
 
 def warmup_steps(training: TrainingGroup, total_steps: int) -> int:
-    """Steps with a rising rate. A part of the run is rounded up, as HF transformers does (PaddleNLP rounds down)."""
+    """Steps with a rising rate. A part of the run is rounded up, as HF transformers does (PaddleNLP rounds down).
+
+    The first step of a warmup has the rate 0, so a run of a single step has none: it would change no weight.
+    """
+    return asked_warmup(training, total_steps) if total_steps > 1 else 0
+
+
+def asked_warmup(training: TrainingGroup, total_steps: int) -> int:
+    """Warmup steps as the settings have them."""
     return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+
+
+def warmup_note(training: TrainingGroup, total_steps: int) -> str | None:
+    """What a person should know about a warmup that does not leave the run a step at its full rate."""
+    asked = 0 if training.lr_scheduler_type == "constant" else asked_warmup(training, total_steps)
+    if not asked or asked < total_steps:
+        return None
+    if total_steps == 1:
+        return (
+            "no warmup: the run has a single step, and the first step of a warmup has the rate 0, so no weight would "
+            "change"
+        )
+    highest = training.learning_rate * rate_curve(training, total_steps)(total_steps - 1)
+    return (
+        f"the warmup takes all {total_steps} steps: the rate rises to {highest:g} and never reaches learning_rate "
+        f"({training.learning_rate:g}); lower warmup_steps or warmup_ratio"
+    )
 
 
 def rate_curve(training: TrainingGroup, total_steps: int) -> Callable[[int], float]:

@@ -161,6 +161,11 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
         )
     no_decay = _without_decay(model)
     chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if trains[name]}
+    if settings.training.do_train and not any(rule.learning_rate for rule in chosen.values()):
+        raise ConfigError(
+            f'every learning rate of what trains ({stage}) is 0, so no weight would change; give "learning_rate", '
+            '"mm_projector_lr" or "vision_tower_lr" a value above 0'
+        )
     idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model)}
     rules = {name: rule for name, rule in chosen.items() if name not in idle}
     return StagePlan(stage, rules, tuple(_parts(model, rules)), idle)

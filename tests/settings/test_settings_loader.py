@@ -297,6 +297,7 @@ def test_every_key_takes_its_own_default():
         ({"image_aspect_ratio": "pad", "image_grid_pinpoints": [[1, 2]]}, ()),
         ({"data_path": "x"}, ("dataset",)),
         ({"dataset": None}, ("do_train",)),
+        ({"learning_rate": 0}, ("do_train",)),
         ({"do_eval": True}, ("dataset",)),
         ({"do_train": False}, ("do_eval",)),
         ({"load_best_model_at_end": True}, ("evaluation_strategy", "save_strategy")),

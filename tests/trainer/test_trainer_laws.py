@@ -25,7 +25,11 @@ def trained(run, **more):
 
 def same(one, other):
     left, right = weights(one.model), weights(other.model)
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and same_values(left, right)
+
+
+def same_values(left, right):
+    return all(np.array_equal(left[name], right[name]) for name in left)
 
 
 def furthest(one, other):
@@ -220,10 +224,35 @@ def test_eval_loss_is_the_mean_over_all_labels(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_rates_in_the_log_are_those_after_the_step(tmp_path):
+def test_the_rates_in_the_log_are_those_that_the_steps_used(tmp_path):
     trainer = trained(settings(tmp_path, max_steps=6))
     found = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
-    assert found == pytest.approx([0.005, 0.01, 0.0085355339, 0.005, 0.0014644661, 0.0], abs=1e-9)
+    assert found == pytest.approx([0.0, 0.005, 0.01, 0.0085355339, 0.005, 0.0014644661], abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"])
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.03}, {"warmup_ratio": 1.0}, {"warmup_steps": 100}])
+def test_a_run_of_one_step_changes_the_weights(tmp_path, schedule, warmup, capsys):
+    trainer = make_trainer(settings(tmp_path, lora=True, max_steps=1, lr_scheduler_type=schedule, **warmup))
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    assert all(after[name].any() for name in after if name.endswith("lora_B"))
+    assert {name for name in before if not np.array_equal(before[name], after[name])} >= {
+        name for name in trainer.plan.rules if "lora_A" not in name
+    }
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entry["learning_rate"] == 1e-2
+    assert ("note: no warmup" in capsys.readouterr().err) == (schedule != "constant")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_a_warmup_longer_than_the_run_is_noted_and_the_weights_change(tmp_path, steps, capsys):
+    trainer = make_trainer(settings(tmp_path, max_steps=steps, warmup_steps=100))
+    before = weights(trainer.model)
+    trainer.train()
+    assert not same_values(before, weights(trainer.model))
+    assert f"rises to {1e-4 * (steps - 1):g} and never reaches" in capsys.readouterr().err
 
 
 def test_other_settings_refuse_to_resume_and_name_what_changed(tmp_path):

@@ -23,6 +23,7 @@ def rates(total, **keys):
 def test_a_part_of_the_steps_is_rounded_up():
     assert warmup_steps(TrainingGroup(warmup_ratio=0.03), 101) == 4
     assert warmup_steps(TrainingGroup(warmup_ratio=0.03, warmup_steps=2), 101) == 2
+    assert warmup_steps(TrainingGroup(warmup_ratio=0.03), 2) == 1
 
 
 def test_linear_rises_to_one_and_falls_to_zero():

@@ -176,3 +176,23 @@ def test_layers_that_give_no_feature_alone_are_an_error(tmp_path):
     assert len(plan.idle) == 16
     with pytest.raises(ConfigError, match="features come from behind 2 layers of the vision tower"):
         plan.apply(tiny())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tune_mm_mlp_adapter": True, "mm_projector_lr": 0.0},
+        {"tune_vision_tower": True, "vision_tower_lr": 0.0},
+        {"learning_rate": 0.0},
+    ],
+)
+def test_rates_of_which_none_is_above_zero_are_refused(tmp_path, keys):
+    with pytest.raises(ConfigError, match="no weight would change"):
+        plan_stage(tiny(), settings(tmp_path, **keys))
+    assert plan_stage(tiny(), settings(tmp_path, do_train=False, **keys)).rules
+
+
+def test_a_part_may_have_the_rate_zero_beside_others(tmp_path):
+    assert plan_stage(
+        tiny(), settings(tmp_path, tune_entire_model=True, mm_projector_lr=0.0, vision_tower_lr=0.0)
+    ).rules

@@ -49,15 +49,17 @@ def _compare(folder: Path, file: Path, facts: dict[str, Any], output: Path) -> I
     if facts["stage"] == "pretrain" and settings.model.pretrain_mm_mlp_adapter is None:
         # The original's run began with this projector too, through a file of its own (MANIFEST, d_train).
         settings = settings.with_changes(pretrain_mm_mlp_adapter=str(_projector(folder)))
-    history, start, final = train(settings, facts["sample_order"], arrays)
+    history, start, final, last_rate = train(settings, facts["sample_order"], arrays)
     steps = [entry for entry in facts["log_history"] if "loss" in entry]
     ours = [entry for entry in history if "loss" in entry]
     if len(steps) != len(ours):
         yield Case(f"{name}/steps", abs(len(steps) - len(ours)), 0, "fail", f"{len(ours)} steps, not {len(steps)}")
         return
-    for entry, own in zip(steps, ours, strict=True):
+    # The original logs the rate that the next step will use, we log the one that the step has used.
+    rates = [*(entry["learning_rate"] for entry in ours[1:]), last_rate]
+    for entry, own, rate in zip(steps, ours, rates, strict=True):
         yield _case(f"{name}/step{entry['step']}/loss", own["loss"], entry["loss"], ROUNDED_LOSS)
-        yield _case(f"{name}/step{entry['step']}/learning_rate", own["learning_rate"], entry["learning_rate"], RATE)
+        yield _case(f"{name}/step{entry['step']}/learning_rate", rate, entry["learning_rate"], RATE)
     mean = next(entry["train_loss"] for entry in facts["log_history"] if "train_loss" in entry)
     yield _case(f"{name}/train_loss", history[-1]["train_loss"], mean, LOSS)
     for key in sorted(arrays):
@@ -79,8 +81,8 @@ def settings_of(folder: Path, args: list[str], output: Path) -> TrainingSettings
 
 def train(
     settings: TrainingSettings, sample_order: list[int], arrays: dict[str, np.ndarray]
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Log, first and last value of every parameter of a run with the given rows and adapter start."""
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray], float]:
+    """A run with the given rows and adapter start: log, first and last value of every parameter, the rate after it."""
     from paddlemix.trainer.run import TrainingRun, library_output
 
     output = Path(settings.training.output_dir)
@@ -93,7 +95,7 @@ def train(
         _start_adapters(own.model, arrays)
         start = _values(own.model)
         own.carry_out()
-    return own.trainer.state.log_history, start, _values(own.model)
+    return own.trainer.state.log_history, start, _values(own.model), float(own.trainer.optimizer.get_lr())
 
 
 @paddle.no_grad()
