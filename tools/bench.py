@@ -168,6 +168,7 @@ def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     from PIL import Image
 
     from paddlemix.demo.model import write_tokenizer
+    from paddlemix.generation.predictor import Predictor
     from paddlemix.generation.session import ChatSession
     from paddlemix.imaging.processor import ImageProcessor
     from paddlemix.text import templates
@@ -181,7 +182,7 @@ def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     picture = Image.effect_mandelbrot((640, 480), (-2, -1.5, 1, 1.5), 100).convert("RGB")
 
     def fresh() -> ChatSession:
-        return ChatSession(model, tokenizer, processor, templates.get(model.config.template))
+        return ChatSession(Predictor(model, tokenizer, processor, templates.get(model.config.template)))
 
     def again(session: ChatSession) -> None:
         model.encode_images(paddle.to_tensor(processor(picture).pixels))

@@ -11,7 +11,7 @@ import paddle
 from paddlemix.checkpoint.load import load_model
 from paddlemix.demo.data import Answer, Question
 from paddlemix.generation.engine import generate_batch
-from paddlemix.generation.load import processor_for, template_for
+from paddlemix.generation.folder import processor_for, template_for
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import load_image
 from paddlemix.models.llava import LlavaForCausalLM

@@ -12,7 +12,7 @@ import pytest
 from paddlemix.checkpoint.convert import convert
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.engine import generate_batch
-from paddlemix.generation.load import processor_for
+from paddlemix.generation.folder import processor_for
 from paddlemix.generation.sampling import Decoding
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.text.tokenizer import load_tokenizer

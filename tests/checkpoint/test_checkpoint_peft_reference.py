@@ -13,7 +13,7 @@ import pytest
 from paddlemix.checkpoint.convert import convert
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.lora import save_adapter
-from paddlemix.generation.load import processor_for
+from paddlemix.generation.folder import processor_for
 from paddlemix.ops.linear import add_lora, lora_layers
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.text.tokenizer import load_tokenizer

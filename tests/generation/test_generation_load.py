@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from paddlemix.checkpoint.save import save_model
-from paddlemix.generation.load import load_chat, picture_tokens, template_for
+from paddlemix.generation.folder import picture_tokens, template_for
+from paddlemix.generation.load import load_chat
 from paddlemix.generation.sampling import Decoding
 from paddlemix.settings.model import ImageConfig
 from paddlemix.text.tokenizer import load_tokenizer
@@ -83,5 +84,5 @@ def test_every_published_layout_opens_and_chats_without_further_flags(golden_lla
     picture = golden_llava / "images" / "landscape.png"
     for path in models:
         session = load_chat(str(path), device="cpu", decoding=GREEDY)
-        session.answer("What is shown?", [picture] if session.processor else [])
+        session.answer("What is shown?", [picture] if session.predictor.processor else [])
         assert len(session.stats.answer_ids) == 6, path

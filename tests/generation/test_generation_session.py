@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from paddlemix.generation.folder import context_of
+from paddlemix.generation.predictor import Predictor
+from paddlemix.generation.prefix import Slot, common_prefix, length_of
 from paddlemix.generation.sampling import Decoding
-from paddlemix.generation.session import ChatSession, Turn, Unit, common_prefix, context_of
+from paddlemix.generation.session import ChatSession, Turn
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import TextConfig
 from paddlemix.text import templates
@@ -38,19 +41,14 @@ def session(model: Any, tokenizer: Tokenizer) -> ChatSession:
 def new_session(model: Any, tokenizer: Tokenizer, **more: Any) -> ChatSession:
     processor = ImageProcessor(model.config.image, model.config.vision)
     template = templates.get(more.pop("template", "vicuna_v1"))
-    return ChatSession(model, tokenizer, processor, template, **{"decoding": DECODING, **more})
+    return ChatSession(Predictor(model, tokenizer, processor, template), **{"decoding": DECODING, **more})
 
 
 def fresh_like(session: ChatSession, turns: Sequence[Turn]) -> ChatSession:
     """A session with the same history that has computed nothing yet."""
-    fresh = ChatSession(
-        session.model,
-        session.tokenizer,
-        session.processor,
-        session.template,
-        decoding=session.decoding,
-        context=session.context,
-    )
+    asked = session.predictor
+    unused = Predictor(asked.model, asked.tokenizer, asked.processor, asked.template)
+    fresh = ChatSession(unused, decoding=session.decoding, context=session.context)
     fresh.turns = list(turns)
     return fresh
 
@@ -98,13 +96,14 @@ def test_the_same_question_again_is_answered_the_same_from_the_cache(session: Ch
 
 
 def test_an_answer_that_tokenizes_back_to_its_ids_is_not_run_again(session: ChatSession) -> None:
-    words = session.tokenizer.encode(" red blue green", bos=False)
+    words = session.predictor.tokenizer.encode(" red blue green", bos=False)
     session.answer("what?", [tiny_image(0)])
     prompt = session.stats.prompt_ids
     # The cache as it would be after a model that said these words.
     session.turns = [Turn("what?", session.turns[0].pictures, "red blue green")]
-    units, ids, _ = session._units([*session.turns, Turn("why?")])
-    cached = [Unit(token) if token != IMAGE_TOKEN_INDEX else units[ids.index(token)] for token in (*prompt, *words)]
+    made = session._prompt([*session.turns, Turn("why?")])
+    units, ids = made.slots, list(made.ids)
+    cached = [Slot(token) if token != IMAGE_TOKEN_INDEX else units[ids.index(token)] for token in (*prompt, *words)]
     assert common_prefix(cached, units) == len(cached)
 
 
@@ -146,7 +145,7 @@ def test_picture_places_are_wrapped_where_the_model_was_trained_so(tokenizer: To
 def test_text_alone_works_with_and_without_a_tower(tokenizer: Tokenizer, session: ChatSession) -> None:
     assert session.answer("why?") == session.turns[0].answer
     blind = tiny_model(vision=None, image=None)
-    alone = ChatSession(blind, tokenizer, None, templates.get("vicuna_v1"), decoding=DECODING)
+    alone = ChatSession(Predictor(blind, tokenizer, None, templates.get("vicuna_v1")), decoding=DECODING)
     alone.answer("why?")
     assert len(alone.stats.answer_ids) == 10
     with pytest.raises(ConfigError, match="no vision tower"):
@@ -184,7 +183,7 @@ def test_closing_the_stream_keeps_what_was_said_and_the_next_round_equals_a_fres
 def test_an_interrupt_inside_a_step_leaves_a_session_that_equals_a_fresh_one(
     session: ChatSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = type(session.model.llama.layers[1].mlp).forward
+    whole = type(session.predictor.model.llama.layers[1].mlp).forward
     calls = {"left": 6}
 
     def interrupted(self: Any, x: Any) -> Any:
@@ -194,7 +193,7 @@ def test_an_interrupt_inside_a_step_leaves_a_session_that_equals_a_fresh_one(
         return whole(self, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(session.model.llama.layers[1].mlp), "forward", interrupted)
+        patch.setattr(type(session.predictor.model.llama.layers[1].mlp), "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.answer("what is this?", [tiny_image(0)])
     assert session.turns[-1].answer
@@ -209,7 +208,7 @@ def test_beam_search_in_a_session_equals_a_fresh_one(model: Any, tokenizer: Toke
         pictures = [tiny_image(kind) for kind in images]
         assert session.answer(question, pictures) == fresh.answer(question, pictures)
         # The beams have no more in common than the prompt.
-        assert session._cache.length == sum(unit.rows for unit in session._cached) == session.stats.prompt_rows
+        assert session._cache.keys_values.length == length_of(session._cache.slots) == session.stats.prompt_rows
     assert session.stats.reused_rows > 0
 
 
@@ -244,7 +243,7 @@ def test_pictures_are_dropped_when_nothing_else_is_left(model: Any, tokenizer: T
     session = new_session(model, tokenizer, note=notes.append)
     for kind in range(4):
         session.answer("what is this?", [tiny_image(kind)])
-    alone = len(new_session(model, tokenizer)._units([Turn("why?")])[0])
+    alone = len(new_session(model, tokenizer)._prompt([Turn("why?")]).ids)
     session.context = alone + DECODING.max_new_tokens + 2 * 6
     session.answer("why?")
     assert notes == [
@@ -257,7 +256,7 @@ def test_pictures_are_dropped_when_nothing_else_is_left(model: Any, tokenizer: T
 def test_an_answer_that_the_context_cuts_off_comes_with_a_note(model: Any, tokenizer: Tokenizer) -> None:
     notes: list[str] = []
     session = new_session(model, tokenizer, note=notes.append)
-    rows = len(session._units([Turn("why?")])[0])
+    rows = session._prompt([Turn("why?")]).length
     session.context = rows + 4
     session.answer("why?")
     assert len(session.stats.answer_ids) == 4
@@ -297,8 +296,8 @@ def test_places_and_pictures_that_differ_in_number_are_an_error(session: ChatSes
 def test_a_picture_place_that_the_model_writes_does_not_stay_in_the_history(
     session: ChatSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session.tokenizer, "decode", lambda *args, **kwargs: "a <image> b")
-    monkeypatch.setattr("paddlemix.generation.session.TextStream", lambda tokenizer, stops: FakeStream("a <image> b"))
+    monkeypatch.setattr(session.predictor.tokenizer, "decode", lambda *args, **kwargs: "a <image> b")
+    monkeypatch.setattr("paddlemix.generation.answers.TextStream", lambda tokenizer, stops: FakeStream("a <image> b"))
     session.answer("why?")
     assert session.turns[0].answer == "a  b"
 

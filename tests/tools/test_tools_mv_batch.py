@@ -203,10 +203,10 @@ def test_wrong_views_are_told_before_the_model_is_read(home, capsys, flags, word
 def test_answers_never_outgrow_the_context(home):
     asker = annotator(home)
     views = [[tiny_image(view, (40, 40)) for view in range(4)]]
-    layouts, _ = asker._seen(views)
-    assert asker._fitting(OBJ, layouts).max_new_tokens == 4
+    seen = [[asker.predictor.picture(view) for view in own] for own in views]
+    assert asker._fitting(OBJ, seen).max_new_tokens == 4
     asker.decoding = asker.decoding.with_changes(max_new_tokens=5000)
-    limit = asker._fitting(OBJ, layouts).max_new_tokens
+    limit = asker._fitting(OBJ, seen).max_new_tokens
     assert 100 < limit < 2048 / 5
 
 

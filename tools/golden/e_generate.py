@@ -16,6 +16,7 @@ import numpy as np
 
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.engine import generate_batch
+from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
 from paddlemix.imaging.load import load_image
@@ -91,7 +92,7 @@ class _Golden:
         """The same conversation through ``ChatSession``: questions in, kept cache, prompts made by us."""
         decoding = Decoding(max_new_tokens=_length(entry["rounds"][0]["output_ids"]))
         template = templates.get(entry["template"])
-        session = ChatSession(self.model, self.tokenizer, self.processor, template, decoding=decoding)
+        session = ChatSession(Predictor(self.model, self.tokenizer, self.processor, template), decoding=decoding)
         image = load_image(self.folder / "images" / f"{entry['image']}.png")
         for item, question in zip(entry["rounds"], questions(entry), strict=True):
             name = f"{label}/session/round{item['round']}"

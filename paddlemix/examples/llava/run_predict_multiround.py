@@ -119,7 +119,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         decoding=decoding,
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),
     )
-    if pictures and session.processor is None:
+    if pictures and session.predictor.processor is None:
         raise ConfigError(f"{args.model_path} has no vision tower; leave --image-file out or give a model that has one")
     print(session.about, file=sys.stderr)
     return session, pictures

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model folder says about asking it: template, picture processor, ending ids, and how much it holds."""
+
+from pathlib import Path
+
+from paddlemix.checkpoint.folders import read_json
+from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.settings.model import LlavaConfig, TextConfig
+from paddlemix.text import chat_template, templates
+from paddlemix.text.chat_template import ChatTemplate
+from paddlemix.text.templates import Template
+from paddlemix.utils.errors import CheckpointError
+
+GENERATION = "generation_config.json"
+
+
+def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None) -> Template | ChatTemplate:
+    """The template of a model folder.
+
+    transformers' file of the name ``chat_template.json`` holds one jinja program, which nothing here runs; llava-hf
+    folders are known by their configuration.
+    """
+    if conv_mode is not None:
+        return templates.get(conv_mode)
+    path = folder / "chat_template.json"
+    if path.is_file() and "conversation" in read_json(path):
+        return chat_template.load(path)
+    return templates.get(config.template)
+
+
+def ending_ids(*folders: Path) -> tuple[int, ...]:
+    """The ``eos_token_id`` of the first folder that has a ``generation_config.json``: one id, or a list of them."""
+    path = next((folder / GENERATION for folder in folders if (folder / GENERATION).is_file()), None)
+    found = read_json(path).get("eos_token_id") if path is not None else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if any(type(number) is not int or number < 0 for number in ids):
+        raise CheckpointError(f'{path}: "eos_token_id" is {found!r}; expected a token id or a list of them')
+    return tuple(ids)
+
+
+def processor_for(config: LlavaConfig) -> ImageProcessor | None:
+    """The processor of a model, or None for one without a vision tower."""
+    if config.vision is None or config.image is None:
+        return None
+    return ImageProcessor(config.image, config.vision)
+
+
+def picture_tokens(config: LlavaConfig) -> str:
+    """``576 tokens a picture (pad)``, with the range where it depends on the picture's size."""
+    processor = processor_for(config)
+    if processor is None:
+        return "no vision tower"
+    side = config.image.crop_size
+    sizes = [(side, side), *((height, width) for width, height in config.image.grid_pinpoints)]
+    counts = sorted({len(processor.layout(size).order) for size in sizes})
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{number} tokens a picture ({config.image.aspect})"
+
+
+def context_of(text: TextConfig) -> int:
+    """Positions that a decoder can hold: its embeddings' number, times the factor of a scaling that stretches them.
+
+    ``linear`` and ``dynamic`` scaling leave ``max_position_embeddings`` at the unscaled number; the others
+    (``llama3``, ``yarn``, ``longrope``) write the scaled one. A sliding window is the limit where it is smaller.
+    """
+    scaling = text.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    stretched = kind in {"linear", "dynamic"}
+    positions = int(text.max_position_embeddings * (float(scaling.get("factor", 1.0)) if stretched else 1.0))
+    return min(positions, text.sliding_window or positions)

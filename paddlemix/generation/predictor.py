@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way to ask a model: messages and pictures in, a stream of text or a batch of answers out.
+
+The chat, the batch tools, the demo, serving and evaluation stand on it. So they open a folder alike, write the same
+prompt for the same conversation, end an answer at the same ids and stop strings, and share the features of pictures.
+
+    predictor = Predictor.load("liuhaotian/llava-v1.5-7b")
+    prompt = predictor.prompt(predictor.question("What is this?", pictures=1), [predictor.picture("a.png")])
+    for piece in predictor.stream(prompt): ...
+    answers = predictor.answer([prompt, other_prompt], Decoding(max_new_tokens=16))
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import paddle
+
+from paddlemix.checkpoint.load import load_model
+from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
+from paddlemix.generation.engine import encode_images, generate
+from paddlemix.generation.features import FeatureCache, Picture, key_of
+from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, processor_for, template_for
+from paddlemix.generation.prefix import PrefixCache
+from paddlemix.generation.prompt import Prompt, plan_of
+from paddlemix.generation.sampling import Decoding, Sampler
+from paddlemix.imaging.load import Source, load_image
+from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.ops.attention.contract import Mask
+from paddlemix.text.chat_template import ChatTemplate
+from paddlemix.text.messages import Message, first_turn_with_images
+from paddlemix.text.render import render
+from paddlemix.text.templates import Template
+from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.utils import device as devices
+from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from paddlemix.utils.errors import ConfigError, DataError
+
+
+class Predictor:
+    """A model that can be asked. ``features`` are shared by everybody who asks it; it belongs to one thread.
+
+    ``ends`` are the ids that end an answer; ``about`` is one line for the person: device, dtype, template.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForCausalLM,
+        tokenizer: Tokenizer,
+        processor: ImageProcessor | None,
+        template: Template | ChatTemplate,
+        *,
+        ends: Sequence[int] = (),
+        about: str = "",
+        features: FeatureCache | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.template = template
+        self.ends = tuple(dict.fromkeys((tokenizer.eos_id, model.config.text.eos_token_id, *ends)))
+        self.about = about
+        self.features = FeatureCache() if features is None else features
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        base: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        conv_mode: str | None = None,
+        vision_tower: str | None = None,
+        projector: str | None = None,
+        lora: Literal["merge", "keep"] = "merge",
+    ) -> "Predictor":
+        """Open what is in ``path``: an original, llava-hf or own folder, a LoRA adapter, or a projector.
+
+        ``base`` is needed only where the folder does not say (or no longer finds) what it belongs to. ``device`` and
+        ``dtype`` None take the best there is (``utils.device.choose``). ``conv_mode`` replaces the folder's template;
+        without it a PaddleNLP ``chat_template.json`` in the folder counts, else the name in its configuration. With
+        ``lora="keep"`` an adapter stays beside the weights. Of ``generation_config.json`` the ending ids are taken, and
+        nothing of how to sample.
+        """
+        chosen = devices.choose(device, dtype)
+        paddle.set_device(chosen.name)
+        loaded = load_model(
+            path, base=base, vision_tower=vision_tower, projector=projector, dtype=chosen.dtype, lora=lora
+        )
+        if lora == "merge":
+            loaded.model.prepare_inference()
+        config = loaded.config
+        template = template_for(loaded.folder, config, conv_mode)
+        return cls(
+            loaded.model,
+            load_tokenizer(loaded.tokenizer_folder),
+            processor_for(config),
+            template,
+            ends=ending_ids(loaded.folder, loaded.base),
+            about=f"{path}: {chosen.reason}; template {template.name}; {picture_tokens(config)}",
+        )
+
+    @property
+    def context(self) -> int:
+        """Positions, prompt and answer together, that the model can hold."""
+        return context_of(self.model.config.text)
+
+    def picture(self, source: Source) -> Picture:
+        """A picture (path, address, bytes or PIL) with its features; ConfigError for a model without a tower."""
+        if self.processor is None:
+            raise ConfigError("this model has no vision tower: ask without pictures, or load one that has")
+        image = load_image(source)
+        key = key_of(image, self.processor)
+
+        def encoded() -> Picture:
+            processed = self.processor(image)
+            return Picture(key, processed.layout, encode_images(self.model, processed.pixels))
+
+        return self.features.get(key, encoded)
+
+    def question(self, text: str, pictures: int = 0) -> list[Message]:
+        """The messages of a person's question with so many pictures, as the model's template wants them.
+
+        A text without ``<image>`` gets the pictures in front, each on a line of its own, where some templates give them
+        a round of their own. A text with marks keeps them; pictures beyond its marks are put in front.
+        """
+        tags = self.model.config.use_im_start_end
+        written = text.count(IMAGE_TOKEN)
+        if not written:
+            return first_turn_with_images(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
+        place = IMAGE_START_TOKEN + IMAGE_TOKEN + IMAGE_END_TOKEN if tags else IMAGE_TOKEN
+        return [Message("user", f"{place}\n" * (pictures - written) + text.replace(IMAGE_TOKEN, place))]
+
+    def prompt(self, messages: Sequence[Message], pictures: Sequence[Picture] = ()) -> Prompt:
+        """The prompt for the next answer. The texts hold one ``<image>`` for each picture, in their order.
+
+        DataError when the numbers differ or the messages are out of order.
+        """
+        rendered = render(self.template, messages, self.tokenizer, answer_open=True)
+        ids = tuple(int(token) for token in rendered.ids)
+        places = ids.count(IMAGE_TOKEN_INDEX)
+        if places != len(pictures):
+            raise DataError(
+                f'the conversation holds {places} "{IMAGE_TOKEN}" and comes with {len(pictures)} pictures; '
+                "each mark needs one picture"
+            )
+        return Prompt(ids, rendered.text, tuple(pictures))
+
+    def decoding(self, decoding: Decoding | None = None) -> Decoding:
+        """``decoding`` (default: greedy) with what the model and its tokenizer say: ending ids, padding, known ids."""
+        decoding = decoding or Decoding()
+        return decoding.with_changes(
+            eos_ids=decoding.eos_ids or self.ends,
+            pad_id=self.tokenizer.pad_id,
+            vocab_size=decoding.vocab_size or self.tokenizer.vocab_size,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        decoding: Decoding | None = None,
+        *,
+        cache: PrefixCache | None = None,
+        cancel: Callable[[], bool] | None = None,
+        draw: Sequence[int] = (0,),
+    ) -> AnswerStream:
+        """The answer, piece by piece; the work of a step begins when its piece is asked for.
+
+        ``cache`` is what an earlier prompt of the same conversation left: only what is new is run, and the answer is
+        the same. ``cancel`` is asked after every token. ``draw`` tells the random answers of one seed apart.
+        """
+        decoding = self.decoding(decoding)
+        cache = PrefixCache() if cache is None else cache
+        return AnswerStream(self.model, prompt, decoding, self._reader(decoding), cache=cache, cancel=cancel, draw=draw)
+
+    def _reader(self, decoding: Decoding) -> AnswerReader:
+        return AnswerReader(self.tokenizer, self.template.stops, decoding)
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding | None = None,
+        *,
+        batch_size: int | None = None,
+        draws: Sequence[Sequence[int]] | None = None,
+    ) -> list[Answer]:
+        """The answers to independent prompts, in their order; ``batch_size`` of them share a step (default: all).
+
+        Prompts of like length come into one batch. ``draws`` tell the random answers of one seed apart (default: the
+        number of the prompt), so that an answer does not depend on who shares its batch.
+        """
+        decoding = self.decoding(decoding)
+        draws = [(0, number) for number in range(len(prompts))] if draws is None else draws
+        order = sorted(range(len(prompts)), key=lambda number: -prompts[number].length)
+        size = batch_size or max(1, len(prompts))
+        found: dict[int, Answer] = {}
+        for first in range(0, len(order), size):
+            part = order[first : first + size]
+            answers = self._together([prompts[i] for i in part], decoding, [draws[i] for i in part])
+            found.update(zip(part, answers, strict=True))
+        return [found[number] for number in range(len(prompts))]
+
+    def _together(self, prompts: Sequence[Prompt], decoding: Decoding, draws: Sequence[Sequence[int]]) -> list[Answer]:
+        if decoding.num_beams > 1:
+            return [
+                self.stream(prompt, decoding, draw=draw).read() for prompt, draw in zip(prompts, draws, strict=True)
+            ]
+        plan, features = plan_of(prompts, self._tokens_per_tile)
+        readers = [self._reader(decoding) for _ in prompts]
+        samplers = [Sampler.of(decoding, draw) for draw in draws]
+        for ids in generate(self.model, plan, None, decoding, features=features, samplers=samplers):
+            for reader, token in zip(readers, ids, strict=True):
+                reader.put(token)
+            if all(reader.finish for reader in readers):
+                break
+        return [reader.answer() for reader in readers]
+
+    @property
+    def _tokens_per_tile(self) -> int:
+        vision = self.model.config.vision
+        return vision.tokens_per_tile if vision is not None else 1
+
+    @paddle.no_grad()
+    def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""
+        plan, features = plan_of(prompts, self._tokens_per_tile)
+        blend = None
+        if plan.blend_index is not None:
+            blend = paddle.to_tensor(plan.blend_index), paddle.to_tensor(plan.blend_weight)
+        tokens, source = paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source)
+        embeds = self.model.embed(tokens, source, features, blend)
+        mask = Mask(causal=True, key_starts=paddle.to_tensor(plan.starts) if plan.starts.any() else None)
+        hidden = self.model.decode(embeds, paddle.to_tensor(plan.positions), mask)
+        return self.model.logits(hidden[:, -1]).numpy()
