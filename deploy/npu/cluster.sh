@@ -5,56 +5,42 @@
 #   1 NNODES, NODE_RANK, MASTER_ADDR              set by hand
 #   2 SLURM_NNODES, SLURM_NODEID, SLURM_JOB_NODELIST   Slurm (srun, one task for each machine)
 #   3 VC_<TASK>_HOSTS, VC_TASK_INDEX               Volcano (plugins svc and env) and ModelArts; <TASK> is WORKER unless VC_TASK
-#                                                 names another, in capitals
+#                                                 names another, in capitals. With VC_MASTER_HOSTS beside the workers the
+#                                                 master is machine 0; each task counts its own index from 0 then, so a
+#                                                 machine is found by its host name
 #   4 PADDLE_TRAINERS_NUM, PADDLE_TRAINER_ID, MASTER_IP or PADDLE_TRAINERS   platforms made for paddle
 #   5 nothing: one machine
-# What contradicts itself is an error with exit code 2, never a guess.
+# What contradicts itself, or leaves open which machine this is, is an error with exit code 2, never a guess.
 
 cluster_error() {
   echo "error: $1" >&2
   return 2
 }
 
+# A whole number without leading zeros: $(( )) would read 08 as octal.
+whole() {
+  case "$2" in '' | *[!0-9]* | ????????????????*) cluster_error "$1=$2: expected $3" || return 2 ;; esac
+  echo "$((10#$2))"
+}
+
 detect_cluster() {
   MASTER_PORT="${MASTER_PORT:-36677}"
-  local task hosts_name hosts first_of
-  task="${VC_TASK:-WORKER}"
-  hosts_name="VC_${task}_HOSTS"
-  hosts="${!hosts_name:-}"
+  RANK_NAME="NODE_RANK"
   if [ -n "${NNODES:-}" ]; then
     FOUND_BY="NNODES"
-    NODE_RANK="${NODE_RANK:-0}"
+    NODE_RANK="${NODE_RANK:-}"
     MASTER_ADDR="${MASTER_ADDR:-}"
   elif [ -n "${SLURM_JOB_NODELIST:-}" ]; then
-    FOUND_BY="Slurm"
-    NNODES="${SLURM_NNODES:-${SLURM_JOB_NUM_NODES:-1}}"
-    NODE_RANK="${SLURM_NODEID:-0}"
-    first_of="$(scontrol show hostnames "$SLURM_JOB_NODELIST")" || {
-      cluster_error "scontrol show hostnames $SLURM_JOB_NODELIST failed; give NNODES, NODE_RANK and MASTER_ADDR by hand"
-      return 2
-    }
-    MASTER_ADDR="${MASTER_ADDR:-${first_of%%$'\n'*}}"
-    if [ "$NNODES" -gt 1 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" != 1 ]; then
-      cluster_error "SLURM_NTASKS_PER_NODE=$SLURM_NTASKS_PER_NODE: one task for each machine, which starts its own ranks"
-      return 2
-    fi
-  elif [ -n "$hosts" ]; then
-    FOUND_BY="$([ -n "${MA_CURRENT_IP:-}" ] && echo ModelArts || echo Volcano)"
-    local counted
-    counted="$(echo "$hosts" | tr ',' '\n' | grep -c .)"
-    NNODES="${MA_NUM_HOSTS:-$counted}"
-    NODE_RANK="${VC_TASK_INDEX:-0}"
-    MASTER_ADDR="${MASTER_ADDR:-${hosts%%,*}}"
-    if [ "$NNODES" != "$counted" ]; then
-      cluster_error "MA_NUM_HOSTS=$NNODES, but $hosts_name holds $counted hosts"
-      return 2
-    fi
+    from_slurm || return 2
+  elif [ -n "$(volcano_hosts)" ]; then
+    from_volcano || return 2
   elif [ -n "${PADDLE_TRAINERS_NUM:-}" ]; then
     FOUND_BY="PADDLE_TRAINERS_NUM"
+    RANK_NAME="PADDLE_TRAINER_ID"
     NNODES="$PADDLE_TRAINERS_NUM"
-    NODE_RANK="${PADDLE_TRAINER_ID:-0}"
-    first_of="${PADDLE_TRAINERS:-}"
-    MASTER_ADDR="${MASTER_ADDR:-${MASTER_IP:-${first_of%%,*}}}"
+    NODE_RANK="${PADDLE_TRAINER_ID:-}"
+    local trainers="${PADDLE_TRAINERS:-}"
+    MASTER_ADDR="${MASTER_ADDR:-${MASTER_IP:-${trainers%%,*}}}"
   else
     FOUND_BY="this machine alone"
     NNODES=1
@@ -64,18 +50,86 @@ detect_cluster() {
   check_cluster
 }
 
-check_cluster() {
-  case "$NNODES" in '' | *[!0-9]* | 0) cluster_error "NNODES=$NNODES: expected a number of machines" || return 2 ;; esac
-  case "$NODE_RANK" in '' | *[!0-9]*) cluster_error "NODE_RANK=$NODE_RANK: expected a number from 0" || return 2 ;; esac
-  if [ "$NODE_RANK" -ge "$NNODES" ]; then
-    cluster_error "NODE_RANK=$NODE_RANK, but there are $NNODES machines, numbered from 0"
+from_slurm() {
+  FOUND_BY="Slurm"
+  RANK_NAME="SLURM_NODEID"
+  NNODES="${SLURM_NNODES:-${SLURM_JOB_NUM_NODES:-1}}"
+  NODE_RANK="${SLURM_NODEID:-}"
+  local all
+  all="$(scontrol show hostnames "$SLURM_JOB_NODELIST")" || {
+    cluster_error "scontrol show hostnames $SLURM_JOB_NODELIST failed; give NNODES, NODE_RANK and MASTER_ADDR by hand"
+    return 2
+  }
+  MASTER_ADDR="${MASTER_ADDR:-${all%%$'\n'*}}"
+  if [ "$NNODES" != 1 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" != 1 ]; then
+    cluster_error "SLURM_NTASKS_PER_NODE=$SLURM_NTASKS_PER_NODE: one task for each machine, which starts its own ranks"
     return 2
   fi
+}
+
+# The machines of a Volcano job in their order, with commas: the master's, unless VC_TASK names one task, then the workers'.
+volcano_hosts() {
+  local name="VC_${VC_TASK:-WORKER}_HOSTS"
+  local workers="${!name:-}" masters=""
+  if [ -z "${VC_TASK:-}" ]; then masters="${VC_MASTER_HOSTS:-}"; fi
+  echo "$masters${masters:+${workers:+,}}$workers"
+}
+
+from_volcano() {
+  FOUND_BY="$([ -n "${MA_CURRENT_IP:-}" ] && echo ModelArts || echo Volcano)"
+  RANK_NAME="VC_TASK_INDEX"
+  local hosts counted
+  hosts="$(volcano_hosts)"
+  counted="$(echo "$hosts" | tr ',' '\n' | grep -c .)"
+  NNODES="${MA_NUM_HOSTS:-$counted}"
+  NODE_RANK="${VC_TASK_INDEX:-}"
+  MASTER_ADDR="${MASTER_ADDR:-${hosts%%,*}}"
+  if [ "$NNODES" != "$counted" ]; then
+    cluster_error "MA_NUM_HOSTS=$NNODES, but VC_${VC_TASK:-WORKER}_HOSTS holds $counted hosts"
+    return 2
+  fi
+  if [ -z "${VC_TASK:-}" ] && [ -n "${VC_MASTER_HOSTS:-}" ] && [ -n "${VC_WORKER_HOSTS:-}" ]; then
+    local own
+    own="$(hostname)"
+    NODE_RANK="$(echo "$hosts" | tr ',' '\n' | sed 's/\..*//' | grep -nxF "${own%%.*}" | head -n 1 | cut -d: -f1)"
+    if [ -z "$NODE_RANK" ]; then
+      cluster_error "this machine, $own, is none of $hosts (VC_MASTER_HOSTS, VC_WORKER_HOSTS); give NNODES, NODE_RANK \
+and MASTER_ADDR by hand, or VC_TASK=WORKER when only the workers train"
+      return 2
+    fi
+    NODE_RANK=$((NODE_RANK - 1))
+  fi
+}
+
+check_cluster() {
+  NNODES="$(whole NNODES "$NNODES" "a number of machines from 1")" || return 2
+  if [ "$NNODES" -eq 0 ]; then cluster_error "NNODES=0: expected a number of machines from 1" || return 2; fi
+  if [ "$NNODES" -gt 1 ] && [ -z "$NODE_RANK" ]; then
+    cluster_error "$NNODES machines (by $FOUND_BY), but nothing says which of them this is: set $RANK_NAME, on each machine \
+another number from 0 to $((NNODES - 1))"
+    return 2
+  fi
+  NODE_RANK="$(whole "$RANK_NAME" "${NODE_RANK:-0}" "a number from 0")" || return 2
+  MASTER_PORT="$(whole MASTER_PORT "$MASTER_PORT" "a port from 1 to 65535")" || return 2
+  if [ "$MASTER_PORT" -lt 1 ] || [ "$MASTER_PORT" -gt 65535 ]; then
+    cluster_error "MASTER_PORT=$MASTER_PORT: expected a port from 1 to 65535"
+    return 2
+  fi
+  if [ "$NODE_RANK" -ge "$NNODES" ]; then
+    cluster_error "$RANK_NAME=$NODE_RANK, but there are $NNODES machines, numbered from 0"
+    return 2
+  fi
+  if [ "$NNODES" -eq 1 ]; then MASTER_ADDR=""; fi
   if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
     cluster_error "$NNODES machines, but no address of machine 0: set MASTER_ADDR"
     return 2
   fi
-  if [ "$NNODES" -eq 1 ]; then MASTER_ADDR=""; fi
+  case "$MASTER_ADDR" in *:*)
+    cluster_error "MASTER_ADDR=$MASTER_ADDR: expected a name or an IPv4 address, without a port; paddle's launcher takes \
+no IPv6 address"
+    return 2
+    ;;
+  esac
 }
 
 # Paddle's launcher opens the meeting place only where the address of machine 0 is, as text, its own. A name never is, and
@@ -94,7 +148,14 @@ while True:
         break
     except OSError as error:
         if time.monotonic() > until:
-            sys.exit(f"error: MASTER_ADDR={name}: the name is not known here ({error}); give the address of machine 0")
+            try:
+                only = socket.getaddrinfo(name, None, socket.AF_INET6)[0][4][0]
+            except OSError:
+                sys.exit(f"error: MASTER_ADDR={name}: the name is not known here ({error}); give the address of machine 0")
+            sys.exit(
+                f"error: MASTER_ADDR={name}: its only address is {only}, and paddle's launcher takes no IPv6; "
+                "give machine 0 an IPv4 address too, and name that"
+            )
         time.sleep(2)
 
 
@@ -120,11 +181,11 @@ PYTHON
 # driver shows (DEV_FOLDER is /dev, elsewhere in tests).
 count_cards() {
   if [ -n "${CARDS:-}" ]; then
-    echo "$CARDS"
+    whole CARDS "$CARDS" "a number of cards"
   elif [ -n "${ASCEND_RT_VISIBLE_DEVICES:-}" ]; then
     echo "$ASCEND_RT_VISIBLE_DEVICES" | tr ',' '\n' | grep -c .
-  elif [ "${MA_NUM_GPUS:-0}" -gt 0 ]; then
-    echo "$MA_NUM_GPUS"
+  elif [ -n "${MA_NUM_GPUS:-}" ] && [ "$MA_NUM_GPUS" != 0 ]; then
+    whole MA_NUM_GPUS "$MA_NUM_GPUS" "a number of cards"
   else
     find "${DEV_FOLDER:-/dev}" -maxdepth 1 -name 'davinci[0-9]*' | grep -c . || true
   fi

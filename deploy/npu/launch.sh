@@ -15,8 +15,20 @@
 #
 # Exit code: that of the run. 75 after a signal: a checkpoint is saved, the same command goes on from it. SIGUSR1 to any
 # process of the job, or SIGTERM to this script, is passed to the ranks alone: paddle's launcher would give them 30
-# seconds on SIGTERM, which is less than a large checkpoint takes.
+# seconds on SIGTERM, which is less than a large checkpoint takes. Before the first step there is nothing to save: the
+# run ends with 75 at once.
 set -euo pipefail
+
+# As process 1 of a container a shell without a trap would not even be ended by SIGTERM. A command in the foreground is
+# waited for first: at most NAME_SECONDS.
+waiting=
+# shellcheck disable=SC2329  # called by the trap
+end_before_start() {
+  echo "signal before the start: nothing to save" >&2
+  if [ -n "$waiting" ]; then kill "$waiting" 2>/dev/null || true; fi
+  exit 75
+}
+trap end_before_start TERM INT
 
 if [ $# -lt 1 ]; then
   echo "usage: bash $0 CONFIG.json [--key value ...]" >&2
@@ -30,12 +42,7 @@ python=${PYTHON:-python}
 # shellcheck source=deploy/npu/cluster.sh
 . "$here/cluster.sh"
 detect_cluster || exit 2
-cards=$(count_cards)
-case "$cards" in '' | *[!0-9]*)
-  echo "error: CARDS=$cards: expected a number of cards" >&2
-  exit 2
-  ;;
-esac
+cards=$(count_cards) || exit 2
 if [ "$cards" -lt 1 ]; then
   echo "error: no Ascend card here (/dev/davinci0 ...): check the driver and the mounts of the container, or set CARDS" >&2
   exit 2
@@ -71,7 +78,48 @@ if [ "${DRY_RUN:-0}" = 1 ]; then
   if [ "${PREFLIGHT:-1}" = 1 ]; then echo "${check[*]}"; fi
   exec "${run[@]}"
 fi
-if [ "${PREFLIGHT:-1}" = 1 ]; then "${check[@]}" >&2 || exit $?; fi
+if [ "${PREFLIGHT:-1}" = 1 ]; then
+  "${check[@]}" >&2 &
+  waiting=$!
+  wait "$waiting" || exit $?
+  waiting=
+fi
+
+stopped=0
+launcher=
+
+# A rank is started with SIGUSR1 ignored, until it has begun to read its settings. SigCgt holds the signals that a process
+# has a handler for; bit 9 is SIGUSR1.
+# shellcheck disable=SC2329  # called in the trap
+takes_usr1() {
+  local name mask
+  while read -r name mask; do
+    if [ "$name" = SigCgt: ]; then
+      # In a trap a bare "return" would give the status of the command before the trap.
+      if [ $((16#${mask: -4} & 16#200)) -ne 0 ]; then return 0; else return 1; fi
+    fi
+  done 2>/dev/null <"/proc/$1/status"
+  return 0 # it has ended, or this system does not tell
+}
+
+# shellcheck disable=SC2329  # called by the trap
+ask_ranks_to_stop() {
+  stopped=1
+  if [ -z "$launcher" ]; then return 0; fi
+  echo "signal: asking the ranks to save and stop" >&2
+  local pid ranks
+  ranks=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true)
+  for pid in $ranks; do
+    for _ in {1..600}; do
+      if takes_usr1 "$pid"; then break; fi
+      sleep 0.1
+    done
+    kill -USR1 "$pid" 2>/dev/null || true
+  done
+  # No rank yet: the launcher still waits for the other machines, and has nothing to save.
+  if [ -z "${ranks// /}" ]; then kill -TERM "$launcher" 2>/dev/null || true; fi
+}
+trap ask_ranks_to_stop TERM INT
 
 # Paddle's launcher has no handler for SIGUSR1: it has to ignore it, and what it starts sets its own.
 (
@@ -79,21 +127,7 @@ if [ "${PREFLIGHT:-1}" = 1 ]; then "${check[@]}" >&2 || exit $?; fi
   exec "${run[@]}"
 ) &
 launcher=$!
-
-stopped=0
-# shellcheck disable=SC2329  # called by the trap
-ask_ranks_to_stop() {
-  stopped=1
-  echo "signal: asking the ranks to save and stop" >&2
-  local pid ranks
-  ranks=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true)
-  for pid in $ranks; do
-    kill -USR1 "$pid" 2>/dev/null || true
-  done
-  # No rank yet: the launcher still waits for the other machines, and has nothing to save.
-  if [ -z "${ranks// /}" ]; then kill -TERM "$launcher" 2>/dev/null || true; fi
-}
-trap ask_ranks_to_stop TERM INT
+if [ "$stopped" = 1 ]; then ask_ranks_to_stop; fi
 # Slurm sends SIGUSR1 to every process itself.
 trap 'stopped=1' USR1
 

@@ -14,10 +14,11 @@ if [ $# -lt 1 ]; then
 fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
-if [ "${MA_NUM_GPUS:-0}" -lt 1 ]; then
+case "${MA_NUM_GPUS:-0}" in 0 | *[!0-9]*)
   echo "error: MA_NUM_GPUS=${MA_NUM_GPUS:-} (cards of this container): is this a ModelArts job with Ascend cards?" >&2
   exit 2
-fi
+  ;;
+esac
 export LOG_DIR="${LOG_DIR:-${MA_LOG_DIR:-./log}}"
 if [ -n "${OUTPUT_DIR:-}" ]; then set -- "$@" --output_dir "$OUTPUT_DIR"; fi
 # exec: the platform's SIGTERM has to reach launch.sh.

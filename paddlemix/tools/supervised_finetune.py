@@ -16,7 +16,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.settings.loader import load_settings
-from paddlemix.utils import device
+from paddlemix.utils import device, early_stop
 from paddlemix.utils.doorway import run_doorway
 
 
@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    settings = load_settings(argv)
-    device.before_paddle(settings.training.device)
-    from paddlemix.trainer.run import finetune
+    with early_stop.ending_on_sigusr1():
+        settings = load_settings(argv)
+        device.before_paddle(settings.training.device)
+        from paddlemix.trainer.run import finetune
 
-    return finetune(settings).exit_code
+        return finetune(settings).exit_code
 
 
 if __name__ == "__main__":

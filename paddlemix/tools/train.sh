@@ -8,7 +8,7 @@
 #   NPROC         processes on this machine, for a CPU run (with BACKEND=gloo)
 #   BACKEND       communication backend (default: what paddle chooses)
 #   NNODES        number of machines (default: that of MPI or the platform, else 1)
-#   NODE_RANK     number of this machine, from 0
+#   NODE_RANK     number of this machine, from 0 (default: that of MPI or the platform); needed with several machines
 #   MASTER_ADDR   address of machine 0; needed with several machines
 #   MASTER_PORT   its port (default 36677)
 #   LOG_DIR       folder of the logs of the processes (default ./log)
@@ -23,8 +23,13 @@ fi
 
 here=$(cd "$(dirname "$0")" && pwd)
 nnodes=${NNODES:-${OMPI_COMM_WORLD_SIZE:-${PADDLE_TRAINERS_NUM:-1}}}
-rank=${NODE_RANK:-${OMPI_COMM_WORLD_RANK:-${PADDLE_TRAINER_ID:-0}}}
+rank=${NODE_RANK:-${OMPI_COMM_WORLD_RANK:-${PADDLE_TRAINER_ID:-}}}
 master=${MASTER_ADDR:-${POD_0_IP:-}}
+case "$nnodes" in '' | *[!0-9]* | 0)
+  echo "error: NNODES=$nnodes: expected a number of machines from 1" >&2
+  exit 2
+  ;;
+esac
 
 # Up to paddle 3.0 the launcher serves an npu only where this variable names it. The device of the run is that of its
 # flags, else of its config, else an npu where the driver shows cards (DEV_FOLDER is /dev, elsewhere in tests).
@@ -59,6 +64,20 @@ if [ -n "${DEVICES:-}" ]; then set -- --devices "$DEVICES" "$@"; fi
 if [ "$nnodes" -gt 1 ]; then
   if [ -z "$master" ]; then
     echo "error: $nnodes machines, but MASTER_ADDR is not set: give the address of machine 0" >&2
+    exit 2
+  fi
+  case "$master" in *:*)
+    echo "error: MASTER_ADDR=$master: expected a name or an IPv4 address, without a port; paddle's launcher takes no IPv6" >&2
+    exit 2
+    ;;
+  esac
+  case "$rank" in '' | *[!0-9]*)
+    echo "error: $nnodes machines, NODE_RANK=$rank: set it to the number of this machine, from 0 to $((nnodes - 1))" >&2
+    exit 2
+    ;;
+  esac
+  if [ "$rank" -ge "$nnodes" ]; then
+    echo "error: NODE_RANK=$rank, but there are $nnodes machines, numbered from 0" >&2
     exit 2
   fi
   set -- --master "$master:${MASTER_PORT:-36677}" --nnodes "$nnodes" --rank "$rank" "$@"

@@ -12,10 +12,8 @@ from paddlenlp.trainer import TrainerCallback
 from paddlenlp.utils.log import logger as library_log
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from paddlemix.utils import early_stop
 from paddlemix.utils.logging import console, get_logger
-
-EXIT_STOPPED = 75
-"""Exit code of a run that a signal ended after saving (EX_TEMPFAIL: the same command goes on from there)."""
 
 
 class ProgressBar(TrainerCallback):
@@ -107,6 +105,9 @@ class StopOnSignal(TrainerCallback):
                 number = getattr(signal, name, None)
                 if number is not None:
                     self._before[number] = signal.signal(number, self._note)
+            earlier = early_stop.training_begins()
+            if earlier is not None:
+                self._before[signal.SIGUSR1] = earlier
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number).name

@@ -1,65 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The launch files for Ascend clusters, in made-up environments: fake hosts, fake cards, fake npu-smi, dry runs."""
 
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from paddlemix.tools import doctor
+from tests.deploy.launch_kit import FAKE_PYTHON, NPU, ROOT, tool
 
-ROOT = Path(__file__).resolve().parents[2]
-NPU = ROOT / "deploy" / "npu"
 SCRIPTS = sorted([*ROOT.glob("deploy/**/*.sh"), *ROOT.glob("deploy/**/*.sbatch"), *ROOT.glob("config/**/*.sh"),
                   *ROOT.glob("paddlemix/tools/*.sh")])  # fmt: skip
-
-
-def tool(folder, name, text):
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture
-def bench(tmp_path):
-    """Folder with fake tools in front of the PATH, eight fake cards, and ``start(script, *args, **variables)``."""
-
-    class Bench:
-        tools = tmp_path / "tools"
-        dev = tmp_path / "dev"
-
-        def environment(self, **variables):
-            kept = {"PATH": f"{self.tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "DEV_FOLDER": str(self.dev)}
-            return kept | {"PYTHON": "python"} | variables
-
-        def start(self, script, *args, **variables):
-            return subprocess.run(
-                ["bash", str(NPU / script), *args], env=self.environment(**variables), cwd=tmp_path,
-                capture_output=True, text=True, timeout=60,
-            )  # fmt: skip
-
-        def dry(self, **variables):
-            done = self.start("launch.sh", "c.json", "--max_steps", "3", DRY_RUN="1", **variables)
-            assert done.returncode == 0, done.stderr
-            return done.stdout.splitlines()
-
-    made = Bench()
-    made.tools.mkdir()
-    made.dev.mkdir()
-    for number in range(8):
-        (made.dev / f"davinci{number}").touch()
-    (made.dev / "davinci_manager").touch()
-    return made
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -92,77 +48,6 @@ def test_the_checks_own_flags_are_those_of_the_doctor(bench):
         doctor.parser().parse_args(words[2:])
 
 
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}, "--master 10.0.0.1:36677 --nnodes 2 --rank 1"),
-        ({"NNODES": "2", "MASTER_ADDR": "h", "MASTER_PORT": "4000"}, "--master h:4000 --nnodes 2 --rank 0"),
-        (
-            {"SLURM_JOB_NODELIST": "node[07-08]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"},
-            "--master node07:36677 --nnodes 2 --rank 1",
-        ),
-        (
-            {"VC_WORKER_HOSTS": "j-worker-0.j,j-worker-1.j", "VC_TASK_INDEX": "1"},
-            "--master j-worker-0.j:36677 --nnodes 2 --rank 1",
-        ),
-        ({"VC_TASK": "PS", "VC_PS_HOSTS": "a,b,c", "VC_TASK_INDEX": "2"}, "--master a:36677 --nnodes 3 --rank 2"),
-        (
-            {"MA_NUM_HOSTS": "2", "MA_NUM_GPUS": "8", "MA_CURRENT_IP": "10.0.0.3", "VC_TASK_INDEX": "0",
-             "VC_WORKER_HOSTS": "ma-0.x,ma-1.x"},
-            "--master ma-0.x:36677 --nnodes 2 --rank 0",
-        ),
-        (
-            {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "1", "PADDLE_TRAINERS": "10.0.0.8,10.0.0.9"},
-            "--master 10.0.0.8:36677 --nnodes 2 --rank 1",
-        ),
-    ],
-)  # fmt: skip
-def test_machines_are_found_by_the_variables_of_each_platform(bench, variables, words):
-    tool(
-        bench.tools,
-        "scontrol",
-        "#!/bin/sh\n[ \"$1 $2 $3\" = 'show hostnames node[07-08]' ] && printf 'node07\\nnode08\\n'\n",
-    )
-    check, run = bench.dry(**variables)
-    assert words in run
-    master, _, rest = words.removeprefix("--master ").partition(" ")
-    assert check.endswith(f"--master {master} --rank {rest.split()[-1]}")
-
-
-@pytest.mark.parametrize(
-    ("variables", "cards"),
-    [
-        ({"CARDS": "2"}, "0,1"),
-        ({"ASCEND_RT_VISIBLE_DEVICES": "4,5,6"}, "0,1,2"),
-        ({"MA_NUM_GPUS": "4"}, "0,1,2,3"),
-    ],
-)
-def test_cards_are_counted_within_what_is_visible(bench, variables, cards):
-    assert f"--devices {cards} " in bench.dry(**variables)[1]
-
-
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"NNODES": "2"}, "no address of machine 0: set MASTER_ADDR"),
-        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "h"}, "NODE_RANK=2, but there are 2 machines"),
-        ({"NNODES": "two"}, "NNODES=two: expected a number"),
-        ({"VC_WORKER_HOSTS": "a,b", "MA_NUM_HOSTS": "3"}, "MA_NUM_HOSTS=3, but VC_WORKER_HOSTS holds 2 hosts"),
-        ({"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}, "scontrol show hostnames n[1-2] failed"),
-        (
-            {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"},
-            "one task for each machine",
-        ),
-    ],
-)
-def test_contradictions_end_with_2_and_the_remedy(bench, variables, words):
-    works = "SLURM_NTASKS_PER_NODE" in variables
-    tool(bench.tools, "scontrol", "#!/bin/sh\necho n1\n" if works else "#!/bin/sh\nexit 1\n")
-    done = bench.start("launch.sh", "c.json", DRY_RUN="1", **variables)
-    assert done.returncode == 2
-    assert words in done.stderr
-
-
 def test_without_a_card_nothing_starts(bench):
     shutil.rmtree(bench.dev)
     bench.dev.mkdir()
@@ -174,113 +59,6 @@ def test_without_a_config_the_usage_is_told(bench):
     for script in ("launch.sh", "modelarts.sh", "slurm.sbatch"):
         done = bench.start(script, SLURM_SUBMIT_DIR=str(ROOT))
         assert (done.returncode, "usage: " in done.stderr) == (2, True)
-
-
-FAKE_PYTHON = f"""#!/usr/bin/env bash
-echo "$*" >> "$HOME/calls"
-case "$*" in
-  *doctor.py*) exit "${{DOCTOR:-0}}" ;;
-  "- "*) exec {sys.executable} "$@" ;;
-esac
-[ -z "${{WAITS:-}}" ] || {{ touch "$HOME/ready"; exec sleep 30; }}
-env | grep -E '^(FLAGS_|HCCL_|RANK_TABLE|PADDLE_TRAINERS|PADDLE_XCCL|POD_IP)' >> "$HOME/seen"
-[ -n "${{RANK:-}}" ] || exit 3
-{sys.executable} "$HOME/rank.py" &
-wait $!
-"""
-
-# A shell cannot take a signal back that was ignored when it began; a rank in Python can, and does.
-FAKE_RANK = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-(pathlib.Path.home() / "ready").touch()
-time.sleep(30)
-"""
-
-
-@contextlib.contextmanager
-def launched(bench, folder, **environment):
-    """``launch.sh`` in a session of its own, once the fake in it has made ``ready``; nothing of it is left behind."""
-    running = subprocess.Popen(
-        ["bash", str(NPU / "launch.sh"), "c.json"], env=bench.environment(**environment), cwd=folder,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(200):
-            if (folder / "ready").exists():
-                break
-            time.sleep(0.05)
-        yield running
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, number):
-    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    (tmp_path / "rank.py").write_text(FAKE_RANK)
-    with launched(bench, tmp_path, PYTHON=python, RANK="0") as running:
-        if number == signal.SIGUSR1:  # as Slurm does: to every process of the step
-            os.killpg(running.pid, number)
-        else:  # as Kubernetes does: to process 1 of the container
-            running.send_signal(number)
-        _, said = running.communicate(timeout=20)
-    assert running.returncode == 75, said
-
-
-def test_a_signal_while_the_other_machines_are_awaited_ends_the_wait(bench, tmp_path):
-    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    with launched(bench, tmp_path, PYTHON=python, WAITS="1") as running:
-        time.sleep(0.1)  # the shell of the fake becomes sleep
-        running.terminate()
-        running.communicate(timeout=20)
-    assert running.returncode == 75
-
-
-def test_several_machines_meet_by_number_and_keep_their_logs_apart(bench, tmp_path):
-    # Paddle's launcher compares the address of machine 0 as text with its own: a name would make all wait for ever.
-    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    done = bench.start("launch.sh", "c.json", PYTHON=python, NNODES="2", MASTER_ADDR="localhost")
-    assert done.returncode == 3, done.stderr
-    call = (tmp_path / "calls").read_text().splitlines()[-1]
-    address = re.search(r"--master (\d+\.\d+\.\d+\.\d+):36677 ", call)[1]
-    assert f"POD_IP={address}\n" in (tmp_path / "seen").read_text()
-    assert "--log_dir ./log/machine0 " in call
-
-
-@pytest.mark.parametrize("start", ["launch.sh", "modelarts.sh", "slurm.sbatch", "volcano.yaml"])
-def test_every_start_tells_the_launcher_of_paddle_that_the_devices_are_npus(bench, tmp_path, start):
-    given = {"MA_NUM_GPUS": "8", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "LOG_DIR": str(tmp_path / "log")}
-    tool(bench.tools, "srun", '#!/bin/sh\nshift; exec "$@"\n')
-    script, arguments = start, ["c.json"]
-    if start == "volcano.yaml":
-        container = job()["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
-        script, arguments = Path(container["command"][1]).name, container["args"]
-        given |= {item["name"]: item["value"] for item in container["env"]} | {"LOG_DIR": str(tmp_path / "log")}
-        given |= {"HCCL_SOCKET_IFNAME": "", "VC_WORKER_HOSTS": "localhost", "VC_TASK_INDEX": "0"}
-    done = bench.start(script, *arguments, PYTHON=str(tool(bench.tools, "fake", FAKE_PYTHON)), **given)
-    assert done.returncode == 3, done.stderr
-    assert "PADDLE_XCCL_BACKEND=npu\n" in (tmp_path / "seen").read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("no-such-machine.invalid", "the name is not known here"), ("localhost", "that is this machine; give that of")],
-)
-def test_an_address_of_machine_0_that_cannot_be_is_told(bench, name, words):
-    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
-    done = bench.start(
-        "launch.sh", "c.json", PYTHON=python, NNODES="2", NODE_RANK="1", MASTER_ADDR=name, NAME_SECONDS="0"
-    )
-    assert done.returncode == 2
-    assert f"MASTER_ADDR={name}" in done.stderr
-    assert words in done.stderr
-
-
-def test_a_number_of_cards_that_is_none_is_told(bench):
-    done = bench.start("launch.sh", "c.json", CARDS="all", DRY_RUN="1")
-    assert (done.returncode, "CARDS=all: expected a number" in done.stderr) == (2, True)
 
 
 def test_slurm_gives_the_cores_of_the_machine_to_the_one_task(bench, tmp_path):
@@ -373,6 +151,40 @@ def test_the_volcano_command_is_a_run_that_the_scripts_accept(bench):
     assert settings.training.output_dir == "/output/llava_v1_5_7b"
 
 
+@pytest.mark.parametrize("start", ["launch.sh", "modelarts.sh", "slurm.sbatch", "volcano.yaml"])
+def test_every_start_tells_the_launcher_of_paddle_that_the_devices_are_npus(bench, tmp_path, start):
+    given = {"MA_NUM_GPUS": "8", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "LOG_DIR": str(tmp_path / "log")}
+    tool(bench.tools, "srun", '#!/bin/sh\nshift; exec "$@"\n')
+    script, arguments = start, ["c.json"]
+    if start == "volcano.yaml":
+        container = job()["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
+        script, arguments = Path(container["command"][1]).name, container["args"]
+        given |= {item["name"]: item["value"] for item in container["env"]} | {"LOG_DIR": str(tmp_path / "log")}
+        given |= {"HCCL_SOCKET_IFNAME": "", "VC_WORKER_HOSTS": "localhost", "VC_TASK_INDEX": "0"}
+    done = bench.start(script, *arguments, PYTHON=str(tool(bench.tools, "fake", FAKE_PYTHON)), **given)
+    assert done.returncode == 3, done.stderr
+    assert "PADDLE_XCCL_BACKEND=npu\n" in (tmp_path / "seen").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no-such-machine.invalid", "the name is not known here"), ("localhost", "that is this machine; give that of")],
+)
+def test_an_address_of_machine_0_that_cannot_be_is_told(bench, name, words):
+    python = str(tool(bench.tools, "fake", FAKE_PYTHON))
+    done = bench.start(
+        "launch.sh", "c.json", PYTHON=python, NNODES="2", NODE_RANK="1", MASTER_ADDR=name, NAME_SECONDS="0"
+    )
+    assert done.returncode == 2
+    assert f"MASTER_ADDR={name}" in done.stderr
+    assert words in done.stderr
+
+
+def test_a_number_of_cards_that_is_none_is_told(bench):
+    done = bench.start("launch.sh", "c.json", CARDS="all", DRY_RUN="1")
+    assert (done.returncode, "CARDS=all: expected a number" in done.stderr) == (2, True)
+
+
 def test_the_image_copies_what_exists_and_ignores_the_rest():
     text = (NPU / "Dockerfile").read_text(encoding="utf-8")
     copied = [word for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
@@ -384,6 +196,38 @@ def test_the_image_copies_what_exists_and_ignores_the_rest():
     assert kept[0] == "*"
     assert re.search(r"^ARG BASE=\S+-py310$", text, re.MULTILINE), "the project needs Python 3.10"
     assert "paddlepaddle" not in text, "the base brings paddle"
+
+
+def test_the_image_holds_what_the_tests_for_a_card_import(tmp_path):
+    text = (NPU / "Dockerfile").read_text(encoding="utf-8")
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        *names, target = line.split()
+        for name in names:
+            into = tmp_path / target / (Path(name).name if target.endswith("/") else "")
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, into, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, into)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PADDLEMIX_GOLDEN")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "npu", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/npu"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = (tmp_path / "docs" / "npu-first-hour.md").read_text(encoding="utf-8")
+    count = re.search(r"(\d+)(?:/\d+)? tests collected", done.stdout)[1]
+    assert f"`{count} passed`" in told
+    # The commands of the page name nothing that the image lacks.
+    for word in set(re.findall(r"\b(?:paddlemix|config|deploy|tests|tools)/[\w./-]+\w", told)):
+        assert (tmp_path / word).exists(), word
+
+
+def test_the_network_of_the_cards_is_mounted_where_hccl_looks_for_it():
+    assert "-v /etc/hccn.conf:/etc/hccn.conf:ro" in (NPU / "Dockerfile").read_text(encoding="utf-8")
+    pod = job()["spec"]["tasks"][0]["template"]["spec"]
+    assert {"name": "hccn", "mountPath": "/etc/hccn.conf", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    assert {"name": "hccn", "hostPath": {"path": "/etc/hccn.conf", "type": "File"}} in pod["volumes"]
 
 
 def test_no_address_of_a_package_index_and_no_secret_stands_in_the_launch_files():
