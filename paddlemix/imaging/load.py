@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from paddlemix.imaging.costs import CostError, Costs, check_exif, costs_of
 from paddlemix.imaging.layout import Size
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import MIB, fetch
@@ -30,6 +31,8 @@ Source = str | os.PathLike | bytes | Image.Image
 class ImageLimits:
     """What a picture may be. Formats are Pillow's names; lengths in pixels; ``max_aspect`` is long side / short side.
 
+    ``max_memory``: bytes that decoding and converting may hold at a time, the file included. ``max_passes``: pixels
+    times scans of a JPEG with several scans (a progressive one has about ten; one of 12 million pixels may have 80).
     EPS, PSD, FITS, PDF and the like are outside the list on purpose: their readers start programs or had overflows.
     ``animated`` False refuses files with several frames; otherwise the first one is used. ``private_hosts`` True lets
     addresses lead to this machine and to private networks; only a person at the keyboard may ask for that.
@@ -41,6 +44,8 @@ class ImageLimits:
     min_side: int = 1
     max_side: int = 16384
     max_aspect: float = 200.0
+    max_memory: int = 285_000_000
+    max_passes: int = 1_000_000_000
     animated: bool = True
     fetch_seconds: float = 10.0
     private_hosts: bool = False
@@ -67,6 +72,25 @@ _BROKEN = (
 )
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_HELD = {"1": 1, "L": 1, "P": 1, **dict.fromkeys(_SIXTEEN_BIT[:4], 2)}
+"""Bytes of a pixel in Pillow's memory, by mode; 4 for all others."""
+_SCAN_PIXELS = 100_000
+"""What a scan costs besides its pixels (tables), in pixels."""
+_STRIP = 1 << 20
+"""Pixels that are converted at a time."""
+_HEAD = 64 * 1024
+"""Bytes that usually hold the header of a picture."""
+_BITS_PER_SAMPLE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the value of EXIF's orientation."""
 
 
 def load_image(
@@ -83,32 +107,35 @@ def load_image(
     if isinstance(source, Image.Image):
         with _told(name, limits):
             _check_size(source, limits, name)
-            return _to_rgb(source, name, transpose_exif)
-    with (
-        _opened(source, limits, name) as stream,
-        _told(name, limits),
-        Image.open(stream, formats=limits.formats) as picture,
-    ):
-        _check_size(picture, limits, name)
-        if not limits.animated and getattr(picture, "is_animated", False):
-            raise DataError(f"{name}: has several frames; give one picture")
-        picture.load()
-        return _to_rgb(picture, name, transpose_exif)
+            return _turned(_to_rgb(source, name), source, transpose_exif)
+    with _opened(source, limits, name) as file, _told(name, limits):
+        data = file.read()
+        costs = costs_of(data, len(data), limits.formats) or Costs()
+        with Image.open(io.BytesIO(data), formats=limits.formats) as picture:
+            _check_size(picture, limits, name)
+            _check_costs(picture, costs, len(data), limits, name)
+            if not limits.animated and getattr(picture, "is_animated", False):
+                raise DataError(f"{name}: has several frames; give one picture")
+            picture.load()
+            return _turned(_to_rgb(picture, name, ours=True), picture, transpose_exif)
 
 
 def image_size(source: Source, limits: ImageLimits = LIMITS, *, name: str | None = None) -> Size:
-    """(height, width) in pixels from the header, without decoding. Same errors and limits as ``load_image``."""
+    """(height, width) in pixels from the header, without decoding. Same errors as ``load_image``."""
     name = name or _name_of(source)
     if isinstance(source, Image.Image):
         _check_size(source, limits, name)
         return source.height, source.width
-    with (
-        _opened(source, limits, name) as stream,
-        _told(name, limits),
-        Image.open(stream, formats=limits.formats) as picture,
-    ):
-        _check_size(picture, limits, name)
-        return picture.height, picture.width
+    with _opened(source, limits, name) as file, _told(name, limits):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if costs_of(file.read(_HEAD), size, limits.formats, header=True) is None:
+            file.seek(0)
+            costs_of(file.read(), size, limits.formats, header=True)
+        file.seek(0)
+        with Image.open(file, formats=limits.formats) as picture:
+            _check_size(picture, limits, name)
+            return picture.height, picture.width
 
 
 def is_address(source: object) -> bool:
@@ -174,6 +201,34 @@ def _check_bytes(count: int, limits: ImageLimits, name: str) -> None:
         raise DataError(f"{name}: the file is empty (0 bytes)")
 
 
+def _check_costs(picture: Image.Image, costs: Costs, count: int, limits: ImageLimits, name: str) -> None:
+    pixels = picture.width * picture.height
+    found = f"{name}: {picture.width} x {picture.height} pixels"
+    if costs.scans > 1 and costs.scans * (pixels + _SCAN_PIXELS) > limits.max_passes:
+        raise DataError(f"{found} in {costs.scans} scans take too long to decode; save it as baseline JPEG")
+    held = _HELD.get(picture.mode, 4) * pixels
+    decoding = max(costs.per_pixel * pixels, _tile_bytes(picture))
+    converting = 0 if picture.mode == "RGB" else 4 * pixels
+    need = count + costs.fixed + held + max(decoding, converting)
+    if need > limits.max_memory:
+        raise DataError(
+            f"{found} in this form ({picture.format}, {picture.mode}) need {need / 1e6:.0f} MB of memory to decode, "
+            f"the limit is {limits.max_memory / 1e6:.0f}; scale the picture down, or save it as baseline JPEG"
+        )
+
+
+def _tile_bytes(picture: Image.Image) -> int:
+    """Bytes of the largest piece that a TIFF is decoded by."""
+    tags = getattr(picture, "tag_v2", None)
+    if tags is None:
+        return 0
+    bits = tags.get(_BITS_PER_SAMPLE, 8)
+    deep = max(4, sum(bits if isinstance(bits, tuple) else (bits,)) / 8)
+    tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+    strip = picture.width * min(picture.height, int(tags.get(_ROWS_PER_STRIP, picture.height)))
+    return int(deep * (tile or strip))
+
+
 def _check_size(picture: Image.Image, limits: ImageLimits, name: str) -> None:
     width, height = picture.size
     short, long = min(width, height), max(width, height)
@@ -194,31 +249,50 @@ def _told(name: str, limits: ImageLimits) -> Iterator[None]:
     except UnidentifiedImageError as error:
         formats = ", ".join(limits.formats)
         raise DataError(f"{name}: not an image, or of none of the accepted formats ({formats})") from error
+    except CostError as error:
+        raise DataError(f"{name}: {error}; replace the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: far more than {limits.max_pixels} pixels; scale the picture down") from error
     except _BROKEN as error:
         raise DataError(f"{name}: damaged or truncated image ({type(error).__name__}); replace the file") from error
 
 
-def _to_rgb(picture: Image.Image, name: str, transpose_exif: bool) -> Image.Image:
-    if transpose_exif:
-        picture = ImageOps.exif_transpose(picture)
+def _to_rgb(picture: Image.Image, name: str, *, ours: bool = False) -> Image.Image:
+    """The pixels as RGB. ``ours``: nobody else holds the picture, so it may be changed or given back itself."""
     if picture.mode in _SIXTEEN_BIT:
         return _from_sixteen_bit(picture, name)
     if picture.mode == "F":
         raise DataError(f"{name}: floating point pixels have no agreed scale; save it with 8 bits per channel")
     if picture.mode == "RGB":
-        return picture.copy()
+        # A copy would be a second picture in memory; only a WebP keeps its decoder for as long as it lives.
+        return picture if ours and picture.format != "WEBP" else picture.copy()
     if picture.mode in ("P", "L", "1") and "transparency" in picture.info:
         # It does not change a pixel of the result, but Pillow would warn for every such file.
-        picture = picture.copy()
+        picture = picture if ours else picture.copy()
         picture.info.pop("transparency")
     return picture.convert("RGB")
 
 
+def _turned(picture: Image.Image, source: Image.Image, transpose_exif: bool) -> Image.Image:
+    """The RGB ``picture`` of a file turned as the EXIF data of ``source`` say."""
+    if not transpose_exif:
+        return picture
+    exif, text = source.info.get("exif"), source.info.get("Raw profile type exif")
+    if isinstance(text, str) and exif is None:
+        exif = bytes.fromhex("".join(text.split("\n")[3:]))
+    if isinstance(exif, bytes):
+        check_exif(exif)
+    turn = _TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _from_sixteen_bit(picture: Image.Image, name: str) -> Image.Image:
     # convert("RGB") would clip: 40000 becomes 255. The high byte of 40000 is 156.
-    values = np.asarray(picture).astype(np.int64)
-    if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
-        raise DataError(f"{name}: 32-bit pixels have no agreed scale; save it with 8 or 16 bits per channel")
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    result = Image.new("RGB", picture.size)
+    rows = max(1, _STRIP // max(1, picture.width))
+    for top in range(0, picture.height, rows):
+        values = np.asarray(picture.crop((0, top, picture.width, min(picture.height, top + rows))))
+        if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
+            raise DataError(f"{name}: 32-bit pixels have no agreed scale; save it with 8 or 16 bits per channel")
+        result.paste(Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB"), (0, top))
+    return result

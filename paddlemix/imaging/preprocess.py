@@ -14,6 +14,8 @@ from paddlemix.imaging.layout import choose_resolution, fit_inside, tile_grid
 from paddlemix.settings.model import ImageConfig
 
 RESCALE = 1 / 255
+_STRIP = 1 << 20
+"""Pixels of a canvas that are held at a time."""
 
 
 def resize_short_side(picture: Image.Image, side: int) -> Image.Image:
@@ -57,6 +59,25 @@ def expand_to_square(picture: Image.Image, colour: tuple[int, int, int]) -> Imag
     return canvas
 
 
+def resize_on_square(picture: Image.Image, colour: tuple[int, int, int], side: int) -> Image.Image:
+    """What ``expand_to_square`` resized to ``side`` pixels (bicubic) gives, without the canvas as a whole.
+
+    A picture of 16384 x 82 pixels has a canvas of 268 million. Pillow resizes rows first and columns then, so the rows
+    of the canvas can be taken a strip at a time; rows of one colour stay that colour.
+    """
+    width, height = picture.size
+    full = max(width, height)
+    left, top = (full - width) // 2, (full - height) // 2
+    narrow = Image.new("RGB", (side, full), colour)
+    rows = max(1, _STRIP // full)
+    for start in range(0, height, rows):
+        end = min(height, start + rows)
+        strip = Image.new("RGB", (full, end - start), colour)
+        strip.paste(picture.crop((0, start, width, end)), (left, 0))
+        narrow.paste(strip.resize((side, end - start), resample=Image.Resampling.BICUBIC), (0, top + start))
+    return narrow.resize((side, side), resample=Image.Resampling.BICUBIC)
+
+
 def resize_and_pad(picture: Image.Image, target: tuple[int, int]) -> Image.Image:
     """The picture scaled into ``target`` (width, height) and centred on black."""
     width, height = picture.size
@@ -81,7 +102,9 @@ def tiles_of(picture: Image.Image, image: ImageConfig) -> list[Image.Image]:
     """The pictures that become one tile each: one for ``square`` and ``pad``, the whole and its parts for anyres."""
     height_width = (picture.height, picture.width)
     if tile_grid(height_width, image) is None:
-        return [expand_to_square(picture, background_colour(image)) if image.aspect == "pad" else picture]
+        if image.aspect != "pad":
+            return [picture]
+        return [resize_on_square(picture, background_colour(image), image.resize_size)]
     whole = picture.resize((image.resize_size, image.resize_size), resample=Image.Resampling.BICUBIC)
     padded = resize_and_pad(picture, choose_resolution(height_width, image.grid_pinpoints))
     return [whole, *cut_tiles(padded, image.crop_size)]
