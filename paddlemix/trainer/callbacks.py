@@ -15,6 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from paddlemix.utils import early_stop
 from paddlemix.utils.logging import console, get_logger
 
+SHOWN = {
+    "loss": "loss",
+    "eval_loss": "eval_loss",
+    "train_loss": "train_loss",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+}
+"""Which numbers of a log entry stand on the console, and how they are called there."""
+
 
 class ProgressBar(TrainerCallback):
     """A bar with steps, ETA, loss and tokens per second on a terminal; one line per log everywhere."""
@@ -54,17 +63,16 @@ class ProgressBar(TrainerCallback):
         return f"loss {self._trainer.running_loss:.4f}  {speed:,.0f} tokens/s"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """One line ``loss: ..., learning_rate: ..., global_step: ...``; the log file gets every number."""
+        """One line of at most 100 columns; the log file gets every number under its own name."""
         if not state.is_world_process_zero or not logs:
             return
         library_log.info(", ".join(f"{name}: {_short(value)}" for name, value in logs.items()))
-        shown = [name for name in ("loss", "eval_loss", "train_loss", "learning_rate", "grad_norm") if name in logs]
+        shown = [f"{short}: {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
         if not shown:
             return
-        line = ", ".join(f"{name}: {_short(logs[name])}" for name in shown)
-        tail = f", global_step: {state.global_step}/{state.max_steps}, epoch: {state.epoch or 0:.2f}"
+        shown += [f"step: {state.global_step}/{state.max_steps}", f"epoch: {state.epoch or 0:.2f}"]
         speed = logs.get("interval_tokens_per_second")
-        console().print(line + tail + (f", tokens/s: {speed:,.0f}" if speed else ""))
+        console().print(", ".join(shown + ([f"tokens/s: {speed:,.0f}"] if speed else [])), soft_wrap=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say which checkpoint there is now."""

@@ -21,7 +21,7 @@ from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, DataError
-from paddlemix.utils.logging import console, redirect_library_logs, say_command
+from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
 
 LOG_FILE = "train.log"
 SETTINGS_FILE = "training_settings.json"
@@ -140,11 +140,11 @@ class TrainingRun:
     def _greet(self) -> None:
         if not _is_main():
             return
-        console().print("Settings that differ from the defaults:")
+        say("Settings that differ from the defaults:")
         for name, value in differences_from_default(self.settings).items():
-            console().print(f"  {name}: {json.dumps(value, ensure_ascii=False)}", markup=False)
+            say(f"  {name}: {json.dumps(value, ensure_ascii=False)}")
         for note in self.settings.notes:
-            console().print(f"note: {note}", markup=False)
+            say(f"note: {note}")
 
     def _choose_device(self) -> devices.Device:
         training = self.settings.training
@@ -330,7 +330,7 @@ class TrainingRun:
 
     def _say(self, line: str) -> None:
         if _is_main():
-            console().print(line, markup=False)
+            say(line)
 
 
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _tune_mkl() -> str | None:
     value = mkl_cpu_type(cpuinfo)
     if value is None or not env.set_default("MKL_DEBUG_CPU_TYPE", value):
         return None
-    return f"MKL_DEBUG_CPU_TYPE={value} (AMD processor with {'AVX-512' if value == '7' else 'AVX2'})"
+    return f"MKL_DEBUG_CPU_TYPE={value} ({'AVX-512' if value == '7' else 'AVX2'})"
 
 
 def _tune_strides() -> str | None:
@@ -214,7 +214,7 @@ def _tune_strides() -> str | None:
     paddle: Any = sys.modules.get("paddle")
     if paddle is not None:  # the variable is read at import only
         paddle.set_flags({"FLAGS_use_stride_kernel": False})
-    return "FLAGS_use_stride_kernel=0 (faster copies)"
+    return "FLAGS_use_stride_kernel=0"
 
 
 def _tune_allocator() -> str | None:
@@ -225,4 +225,4 @@ def _tune_allocator() -> str | None:
         return None
     trim, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
     done = mallopt(mmap_threshold, 1 << 30) and mallopt(trim, 2**31 - 1)
-    return "malloc keeps freed memory (fewer page faults)" if done else None
+    return "malloc keeps freed memory" if done else None

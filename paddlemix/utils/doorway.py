@@ -26,8 +26,7 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     their traceback: they are faults of the program, or of what ``IN_USE`` names.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for said in _NOISE:
-        warnings.filterwarnings("ignore", message=said)
+    _prepare_process()
     try:
         env.check_all()
         return main(arguments) or 0
@@ -56,3 +55,11 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         traceback.print_exc()
         sys.stderr.write("".join(f"note: {line}\n" for line in IN_USE))
         return 1
+
+
+def _prepare_process() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as some schedulers do
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
+    for said in _NOISE:
+        warnings.filterwarnings("ignore", message=said)

@@ -4,6 +4,7 @@
 import functools
 import logging
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. stderr is looked up each time, so that a replaced stream is respected."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        sys.stderr.write(f"{level}{self.format(record)}\n")
+        sys.stderr.write(fit(f"{level}{self.format(record)}") + "\n")
         sys.stderr.flush()
 
 
@@ -56,6 +57,29 @@ def console() -> "Console":
 
     terminal = sys.stdout.isatty()
     return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else COLUMNS)
+
+
+def quiet(*names: str) -> None:
+    """Keep the loggers of these rooms or files of the package to warnings, unless the environment sets a level."""
+    if not env.is_set("PADDLEMIX_LOG_LEVEL"):
+        for name in names:
+            get_logger(f"{ROOT}.{name}").setLevel(logging.WARNING)
+
+
+def fit(text: str) -> str:
+    """``text`` in lines of at most ``COLUMNS`` characters, broken at blanks only: a path or a variable stays whole."""
+    return "\n".join(
+        textwrap.fill(
+            line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False,
+            drop_whitespace=True, replace_whitespace=False,
+        )
+        for line in text.split("\n")
+    )  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Print a remark on the console, in lines that fit."""
+    console().print(fit(line), markup=False, soft_wrap=True)
 
 
 def say_command(line: str) -> None:

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoint.save import save_model
+from paddlemix.generation import terminal
 from paddlemix.generation.load import load_chat
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
+from paddlemix.generation.terminal import COMMANDS, Chat, dashed, split_names
+from paddlemix.imaging.load import load_image
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.utils.doorway import run_doorway
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The command's names, without a process of its own."""
     monkeypatch.setattr(sys, "path", ["replaced", *sys.path])
+    monkeypatch.setattr(terminal, "quiet", lambda *names: None)  # it would last for the tests that follow
     return runpy.run_path(str(COMMAND), run_name="chat_command")
 
 
@@ -50,6 +55,10 @@ def session(folder: Path) -> ChatSession:
 
 def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def talk(session: ChatSession, *pictures: Any, debug: bool = False) -> int:
+    return Chat(session, pictures, load_image, debug=debug).talk()
 
 
 def run(folder: Path, *flags: str, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
@@ -77,32 +86,43 @@ def test_a_piped_chat_from_another_folder_streams_answers_and_ends_with_the_inpu
     greedy = load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
     answers = ["".join(greedy.ask("what is shown?", [folder / "picture 0.png", folder / "picture 1.png"]))]
     answers.append("".join(greedy.ask("why?")))
-    assert done.stdout == "".join(f"USER: ASSISTANT: {answer}\n" for answer in answers) + "USER: \n"
-    assert "model: device cpu: as asked; float32: the dtype of a CPU; template vicuna_v1; 4 tokens" in done.stderr
+    assert done.stdout == "".join(f"{answer}\n" for answer in answers)
+    (line,) = [" ".join(done.stderr.split())]
+    assert line.startswith("model: device cpu: as asked; float32: the dtype of a CPU; template vicuna_v1; 4 tokens")
+    assert line.endswith("a picture (pad)"), "nothing else is said"
 
 
 def test_ctrl_c_at_the_prompt_ends_the_chat_with_exit_code_0(folder: Path) -> None:
+    """A person types, and the answers go to a pipe: the prompts are on stderr."""
+    keyboard, terminal = os.openpty()
     process = subprocess.Popen(
         [sys.executable, str(COMMAND), "--model-path", str(folder / "model"), "--device", "cpu"],
-        stdin=subprocess.PIPE,
+        stdin=terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     seen = b""
     while not seen.endswith(b"USER: "):
-        byte = process.stdout.read(1)
-        assert byte, process.stderr.read().decode()
+        byte = process.stderr.read(1)
+        assert byte, seen.decode()
         seen += byte
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=60)
+    os.close(keyboard)
+    os.close(terminal)
     assert process.returncode == 0
     assert b"Traceback" not in errors
+    assert out == b""
+    assert b"/help shows what can be typed" in seen
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
         (("--image-file", "absent.png"), "absent.png: no such image file"),
+        (("--image-file", "absent.png,other.png"), "absent.png: no such image file"),
+        (("--load-8bit",), "--load-8bit: weights of 8 bits are not supported yet; leave the flag out"),
+        (("--load-4bit",), "--load-4bit: weights of 4 bits are not supported yet; leave the flag out"),
         (("--image-file", "http://127.1/a.png"), "127.0.0.1, which is not a public address"),
         (("--image-file", "http://[::1/x"), "http://[::1/x: not an address"),
         (("--conv-mode", "llava_v3"), 'unknown template "llava_v3", did you mean "llava_v1"?'),
@@ -136,7 +156,8 @@ def test_private_hosts_are_read_with_their_flag_only(
     monkeypatch.setattr(load, "fetch", fetch)
     for private in (False, True):
         type_in(monkeypatch, "/image http://camera.local/a.png\n")
-        assert command["chat"](session, [], private_hosts=private) == 0
+        flags = ["--model-path", str(folder / "model"), "--device", "cpu", *["--allow-private-hosts"] * private]
+        assert command["main"](flags) == 0
     flags = ["--model-path", str(folder / "model"), "--device", "cpu", "--image-file", "http://camera.local/a.png"]
     type_in(monkeypatch, "")
     assert command["main"]([*flags, "--allow-private-hosts"]) == 0
@@ -160,9 +181,28 @@ def test_pictures_for_a_model_without_a_tower_are_refused_before_the_chat(
 
 def test_underscores_and_prefixes_of_flags_are_taken(command: dict[str, Any]) -> None:
     typed = ["--model_path=a_b", "--image_file", "x_1.png", "--max_new_tokens", "7", "--temp", "0", "--conv_m", "v1"]
-    args = command["parser"]().parse_args([command["_dashed"](part) if part[:2] == "--" else part for part in typed])
+    args = command["parser"]().parse_args(dashed(typed))
     assert (args.model_path, args.image_file, args.max_new_tokens) == ("a_b", [["x_1.png"]], 7)
     assert (args.temperature, args.conv_mode) == (0.0, "v1")
+
+
+def test_the_spellings_of_llava_are_taken(command: dict[str, Any]) -> None:
+    typed = ["--model-path", "a", "--model-base", "b", "--image-file", "a.png,b.png", "--query", "what?", "--sep", ","]
+    args = command["parser"]().parse_args(typed)
+    assert (args.model_path, args.base, args.query) == ("a", "b", ["what?"])
+    assert command["parser"]().parse_args(["--model", "a"]).model_path == "a"
+
+
+def test_names_in_one_word_are_separated_but_not_a_name_that_holds_the_separator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a,b.png").touch()
+    assert split_names("a,b.png") == ["a,b.png"]
+    assert split_names("a.png,b.png") == ["a.png", "b.png"]
+    assert split_names("a.png;b,c.png", ";") == ["a.png", "b,c.png"]
+    assert split_names("https://x.org/a,b.png") == ["https://x.org/a,b.png"]
+    assert split_names("https://x.org/a.png,http://y.org/b.png") == ["https://x.org/a.png", "http://y.org/b.png"]
 
 
 def test_several_pictures_may_follow_one_flag_or_several(command: dict[str, Any]) -> None:
@@ -181,21 +221,76 @@ def test_an_empty_line_ends_the_chat(
     command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     type_in(monkeypatch, "why?\n  \nnever asked\n")
-    assert command["chat"](session, []) == 0
+    assert talk(session) == 0
     assert len(session.turns) == 1
+    assert capsys.readouterr().out == f"{session.turns[0].answer}\n"
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit"])
+def test_exit_and_quit_end_the_chat(
+    word: str, session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    type_in(monkeypatch, f"/help\n{word}\nnever asked\n")
+    assert talk(session) == 0
+    out, errors = capsys.readouterr()
+    assert (out, session.turns) == ("", [])
+    assert all(word in errors for word in COMMANDS)
+
+
+def test_a_person_at_a_terminal_sees_who_speaks(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(terminal, "_is_terminal", lambda stream: True)
+    lines = iter(["why?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: sys.stdout.write(prompt) and next(lines))
+    assert talk(session) == 0
     assert capsys.readouterr().out == f"USER: ASSISTANT: {session.turns[0].answer}\nUSER: "
+
+
+def test_a_command_that_was_misspelt_is_not_asked_and_a_path_in_a_question_is(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    type_in(monkeypatch, "/imge a.png\n/image\n/image 'a.png\n/etc/passwd what?\n")
+    assert talk(session) == 0
+    assert [turn.text for turn in session.turns] == ["/etc/passwd what?"]
+    errors = capsys.readouterr().err
+    assert 'unknown command /imge, did you mean "/image"?' in errors
+    assert "/image needs the path or the address of a picture" in errors
+    assert "/image 'a.png: No closing quotation" in errors
+
+
+def test_one_query_is_answered_without_an_input(
+    command: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    flags = ["--model-path", str(folder / "model"), "--device", "cpu", "--temperature", "0", "--max-new-tokens", "6"]
+    assert command["main"](flags) == 2
+    assert "the standard input is closed, so nobody can ask; give --query TEXT" in capsys.readouterr().err
+    assert command["main"]([*flags, "--query", "why?", "--query", "what?"]) == 0
+    fresh = load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
+    assert capsys.readouterr().out == "".join(f"{''.join(fresh.ask(text))}\n" for text in ("why?", "what?"))
+
+
+def test_an_input_that_cannot_be_read_is_one_line_with_exit_code_2(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    with open(tmp_path / "output", "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert run_doorway(lambda argv: talk(session), []) == 2
+    assert "questions cannot be read from the standard input (not readable); give --query" in capsys.readouterr().err
 
 
 def test_a_picture_can_come_later_and_the_conversation_can_begin_anew(
     command: dict[str, Any], session: ChatSession, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    lines = ["what?", "/image absent.png", f"/image {folder / 'picture 1.png'}", "and this?", "why?"]
+    later = folder / "picture 1.png"
+    lines = ["what?", "/image absent.png", f"/image {later}", "this?", f'/image "{later}" "{later}"', "those?", "why?"]
     type_in(monkeypatch, "\n".join(lines) + "\n")
-    assert command["chat"](session, [tiny_image(0)]) == 0
-    assert [len(turn.pictures) for turn in session.turns] == [1, 1, 0]
+    assert talk(session, tiny_image(0)) == 0
+    assert [len(turn.pictures) for turn in session.turns] == [1, 1, 2, 0]
     assert capsys.readouterr().err.startswith("error: absent.png: no such image file")
     type_in(monkeypatch, "/reset\nwhy?\n")
-    assert command["chat"](session, []) == 0
+    assert talk(session) == 0
     assert [turn.text for turn in session.turns] == ["why?"]
 
 
@@ -220,7 +315,7 @@ def test_ctrl_c_during_an_answer_stops_the_answer_only(
 
     monkeypatch.setattr(session, "ask", interrupted)
     type_in(monkeypatch, "what?\nwhy?\n")
-    assert command["chat"](session, [tiny_image(0)]) == 0
+    assert talk(session, tiny_image(0)) == 0
     assert [turn.text for turn in session.turns] == ["what?", "why?"]
     assert session.turns[0].answer
     assert session.turns[0].pictures
@@ -231,7 +326,7 @@ def test_pictures_wait_for_the_next_question_when_one_could_not_be_asked(
     command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     type_in(monkeypatch, "why " * 600 + "\nwhat?\n")
-    assert command["chat"](session, [tiny_image(0)]) == 0
+    assert talk(session, tiny_image(0)) == 0
     assert [len(turn.pictures) for turn in session.turns] == [1]
     assert "of the 512 positions of the model's context" in capsys.readouterr().err
 
@@ -240,7 +335,7 @@ def test_debug_shows_the_prompt_and_what_was_reused(
     command: dict[str, Any], session: ChatSession, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     type_in(monkeypatch, "what?\nwhy?\n")
-    command["chat"](session, [tiny_image(0)], debug=True)
+    talk(session, tiny_image(0), debug=True)
     errors = capsys.readouterr().err
     assert 'USER: <image>\\nwhat? ASSISTANT:"' in errors
     assert "of which reused 0; pictures encoded 1; tokens generated 6" in errors

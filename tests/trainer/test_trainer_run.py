@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -82,7 +83,12 @@ def test_a_full_run_leaves_a_complete_folder_and_the_console_tells_what_counts(p
                   "saved checkpoint-4", f"--model-path {tmp_path / 'out'}"):  # fmt: skip
         assert words in shown
     assert "Configuration Arguments" not in shown
-    assert len(shown.splitlines()) < 60
+    assert len(shown.splitlines()) < 70
+    command = next(line for line in shown.splitlines() if "--image-file PICTURE" in line)
+    assert {f"--model-path {tmp_path / 'out'}", "--image-file PICTURE"} <= set(re.findall(r"--\S+ \S+", command))
+    # Only what cannot be broken, a path for example, may be longer than the line.
+    long = [line for line in shown.splitlines() if len(line) > 100 and line != command]
+    assert not [line for line in long if len(line.split()) > 2], long
     out = result.folder
     assert "Configuration Arguments" in (out / "train.log").read_text()
     assert files.verify_folder(out) == []

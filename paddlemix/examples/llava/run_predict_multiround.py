@@ -3,14 +3,12 @@
 
     paddlemix chat --model-path FOLDER --image-file picture.jpg
 
-An empty line, the end of the input or Ctrl-C at the prompt ends the chat; Ctrl-C during an answer stops the answer.
-A line "/image PATH_OR_URL" sends one more picture with the next question; "/reset" begins a new conversation.
-Answers go to stdout, everything else to stderr.
+An empty line, /exit, the end of the input or Ctrl-C at the prompt ends the chat; Ctrl-C during an answer stops the
+answer. /help lists the other commands: /image PATH sends one more picture with the next question, /reset begins a new
+conversation. --query TEXT asks one question (or several, in order) and ends. Answers go to stdout, the rest to stderr.
 """
 
 import argparse
-import contextlib
-import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from paddlemix.generation.terminal import Chat, dashed, prepare_streams, split_names
 from paddlemix.utils.doorway import run_doorway
-from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.logging import fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from paddlemix.generation.session import ChatSession
 
-USER, ASSISTANT = "USER: ", "ASSISTANT: "
 DEFAULT_TEMPERATURE = 0.2
 
 
@@ -36,12 +35,17 @@ def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's and LLaVA's chat commands, and ours; underscores work in place of the dashes."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def flag(name: str, **kind: Any) -> None:
-        found.add_argument(f"--{name}", **kind)
+    def flag(*names: str, **kind: Any) -> None:
+        found.add_argument(*(f"--{name}" for name in names), **kind)
 
-    flag("model-path", default="paddlemix/llava/llava-v1.5-7b", help="model or adapter folder, or a known name")
-    flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
-    flag("image-file", action="append", nargs="+", default=[], metavar="FILE", help="path or URL; several may follow")
+    # "--model" was enough for the one before "--model-base" came, and stays so.
+    model = "paddlemix/llava/llava-v1.5-7b"
+    flag("model-path", "model", default=model, help="model or adapter folder, or a known name")
+    flag("base", "model-base", help="base model, for an adapter or a projector whose config does not lead to it")
+    flag("image-file", action="append", nargs="+", default=[], metavar="FILE",
+         help="path or URL; several may follow, or stand in one word: a.png,b.png")  # fmt: skip
+    flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
+    flag("query", action="append", default=[], metavar="TEXT", help="ask this and end (several times: one round each)")
     flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("system", help="system prompt instead of the template's")
@@ -54,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     flag("seed", type=int, help="makes random answers repeatable")
     flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
     flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
+    flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
+    flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
     flag("debug", action="store_true", help="show each prompt and answer as they are, and what was reused")
     return found
 
@@ -64,22 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    # Two spellings of one flag would make its abbreviations ambiguous, so the underscores go before argparse looks.
-    args = parser().parse_args([_dashed(part) if part.startswith("--") else part for part in argv])
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    if sys.stdin is not None and sys.stdin.isatty():
-        # Its import alone gives input() line editing and a history; not every platform has it.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("readline")
+    args = parser().parse_args(dashed(argv))
+    prepare_streams(debug=args.debug, reads=not args.query)
     session, pictures = start(args)
-    return chat(session, pictures, debug=args.debug, private_hosts=args.allow_private_hosts)
-
-
-def _dashed(part: str) -> str:
-    name, equals, value = part.partition("=")
-    return name.replace("_", "-") + equals + value
+    chat = Chat(session, pictures, lambda name: _open(name, args.allow_private_hosts), debug=args.debug)
+    return chat.ask(args.query) if args.query else chat.talk()
 
 
 def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
@@ -87,6 +82,12 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     from paddlemix.generation.sampling import Decoding
     from paddlemix.utils import device
 
+    for bits in (8, 4):
+        if getattr(args, f"load_{bits}bit"):
+            raise ConfigError(
+                f"--load-{bits}bit: weights of {bits} bits are not supported yet; leave the flag out (a card then "
+                "computes in 16 bits, a CPU in 32)"
+            )
     temperature = args.temperature
     if temperature is None:
         temperature = DEFAULT_TEMPERATURE if args.num_beams == 1 else 0.0
@@ -99,7 +100,8 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         seed=args.seed,
         repetition_penalty=args.repetition_penalty,
     )
-    pictures = [_open(name, args.allow_private_hosts) for group in args.image_file for name in group]
+    names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
+    pictures = [_open(name, args.allow_private_hosts) for name in names]
     if args.conv_mode is not None:
         from paddlemix.text import templates
 
@@ -121,7 +123,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     )
     if pictures and session.predictor.processor is None:
         raise ConfigError(f"{args.model_path} has no vision tower; leave --image-file out or give a model that has one")
-    print(session.about, file=sys.stderr)
+    print(fit(session.about), file=sys.stderr)
     return session, pictures
 
 
@@ -129,63 +131,6 @@ def _open(name: str, private_hosts: bool) -> "Image":
     from paddlemix.imaging.load import LIMITS, load_image
 
     return load_image(name, replace(LIMITS, private_hosts=private_hosts))
-
-
-def chat(session: "ChatSession", pictures: list["Image"], *, debug: bool = False, private_hosts: bool = False) -> int:
-    """Read questions from stdin and stream the answers. ``pictures`` go with the first question."""
-    while True:
-        try:
-            line = input(USER).strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return 0
-        if not line:
-            return 0
-        if line == "/reset":
-            session.reset()
-        elif line.startswith("/image "):
-            pictures += _attach(line.removeprefix("/image ").strip(), private_hosts)
-        elif _answered(session, line, pictures, debug):
-            pictures = []
-
-
-def _attach(name: str, private_hosts: bool) -> list["Image"]:
-    try:
-        return [_open(name, private_hosts)]
-    except PaddleMixError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return []
-
-
-def _answered(session: "ChatSession", question: str, pictures: list["Image"], debug: bool) -> bool:
-    """Stream one answer. False when nothing was said, so that the pictures wait for the next question."""
-    pieces = session.ask(question, pictures)
-    said = False
-    try:
-        for piece in pieces:
-            print(piece if said else ASSISTANT + piece, end="", flush=True)
-            said = True
-        print("" if said else ASSISTANT, flush=True)
-        said = True
-    except KeyboardInterrupt:
-        pieces.close()
-        print(flush=True)
-        print("(stopped)", file=sys.stderr)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-    if debug and said:
-        _show(session)
-    return said
-
-
-def _show(session: "ChatSession") -> None:
-    stats = session.stats
-    print({"prompt": stats.prompt, "outputs": session.turns[-1].answer}, file=sys.stderr)
-    print(
-        f"prompt tokens {stats.prompt_rows}, of which reused {stats.reused_rows}; pictures encoded "
-        f"{stats.encoded_pictures}; tokens generated {len(stats.answer_ids)}",
-        file=sys.stderr,
-    )
 
 
 if __name__ == "__main__":

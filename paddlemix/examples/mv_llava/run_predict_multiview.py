@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from paddlemix.generation.terminal import Terminal, dashed, prepare_streams
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.logging import fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from paddlemix.generation.session import ChatSession
 
-USER, ASSISTANT = "USER: ", "ASSISTANT: "
 REPEAT = 4
 
 
@@ -35,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command; underscores work in place of the dashes."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def flag(name: str, **kind: Any) -> None:
-        found.add_argument(f"--{name}", **kind)
+    def flag(*names: str, **kind: Any) -> None:
+        found.add_argument(*(f"--{name}" for name in names), **kind)
 
     flag("model-path", required=True, help="model or adapter folder, or a known name")
     flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     flag("grid", type=int, help="views along a side of the sheet (default 2)")
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
     flag("repeat", type=int, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
-    flag("question", action="append", default=[], help="ask this and end (several times: one round each)")
+    flag("question", "query", action="append", default=[], help="ask this and end (several times: one round each)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
     flag("top-p", type=float, default=0.7, help="draw from the likeliest tokens that sum to this (default 0.7)")
@@ -63,20 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    args = parser().parse_args([_dashed(part) if part.startswith("--") else part for part in argv])
+    args = parser().parse_args(dashed(argv))
+    prepare_streams(debug=args.debug, reads=not args.question)
     views = views_of(args)
     session = start(args)
+    terminal = Terminal()
     place = IMAGE_TOKEN * len(views) + "\n"
-    for question in args.question or _typed():
-        _say(session, place + question.replace(IMAGE_TOKEN, ""), views, typed=not args.question)
+    for question in args.question or iter(terminal.question, None):
+        if not question:
+            break
+        try:
+            terminal.answer(session.ask(place + question.replace(IMAGE_TOKEN, ""), views))
+        except DataError as error:
+            if args.question:
+                raise
+            print(f"error: {error}", file=sys.stderr)
         if session.turns:
             place, views = "", []
     return 0
-
-
-def _dashed(part: str) -> str:
-    name, equals, value = part.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def views_of(args: argparse.Namespace) -> list["Image"]:
@@ -127,39 +132,8 @@ def start(args: argparse.Namespace) -> "ChatSession":
         decoding=decoding,
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),
     )
-    print(session.about, file=sys.stderr)
+    print(fit(session.about), file=sys.stderr)
     return session
-
-
-def _typed() -> Any:
-    """Questions from stdin until an empty line or the end."""
-    while True:
-        try:
-            line = input(USER).strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not line:
-            return
-        yield line
-
-
-def _say(session: "ChatSession", question: str, views: list["Image"], *, typed: bool) -> None:
-    """Stream one answer. A question that cannot be asked ends the command, unless a person can type another one."""
-    print(ASSISTANT, end="", flush=True)
-    pieces = session.ask(question, views)
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print(flush=True)
-    except KeyboardInterrupt:
-        pieces.close()
-        print("\n(stopped)", file=sys.stderr)
-    except DataError as error:
-        print(flush=True)
-        if not typed:
-            raise
-        print(f"error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversation on a terminal or through pipes: questions from stdin, answers to stdout, all the rest to stderr.
+
+Where a person sits at both ends, questions and answers have labels. Piped, stdout holds the answers and nothing else.
+Paddle is not imported here, so that flags are checked before it loads.
+"""
+
+import contextlib
+import importlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError
+from paddlemix.utils.logging import fit, quiet
+from paddlemix.utils.registry import nearest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from paddlemix.generation.session import ChatSession
+
+USER, ASSISTANT = "USER: ", "ASSISTANT: "
+
+HELP = {
+    "/help": "this list",
+    "/image PATH": 'one more picture with the next question: /image "a picture.png", several, or addresses',
+    "/reset": "begin a new conversation",
+    "/exit": "end; so do /quit, an empty line, Ctrl-D and Ctrl-C; in an answer Ctrl-C stops that answer",
+}
+COMMANDS = ("/help", "/image", "/reset", "/exit", "/quit")
+
+STARTING = ("utils.device", "checkpoint.load", "ops")
+"""Loggers whose remarks stand between a question and its answer, or are of use to a developer only."""
+
+
+class Terminal:
+    """Standard input and output of a chat."""
+
+    def __init__(self) -> None:
+        self.person = _is_terminal(sys.stdin)
+        self.labels = self.person and _is_terminal(sys.stdout)
+
+    def question(self) -> str | None:
+        """The next line without the blanks around it; None at the end of the input and after Ctrl-C."""
+        try:
+            return self._line().strip()
+        except (EOFError, KeyboardInterrupt):
+            if self.person:
+                (_out if self.labels else _note)("\n")
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"questions cannot be read from the standard input ({error}); give --query TEXT"
+            ) from error
+
+    def _line(self) -> str:
+        if self.labels:
+            return input(USER)  # with line editing where readline is loaded
+        if self.person:
+            _note(USER)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def answer(self, pieces: Iterator[str]) -> bool:
+        """Stream one answer and end its line. False when nothing was said. Ctrl-C stops the answer."""
+        label = ASSISTANT if self.labels else ""
+        said = False
+        try:
+            for piece in pieces:
+                _out(piece if said else label + piece)
+                said = True
+            _out("\n" if said else f"{label}\n")
+            return True
+        except KeyboardInterrupt:
+            pieces.close()
+            _out("\n")
+            self.say("(stopped)")
+            return said
+
+    def say(self, line: str) -> None:
+        """A remark for the person."""
+        _note(f"{fit(line)}\n")
+
+
+class Chat:
+    """Rounds of a conversation. ``pictures`` wait for the next question; ``open_picture`` reads a path or address."""
+
+    def __init__(
+        self,
+        session: "ChatSession",
+        pictures: Sequence["Image"],
+        open_picture: Callable[[str], "Image"],
+        *,
+        debug: bool = False,
+    ) -> None:
+        self.session = session
+        self.pictures = list(pictures)
+        self.open_picture = open_picture
+        self.debug = debug
+        self.terminal = Terminal()
+
+    def ask(self, questions: Sequence[str]) -> int:
+        """One round for each question, then the end. Exit code 0; DataError for a question that cannot be asked."""
+        for question in questions:
+            self._round(question)
+        return 0
+
+    def talk(self) -> int:
+        """Rounds until the input ends. Exit code 0."""
+        if self.terminal.person:
+            self.terminal.say("/help shows what can be typed; an empty line or /exit ends the chat")
+        while line := self.terminal.question():
+            word = line.split()[0]
+            if word in ("/exit", "/quit"):
+                break
+            try:
+                if word in COMMANDS:
+                    self._command(word, line.removeprefix(word).strip())
+                elif word.startswith("/") and (hint := nearest(word, list(COMMANDS))):
+                    self.terminal.say(f"error: unknown command {word}{hint}")
+                else:
+                    self._round(line)
+            except PaddleMixError as error:
+                _note(f"error: {error}\n")
+        return 0
+
+    def _command(self, word: str, rest: str) -> None:
+        if word == "/help":
+            for line, meaning in HELP.items():
+                _note(f"  {line:<12} {meaning}\n")
+        elif word == "/reset":
+            self.session.reset()
+            self.terminal.say("(a new conversation)")
+        elif not rest:
+            raise DataError('/image needs the path or the address of a picture: /image "a picture.png"')
+        else:
+            found = [self.open_picture(name) for name in picture_names(rest)]
+            self.pictures += found
+            self.terminal.say(f"({len(self.pictures)} picture(s) go with the next question)")
+
+    def _round(self, question: str) -> None:
+        """One question; the pictures are kept for another one when nothing was said to it."""
+        if self.terminal.answer(self.session.ask(question, self.pictures)):
+            self.pictures = []
+            if self.debug:
+                self._show()
+
+    def _show(self) -> None:
+        stats = self.session.stats
+        shown = {"prompt": stats.prompt, "outputs": self.session.turns[-1].answer}
+        _note(
+            f"{shown}\nprompt tokens {stats.prompt_rows}, of which reused {stats.reused_rows}; pictures encoded "
+            f"{stats.encoded_pictures}; tokens generated {len(stats.answer_ids)}\n"
+        )
+
+
+def picture_names(typed: str) -> list[str]:
+    """The names after ``/image``: quoted as in a shell, or one that stands there as it is, blanks included."""
+    if Path(typed).is_file():
+        return [typed]
+    try:
+        return shlex.split(typed)
+    except ValueError as error:
+        raise DataError(f"/image {typed}: {error}") from error
+
+
+def split_names(name: str, separator: str = ",") -> list[str]:
+    """LLaVA's ``a.png,b.png`` as two names. A file whose name holds the separator, and an address, stay whole.
+
+    Addresses are separated where the next one begins.
+    """
+    if "://" in name:
+        starts = name.split(f"{separator}http")
+        return [starts[0], *(f"http{part}" for part in starts[1:])]
+    if not separator or Path(name).is_file():
+        return [name]
+    return [part for part in name.split(separator) if part] or [name]
+
+
+def prepare_streams(*, debug: bool, reads: bool = True) -> None:
+    """Set up the streams and the log of a chat.
+
+    ``reads`` says that questions come from stdin: ConfigError when it is closed. Without ``debug`` the log keeps to
+    warnings about loading, and to downloads.
+    """
+    if reads and sys.stdin is None:
+        raise ConfigError("the standard input is closed, so nobody can ask; give --query TEXT, or pipe questions in")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    if not debug:
+        quiet(*STARTING)
+    if _is_terminal(sys.stdin):
+        # Its import alone gives input() line editing and a history; not every platform has it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")
+
+
+def dashed(arguments: Sequence[str]) -> list[str]:
+    """Arguments with dashes in the names of flags where a person typed underscores.
+
+    Two spellings of one flag would make its abbreviations ambiguous, so this happens before argparse looks.
+    """
+    found = []
+    for part in arguments:
+        name, equals, value = part.partition("=")
+        found.append(name.replace("_", "-") + equals + value if part.startswith("--") else part)
+    return found
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _is_terminal(stream: object) -> bool:
+    check = getattr(stream, "isatty", None)
+    return bool(check and check())
