@@ -2,6 +2,8 @@
 """Fixtures that every room's tests share."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,22 @@ def golden_internvl() -> Path:
     if env.get("PADDLEMIX_GOLDEN"):
         pytest.fail(f"no golden data at {folder}: PADDLEMIX_GOLDEN names a folder without it", pytrace=False)
     pytest.skip("the small golden copy has no InternVL checkpoints; set PADDLEMIX_GOLDEN to the full data")
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """The signals of a command in a terminal, for this process and what it starts; for every test that sends one.
+
+    nohup, background jobs of a shell and some CI hand on ignored ones. Not for all tests: those signals are ignored
+    so that the whole run outlives its terminal.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        if handler is not None:  # None: set by a library in C
+            signal.signal(number, handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -97,10 +97,12 @@ def _short(value: Any) -> str:
 class StopOnSignal(TrainerCallback):
     """SIGTERM, SIGINT, SIGHUP, SIGUSR1: finish the step, save, stop. The second signal ends the process at once.
 
-    Every process of a run agrees on the step, whichever of them got the signal.
+    Every process of a run agrees on the step, whichever of them got the signal. A SIGHUP or SIGINT that was ignored
+    before stays so: nohup and background jobs ask for it, and the run has to outlive its terminal.
     """
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    LEFT_IGNORED = ("SIGINT", "SIGHUP")
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -111,8 +113,9 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is threading.main_thread():
             for name in self.SIGNALS:
                 number = getattr(signal, name, None)
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._note)
+                if number is None or (name in self.LEFT_IGNORED and signal.getsignal(number) == signal.SIG_IGN):
+                    continue
+                self._before[number] = signal.signal(number, self._note)
             earlier = early_stop.training_begins()
             if earlier is not None:
                 self._before[signal.SIGUSR1] = earlier

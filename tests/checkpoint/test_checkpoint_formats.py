@@ -440,6 +440,7 @@ def test_an_error_of_one_thread_ends_the_others(stop):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_ends_the_threads():
     seen: dict[int, int] = {}
     sent = []

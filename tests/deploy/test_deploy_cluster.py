@@ -123,6 +123,7 @@ def test_contradictions_end_with_2_and_the_remedy(bench, variables, words):
     assert words in done.stderr
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, number):
     python = str(tool(bench.tools, "fake", FAKE_PYTHON))
@@ -132,16 +133,17 @@ def test_a_signal_reaches_the_ranks_and_the_code_75_comes_back(bench, tmp_path, 
             os.killpg(running.pid, number)
         else:  # as Kubernetes does: to process 1 of the container
             running.send_signal(number)
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=60)
     assert running.returncode == 75, said
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_a_signal_while_the_other_machines_are_awaited_ends_the_wait(bench, tmp_path):
     python = str(tool(bench.tools, "fake", FAKE_PYTHON))
     with launched(bench, tmp_path, PYTHON=python, WAITS="1") as running:
         time.sleep(0.1)  # the shell of the fake becomes sleep
         running.terminate()
-        running.communicate(timeout=20)
+        running.communicate(timeout=60)
     assert running.returncode == 75
 
 
@@ -155,20 +157,22 @@ sys.exit(9)
 """
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_a_signal_before_a_rank_has_its_handler_is_not_lost(bench, tmp_path):
     python = str(tool(bench.tools, "fake", FAKE_PYTHON))
     (tmp_path / "rank.py").write_text(LATE_RANK)
     with launched(bench, tmp_path, PYTHON=python, RANK="0") as running:
         running.terminate()
-        _, said = running.communicate(timeout=25)
+        _, said = running.communicate(timeout=60)
     assert running.returncode == 75, said
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_a_signal_during_the_check_before_the_start_ends_it_and_starts_nothing(bench, tmp_path):
     python = str(tool(bench.tools, "fake", FAKE_PYTHON))
     with launched(bench, tmp_path, PYTHON=python, RANK="0", SLOW_DOCTOR="1") as running:
         running.terminate()
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=60)
     assert (running.returncode, "signal before the start" in said) == (75, True), said
     assert [line for line in (tmp_path / "calls").read_text().splitlines() if "doctor.py" not in line] == []
 

@@ -92,6 +92,7 @@ def test_a_piped_chat_from_another_folder_streams_answers_and_ends_with_the_inpu
     assert line.endswith("a picture (pad)"), "nothing else is said"
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_at_the_prompt_ends_the_chat_with_exit_code_0(folder: Path) -> None:
     """A person types, and the answers go to a pipe: the prompts are on stderr."""
     keyboard, terminal = os.openpty()

@@ -6,14 +6,14 @@ import contextlib
 import io
 import os
 import struct
-import time
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from paddlemix.imaging import load
 from paddlemix.imaging.load import DATASET_LIMITS, LIMITS, image_size, load_image
@@ -128,10 +128,9 @@ def test_missing_empty_and_special_files_are_named(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (10_000, 10_000), (7_100, 7_100)])
-def test_pixel_bombs_are_refused_from_the_header(width, height):
-    begun = time.perf_counter()
+def test_pixel_bombs_are_refused_from_the_header(width, height, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("its pixels were decoded"))
     assert "50000000" in message(png_header(width, height))
-    assert time.perf_counter() - begun < 0.2
 
 
 def test_sides_aspect_and_bytes_have_limits():
@@ -200,10 +199,13 @@ def test_a_text_chunk_that_unfolds_is_refused_or_left_alone():
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     data, bomb = encoded("PNG"), chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 50_000_000, 9))
-    begun = time.perf_counter()
-    with contextlib.suppress(DataError):
-        assert np.array_equal(np.asarray(load_image(data[:33] + bomb + data[33:])), NOISE)
-    assert time.perf_counter() - begun < 1.0
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            assert np.array_equal(np.asarray(load_image(data[:33] + bomb + data[33:])), NOISE)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_first_frame_is_used_and_more_can_be_refused():

@@ -5,13 +5,14 @@ import errno
 import ipaddress
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import pytest
 
 from paddlemix.utils import addresses, exchange, files
 from paddlemix.utils.errors import DataError
+from tests.local_server import LocalServer
 
 PUBLIC = "93.184.215.14"
 """Any address of the public internet; the sockets of these tests never reach it."""
@@ -41,8 +42,8 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    server.daemon_threads, server.asked = True, []
+    server = LocalServer(_Answers)
+    server.asked = []
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
