@@ -10,16 +10,19 @@ import pytest
 SENDS = re.compile(r"(send_signal|pthread_kill|os\.kill|killpg)\((?!.*SIGKILL)|\.terminate\(\)")
 
 
-def test_the_usual_signals_stand_also_where_they_were_ignored(request):
+@pytest.fixture
+def ignored():
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        request.getfixturevalue("usual_signals")
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ignored", "usual_signals")
+def test_the_usual_signals_stand_also_where_they_were_ignored():
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_every_test_file_that_sends_a_signal_sets_the_usual_ones():

@@ -59,6 +59,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
         end(process, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, leftovers.TERMINATED), (signal.SIGINT, None)])
 def test_a_signal_leaves_nothing_behind(tmp_path, number, code):
     (tmp_path / "out").mkdir()
