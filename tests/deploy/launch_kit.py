@@ -85,7 +85,7 @@ def launched(bench, folder, **environment):
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        for _ in range(200):
+        for _ in range(1200):  # a minute, for a busy machine
             if (folder / "ready").exists():
                 break
             time.sleep(0.05)
