@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paddlemix.imaging.processor import ImageProcessor, Processed
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.settings.model import LlavaConfig
-    from paddlemix.text.messages import Message
+    from paddlemix.text.messages import Layout, Message
     from paddlemix.text.render import Rendered
     from paddlemix.text.tokenizer import Tokenizer
 
@@ -84,7 +84,9 @@ class AutoTokenizerMIX:
 class LlavaProcessor:
     """Pictures to pixels, messages to ids: what one model needs of its inputs."""
 
-    def __init__(self, images: "ImageProcessor | None", tokenizer: "Tokenizer", template: str, max_length: int) -> None:
+    def __init__(
+        self, images: "ImageProcessor | None", tokenizer: "Tokenizer", template: "Layout", max_length: int
+    ) -> None:
         self.images = images
         self.tokenizer = tokenizer
         self.template = template
@@ -101,11 +103,10 @@ class LlavaProcessor:
 
     def prompt(self, messages: "Sequence[Message]", *, answer_open: bool = True) -> "Rendered":
         """Ids of a conversation, ready for the next answer. DataError when they are more than ``max_length``."""
-        from paddlemix.text import templates
         from paddlemix.text.render import render
         from paddlemix.utils.errors import DataError
 
-        rendered = render(templates.get(self.template), messages, self.tokenizer, answer_open=answer_open)
+        rendered = render(self.template, messages, self.tokenizer, answer_open=answer_open)
         if len(rendered.ids) > self.max_length:
             raise DataError(f"the conversation has {len(rendered.ids)} tokens, the limit is {self.max_length}")
         return rendered
@@ -143,14 +144,14 @@ class AutoProcessorMIX:
         """
         from paddlemix.imaging.processor import ImageProcessor
         from paddlemix.text import templates
+        from paddlemix.text.model_template import template_for
         from paddlemix.text.tokenizer import load_tokenizer
 
         folder = _folder(name)
         for part in (train, eval):
             _refuse_sub_folder(folder, part)
         config = _config(folder, vision_tower, {"image_aspect_ratio": image_aspect_ratio})
-        template = config.template if version is None else version
-        templates.get(template)
+        template = templates.get(version) if version else template_for(folder, config.template)
         where = folder if text_model_name_or_path is None else _folder(text_model_name_or_path)
         tokenizer = load_tokenizer(_tokenizer_folder(where))
         sees = config.image is not None and config.vision is not None

@@ -35,16 +35,16 @@ from paddlemix.checkpoint.save_files import (
     write_json,
     write_weights,
 )
-from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, tokenizer_folder
-from paddlemix.settings.legacy import load_config
+from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.settings.legacy import TEMPLATE_KEY, load_config
 from paddlemix.settings.legacy_tower import WELL_KNOWN
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
+from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
 
 TARGETS = ("original", "llava-hf", "paddlemix", "own", "projector")
-CONVERSION = "conversion.json"
 
 _FORMS = {"original": "llava", "llava-hf": "llava_hf", "paddlemix": "paddlemix", "own": "paddlemix"}
 _HF_FORMS = ("llava_hf", "llava_hf_new", "llava_hf_5")
@@ -238,6 +238,9 @@ def _write_config(job: _Job, staging: Path, vocabulary: TokenizerPlan) -> None:
     for data in [remembered, generated] if remembered else [generated]:
         write_json(staging / CONFIG, data)
         differences = _differences(job.config, staging)
+        if "template" in differences:
+            write_json(staging / CONFIG, {**data, TEMPLATE_KEY: job.config.template})
+            differences.remove("template")
         if not differences:
             return
     if any(name in _ARCHITECTURE for name in differences):
@@ -327,18 +330,20 @@ def _write_generation(job: _Job, staging: Path) -> None:
 
 
 def _keep_chat_template(job: _Job, staging: Path) -> None:
-    """A PaddleNLP template goes along; transformers' file of that name is a program and is left behind."""
-    path = job.sources.parts.folder / "chat_template.json"
-    data = read_json(path) if path.is_file() else {}
-    if "conversation" in data:
-        write_json(staging / path.name, data)
+    """A PaddleNLP template goes along; in llava-hf's layout it has its place in conversion.json."""
+    data = file_of(template_folder(job.sources.parts))
+    if job.to == "llava-hf":
+        job.memory |= {} if data is None else {"chat_template": data}
+    elif data is not None:
+        write_json(staging / CHAT_TEMPLATE, data)
 
 
 def _memory(sources: Sources) -> dict[str, Any]:
     """What the way back needs. A source that was converted itself hands its own on."""
     parts = sources.parts
     if (parts.folder / CONVERSION).is_file():
-        return read_json(parts.folder / CONVERSION)
+        found = read_json(parts.folder / CONVERSION)
+        return {key: value for key, value in found.items() if key not in ("chat_template", "template")}
     raw = read_json(parts.folder / CONFIG) if parts.kind == "full" else {}
     if raw.get("model_type") == MODEL_TYPE or not raw:
         return {"rows": sources.config.text.vocab_size}

@@ -28,8 +28,9 @@ from paddlemix.checkpoint.formats_torch_write import write_torch
 from paddlemix.checkpoint.lora_base import fingerprint
 from paddlemix.checkpoint.lora_read import PADDLE_WEIGHTS, PEFT_PROJECTOR, Adapter, Half, read_adapter
 from paddlemix.checkpoint.save_files import write_json, write_side_files
-from paddlemix.checkpoint.sources import Sources, find_sources
-from paddlemix.settings.legacy import load_config
+from paddlemix.checkpoint.sources import Sources, find_sources, template_folder
+from paddlemix.settings.legacy import TEMPLATE_KEY, default_template, load_config
+from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, own_template
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
@@ -70,6 +71,7 @@ def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | 
         write_torch(staging / "non_lora_trainables.bin", others)
     _write_peft_config(adapter, staging, _peft_data(adapter, base, _modules(adapter), None))
     write_json(staging / CONFIG, _original_config(model))
+    _keep_template(model, staging)
     _copy_tokenizer(adapter.folder, staging)
     return [*halves, *others]
 
@@ -90,6 +92,10 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
     layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
     _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None))
     _copy_tokenizer(adapter.folder, staging)
+    # There is no config.json here to say it, and transformers would take a chat_template.json for its own.
+    facts = {"template": own_template(adapter.folder), "chat_template": file_of(adapter.folder)}
+    if any(facts.values()):
+        write_json(staging / CONVERSION, {key: value for key, value in facts.items() if value is not None})
     return tensors
 
 
@@ -148,13 +154,16 @@ def _write_paddle(
     }
     if sources is None:
         write_pdparams(staging / PADDLE_WEIGHTS, tensors)
-        write_json(staging / CONFIG, _original_config(_config_folder(adapter, base)))
+        model = _config_folder(adapter, base)
+        write_json(staging / CONFIG, _original_config(model))
+        _keep_template(model, staging)
         _copy_tokenizer(adapter.folder, staging)
     else:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
         data |= _base_facts(sources, target)
         where = sources.parts.base if not has_tokenizer(adapter.folder) else adapter.folder
         write_side_files(staging, sources.config, load_tokenizer(where) if has_tokenizer(where) else None)
+        _keep_template(template_folder(sources.parts), staging)
     write_json(staging / ADAPTER_CONFIG, data)
     return tensors
 
@@ -234,7 +243,15 @@ def _original_config(folder: Path) -> dict[str, Any]:
         return raw
     config = load_config(folder)
     data = convert_config.original_data(config, tower=config.vision_tower_name, tower_inside=False, dtype=config.dtype)
+    if config.template != default_template(config.text):
+        data[TEMPLATE_KEY] = config.template
     return {key: value for key, value in data.items() if value is not None}
+
+
+def _keep_template(folder: Path, staging: Path) -> None:
+    data = file_of(folder)
+    if data is not None:
+        write_json(staging / CHAT_TEMPLATE, data)
 
 
 def _copy_tokenizer(folder: Path, staging: Path) -> None:

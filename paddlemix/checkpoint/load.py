@@ -17,7 +17,7 @@ from paddlemix.checkpoint.lora import attach
 from paddlemix.checkpoint.lora_read import Adapter
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.sources import INIT as INIT
-from paddlemix.checkpoint.sources import Entry, Plan, check, find_sources, tokenizer_folder
+from paddlemix.checkpoint.sources import Entry, Plan, check, find_sources, template_folder, tokenizer_folder
 from paddlemix.models.llava import LlavaForCausalLM, allocate, build_empty
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, part_of, whole_shape
 from paddlemix.settings.model import LlavaConfig
@@ -37,6 +37,8 @@ class Loaded:
     config: LlavaConfig
     report: LoadReport
     tokenizer_folder: Path
+    template_folder: Path
+    """Folder whose chat_template.json counts, if it has one."""
     folder: Path
     base: Path
     """Folder of the language model: the folder itself unless it is an adapter or a projector."""
@@ -85,8 +87,8 @@ def load_model(
     _fill(plan, model, merged, dtype, seed, strict_finite)
     _tell(plan.report, strict_finite)
     model.eval()
-    where = tokenizer_folder(parts)
-    return Loaded(model, config, plan.report, where, parts.folder, parts.base, sources.tower, parts.adapter)
+    beside = (tokenizer_folder(parts), template_folder(parts))
+    return Loaded(model, config, plan.report, *beside, parts.folder, parts.base, sources.tower, parts.adapter)
 
 
 def _enter_adapter(

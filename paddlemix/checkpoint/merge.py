@@ -10,8 +10,9 @@ from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.checkpoint.lora_base import MERGED_MARKER, merged_marker
 from paddlemix.checkpoint.lora_read import merge_paths
 from paddlemix.checkpoint.save import save_model
-from paddlemix.checkpoint.save_files import CHAT_TEMPLATE, GENERATION
+from paddlemix.checkpoint.save_files import GENERATION
 from paddlemix.checkpoint.vocab import require_vocabulary
+from paddlemix.text.model_template import CHAT_TEMPLATE, file_of
 from paddlemix.text.tokenizer import load_tokenizer
 
 
@@ -53,13 +54,9 @@ def merge_adapter(
 
 
 def template_file(loaded: Loaded) -> dict[str, Any]:
-    """A PaddleNLP ``chat_template.json`` of the loaded folder, to be handed on; nothing when there is none.
-
-    transformers' file of that name is a program and is left behind.
-    """
-    path = loaded.folder / CHAT_TEMPLATE
-    data = read_json(path) if path.is_file() else {}
-    return {CHAT_TEMPLATE: data} if "conversation" in data else {}
+    """The PaddleNLP ``chat_template.json`` that the model was trained with, to be handed on."""
+    data = file_of(loaded.template_folder)
+    return {} if data is None else {CHAT_TEMPLATE: data}
 
 
 def generation_of(loaded: Loaded) -> dict[str, Any] | None:

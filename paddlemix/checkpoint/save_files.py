@@ -12,7 +12,6 @@ from paddlemix.settings.model import ImageConfig, LlavaConfig
 
 MAX_SHARD_BYTES = 5 * 10**9
 PREPROCESSOR = "preprocessor_config.json"
-CHAT_TEMPLATE = "chat_template.json"
 GENERATION = "generation_config.json"
 TRAINING_SETTINGS = "training_settings.json"
 """The resolved settings of the run that made the weights, when there was one."""

@@ -30,6 +30,7 @@ from paddlemix.settings.legacy import load_config
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
 
@@ -66,6 +67,8 @@ class Parts:
     adapter: Adapter | None
     projector: Path | None
     init: bool
+    new_newline: bool = False
+    """The settings turn a model without a newline row to a merge that has one, so it begins anew."""
 
 
 @dataclass
@@ -158,6 +161,7 @@ def find_sources(
     tower = _find_tower(parts, plan, vision_tower)
     if config is None:
         config = _read_config(parts, tower, overrides)
+        parts.new_newline = config.has_image_newline and not _read_config(parts, tower, None).has_image_newline
     elif overrides:
         raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
     tower = _add_tower(plan, config, tower, parts)
@@ -239,12 +243,23 @@ def _brings_tower(adapter: Adapter | None) -> bool:
     return any(name.startswith(keymap.PREFIX_TOWER) for _, form, names in others for name in names if form)
 
 
+def template_folder(parts: Parts) -> Path:
+    """The folder whose chat_template.json counts: the one that says which template the model was trained with."""
+    return parts.folder if (parts.folder / CONVERSION).is_file() else _config_folder(parts)
+
+
 def _config_folder(parts: Parts) -> Path:
     return parts.folder if (parts.folder / CONFIG).is_file() else parts.base
 
 
 def _read_config(parts: Parts, tower: Path | None, overrides: Mapping[str, Any] | None) -> LlavaConfig:
-    return load_config(_config_folder(parts), tower_folder=tower, overrides=dict(overrides) if overrides else None)
+    given = dict(overrides or {})
+    if not (parts.folder / CONFIG).is_file() and (parts.folder / CONVERSION).is_file():
+        # An adapter in the form of peft for llava-hf has no config.json; its base may have been trained otherwise.
+        given = {"template": read_json(parts.folder / CONVERSION).get("template"), **given}
+    if file_of(template_folder(parts)) is not None and given.get("template") is None:
+        given["template"] = CHAT_TEMPLATE
+    return load_config(_config_folder(parts), tower_folder=tower, overrides=given or None)
 
 
 def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None, parts: Parts) -> Path | None:
@@ -331,14 +346,17 @@ def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
             report.loaded[name] = infos.file.name
     for name in shapes:
         if name not in plan.entries:
-            _missing(report, name, parts.init)
+            _missing(report, name, parts)
     if parts.adapter is not None:
         check_targets(parts.adapter, shapes)
     report.require_clean()
 
 
-def _missing(report: LoadReport, name: str, init: bool) -> None:
-    if init and (name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE):
+def _missing(report: LoadReport, name: str, parts: Parts) -> None:
+    if name == keymap.NEWLINE and parts.new_newline:
+        report.initialised[name] = "mm_patch_merge_type asks for it, and the model had none"
+        return
+    if parts.init and (name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE):
         report.initialised[name] = 'projector="init"'
         return
     report.missing[name] = next((hint for prefix, hint in _HINTS if name.startswith(prefix)), "")

@@ -17,6 +17,7 @@ from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
+from paddlemix.text.messages import Layout
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -40,15 +41,17 @@ def build_datasets(
     config: LlavaConfig,
     tokenizer: Tokenizer,
     *,
+    template: Layout | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Datasets:
     """Read and check the data files of a run.
 
-    ``config`` is the model's with the run's overrides (image mode, merge type, template) already applied: it is what is
-    saved with the result. DataError names file and record; ConfigError the key.
+    ``config`` is the model's with the run's overrides (image mode, merge type) already applied. ``template`` is the
+    layout of rows without one of their own (default: what settings or ``config`` name).
+    DataError names file and record; ConfigError the key.
     """
-    encoder = make_encoder(settings, config, tokenizer)
+    encoder = make_encoder(settings, config, tokenizer, template)
     parts = settings.data.dataset or {}
     train = _part("train", parts.get("train"), settings, encoder, rank) if settings.training.do_train else None
     held_out = _part("eval", parts.get("eval"), settings, encoder, rank) if settings.training.do_eval else None
@@ -60,13 +63,15 @@ def build_datasets(
     return Datasets(train, held_out, make_collator(settings, config), order)
 
 
-def make_encoder(settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer) -> SampleEncoder:
-    """The encoder of a run: template of the settings, or else of the checkpoint."""
+def make_encoder(
+    settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer, template: Layout | None = None
+) -> SampleEncoder:
+    """The encoder of a run; ``template`` None takes that of the settings, or else of ``config``."""
     processor = ImageProcessor(config.image, config.vision) if config.vision and config.image else None
     return SampleEncoder(
         tokenizer,
         processor,
-        templates.get(settings.model.template or config.template, training=True),
+        template or templates.get(settings.model.template or config.template, training=True),
         max_length=settings.data.max_length,
         use_im_start_end=config.use_im_start_end,
         allow_outside_root=settings.data.allow_outside_root,

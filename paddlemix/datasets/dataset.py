@@ -2,6 +2,7 @@
 """A map-style data set of conversations: index in, ids, labels and pixels out."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from paddlemix.datasets.preprocess import Encoded, SampleEncoder
 from paddlemix.datasets.sample import BadSamples, Sample
+from paddlemix.text.messages import Layout
 from paddlemix.utils.errors import DataError
 
 
@@ -37,6 +39,14 @@ class ChatDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @cached_property
+    def layouts(self) -> list[tuple[Layout, int]]:
+        """The conversation layouts of the rows, each with the number of its rows; the most frequent one first."""
+        rows: Counter[Layout] = Counter()
+        for path, count in Counter(sample.chat_template for sample in self.samples).items():
+            rows[self.encoder.layout_of(path)] += count
+        return rows.most_common()
 
     def __getitem__(self, index: int) -> Encoded | None:
         sample = self.samples[index]

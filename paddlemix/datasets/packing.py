@@ -8,6 +8,7 @@ import numpy as np
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.sample import BadSamples
+from paddlemix.text.messages import Layout
 
 
 def pack(lengths: Sequence[int], max_length: int, order: Iterable[int] | None = None) -> list[list[int]]:
@@ -55,6 +56,11 @@ class PackedDataset:
         found = [self.dataset[number] for number in self.groups[index]]
         items = [item for item in found if item is not None]
         return join(items) if items else None
+
+    @property
+    def layouts(self) -> list[tuple[Layout, int]]:
+        """Those of the samples."""
+        return self.dataset.layouts
 
     @property
     def bad(self) -> BadSamples:

@@ -116,7 +116,10 @@ class SampleEncoder:
         """The conversation as the template takes it. DataError when turns or pictures do not fit."""
         rows = [{"from": message.role, "value": message.text} for message in sample.messages]
         messages = messages_from_llava_row(
-            rows, layout=self._layout(sample), images=sample.places, use_im_start_end=self.use_im_start_end
+            rows,
+            layout=self.layout_of(sample.chat_template),
+            images=sample.places,
+            use_im_start_end=self.use_im_start_end,
         )
         places = sum(message.text.count(IMAGE_TOKEN) for message in messages)
         if sample.images and places != sample.places:
@@ -129,7 +132,7 @@ class SampleEncoder:
         """Ids and labels of the whole sample, before merging. Without pictures a written ``<image>`` is text."""
         try:
             return render(
-                self._layout(sample),
+                self.layout_of(sample.chat_template),
                 self.messages(sample),
                 self.tokenizer,
                 answer_open=False,
@@ -142,14 +145,14 @@ class SampleEncoder:
     def check(self, sample: Sample) -> None:
         """What can be said without tokenizing: turns, roles, number of pictures, an answer to learn."""
         try:
-            segments = self._layout(sample).segments(self.messages(sample), answer_open=False)
+            segments = self.layout_of(sample.chat_template).segments(self.messages(sample), answer_open=False)
         except DataError as error:
             raise _named(error, sample) from error
         if not any(part.learns and part.text for part in segments):
             raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty")
 
-    def _layout(self, sample: Sample) -> Layout:
-        path = sample.chat_template
+    def layout_of(self, path: str | None) -> Layout:
+        """The layout of a chat_template.json; for None, that of rows without one."""
         if path is None:
             return self.template
         if path not in self._chat_templates:

@@ -6,7 +6,7 @@ from pathlib import Path
 from paddlemix.checkpoint.folders import read_json
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig, TextConfig
-from paddlemix.text import chat_template, templates
+from paddlemix.text import model_template, templates
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.templates import Template
 from paddlemix.utils.errors import CheckpointError
@@ -22,10 +22,7 @@ def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None
     """
     if conv_mode is not None:
         return templates.get(conv_mode)
-    path = folder / "chat_template.json"
-    if path.is_file() and "conversation" in read_json(path):
-        return chat_template.load(path)
-    return templates.get(config.template)
+    return model_template.template_for(folder, config.template)
 
 
 def ending_ids(*folders: Path) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ class Predictor:
         if lora == "merge":
             loaded.model.prepare_inference()
         config = loaded.config
-        template = template_for(loaded.folder, config, conv_mode)
+        template = template_for(loaded.template_folder, config, conv_mode)
         return cls(
             loaded.model,
             load_tokenizer(loaded.tokenizer_folder),

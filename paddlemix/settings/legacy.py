@@ -30,6 +30,8 @@ from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
+TEMPLATE_KEY = "paddlemix_template"
+"""Key of a config.json in another layout for the template of a model, where it is not ``default_template``."""
 
 _ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
 _HF_TYPES = ("llava", "llava_next")
@@ -126,7 +128,7 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaCon
         image=image,
         projector_type=_projector(reader, "linear"),
         has_image_newline="unpad" in merge,
-        template=default_template(text),
+        template=reader.take(TEMPLATE_KEY, str, default_template(text)),
         use_im_start_end=reader.take("mm_use_im_start_end", bool, False),
         use_im_patch_token=reader.take("mm_use_im_patch_token", bool, False),
         padding_side=side,
@@ -165,6 +167,7 @@ def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
     # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
     grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
     aspect = "anyres" if next_model else ("pad" if pixels.pads else "square")
+    template = reader.take(TEMPLATE_KEY, str, default_template(text))
     reader.ignore(LLAVA_HF, ANYWHERE)
     reader.finish()
     config = LlavaConfig(
@@ -173,7 +176,7 @@ def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
         image=_image(pixels, aspect, "spatial_unpad" if next_model else "flat", grid),
         projector_type="mlp2x_gelu",
         has_image_newline=next_model,
-        template=default_template(text),
+        template=template,
         model_max_length=min(text.max_position_embeddings, 4096),
         vision_tower_name=None,
         dtype=dtype,
@@ -189,7 +192,7 @@ def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
         text=text,
         vision=None,
         image=None,
-        template=default_template(text),
+        template=reader.take(TEMPLATE_KEY, str, default_template(text)),
         model_max_length=length,
         dtype=reader.dtype() or "float32",
     )

@@ -64,6 +64,12 @@ class ChatTemplate:
         self._query = _parse(data["query"], f"{name}: /query") if data.get("query") else None
         self._compare_query()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChatTemplate) and other.data == self.data
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.data, sort_keys=True))
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The text behind an answer, which ends it; empty when the file has none."""

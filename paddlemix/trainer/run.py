@@ -49,11 +49,12 @@ def pretrain(settings: TrainingSettings) -> Result:
     """
     model = settings.model
     alone = model.tune_mm_mlp_adapter or not model.tune_entire_model
-    return finetune(settings.with_changes(tune_mm_mlp_adapter=alone, template=model.template or "plain"))
+    settings = settings.with_changes(tune_mm_mlp_adapter=alone, template=model.template or "plain")
+    return finetune(settings, first_stage=True)
 
 
-def finetune(settings: TrainingSettings) -> Result:
-    """Run a training from its settings and return where the result lies.
+def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result:
+    """Run a training from its settings and return where the result lies. ``first_stage``: captions are what it learns.
 
     ConfigError, CheckpointError and DataError before the first step for what is wrong with the input; TrainingError
     when the run cannot go on. Nothing is written before the settings, ``output_dir`` and the checkpoint are checked.
@@ -62,7 +63,7 @@ def finetune(settings: TrainingSettings) -> Result:
 
     stages.stage_of(settings)
     check_processes(settings)
-    _find_inputs(settings)
+    _find_inputs(settings, first_stage)
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
     guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
@@ -75,16 +76,18 @@ def finetune(settings: TrainingSettings) -> Result:
         return TrainingRun(settings, output, resume).go()
 
 
-def _find_inputs(settings: TrainingSettings) -> None:
+def _find_inputs(settings: TrainingSettings, first_stage: bool) -> None:
     """Raise for a model folder or a data file that is not there: at once, and not after paddle is imported."""
     from paddlemix.checkpoint.folders import resolve
     from paddlemix.datasets.build import entries_of
+    from paddlemix.trainer.conversation import check_conversation
 
     model, training = settings.model, settings.training
     folder = resolve(model.model_name_or_path, "the model")
-    for name, what in ((model.lora_path, "the adapter"), (model.base, "the base model")):
-        if name is not None:
-            resolve(name, what)
+    if model.base is not None:
+        resolve(model.base, "the base model")
+    start = folder if model.lora_path is None else resolve(model.lora_path, "the adapter")
+    check_conversation(settings, start, first_stage=first_stage)
     if model.vision_tower is not None:
         resolve(model.vision_tower, "the vision tower", near=folder)
     used = {"train": training.do_train, "eval": training.do_eval}
@@ -213,24 +216,43 @@ class TrainingRun:
         self.plan = stages.plan_stage(self.model, self.settings)
         if _is_main():
             console().print(self.plan.table())
+        data = self._read_data()
         around = Surroundings(
-            self.config, self.tokenizer, settings_to_json(self.settings), self.loaded.base, self.loaded.vision_tower
-        )
-        self.weights = weights_of(self.plan, around)
-        self._build_trainer()
-
-    def _build_trainer(self) -> None:
-        from paddlemix.datasets.build import build_datasets
-        from paddlemix.trainer.callbacks import ProgressBar, StopOnSignal
-        from paddlemix.trainer.llava_trainer import LlavaTrainer
-
-        data = build_datasets(
-            self.settings,
             self.config,
             self.tokenizer,
+            settings_to_json(self.settings),
+            self.loaded.base,
+            self.loaded.vision_tower,
+            self.chat_template,
+        )
+        self.weights = weights_of(self.plan, around)
+        self._build_trainer(data)
+
+    def _read_data(self) -> Any:
+        """The data sets; with them it is known what the result is asked with."""
+        from paddlemix.datasets.build import build_datasets
+        from paddlemix.trainer import conversation
+
+        settings, folder, own = self.settings, self.loaded.template_folder, self.config.template
+        data = build_datasets(
+            settings,
+            self.config,
+            self.tokenizer,
+            template=conversation.training_template(settings, folder, own),
             rank=self.args.dataset_rank,
             world=self.args.dataset_world_size,
         )
+        layouts = data.train.layouts if data.train is not None else []
+        for note in conversation.notes(layouts, settings, folder, own):
+            self._say(f"note: {note}")
+        name, self.chat_template = conversation.asked_with(layouts, settings, folder, own)
+        self.config = self.config.with_changes(template=name)
+        return data
+
+    def _build_trainer(self, data: Any) -> None:
+        from paddlemix.trainer.callbacks import ProgressBar, StopOnSignal
+        from paddlemix.trainer.llava_trainer import LlavaTrainer
+
         hidden = self.settings.training.disable_tqdm
         self.bar = ProgressBar(None if hidden is None else not hidden)
         self.stop = StopOnSignal()
@@ -336,7 +358,7 @@ class TrainingRun:
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:
     model, data = settings.model, settings.data
     names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
-             "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token", "template")  # fmt: skip
+             "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token")  # fmt: skip
     found = {name: getattr(model, name) for name in names}
     found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
     return {name: value for name, value in found.items() if value is not None}

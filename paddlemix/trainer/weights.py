@@ -19,8 +19,9 @@ from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.lora import save_adapter
 from paddlemix.checkpoint.save import Reader, dtype_name, plain_values, save_model
-from paddlemix.checkpoint.save_files import write_side_files
+from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.ops.parallel import whole_shape
+from paddlemix.text.model_template import CHAT_TEMPLATE
 from paddlemix.trainer import divided
 from paddlemix.trainer.stages import PROJECTOR_PART, StagePlan, part_of
 from paddlemix.utils import files
@@ -38,6 +39,13 @@ class Surroundings:
     settings: dict[str, Any]
     base: Path
     vision_tower: Path | None
+    chat_template: dict[str, Any] | None = None
+    """Content of the chat_template.json that the rows were written with, if they were."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Further files by their names, as JSON."""
+        return {} if self.chat_template is None else {CHAT_TEMPLATE: self.chat_template}
 
 
 class ModelWeights:
@@ -50,7 +58,15 @@ class ModelWeights:
     def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
         """A folder in our own form."""
         around = self.around
-        save_model(folder, model, around.config, around.tokenizer, training_settings=around.settings, read=read)
+        save_model(
+            folder,
+            model,
+            around.config,
+            around.tokenizer,
+            training_settings=around.settings,
+            extra=around.extra,
+            read=read,
+        )
 
     def load(self, folder: Path, model: Any) -> None:
         """The trained parameters, bit for bit; the frozen ones are in ``model`` already."""
@@ -71,6 +87,7 @@ class AdapterWeights(ModelWeights):
             base=around.base,
             vision_tower=around.vision_tower,
             training_settings=around.settings,
+            extra=around.extra,
             read=read,
         )
 
@@ -89,6 +106,8 @@ class ProjectorWeights(ModelWeights):
         """``mm_projector.safetensors`` and the small files of a model."""
         write_projector(folder, model, read)
         write_side_files(folder, self.around.config, self.around.tokenizer, None, self.around.settings)
+        for name, data in self.around.extra.items():
+            write_json(folder / name, data)
 
     def load(self, folder: Path, model: Any) -> None:
         """The projector, bit for bit."""
