@@ -5,8 +5,9 @@
 #
 # Environment:
 #   DEVICES       devices of this machine, for example 0,1,2,3 (default: all)
-#   NPROC         processes on this machine, for a CPU run (with BACKEND=gloo)
-#   BACKEND       communication backend (default: what paddle chooses)
+#   NPROC         processes on this machine, for a CPU run
+#   BACKEND       communication backend (default: what paddle chooses, gloo on a machine without cards); gloo on one machine
+#                 keeps the processes on the CPU
 #   NNODES        number of machines (default: that of MPI or the platform, else 1)
 #   NODE_RANK     number of this machine, from 0 (default: that of MPI or the platform); needed with several machines
 #   MASTER_ADDR   address of machine 0; needed with several machines
@@ -57,8 +58,20 @@ case "$device" in
   cpu | gpu*) unset PADDLE_XCCL_BACKEND ;;
 esac
 
+python=${PYTHON:-python}
+if [ "${DRY_RUN:-0}" != 1 ] && ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("paddle") is None)'; then
+  exec "$python" "$here/supervised_finetune.py" "$@"  # it says what is missing, and what to type
+fi
 set -- "$here/supervised_finetune.py" "$@"
-if [ -n "${BACKEND:-}" ]; then set -- --backend "$BACKEND" "$@"; fi
+# A flag for the backend takes paddle's older launcher, which knows gloo on one machine only, and then as a mode of its
+# own; the newer one takes gloo by itself where there is no card.
+mode="--run_mode collective"
+if [ "${BACKEND:-}" = gloo ] && [ "$nnodes" -gt 1 ]; then
+  export PADDLE_DISTRI_BACKEND=gloo
+elif [ -n "${BACKEND:-}" ]; then
+  if [ "$BACKEND" = gloo ]; then mode=; fi
+  set -- --backend "$BACKEND" "$@"
+fi
 if [ -n "${NPROC:-}" ]; then set -- --nproc_per_node "$NPROC" "$@"; fi
 if [ -n "${DEVICES:-}" ]; then set -- --devices "$DEVICES" "$@"; fi
 if [ "$nnodes" -gt 1 ]; then
@@ -82,7 +95,8 @@ if [ "$nnodes" -gt 1 ]; then
   fi
   set -- --master "$master:${MASTER_PORT:-36677}" --nnodes "$nnodes" --rank "$rank" "$@"
 fi
-set -- "${PYTHON:-python}" -u -m paddle.distributed.launch --log_dir "${LOG_DIR:-./log}" --run_mode collective "$@"
+# shellcheck disable=SC2086 # the mode is two words or none
+set -- "$python" -u -m paddle.distributed.launch --log_dir "${LOG_DIR:-./log}" $mode "$@"
 
 # What an outer scheduler set for its own processes would be taken for ours.
 unset PADDLE_ELASTIC_JOB_ID PADDLE_TRAINER_ENDPOINTS DISTRIBUTED_TRAINER_ENDPOINTS FLAGS_START_PORT \

@@ -53,6 +53,7 @@ def make_bench(tmp_path):
 
 
 FAKE_PYTHON = f"""#!/usr/bin/env bash
+[ "$1" != -c ] || exec {sys.executable} "$@"
 echo "$*" >> "$HOME/calls"
 case "$*" in
   *doctor.py*)
