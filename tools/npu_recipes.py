@@ -75,14 +75,14 @@ def load(recipe: Recipe) -> TrainingSettings:
     return load_settings([str(FOLDER / f"{recipe.file}.json")])
 
 
-def memory(recipe: Recipe) -> Memory:
-    """Expected bytes on each of the cards."""
-    return expected_memory(recipe.config, load(recipe), CARDS, tiles=recipe.tiles)
+def memory(recipe: Recipe, plain_attention: bool = False) -> Memory:
+    """Expected bytes on each of the cards, with the fused attention of the plug-in or without."""
+    return expected_memory(recipe.config, load(recipe), CARDS, tiles=recipe.tiles, plain_attention=plain_attention)
 
 
 def row(recipe: Recipe) -> str:
     """One line of the table in Markdown."""
-    settings, need = load(recipe), memory(recipe)
+    settings, need, plain = load(recipe), memory(recipe), memory(recipe, plain_attention=True).total
     training, data = settings.training, settings.data
     method = f"LoRA, rank {settings.model.lora_rank}" if settings.model.lora else "full"
     batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
@@ -94,14 +94,15 @@ def row(recipe: Recipe) -> str:
     detail = " + ".join(f"{part / GB:.1f}" for part in parts)
     return (
         f"| `{recipe.file}.json` | {numbers:.1f} | {method} | {divided} | {batch} | {step} ... {last} "
-        f"| {detail} = **{need.total / GB:.0f}** | {recipe.beat} |"
+        f"| {detail} = **{need.total / GB:.0f}** | {plain / GB:.0f} | {recipe.beat} |"
     )
 
 
 def table() -> list[str]:
     """The whole table."""
-    head = "| recipe | 10^9 | trains | divided by | rows x steps | buckets | GB a card | others, tokens/s a card |"
-    return [head, "|---|---|---|---|---|---|---|---|", *(row(recipe) for recipe in RECIPES)]
+    head = "| recipe | 10^9 | trains | divided by | rows x steps | buckets | GB a card | with plain attention "
+    head += "| others, tokens/s a card |"
+    return [head, "|---|---|---|---|---|---|---|---|---|", *(row(recipe) for recipe in RECIPES)]
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-OK, NOTE, FAIL = "ok", "note", "FAIL"
+OK, NOTE, WARN, FAIL = "ok", "note", "WARN", "FAIL"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``state``: ``ok``, ``note`` (worth reading, nothing stops) or ``FAIL`` (the device cannot be used like this)."""
+    """``state``: ``ok``, ``note`` (worth reading), ``WARN`` (works at a cost) or ``FAIL`` (cannot be used so)."""
 
     state: str
     name: str
@@ -25,6 +25,11 @@ def ok(name: str, text: str, **values: Any) -> Finding:
 def note(name: str, text: str, **values: Any) -> Finding:
     """A line about something that a person should read."""
     return Finding(NOTE, name, text, values)
+
+
+def warn(name: str, text: str, **values: Any) -> Finding:
+    """A line about something that works and costs memory or time that it need not."""
+    return Finding(WARN, name, text, values)
 
 
 def fail(name: str, text: str, **values: Any) -> Finding:

@@ -2,77 +2,18 @@
 """What the machine says of itself without paddle: cards, driver, CANN, network. Every place can be made up in tests."""
 
 import re
-import shutil
 import socket
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from paddlemix.doctor import versions
 from paddlemix.doctor.findings import Finding, fail, note, ok
 from paddlemix.utils import env, npu_environment
+from paddlemix.utils.npu_cards import Cards, visible
 
 ROOT = Path("/")
-SMI_SECONDS = 30
 HEALTHY = "OK"
 BUSY_SHARE = 0.15
 """A card whose memory is used by more than this before a start has a tenant; the driver itself keeps about 5 %."""
-
-_FIRST = re.compile(r"^\|\s*(\d+)\s+(\S+)\s*\|\s*([A-Za-z]+)\s*\|")
-_SECOND = re.compile(r"(\d+)\s*/\s*(\d+)\s*\|\s*$")
-_TOOL = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)")
-
-
-@dataclass(frozen=True)
-class Card:
-    """One row of ``npu-smi info``; memory in MB."""
-
-    number: int
-    name: str
-    health: str
-    used: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class Cards:
-    """What ``npu-smi info`` tells, or why it tells nothing."""
-
-    cards: tuple[Card, ...] = ()
-    driver: str | None = None
-    problem: str | None = None
-
-
-def read_cards() -> Cards:
-    """Ask ``npu-smi info``."""
-    tool = shutil.which("npu-smi")
-    if tool is None:
-        return Cards(problem="npu-smi is not on the PATH: no Ascend driver here, or not mounted into the container")
-    try:
-        done = subprocess.run([tool, "info"], capture_output=True, text=True, timeout=SMI_SECONDS, check=False)  # noqa: S603 - the tool of the driver, no input of ours
-    except subprocess.TimeoutExpired:
-        return Cards(problem=f"npu-smi info gave no answer in {SMI_SECONDS} s: the driver hangs; restart the machine")
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        return Cards(problem=f"npu-smi info ended with {done.returncode}: {said[0] if said else 'no message'}")
-    return parse_cards(done.stdout)
-
-
-def parse_cards(text: str) -> Cards:
-    """The table of ``npu-smi info``: two rows for each card, memory in the last column of the second."""
-    tool = _TOOL.search(text)
-    cards: list[Card] = []
-    open_row: re.Match[str] | None = None
-    for line in text.splitlines():
-        first, second = _FIRST.match(line), _SECOND.search(line)
-        if first and first.group(2) not in ("No",):
-            open_row = first
-        elif open_row is not None and second:
-            number, name, health = open_row.groups()
-            cards.append(Card(int(number), name, health, int(second.group(1)), int(second.group(2))))
-            open_row = None
-    problem = None if cards else "npu-smi info shows no card"
-    return Cards(tuple(cards), tool.group(2) if tool else None, problem)
 
 
 def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[Finding]:
@@ -83,7 +24,7 @@ def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[F
     sizes = sorted({card.memory for card in told.cards})
     text = f"{len(told.cards)} x {', '.join(names)}, {' or '.join(f'{size / 1024:.0f}' for size in sizes)} GB each"
     values = {"cards": [card.__dict__ for card in told.cards]}
-    ours = _visible(told.cards)
+    ours = visible(told.cards)
     if len(ours) < len(told.cards):
         text += f"; ASCEND_RT_VISIBLE_DEVICES leaves {len(ours)}"
     if len(ours) < wanted:
@@ -99,15 +40,6 @@ def card_findings(told: Cards, wanted: int = 0, *, idle: bool = False) -> list[F
                 fail("memory", f"card {card.number}: {card.used} of {card.memory} MB are in use; end the other process")
             )
     return found
-
-
-def _visible(cards: tuple[Card, ...]) -> tuple[Card, ...]:
-    """Those that ASCEND_RT_VISIBLE_DEVICES leaves to this process; it counts them in the order of the table."""
-    value = env.raw("ASCEND_RT_VISIBLE_DEVICES")
-    if not value:
-        return cards
-    numbers = [int(part) for part in value.split(",") if part.isascii() and part.isdigit()]
-    return tuple(cards[number] for number in numbers if number < len(cards))
 
 
 def read_driver(root: Path = ROOT) -> str | None:
@@ -150,14 +82,17 @@ def network_findings(interfaces: list[str] | None = None) -> list[Finding]:
 
 
 def master_findings(address: str, rank: int) -> list[Finding]:
-    """Can the ranks meet at ``host:port``? On rank 0 the port has to be free, elsewhere the name has to be known."""
+    """Can the ranks meet at ``host:port``? On rank 0 the port has to be free, elsewhere the name has to be known.
+
+    IPv4 only: paddle's launcher takes addresses apart at the colon.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         return [fail("master", f'"{address}": expected host:port')]
     try:
-        where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        where = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0]
     except OSError as error:
-        return [fail("master", f"{host}: the name is not known here ({error.strerror}); give the address of machine 0")]
+        return [fail("master", _unknown(host, error))]
     if rank:
         return [ok("master", f"{host} is {where[4][0]}")]
     with socket.socket(where[0], socket.SOCK_STREAM) as probe:
@@ -168,3 +103,13 @@ def master_findings(address: str, rank: int) -> list[Finding]:
             text = f"port {port} of {host} cannot be opened here ({error.strerror})"
             return [fail("master", f"{text}; set MASTER_PORT, and check that this machine is machine 0")]
     return [ok("master", f"{host}:{port} is free here")]
+
+
+def _unknown(host: str, error: OSError) -> str:
+    try:
+        only = socket.getaddrinfo(host.strip("[]"), None, socket.AF_INET6)[0][4][0]
+    except OSError:
+        return f"{host}: the name is not known here ({error.strerror}); give the address of machine 0"
+    return (
+        f"{host}: its only address is {only}, and paddle's launcher takes no IPv6; give machine 0 an IPv4 address too"
+    )

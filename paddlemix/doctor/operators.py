@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from paddlemix.doctor.findings import Finding, fail, note, ok
+from paddlemix.doctor.findings import Finding, fail, note, ok, warn
 from paddlemix.ops import activation, rope
 from paddlemix.ops.attention import math as plain_attention
 from paddlemix.ops.attention import npu as fused_attention
@@ -32,25 +32,34 @@ Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], list[Tensor], st
 """Name, fused, plain, inputs that get gradients, and why the fused one cannot serve them."""
 
 
-def forms() -> list[Finding]:
-    """One line for each operator: the form in the plug-in, and what the flags say."""
-    found = []
-    for switch, name in NAMES.items():
-        value, flag = switches.setting(switch)
-        told = "" if value == "auto" else f"; {flag}={value}"
-        if switch == "SWIGLU":
-            dtypes = sorted(library.kernel_dtypes(name))
-            text = f"kernel for {', '.join(dtypes)}" if dtypes else "the plug-in has no kernel of its own"
-            found.append((ok if dtypes else note)(name, text + told, dtypes=dtypes))
-            continue
+def forms(on_npu: bool = False) -> list[Finding]:
+    """One line for each operator: the form in the plug-in, and what the flags say. ``on_npu``: a missing one costs."""
+    return [_form(switch, name, on_npu) for switch, name in NAMES.items()]
+
+
+def _form(switch: str, name: str, on_npu: bool) -> Finding:
+    value, flag = switches.setting(switch)
+    told = "" if value == "auto" else f"; {flag}={value}"
+    if switch == "SWIGLU":
+        dtypes = sorted(library.kernel_dtypes(name))
+        text, good = (
+            f"kernel for {', '.join(dtypes)}" if dtypes else "the plug-in has no kernel of its own",
+            bool(dtypes),
+        )
+        values: dict[str, Any] = {"dtypes": dtypes}
+    else:
         form = library.form_of(name)
-        if isinstance(form, str):
-            found.append(note(name, form + told, form=None))
-        else:
-            gradient = library.has_gradient(name)
-            text = f"form: {form.name}" + ("" if gradient else "; without its gradient: the plain path trains")
-            found.append((ok if gradient else note)(name, text + told, form=form.name, gradient=gradient))
-    return found
+        known = not isinstance(form, str)
+        good = known and library.has_gradient(name)
+        text = f"form: {form.name}" if known else str(form)
+        text += "; without its gradient: the plain path trains" if known and not good else ""
+        values = {"form": form.name, "gradient": good} if known else {"form": None}
+    if good:
+        # Somebody has chosen the plain path: worth reading on a card, and no fault.
+        return (note if on_npu and value == "0" else ok)(name, text + told, **values)
+    return (
+        warn(name, f"{text}{told}; {switches.COSTS[switch]}", **values) if on_npu else note(name, text + told, **values)
+    )
 
 
 def self_check(device: str, dtype: str) -> list[Finding]:
@@ -79,7 +88,7 @@ def _compared(
         difference = _difference(fast, plain, inputs)
     except library.RefusalError as refusal:
         _run(plain, [_leaf(value.astype("float32")) for value in inputs])  # raises where the device does nothing at all
-        return note(name, f"{refusal}; the plain path serves", max_difference=None, reason=str(refusal))
+        return warn(name, f"{refusal}; the plain path serves", max_difference=None, reason=str(refusal))
     good = difference <= ALLOWED[dtype]  # False for a NaN
     text = f"max difference to math {difference:.2e} in {dtype}" + ("" if good else f", allowed {ALLOWED[dtype]:g}")
     return (ok if good else fail)(name, text, max_difference=difference)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paddlemix.doctor import machine, versions
-from paddlemix.doctor.findings import FAIL, NOTE, Finding, fail, note, ok
+from paddlemix.doctor.findings import FAIL, NOTE, WARN, Finding, fail, note, ok
 from paddlemix.utils import device as devices
-from paddlemix.utils import env, npu_environment
+from paddlemix.utils import env, npu_cards, npu_environment
 from paddlemix.utils.errors import BackendError
 from paddlemix.utils.install import install_line
 
@@ -56,7 +56,15 @@ class Report:
     @property
     def failures(self) -> list[Finding]:
         """What stops the work."""
-        return [finding for findings in self.sections.values() for finding in findings if finding.state == FAIL]
+        return self._all(FAIL)
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What works at a cost."""
+        return self._all(WARN)
+
+    def _all(self, state: str) -> list[Finding]:
+        return [finding for findings in self.sections.values() for finding in findings if finding.state == state]
 
     @property
     def exit_code(self) -> int:
@@ -76,12 +84,19 @@ class Report:
         for title, findings in self.sections.items():
             for i, finding in enumerate(findings):
                 lines += _rows(title if not i else "", finding)
-        if self.failures:
-            count = len(self.failures)
-            lines.append(f"{'result':<12} NOT READY: {count} thing{'s' * (count > 1)} marked FAIL")
-        else:
-            lines.append(f"{'result':<12} {self.device} is ready")
+        lines.append(f"{'result':<12} {self._result()}")
         return lines
+
+    def _result(self) -> str:
+        if self.failures:
+            return f"NOT READY: {_things(self.failures)} marked FAIL"
+        if self.warnings:
+            return f"{self.device} is ready, but {_things(self.warnings)} marked WARN cost memory or time"
+        return f"{self.device} is ready"
+
+
+def _things(findings: list[Finding]) -> str:
+    return f"{len(findings)} thing{'s' * (len(findings) > 1)}"
 
 
 def _rows(title: str, finding: Finding) -> list[str]:
@@ -113,7 +128,7 @@ def _means_npu(device: str | None) -> bool:
 
 
 def _machine(wanted: Wanted, on_npu: bool) -> list[Finding]:
-    told = machine.read_cards()
+    told = npu_cards.read_cards()
     cards = machine.card_findings(told, wanted.cards, idle=wanted.idle)
     if not on_npu:
         cards = [_softened(finding, finding.name) for finding in cards]
@@ -213,7 +228,7 @@ def _examine_device(wanted: Wanted, report: Report) -> None:
         paddle.set_device(chosen.name)
     except (BackendError, RuntimeError, ValueError, OSError) as error:
         report.sections["device"] = [fail("device", str(error).strip().splitlines()[-1])]
-        report.sections["operators"] = _operators()
+        report.sections["operators"] = _operators(on_npu=False)
         return
     report.device = chosen.name
     if chosen.kind == "npu" and not wanted.cards:
@@ -229,7 +244,7 @@ def _examine_device(wanted: Wanted, report: Report) -> None:
         devices.tune_cpu()
         missing = "no npu and no gpu that paddle can use; models run on the CPU in float32"
         report.sections["device"].append(note("missing", missing))
-    report.sections["operators"] = _operators()
+    report.sections["operators"] = _operators(on_npu=chosen.kind == "npu")
     if wanted.quick:
         return
     from paddlemix.doctor import operators, speed
@@ -244,7 +259,7 @@ def _examine_device(wanted: Wanted, report: Report) -> None:
         report.sections["speed"] = speed.findings(chosen.name, chosen.dtype)
 
 
-def _operators() -> list[Finding]:
+def _operators(*, on_npu: bool) -> list[Finding]:
     from paddlemix.doctor import operators
 
-    return operators.forms()
+    return operators.forms(on_npu)

@@ -9,13 +9,15 @@ model width, V vocabulary.
     gradients    4 t            (2 t without amp_master_grad) / N with stage2 and stage3
     optimizer    12 t           (float32 weights: 8 t)        / N with any sharding; 0 with offload
     kept         2 B L D n      one row of inputs for each recomputed layer; without recompute all of ``layer`` n times
-    layer        the tensors of one decoder layer and their gradients, fused attention (no L x L scores)
+    layer        the tensors of one decoder layer and their gradients, without the L x L scores of attention
     tower        the tensors of one layer of the vision tower (of all its layers when it trains)
+    scores       13 B H L L     plain attention only: H heads, one layer at its peak in the backward pass; without
+                                recompute another 6 B H L L is kept in each layer. Fused attention has none
     logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient
-    reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks
+    reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks (none between scores, few and large)
 
 With tensor parallel over T cards, w and t are what lies on one card (the projector, the norms and one matrix of each
-adapter are whole), the inner tensors of ``layer`` and the logits are divided by T, and N counts groups of T cards.
+adapter are whole), the inner tensors of ``layer``, heads and logits are divided by T, and N counts groups of T cards.
 Kept, layer and tower count half-precision values; a float32 run holds twice as much of them.
 """
 
@@ -26,6 +28,11 @@ from paddlemix.settings.training import TrainingSettings
 
 GB = 10**9
 RESERVE, GAPS = 4 * GB, 0.05
+
+SCORE_PEAK, SCORE_KEPT = 13, 6
+"""Bytes for each score of plain attention: at the peak of its backward pass, and kept from the forward pass until then
+(float32 softmax, its half-precision copy). Measured with paddle's own counter on the stand-in device: 12.3 to 13.0 and
+6.3 to 6.5 in bfloat16, 12.6 to 13.0 and 4.6 to 5.0 in float32 (tests/npu_standin)."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ class Memory:
     activations: int
     logits: int
     reserve: int
+    scores: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.reserve
+        state = self.weights + self.gradients + self.optimizer
+        return state + self.activations + self.scores + self.logits + self.reserve
 
 
 def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
@@ -78,8 +87,13 @@ def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
     return Counts(decoder, _projector(config), _tower(config.vision), adapters)
 
 
-def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int, *, tiles: int = 1) -> Memory:
-    """Bytes on each of ``cards`` cards when every row is ``max_length`` long and holds ``tiles`` tiles."""
+def expected_memory(
+    config: LlavaConfig, settings: TrainingSettings, cards: int, *, tiles: int = 1, plain_attention: bool = False
+) -> Memory:
+    """Bytes on each of ``cards`` cards when every row is ``max_length`` long and holds ``tiles`` tiles.
+
+    ``plain_attention``: no fused attention serves, so the scores of a layer lie in memory.
+    """
     model, data, training = settings.model, settings.data, settings.training
     together = max(training.tensor_parallel_degree, 1)
     counts = _on_one_card(config, model.lora_rank if model.lora else 0, together)
@@ -101,7 +115,8 @@ def expected_memory(config: LlavaConfig, settings: TrainingSettings, cards: int,
         "activations": wide * (kept + _tower_bytes(config, settings, rows * tiles)),
         "logits": 16 * rows * length * config.text.vocab_size // (1 if config.text.tie_word_embeddings else together),
     }
-    return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())))
+    scores = _score_bytes(config, settings, tiles, together) if plain_attention else 0
+    return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())), scores=scores)
 
 
 def chat_memory(config: LlavaConfig, value_bytes: int) -> int:
@@ -174,6 +189,21 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
     heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
     inner = 2 * (2 * heads + 2 * keys) + 2 * 4 * text.intermediate_size
     return 2 * (2 * 4 * text.hidden_size + 2 * 2 * text.hidden_size + inner // together)
+
+
+def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, together: int) -> int:
+    """Scores of the decoder or of the tower, whichever are more: one has ended before the other begins."""
+    rows, length, vision = settings.training.per_device_train_batch_size, settings.data.max_length, config.vision
+    again = settings.training.recompute
+    text = rows * -(-config.text.num_attention_heads // together) * length**2
+    found = text * (SCORE_PEAK + (0 if again else SCORE_KEPT * (config.text.num_hidden_layers - 1)))
+    if vision is None:
+        return found
+    one = rows * tiles * -(-vision.num_attention_heads // together) * (vision.grid**2 + 1) ** 2
+    first = max(settings.model.tune_vit_from_layer or 0, 0)
+    trains = settings.model.tune_entire_model or settings.model.tune_vision_tower
+    kept = vision.num_hidden_layers - first - 1 if trains and not again else 0
+    return max(found, one * (SCORE_PEAK + SCORE_KEPT * kept))
 
 
 def _tower_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int) -> int:

@@ -168,20 +168,30 @@ class TrainingRun:
 
     def _load(self, device: devices.Device) -> None:
         from paddlemix.checkpoint.load import INIT, load_model
+        from paddlemix.checkpoint.sources import find_sources
         from paddlemix.checkpoint.vocab import grow_vocabulary, require_vocabulary
         from paddlemix.text.tokenizer import load_tokenizer
+        from paddlemix.trainer.capacity import check_memory
         from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 
         model = self.settings.model
         half = self.settings.training.fp16_opt_level == "O2"
+        name = model.lora_path or model.model_name_or_path
+        folders = {
+            "base": model.model_name_or_path if model.lora_path else model.base,
+            "vision_tower": model.vision_tower,
+            "projector": model.pretrain_mm_mlp_adapter or (INIT if model.vision_tower else None),
+            "overrides": _overrides(self.settings),
+        }
+        if device.kind == "npu":
+            line = check_memory(find_sources(name, **folders).config, self.settings, self.args.world_size)
+            if line is not None:
+                self._say(line)
         self.loaded = load_model(
-            model.lora_path or model.model_name_or_path,
-            base=model.model_name_or_path if model.lora_path else model.base,
-            vision_tower=model.vision_tower,
-            projector=model.pretrain_mm_mlp_adapter or (INIT if model.vision_tower else None),
+            name,
+            **folders,
             dtype=device.dtype if half else "float32",
             lora="keep" if model.lora_path else "merge",
-            overrides=_overrides(self.settings),
             seed=self.settings.training.seed,
             parallel=place_in_group(self.args),
         )

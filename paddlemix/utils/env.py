@@ -40,6 +40,12 @@ FLAGS: dict[str, Flag] = {
         Flag("PADDLEMIX_NPU_FUSED_ROPE", "auto", _SWITCH, "Fused NPU rotary embedding."),
         Flag("PADDLEMIX_NPU_FUSED_SWIGLU", "auto", _SWITCH, "Fused NPU SwiGLU."),
         Flag(
+            "PADDLEMIX_MEMORY_CHECK",
+            "1",
+            ("0", "1"),
+            "0 starts a training on npus also where its expected memory is more than a card has.",
+        ),
+        Flag(
             "PADDLEMIX_CPU_TUNING",
             "1",
             ("0", "1"),

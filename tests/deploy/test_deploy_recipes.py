@@ -95,11 +95,11 @@ def test_counted_adapters_are_those_of_the_model():
 PLAIN = LlavaConfig(TextConfig(1000, 64, 128, 2, 4, 4), None, ImageConfig(28, 28))
 
 
-def need(cards=8, **keys):
+def need(cards=8, plain_attention=False, **keys):
     settings = TrainingSettings().with_changes(
         **({"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True, "recompute": True} | keys)
     )
-    return expected_memory(PLAIN, settings, cards)
+    return expected_memory(PLAIN, settings, cards, plain_attention=plain_attention)
 
 
 def test_the_formula_counts_weights_gradients_and_optimizer_by_hand():
@@ -137,6 +137,34 @@ def test_tensor_parallel_counts_what_lies_on_one_card(config):
     alone = expected_memory(config, TrainingSettings().with_changes(**keys | {"tensor_parallel_degree": -1}), 8)
     assert alone.logits == 8 * counted.logits
     assert alone.weights > 7 * counted.weights
+
+
+def test_plain_attention_counts_the_scores_of_one_layer_or_of_all():
+    rows, length, heads, layers = 8, 2048, 4, 2
+    score = rows * heads * length**2
+    assert need().scores == 0
+    assert need(plain_attention=True).scores == 13 * score
+    assert need(plain_attention=True, recompute=False).scores == 13 * score + 6 * score * (layers - 1)
+    assert need(plain_attention=True, tensor_parallel_degree=2).scores == 13 * score // 2
+    assert need(plain_attention=True).total == need().total + 13 * score
+
+
+def test_the_scores_of_a_tower_count_where_they_are_more_than_those_of_the_decoder():
+    tower = RECIPES.INTERN_VIT
+    config = LlavaConfig(TextConfig(1000, 64, 128, 2, 4, 4), tower, ImageConfig(336, 336))
+    settings = TrainingSettings().with_changes(bf16=True, recompute=True, max_length=64)
+    found = expected_memory(config, settings, 8, tiles=3, plain_attention=True).scores
+    assert found == 13 * 8 * 3 * tower.num_attention_heads * 577**2
+
+
+@pytest.mark.parametrize(
+    ("file", "fused", "plain"),
+    [("llava_v1_5_7b", 52, 66), ("llava_v1_6_7b", 53, 81), ("internvl_chat_7b", 55, 62), ("llava_v1_5_13b", 62, 65)],
+)
+def test_the_gigabytes_of_a_recipe_with_and_without_fused_attention(file, fused, plain):
+    recipe = next(recipe for recipe in RECIPES.RECIPES if recipe.file == file)
+    found = [round(RECIPES.memory(recipe, plain_attention=way).total / GB) for way in (False, True)]
+    assert found == [fused, plain]
 
 
 def test_tensor_parallel_counts_the_whole_matrices_of_adapters():

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from paddlemix.doctor import findings, machine, versions
-from paddlemix.doctor.machine import Card, Cards, card_findings, parse_cards
+from paddlemix.doctor.machine import card_findings
 from paddlemix.doctor.report import Report, Wanted, examine
 from paddlemix.tools import doctor
-from paddlemix.utils import npu_environment
+from paddlemix.utils import npu_cards, npu_environment
+from paddlemix.utils.npu_cards import Card, Cards, parse_cards
 from tests.npu_standin import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +92,7 @@ def test_npu_smi_that_fails_is_quoted(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho 'dcmi module initialize failed. ret is -8005' >&2\nexit 255\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert machine.read_cards().problem == "npu-smi info ended with 255: dcmi module initialize failed. ret is -8005"
+    assert npu_cards.read_cards().problem == "npu-smi info ended with 255: dcmi module initialize failed. ret is -8005"
 
 
 def test_driver_and_cann_are_read_from_their_files(tmp_path, monkeypatch):
@@ -237,6 +238,43 @@ def test_the_report_works_without_paddle():
     assert done.stdout.split("\n")[0] == "1 cannot be looked at without paddle False", done.stderr
 
 
+def test_what_costs_is_said_in_the_last_line():
+    report = Report("npu", {"operators": [findings.warn("a", "costs"), findings.ok("b", "fine")]})
+    assert report.as_lines()[-1] == "result       npu is ready, but 1 thing marked WARN cost memory or time"
+    assert report.exit_code == 0
+    report.sections["operators"].append(findings.fail("c", "broken"))
+    assert report.as_lines()[-1] == "result       NOT READY: 1 thing marked FAIL"
+
+
+def test_a_missing_operator_costs_on_an_npu_and_is_worth_a_note_elsewhere(monkeypatch):
+    from paddlemix.doctor import operators
+
+    assert {finding.state for finding in operators.forms(on_npu=False)} == {"note"}
+    told = operators.forms(on_npu=True)
+    assert [finding.state for finding in told] == ["WARN"] * 4
+    assert all(cost in finding.text for cost, finding in zip(operators.switches.COSTS.values(), told, strict=True))
+    form = operators.library.KNOWN["fused_rope"][0]
+    monkeypatch.setattr(operators.library, "form_of", lambda name: form)
+    monkeypatch.setattr(operators.library, "has_gradient", lambda name: name != "rms_norm_npu")
+    states = {finding.name: finding.state for finding in operators.forms(on_npu=True)}
+    assert states["fused_rope"] == "ok"
+    assert states["rms_norm_npu"] == "WARN"
+    monkeypatch.setenv("PADDLEMIX_NPU_FUSED_ROPE", "0")
+    chosen = {finding.name: finding for finding in operators.forms(on_npu=True)}["fused_rope"]
+    assert (chosen.state, chosen.text.endswith("PADDLEMIX_NPU_FUSED_ROPE=0")) == ("note", True)
+
+
+def test_a_master_with_ipv6_only_is_told_as_that(monkeypatch):
+    def known(host, port, family=0, kind=0):
+        if family == socket.AF_INET:
+            raise socket.gaierror(-5, "No address associated with hostname")
+        return [(family, kind, 6, "", ("fd00::7", 0, 0, 0))]
+
+    monkeypatch.setattr(machine.socket, "getaddrinfo", known)
+    found = machine.master_findings("six:36677", 1)[0]
+    assert (found.state, "its only address is fd00::7" in found.text) == ("FAIL", True)
+
+
 def test_results_are_plain_data():
     json.dumps(examine(Wanted(quick=True)).as_json())
     assert dataclasses.is_dataclass(Wanted)
@@ -279,7 +317,8 @@ def test_an_operator_of_an_unknown_form_is_named_and_not_called(standin):
     code, told = on_standin(standin, "--preflight", NPU_STANDIN_ABI="unknown")
     assert code == 0
     line = told["sections"]["operators"][0]
-    assert (line["state"], "unknown form" in line["text"]) == ("note", True)
+    assert (line["state"], "unknown form" in line["text"]) == ("WARN", True)
+    assert "keeps every score in memory" in line["text"]
     attention = [item for item in told["sections"]["self-check"] if item["name"].startswith("attention")]
     assert all(item["state"] == "note" and "not used" in item["text"] for item in attention)
 

@@ -3,6 +3,7 @@
 
 from types import ModuleType
 
+import paddle
 from paddle import Tensor, is_grad_enabled
 
 from paddlemix.ops.attention import math, npu, sdpa
@@ -68,6 +69,8 @@ def choose(request: Request, wanted: str = "auto") -> ModuleType:
             if name == "npu":
                 switches.note_use()
             return backend
+        if name == "npu" and not off:
+            switches.warn_of_cost("ATTENTION", reason)
         skipped.append(f"{name}: {reason}")
     raise BackendError("no attention backend can serve the request: " + "; ".join(skipped))
 
@@ -79,6 +82,26 @@ def _forced(request: Request, name: str, by: str) -> ModuleType:
     if name == "npu":
         switches.note_use()
     return BACKENDS[name]
+
+
+def why_not_fused(dtype: str, heads: int, kv_heads: int, width: int) -> str | None:
+    """Why the fused attention of the npu in use will not serve a training like this; None when it will.
+
+    Asked before a run, for what plain attention takes in memory: flags and rules first, then one call of a few rows.
+    """
+    (fused, flag), wanted = switches.setting("ATTENTION"), env.get("PADDLEMIX_ATTENTION")
+    if fused == "0" or wanted in ("math", "sdpa"):
+        return f"{flag}=0" if fused == "0" else f"PADDLEMIX_ATTENTION={wanted}"
+    q, k = (paddle.zeros([1, 16, count, width], dtype=dtype) for count in (heads, kv_heads))
+    q.stop_gradient = False
+    mask = Mask(causal=True)
+    reason = npu.why_not(make_request(q, k, k, mask, 0.0, False))
+    if reason is None:
+        try:
+            npu.attend(q, k, k, mask, scale=width**-0.5)
+        except RefusalError as refusal:
+            reason = str(refusal)
+    return reason
 
 
 def cache_keeps_heads_first(device: str) -> bool:

@@ -14,6 +14,15 @@ WHOLE = "PADDLEMIX_NPU_FUSED"
 OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
 """``PADDLEMIX_NPU_FUSED_<operator>``; what is ``auto`` there follows ``PADDLEMIX_NPU_FUSED``."""
 
+COSTS = {
+    "ATTENTION": "plain attention keeps every score in memory, about 13 bytes each at the peak (rows x heads x length "
+    "x length): docs/cluster.md has the GB of each recipe",
+    "RMS_NORM": "each norm is 8 operators and float32 copies of its rows in place of 1 operator",
+    "ROPE": "each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
+    "SWIGLU": "each MLP has one more operator, and keeps one more product",
+}
+"""What it costs on an npu when the plain path serves in place of one of ``OPERATORS``."""
+
 _NAMES = {operator: f"{WHOLE}_{operator}" for operator in OPERATORS}
 _told: set[tuple[str, str]] = set()
 
@@ -43,7 +52,7 @@ def off_on_device(operator: str, x: Tensor) -> bool:
 def use(operator: str, reason: str | None) -> bool:
     """True when the fused operator serves the call. ``reason`` says why it cannot, or is None.
 
-    A forced operator that cannot serve raises BackendError; ``auto`` falls back and says so once for each reason.
+    A forced operator that cannot serve raises BackendError; ``auto`` falls back and warns once for each reason.
     """
     value, name = setting(operator)
     if value == "0":
@@ -55,8 +64,15 @@ def use(operator: str, reason: str | None) -> bool:
         return True
     if value == "1":
         raise BackendError(f"{name}=1: {reason}; use auto to let the plain path serve it")
-    _tell(operator, f"off: {reason}")
+    warn_of_cost(operator, reason)
     return False
+
+
+def warn_of_cost(operator: str, reason: str) -> None:
+    """Say once for each reason that the plain path serves on an npu, and what that costs."""
+    if (operator, reason) not in _told:
+        _told.add((operator, reason))
+        get_logger(__name__).warning("fused npu %s: off: %s; %s", operator.lower(), reason, COSTS[operator])
 
 
 def served(operator: str, call: Callable[[], Tensor]) -> Tensor | None:
@@ -79,8 +95,8 @@ def tell_refusal(operator: str, refusal: str) -> None:
     if (operator, "refused") not in _told:
         _told.add((operator, "refused"))
         get_logger(__name__).warning(
-            "fused npu %s: %s; the plain path serves this call, and further ones that it refuses (%s=0: all)",
-            operator.lower(), refusal, _NAMES[operator],
+            "fused npu %s: %s; the plain path serves this call, and further ones that it refuses (%s=0: all); %s",
+            operator.lower(), refusal, _NAMES[operator], COSTS[operator],
         )  # fmt: skip
 
 

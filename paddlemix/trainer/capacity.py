@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a run fit the memory of its cards? Asked before the weights are read, with the attention that will serve."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from paddlemix.settings.memory import GB, Memory, expected_memory, most_tiles
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.utils import env, npu_cards
+from paddlemix.utils.errors import ConfigError
+
+FLAG = "PADDLEMIX_MEMORY_CHECK"
+
+
+def check_memory(config: LlavaConfig, settings: TrainingSettings, cards: int) -> str | None:
+    """ConfigError when the run on ``cards`` npus needs more than one of them has; else a line to show, or None.
+
+    The message names the keys to change. Nothing is known, and None given, where npu-smi shows no card.
+    """
+    free = npu_cards.free_bytes()
+    if free is None or not settings.training.do_train:
+        return None
+    reason = why_plain_attention(config, settings)
+    need = _need(config, settings, cards, reason)
+    line = f"memory: about {_parts(need)} of {free / GB:.1f} GB a card, for rows of full length"
+    if need.total <= free or env.get(FLAG) == "0":
+        return line
+    because = f" The fused attention does not serve: {reason}." if reason else ""
+    raise ConfigError(
+        f"the run needs about {_parts(need)} on each card, {free / GB:.1f} GB are there.{because} "
+        f"{_remedy(config, settings, cards, reason, free)}. Rows of {settings.data.max_length} positions are counted "
+        f'("max_length"); {FLAG}=0 starts it all the same'
+    )
+
+
+def why_plain_attention(config: LlavaConfig, settings: TrainingSettings) -> str | None:
+    """Why the fused attention of the plug-in will not serve the decoder of this run; None when it will.
+
+    Flags, form, dtype and head width are asked as the layers ask them, and the operator is called once on a few rows.
+    """
+    from paddlemix.ops.attention import select
+
+    training, text = settings.training, config.text
+    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    return select.why_not_fused(dtype, text.num_attention_heads, text.num_key_value_heads, text.width_per_head)
+
+
+def _need(config: LlavaConfig, settings: TrainingSettings, cards: int, reason: str | None) -> Memory:
+    return expected_memory(config, settings, cards, tiles=most_tiles(config), plain_attention=reason is not None)
+
+
+def _parts(need: Memory) -> str:
+    named = (("weights", need.weights), ("gradients", need.gradients), ("optimizer", need.optimizer),
+             ("activations", need.activations), ("scores of plain attention", need.scores), ("logits", need.logits),
+             ("reserve", need.reserve))  # fmt: skip
+    return f"{need.total / GB:.1f} GB (" + ", ".join(f"{name} {size / GB:.1f}" for name, size in named if size) + ")"
+
+
+def _remedy(config: LlavaConfig, settings: TrainingSettings, cards: int, reason: str | None, free: int) -> str:
+    for change in _changes(settings, cards, tied=config.text.tie_word_embeddings):
+        total = _need(config, settings.with_changes(**change), cards, reason).total
+        if total <= free:
+            keys = ", ".join(f'"{name}": {_json(value)}' for name, value in change.items())
+            return f"Write {keys} ({total / GB:.1f} GB)"
+    return 'No change of rows, recompute or sharding makes it fit: train with "lora": true, or on more cards'
+
+
+def _changes(settings: TrainingSettings, cards: int, *, tied: bool) -> Iterator[dict[str, Any]]:
+    """What leaves the result of the training as it is, from the cheapest on: each alone, then on top of each other."""
+    training = settings.training
+    together = max(training.tensor_parallel_degree, 1)
+    fewer = list(_fewer_rows(training.per_device_train_batch_size, training.gradient_accumulation_steps))
+    saving = [] if training.recompute else [{"recompute": True}]
+    stages = ["stage2"] if together > 1 else ["stage2", "stage3"]
+    if cards // together > 1 and "offload" not in training.sharding:
+        wanted = [stage for stage in stages if not (stage == "stage3" and tied)]
+        later = wanted[wanted.index(training.sharding) + 1 :] if training.sharding in wanted else wanted
+        saving += [{"sharding": stage} for stage in later]
+    yield from saving
+    yield from fewer
+    sofar: dict[str, Any] = {}
+    for change in saving:
+        sofar = {**sofar, **change}
+        yield sofar
+        for rows in fewer:
+            yield {**sofar, **rows}
+
+
+def _fewer_rows(rows: int, steps: int) -> Iterator[dict[str, int]]:
+    """The same rows for an update in smaller portions."""
+    while rows % 2 == 0:
+        rows, steps = rows // 2, steps * 2
+        yield {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+    if rows > 1:
+        yield {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps * rows}
+
+
+def _json(value: Any) -> str:
+    return {True: "true"}.get(value, f'"{value}"') if isinstance(value, bool | str) else str(value)
