@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import convert_config, keymap
+from paddlemix.checkpoint.convert_hf import write_for_transformers
 from paddlemix.checkpoint.convert_parts import write_adapter, write_projector
 from paddlemix.checkpoint.convert_tensors import delta_entries, stored
 from paddlemix.checkpoint.convert_vocab import (
@@ -39,7 +40,7 @@ from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, te
 from paddlemix.settings.legacy import TEMPLATE_KEY, load_config
 from paddlemix.settings.legacy_tower import WELL_KNOWN
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
-from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
+from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, template_for
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
@@ -179,6 +180,9 @@ def _write(job: _Job, staging: Path, dst: Path, max_shard_bytes: int) -> Convert
     _write_generation(job, staging)
     keep_tokenizer(vocabulary, tokenizer_folder(job.sources.parts), staging, job.notes)
     _keep_chat_template(job, staging)
+    if job.to == "llava-hf":
+        layout = template_for(template_folder(job.sources.parts), job.config.template)
+        write_for_transformers(staging, job.sources.parts.folder, layout, job.config, job.notes)
     if job.to != "original":
         write_json(staging / CONVERSION, job.memory)
     return _converted(dst, job.to, tensors, job.notes)

@@ -16,13 +16,16 @@ from paddlemix.checkpoint.formats_torch_zip import TorchZipFile
 from paddlemix.utils.errors import CheckpointError
 
 WEIGHT_FILES = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "model_state.pdparams",
 )
-"""What a folder of weights is looked through for, best first: safetensors hold numbers only."""
+"""What a folder of weights is looked through for, best first: safetensors hold numbers only.
+
+A single file goes before an index, as in transformers: an index beside it is left from other weights.
+"""
 
 _MAX_INDEX_BYTES = 64 << 20
 _RELEASED = 32 << 20

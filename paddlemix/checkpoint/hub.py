@@ -44,10 +44,10 @@ _SMALL = (
 )
 """Files of a model folder besides its weights."""
 _WHOLE = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "model_state.pdparams",
 )
 """Weights of a whole model, best first; one of them is taken."""

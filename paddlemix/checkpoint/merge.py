@@ -10,7 +10,7 @@ from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.checkpoint.lora_base import MERGED_MARKER, merged_marker
 from paddlemix.checkpoint.lora_read import merge_paths
 from paddlemix.checkpoint.save import save_model
-from paddlemix.checkpoint.save_files import GENERATION
+from paddlemix.checkpoint.save_files import GENERATION, TRAINING_SETTINGS
 from paddlemix.checkpoint.vocab import require_vocabulary
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of
 from paddlemix.text.tokenizer import load_tokenizer
@@ -47,6 +47,7 @@ def merge_adapter(
         loaded.config,
         tokenizer,
         generation=generation_of(loaded),
+        training_settings=training_of(loaded),
         extra={MERGED_MARKER: marker, **template_file(loaded)},
     )
     nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -57,6 +58,12 @@ def template_file(loaded: Loaded) -> dict[str, Any]:
     """The PaddleNLP ``chat_template.json`` that the model was trained with, to be handed on."""
     data = file_of(loaded.template_folder)
     return {} if data is None else {CHAT_TEMPLATE: data}
+
+
+def training_of(loaded: Loaded) -> dict[str, Any] | None:
+    """The settings of the run that made the adapter, which the merged model owes its weights to."""
+    path = loaded.folder / TRAINING_SETTINGS
+    return read_json(path) if path.is_file() else None
 
 
 def generation_of(loaded: Loaded) -> dict[str, Any] | None:

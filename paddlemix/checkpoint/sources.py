@@ -104,7 +104,8 @@ class Plan:
     def add_projector(self, source: TensorSource, *, more: bool) -> None:
         """Enter the projector of a file, and nothing else that it may hold: it may be a shard of a whole model.
 
-        ``more``: a table of tokens counts too, as for LLaVA's loader in the folder of a first stage.
+        InternVL-Chat's files bring the positions of the tower along. ``more``: a table of tokens counts too, as for
+        LLaVA's loader in the folder of a first stage.
         """
         found = {name: keymap.projector(name) for name in source.infos()}
         targets = [target.name for target in found.values() if target is not None]
@@ -113,8 +114,10 @@ class Plan:
         if len(set(targets)) < len(targets):
             raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
         for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
-            if more and name.endswith("embed_tokens.weight"):
-                found[name] = keymap.ours(name, "llava")
+            target = keymap.ours(name, "llava")
+            positions = isinstance(target, keymap.Target) and target.name == keymap.POSITION_TABLE
+            if positions or (more and name.endswith("embed_tokens.weight")):
+                found[name] = target
             else:
                 found[name] = keymap.Ignored("only the projector is taken from this file")
         self._enter(source, found)

@@ -154,18 +154,20 @@ def _model(pieces: list[spm.Piece], tokenizer: Tokenizer) -> dict[str, Any]:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": any(piece.kind == spm.BYTE for piece in pieces),
-        "ignore_merges": False,
         "vocab": {piece.text: number for number, piece in enumerate(pieces)},
         "merges": _merges(pieces),
     }
 
 
-def _merges(pieces: list[spm.Piece]) -> list[list[str]]:
-    """Every split of a piece into two others, the piece with the best score first, then by the ids of the two."""
+def _merges(pieces: list[spm.Piece]) -> list[str]:
+    """Every split of a piece into two others, the piece with the best score first, then by the ids of the two.
+
+    As "left right", which all versions of the tokenizers package read; a piece holds no space.
+    """
     ids = {piece.text: number for number, piece in enumerate(pieces) if piece.kind == spm.NORMAL}
     ranked = []
     for piece in pieces:
         if piece.kind == spm.NORMAL:
             halves = ((piece.text[:at], piece.text[at:]) for at in range(1, len(piece.text)))
-            ranked += [(-piece.score, ids[a], ids[b], [a, b]) for a, b in halves if a in ids and b in ids]
+            ranked += [(-piece.score, ids[a], ids[b], f"{a} {b}") for a, b in halves if a in ids and b in ids]
     return [merge for *_, merge in sorted(ranked, key=lambda row: row[:3])]

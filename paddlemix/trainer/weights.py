@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError
 
 PROJECTOR_FILE = PROJECTOR_FILES[0]
+_WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?|lora_model_state)\.safetensors(\.index\.json)?")
+"""Names of the weight files that a result may have."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,12 @@ def publish_result(output: Path, weights: ModelWeights, model: Any, read: Reader
 def _remove_former(output: Path) -> None:
     """Remove an earlier result, whose files (shards, an adapter) the new one may not replace one by one."""
     manifest = output / files.MANIFEST
-    if not manifest.is_file():
-        return
-    former = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    manifest.unlink()
-    for name in former:
+    # A kill between the manifest and the files leaves weights that nothing lists, beside which new ones would lie.
+    former = {path.name for path in output.iterdir() if _WEIGHTS.fullmatch(path.name)}
+    if manifest.is_file():
+        former |= set(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        manifest.unlink()
+    for name in sorted(former):
         if (output / name).resolve().is_relative_to(output.resolve()):
             (output / name).unlink(missing_ok=True)
 

@@ -545,7 +545,7 @@ def test_safetensors_are_taken_before_bin_and_it_is_said(tmp_path):
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
-    with pytest.raises(CheckpointError, match="looked for model.safetensors.index.json, model.safetensors, pytorch"):
+    with pytest.raises(CheckpointError, match="looked for model.safetensors, model.safetensors.index.json, pytorch"):
         open_folder(tmp_path)
 
 

@@ -189,6 +189,7 @@ def test_shards_of_an_index_are_downloaded_and_other_formats_left(hub):
         (folder / shard).write_bytes(b"x" * 50)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
     (folder / "pytorch_model.bin").write_bytes(b"y")
+    (folder / "model.safetensors").unlink()
     got = fetch_model("liuhaotian/tiny", limits=QUICK)
     names = {path.name for path in got.iterdir()}
     assert names >= {"model.safetensors.index.json", *table.values()}
@@ -198,6 +199,7 @@ def test_shards_of_an_index_are_downloaded_and_other_formats_left(hub):
 @pytest.mark.parametrize("shard", ["../../etc/passwd", "/etc/passwd", "a/b.bin", "", 5])
 def test_an_index_cannot_name_files_elsewhere(shard, hub, tmp_path):
     folder = hub.root / "liuhaotian" / "tiny"
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(CheckpointError, match="no plain file name"):
         fetch_model("liuhaotian/tiny", limits=QUICK)

@@ -137,6 +137,12 @@ def test_merging_makes_a_folder_that_stands_alone(adapter, base):
     assert load_tokenizer(merged.tokenizer_folder).eos_id == 2
 
 
+def test_a_merged_folder_keeps_the_settings_of_the_adapters_training(adapter):
+    (adapter / "training_settings.json").write_text('{"learning_rate": 0.1}')
+    merged = merge_adapter(adapter)
+    assert json.loads((merged.folder / "training_settings.json").read_text()) == {"learning_rate": 0.1}
+
+
 def test_merging_twice_is_refused(adapter):
     merged = merge_adapter(adapter).folder
     with pytest.raises(CheckpointError, match="is merged into it already"):

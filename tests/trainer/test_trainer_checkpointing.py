@@ -211,3 +211,25 @@ def test_a_full_disk_while_the_optimizer_is_written_is_the_same_sentence(tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpointing.checkpoints(tmp_path) == []
+
+
+def test_a_result_leaves_no_weights_of_an_earlier_one_beside_it_even_after_a_kill(tmp_path):
+    from paddlemix.trainer.weights import publish_result
+    from paddlemix.utils.files import MANIFEST
+
+    class Files:
+        def __init__(self, *names):
+            self.names = names
+
+        def save(self, folder, model, read):
+            for name in self.names:
+                (folder / name).write_text("x")
+
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = "model.safetensors.index.json"
+    (tmp_path / "mm_projector.safetensors").write_text("written beside the result")
+    publish_result(tmp_path, Files(*shards, index, "config.json"), None)
+    (tmp_path / MANIFEST).unlink()  # as a kill while the earlier result is removed leaves it
+    publish_result(tmp_path, Files("model.safetensors", "config.json"), None)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model.safetensors", "config.json", "mm_projector.safetensors", MANIFEST}
