@@ -61,9 +61,7 @@ def _write_tokenizer(folder: Path, notes: list[str]) -> None:
     write_json(folder / _TOKENIZER_CONFIG, settings)
 
 
-def _write_template(
-    folder: Path, layout: Template | ChatTemplate, config: LlavaConfig, notes: list[str]
-) -> str | None:
+def _write_template(folder: Path, layout: Template | ChatTemplate, config: LlavaConfig, notes: list[str]) -> str | None:
     """The program in the three places where versions of transformers look for it; None when there is no form of it."""
     try:
         program = chat_jinja(layout, use_im_start_end=config.use_im_start_end)

@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.checkpoint.convert import convert
 from paddlemix.checkpoint.save import save_model
-from paddlemix.generation.load import processor_for
+from paddlemix.generation.folder import processor_for
 from paddlemix.settings.legacy import load_config
 from paddlemix.text.messages import Message, first_turn_with_images
 from paddlemix.text.model_template import template_for
@@ -80,7 +80,8 @@ def check(source: Path, folder: Path, tmp_path: Path) -> None:
     assert found["ids"] == expected
     config = load_config(source)
     rendered = [
-        render(template_for(source, config.template), row, ours, answer_open=True, specials=True) for row in conversations()
+        render(template_for(source, config.template), row, ours, answer_open=True, specials=True)
+        for row in conversations()
     ]
     assert found["chats"] == [row.text for row in rendered]
     assert found["chat_ids"] == [[image if number < 0 else number for number in row.ids] for row in rendered]

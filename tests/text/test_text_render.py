@@ -299,22 +299,13 @@ def test_user_text_is_never_read_as_a_template():
         ({"conversation": ["{% if is_first %}{{user}}", "{{bot}}"]}, "no {% endif %}"),
         ({"conversation": ["{{user | upper}}", "{{bot}}"]}, 'the only known filter is "trim"'),
         ({"extra": 1}, "expected an object with the keys system, conversation, query"),
+        ({"chat_template": "x"}, "HF transformers"),
         ({"system": 3}, "/system is 3; expected a text"),
     ],
 )
 def test_a_wrong_chat_template_is_named(change, said):
     with pytest.raises(DataError, match=said):
         chat_template.ChatTemplate(TEMPLATE | change)
-
-
-def test_a_file_of_transformers_is_named_and_its_program_beside_ours_is_passed_over():
-    with pytest.raises(DataError, match="HF transformers"):
-        chat_template.ChatTemplate({"chat_template": "x"})
-    messages = [Message("user", "U")]
-    both = chat_template.ChatTemplate(TEMPLATE | {"chat_template": "x"})
-    assert both.segments(messages, answer_open=True) == chat_template.ChatTemplate(TEMPLATE).segments(
-        messages, answer_open=True
-    )
 
 
 def test_line_rules_of_blocks_are_those_of_paddlenlp():
