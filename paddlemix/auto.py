@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public names: configuration, model, processor and tokenizer of a model folder, from its files alone.
+"""The public names: configuration, model, processor, tokenizer and chat of a model folder, from its files alone.
+
+    chat = AutoChatMIX.from_pretrained("FOLDER")
+    print(chat.answer("What is this?", "a.png"), chat.answer("And behind it?"))
+    for piece in chat.ask("Tell me more."): print(piece, end="")
+    answers = chat.batch(["What is this?", "How many?"], ["a.png", ["b.png", "c.png"]], max_new_tokens=16)
 
 A name such as ``liuhaotian/llava-v1.5-7b`` is a folder below the working directory or below ``PPMIX_HOME``/models, and
 otherwise a download; configuration, processor and tokenizer take only the small files.
@@ -12,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL.Image import Image
+    import numpy as np
 
+    from paddlemix.generation.session import ChatSession
     from paddlemix.imaging.processor import ImageProcessor, Processed
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.settings.model import LlavaConfig
@@ -64,6 +70,57 @@ class AutoModelMIX:
 
         save_model(folder, model, model.config, tokenizer, **options)
 
+    @staticmethod
+    def generate(
+        model: "LlavaForCausalLM",
+        input_ids: "np.ndarray",
+        attention_mask: "np.ndarray | None" = None,
+        pixel_values: "np.ndarray | None" = None,
+        layouts: "Sequence[Sequence[Any]]" = (),
+        tokenizer: "Tokenizer | None" = None,
+        **decoding: Any,
+    ) -> list[list[int]]:
+        """Ids of the answer of each row, its ending id included: what ``LlavaProcessor`` gives, continued.
+
+        ``input_ids`` int64 [B, T] with IMAGE_TOKEN_INDEX at image places; where ``attention_mask`` is 0 nothing stands.
+        ``pixel_values`` float32 [N, 3, S, S] are all tiles in order, ``layouts`` those of each row's pictures.
+        ``tokenizer`` keeps the ids to those that it knows, where the model's table is padded beyond them.
+        ``decoding`` are fields of ``generation.sampling.Decoding``; without ``eos_ids`` the model's own id ends a row.
+        DataError when the pictures of a row do not fit its places.
+        """
+        import numpy as np
+
+        from paddlemix.generation.engine import generate_batch
+        from paddlemix.generation.sampling import Decoding
+        from paddlemix.splice.plan import PlanRow, build_plan
+
+        ids = np.asarray(input_ids)
+        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        pictures = [list(found) for found in layouts] or [[] for _ in ids]
+        rows = [PlanRow(row[kept > 0], own) for row, kept, own in zip(ids, mask, pictures, strict=True)]
+        tokens = 1 if model.config.vision is None else model.config.vision.tokens_per_tile
+        plan = build_plan(rows, tokens_per_tile=tokens, padding_side="left")
+        known = None if tokenizer is None else tokenizer.vocab_size
+        given = {"eos_ids": (model.config.text.eos_token_id,), "vocab_size": known, **decoding}
+        return generate_batch(model, plan, pixel_values, Decoding(**given))
+
+
+class AutoChatMIX:
+    """A conversation with a model: ``answer``, ``ask`` (streams), ``batch``, ``reset``."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str | None = None, **options: Any) -> "ChatSession":
+        """The session of a folder, a LoRA adapter or a name. ``options`` are those of ``generation.load.load_chat``.
+
+        ``device``: ``cpu``, ``gpu[:N]``, ``npu[:N]``; None is the best there is, in the dtype that it computes in.
+        """
+        from paddlemix.utils import device as devices
+
+        devices.before_paddle(device)
+        from paddlemix.generation.load import load_chat
+
+        return load_chat(str(name), device=device, **options)
+
 
 class AutoTokenizerMIX:
     """The tokenizer of a folder; of an adapter without one, its base's."""
@@ -85,21 +142,67 @@ class LlavaProcessor:
     """Pictures to pixels, messages to ids: what one model needs of its inputs."""
 
     def __init__(
-        self, images: "ImageProcessor | None", tokenizer: "Tokenizer", template: "Layout", max_length: int
+        self,
+        images: "ImageProcessor | None",
+        tokenizer: "Tokenizer",
+        template: "Layout",
+        max_length: int,
+        use_im_start_end: bool = False,
     ) -> None:
         self.images = images
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
+        self.use_im_start_end = use_im_start_end
 
-    def __call__(self, picture: "Image | str | Path") -> "Processed":
-        """Pixels and layout of a picture, a path or an address. ConfigError for a model without a vision tower."""
+    def __call__(self, images: Any = None, text: Any = None) -> Any:
+        """Inputs of a model.
+
+        One picture alone (PIL, bytes, a path or an address): its ``Processed`` pixels and layout.
+        With ``text``: a dict with ``input_ids`` and ``attention_mask`` int64 [B, T] (padded on the left),
+        ``pixel_values`` float32 [N, 3, S, S] (None without pictures) and ``layouts``, which ``AutoModelMIX.generate``
+        takes. A ``text`` is a question, which gets the model's template around it, or a conversation: ``Message``s, or
+        dicts with ``role`` and ``content``. Its ``images`` are one picture or several. Several texts are a list of
+        questions or a list of conversations, and ``images`` has an entry for each: None, a picture or several.
+        ConfigError for pictures without a vision tower; DataError where pictures and ``<image>`` marks differ.
+        """
+        from paddlemix.text.batching import as_list, pad_rows
+
+        if text is None:
+            return self._picture(images)
+        several = not isinstance(text, str) and bool(text) and not _is_message(text[0])
+        texts = list(text) if several else [text]
+        given = [as_list(own) for own in _entries(images, len(texts))] if several else [as_list(images)]
+        processed = [[self._picture(picture) for picture in own] for own in given]
+        rows = [self._ids(one, len(own)) for one, own in zip(texts, processed, strict=True)]
+        return {
+            **pad_rows(rows, self.tokenizer.pad_id),
+            "pixel_values": _tiles([picture for own in processed for picture in own]),
+            "layouts": [[picture.layout for picture in own] for own in processed],
+        }
+
+    def _picture(self, picture: Any) -> "Processed":
         from paddlemix.imaging.load import load_image
         from paddlemix.utils.errors import ConfigError
 
         if self.images is None:
             raise ConfigError("this model has no vision tower, so it takes no pictures")
         return self.images(load_image(picture))
+
+    def _ids(self, text: Any, pictures: int) -> list[int]:
+        from paddlemix.text.messages import Message, question
+        from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+        from paddlemix.utils.errors import DataError
+
+        if isinstance(text, str):
+            messages = question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=self.use_im_start_end)
+        else:
+            messages = [one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in text]
+        ids = [int(token) for token in self.prompt(messages).ids]
+        places = ids.count(IMAGE_TOKEN_INDEX)
+        if places != pictures:
+            raise DataError(f'a text has {places} "{IMAGE_TOKEN}" and {pictures} pictures; each mark needs one picture')
+        return ids
 
     def prompt(self, messages: "Sequence[Message]", *, answer_open: bool = True) -> "Rendered":
         """Ids of a conversation, ready for the next answer. DataError when they are more than ``max_length``."""
@@ -156,7 +259,33 @@ class AutoProcessorMIX:
         tokenizer = load_tokenizer(_tokenizer_folder(where))
         sees = config.image is not None and config.vision is not None
         images = ImageProcessor(config.image, config.vision) if sees else None
-        return LlavaProcessor(images, tokenizer, template, max_length or config.model_max_length), tokenizer
+        length = max_length or config.model_max_length
+        return LlavaProcessor(images, tokenizer, template, length, config.use_im_start_end), tokenizer
+
+
+def _is_message(part: Any) -> bool:
+    from paddlemix.text.messages import Message
+
+    return isinstance(part, Message | dict)
+
+
+def _entries(images: Any, texts: int) -> "Sequence[Any]":
+    """The pictures of each of so many texts."""
+    from paddlemix.utils.errors import DataError
+
+    if images is None:
+        return [None] * texts
+    if not isinstance(images, list | tuple) or len(images) != texts:
+        count = len(images) if isinstance(images, list | tuple) else "one picture"
+        raise DataError(f"{texts} texts and {count} as images: give a list with an entry for each text, None for none")
+    return images
+
+
+def _tiles(pictures: "Sequence[Processed]") -> "np.ndarray | None":
+    """All tiles in order, float32 [N, 3, S, S]."""
+    import numpy as np
+
+    return np.concatenate([picture.pixels for picture in pictures]) if pictures else None
 
 
 def _folder(name: str | Path) -> Path:

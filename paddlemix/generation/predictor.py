@@ -30,12 +30,12 @@ from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.text.chat_template import ChatTemplate
-from paddlemix.text.messages import Message, first_turn_with_images
+from paddlemix.text.messages import Message, question
 from paddlemix.text.render import render
 from paddlemix.text.templates import Template
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.utils import device as devices
-from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import ConfigError, DataError
 
 
@@ -122,17 +122,9 @@ class Predictor:
         return self.features.get(key, encoded)
 
     def question(self, text: str, pictures: int = 0) -> list[Message]:
-        """The messages of a person's question with so many pictures, as the model's template wants them.
-
-        A text without ``<image>`` gets the pictures in front, each on a line of its own, where some templates give them
-        a round of their own. A text with marks keeps them; pictures beyond its marks are put in front.
-        """
+        """The messages of a person's question with so many pictures, as the model's template wants them."""
         tags = self.model.config.use_im_start_end
-        written = text.count(IMAGE_TOKEN)
-        if not written:
-            return first_turn_with_images(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
-        place = IMAGE_START_TOKEN + IMAGE_TOKEN + IMAGE_END_TOKEN if tags else IMAGE_TOKEN
-        return [Message("user", f"{place}\n" * (pictures - written) + text.replace(IMAGE_TOKEN, place))]
+        return question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
 
     def prompt(self, messages: Sequence[Message], pictures: Sequence[Picture] = ()) -> Prompt:
         """The prompt for the next answer. The texts hold one ``<image>`` for each picture, in their order.

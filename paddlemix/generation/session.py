@@ -20,6 +20,7 @@ from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt
 from paddlemix.generation.sampling import Decoding
+from paddlemix.text.batching import as_list
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
@@ -88,17 +89,17 @@ class ChatSession:
         self.stats = None
         self._cache.clear()
 
-    def answer(self, text: str, images: Sequence[Any] = (), **changes: Any) -> str:
+    def answer(self, text: str, images: Any = (), **changes: Any) -> str:
         """The whole answer at once: what ``ask`` streams, stripped."""
         return "".join(self.ask(text, images, **changes)).strip()
 
-    def ask(self, text: str, images: Sequence[Any] = (), **changes: Any) -> Iterator[str]:
+    def ask(self, text: str, images: Any = (), **changes: Any) -> Iterator[str]:
         """Stream the answer to ``text``, piece by piece.
 
-        ``images`` are paths, URLs, bytes or PIL pictures. If the text holds no ``<image>``, they are put in front of
-        it, each on a line of its own; else it holds one for each of them. ``changes`` replace fields of ``decoding``
-        for this answer. Work begins with the first piece. Closing the iterator keeps what was said so far as the
-        answer; an interrupt does the same. A question to which nothing was said is not kept.
+        ``images`` are paths, URLs, bytes or PIL pictures, or one of them. If the text holds no ``<image>``, they are
+        put in front of it, each on a line of its own; else it holds one for each of them. ``changes`` replace fields of
+        ``decoding`` for this answer. Work begins with the first piece. Closing the iterator keeps what was said so far
+        as the answer; an interrupt does the same. A question to which nothing was said is not kept.
         DataError when the question alone is longer than the context, or a picture cannot be used.
         """
         decoding = self.decoding.with_changes(**changes)
@@ -127,7 +128,34 @@ class ChatSession:
             if answer or finished:
                 self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
 
-    def _pictures(self, text: str, images: Sequence[Any]) -> tuple[Picture, ...]:
+    def batch(
+        self, texts: Sequence[str], images: Sequence[Any] = (), *, batch_size: int | None = None, **changes: Any
+    ) -> list[str]:
+        """Answers to independent questions, which neither see the conversation nor stay in it.
+
+        ``images`` is empty, or has an entry for each question: None, one picture, or a sequence of them.
+        ``batch_size`` questions share a step (default: all); each gets the answer that it gets alone. ``changes``
+        replace fields of ``decoding``. DataError names a question that is longer than the context.
+        """
+        if images and len(images) != len(texts):
+            raise DataError(f"{len(texts)} questions and {len(images)} entries of images; give one for each, or none")
+        turns = [
+            Turn(text, self._pictures(text, own)) for text, own in zip(texts, images or [()] * len(texts), strict=True)
+        ]
+        prompts = [self._prompt([turn]) for turn in turns]
+        longest = max((prompt.length for prompt in prompts), default=0)
+        if longest >= self.context:
+            number = next(i for i, prompt in enumerate(prompts) if prompt.length == longest)
+            raise DataError(
+                f"question {number} needs {longest} of the {self.context} positions of the model's context and leaves "
+                "none for an answer; shorten it or send fewer pictures"
+            )
+        decoding = self.decoding.with_changes(**changes)
+        decoding = decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, self.context - longest))
+        return [answer.text for answer in self.predictor.answer(prompts, decoding, batch_size=batch_size)]
+
+    def _pictures(self, text: str, images: Any) -> tuple[Picture, ...]:
+        images = as_list(images)
         places = text.count(IMAGE_TOKEN)
         if places and places != len(images):
             raise DataError(

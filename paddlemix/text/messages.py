@@ -131,3 +131,16 @@ def first_turn_with_images(
         tagged = "".join(TAGGED_IMAGE.replace(IMAGE_TOKEN, place) for _ in range(images))
         return [Message("user", tagged), Message("assistant", "Received."), Message("user", text)]
     return [Message("user", f"{place}\n" * images + text)]
+
+
+def question(text: str, images: int = 0, *, mmtag: bool = False, use_im_start_end: bool = False) -> list[Message]:
+    """The messages of a person's question with so many pictures.
+
+    A text without ``<image>`` gets the pictures in front, each on a line of its own, where some templates (``mmtag``)
+    give them a round of their own. A text with marks keeps them; pictures beyond its marks are put in front.
+    """
+    written = text.count(IMAGE_TOKEN)
+    if not written:
+        return first_turn_with_images(text, images, mmtag=mmtag, use_im_start_end=use_im_start_end)
+    place = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}" if use_im_start_end else IMAGE_TOKEN
+    return [Message("user", f"{place}\n" * (images - written) + text.replace(IMAGE_TOKEN, place))]

@@ -17,10 +17,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from paddlemix.text import spm
+from paddlemix.text.batching import encode_rows
 from paddlemix.text.tokenizer_files import ROLES, AddedToken, TokenizerFiles, read_files, write_files
 from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError
@@ -189,6 +191,10 @@ class Tokenizer:
         for i, chunk in enumerate(text.split(IMAGE_TOKEN)):
             ids += [IMAGE_TOKEN_INDEX] * (i > 0) + self.encode(chunk, bos=False, specials=specials)
         return ids
+
+    def __call__(self, text: str | Sequence[str], *, padding: bool = False, side: str = "left") -> dict[str, Any]:
+        """``input_ids`` and ``attention_mask`` of one or several texts (``batching.encode_rows``)."""
+        return encode_rows(self, text, padding=padding, side=side)
 
     def pieces(self, text: str, *, plain: Sequence[Span] = ()) -> Pieces:
         """Ids without bos, and the character each one starts at.

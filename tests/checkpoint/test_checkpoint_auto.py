@@ -2,6 +2,7 @@
 """The public names, and the merge command run from another folder."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.auto import AutoConfigMIX, AutoModelMIX, AutoProcessorMIX, AutoTokenizerMIX
+from paddlemix.auto import AutoChatMIX, AutoConfigMIX, AutoModelMIX, AutoProcessorMIX, AutoTokenizerMIX
 from paddlemix.checkpoint.load import load_model
+from paddlemix.generation.sampling import Decoding
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import CheckpointError, ConfigError, DataError
 from tests.checkpoint import checkpoint_kit as kit
@@ -131,3 +133,92 @@ def test_the_merge_command_tells_an_error_in_one_line(tmp_path):
     assert done.returncode == 2
     assert "error: the adapter" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_chat_of_the_public_names_answers_streams_and_asks_in_batches(hub):
+    chat = AutoChatMIX.from_pretrained(hub["llava"], device="cpu", decoding=Decoding(max_new_tokens=6))
+    picture = tiny_image(1)
+    first = chat.answer("what is this?", picture)
+    chat.reset()
+    pieces = list(chat.ask("what is this?", [picture]))
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == first
+    alone = [first]
+    for text, images in (("why?", ()), ("how many?", (tiny_image(2), tiny_image(3)))):
+        chat.reset()
+        alone.append(chat.answer(text, images))
+    chat.reset()
+    texts = ["what is this?", "why?", "how many?"]
+    images = [picture, None, [tiny_image(2), tiny_image(3)]]
+    assert chat.batch(texts, images) == alone
+    assert chat.batch(texts, images, batch_size=1, max_new_tokens=1) != alone
+    assert chat.turns == [], "a batch is no part of the conversation"
+    with pytest.raises(DataError, match="3 questions and 1 entries of images"):
+        chat.batch(texts, [picture])
+    with pytest.raises(DataError, match=r"question 1 needs \d+ of the 512 positions"):
+        chat.batch(["why?", "why " * 600])
+
+
+def test_the_processor_takes_text_and_images_and_the_model_continues_them(hub):
+    processor, tokenizer = AutoProcessorMIX.from_pretrained(hub["llava"])
+    chat = AutoChatMIX.from_pretrained(hub["llava"], device="cpu", decoding=Decoding(max_new_tokens=6))
+    model = AutoModelMIX.from_pretrained(hub["llava"])
+    texts = ["what is this?", "why?", "is <image> above <image>?"]
+    images = [tiny_image(1), None, [tiny_image(2), tiny_image(3)]]
+    inputs = processor(text=texts, images=images)
+    assert inputs["pixel_values"].shape == (3, 3, 28, 28)
+    assert inputs["attention_mask"].sum(1).tolist() == [len(ids) for ids in processor_rows(processor, texts)]
+    expected = chat.batch(texts, images)
+    ids = AutoModelMIX.generate(model, **inputs, tokenizer=tokenizer, max_new_tokens=6)
+    assert [tokenizer.decode(row).strip() for row in ids] == expected
+    alone = processor(text=texts[2], images=images[2])
+    assert alone["input_ids"].shape[0] == 1
+    assert AutoModelMIX.generate(model, **alone, tokenizer=tokenizer, max_new_tokens=6) == ids[2:]
+    conversation = [{"role": "user", "content": "<image>\nwhat?"}, {"role": "assistant", "content": "a"}]
+    conversation += [{"role": "user", "content": "why?"}]
+    whole = processor(text=conversation, images=tiny_image(1))["input_ids"]
+    assert tokenizer.decode([token for token in whole[0] if token >= 0]).endswith("why? ASSISTANT:")
+
+
+def processor_rows(processor, texts):
+    """Ids of each question by the prompt alone."""
+    places = [f"<image>\n{texts[0]}", texts[1], texts[2]]
+    return [processor.prompt([Message("user", text)]).ids for text in places]
+
+
+def test_inputs_that_do_not_fit_together_are_named(hub):
+    processor, _ = AutoProcessorMIX.from_pretrained(hub["llava"])
+    with pytest.raises(DataError, match="2 texts and one picture as images"):
+        processor(text=["a", "b"], images=tiny_image())
+    with pytest.raises(DataError, match='a text has 2 "<image>" and 1 pictures'):
+        processor(text=[Message("user", "<image> and <image>?")], images=tiny_image())
+
+
+def test_the_tokenizer_can_be_called(hub):
+    tokenizer = AutoTokenizerMIX.from_pretrained(hub["llava"])
+    one = tokenizer("what is this?")
+    assert one == {"input_ids": tokenizer.encode("what is this?"), "attention_mask": [1] * len(one["input_ids"])}
+    two = tokenizer(["why?", "<image>\nwhat is this?"], padding=True)
+    assert two["input_ids"].shape == two["attention_mask"].shape == (2, max(two["attention_mask"].sum(1)))
+    assert two["input_ids"][0][two["attention_mask"][0] == 1].tolist() == tokenizer.encode("why?")
+    assert two["attention_mask"][0][0] == 0
+    assert tokenizer(["why?", "what is this?"], padding=True, side="right")["attention_mask"][0][0] == 1
+    assert -200 in two["input_ids"][1]
+    with pytest.raises(ConfigError, match='padding side "middle"'):
+        tokenizer(["why?"], padding=True, side="middle")
+
+
+def test_the_python_of_the_chat_page_runs_as_it_stands(hub, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(blocks) == 2
+    for number, name in enumerate(("picture.jpg", "a.png", "b.png", "c.png")):
+        tiny_image(number).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        # This model never ends an answer by itself: a small context does.
+        short = block.replace(
+            'AutoChatMIX.from_pretrained("FOLDER"', 'AutoChatMIX.from_pretrained("FOLDER", context=80'
+        )
+        exec(short.replace('"FOLDER"', repr(str(hub["llava"]))).replace("tokens=16", "tokens=3"), {})
+    assert capsys.readouterr().out.strip()
