@@ -16,9 +16,11 @@ ACTIVATIONS: Registry = Registry("activation")
 @ACTIVATIONS.add("quick_gelu")
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP was trained with x * sigmoid(1.702 x), not with GELU (openai/CLIP, class QuickGELU)."""
-    if x.dtype == paddle.float32:
-        return x * functional.sigmoid(x * 1.702)
-    # The same function by way of silu: plug-ins of the NPU before 2024-10 have no sigmoid in bfloat16.
+    return x * functional.sigmoid(x * 1.702) if x.dtype == paddle.float32 else quick_gelu_by_silu(x)
+
+
+def quick_gelu_by_silu(x: Tensor) -> Tensor:
+    """The same function for half precision: plug-ins of the NPU before 2024-10 have no sigmoid in bfloat16."""
     return functional.silu(x * 1.702) * (1.0 / 1.702)
 
 

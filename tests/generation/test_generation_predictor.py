@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from paddlemix.checkpoint.save import save_model
 from paddlemix.generation.features import FeatureCache, size_of
@@ -124,6 +125,13 @@ def test_a_picture_is_encoded_once_for_everybody_who_asks(made) -> None:
     for _ in range(3):
         asked(predictor, "what?", 0, 1, 0)
     assert (predictor.features.encoded, predictor.features.reused) == (2, 7)
+
+
+def test_the_size_of_a_picture_is_part_of_its_key(made) -> None:
+    predictor = made()
+    wide, high = (Image.new("RGB", size, "red") for size in ((30, 20), (20, 30)))
+    assert wide.tobytes() == high.tobytes()
+    assert predictor.picture(wide).key != predictor.picture(high).key
 
 
 def test_the_features_kept_never_exceed_the_limit_in_bytes(made) -> None:

@@ -79,6 +79,9 @@ def test_up_to_a_tenth_more_is_tolerated():
     # 4 x 4 patches a tile; 1 x 3 tiles of 48 rows against N = 2: sqrt(1.5) is above 1.1, against 3 it is 1.
     assert shrunk((28, 84), (1, 3), 3, 4) is None
     assert shrunk((28, 84), (1, 3), 2, 4) == (3, 9)
+    # sqrt(7 / 6) is 1.08: more than N tiles, and left alone; sqrt(5 / 4) is 1.118: scaled down.
+    assert shrunk((28, 196), (1, 7), 6, 4) is None
+    assert shrunk((28, 140), (1, 5), 4, 4) == (3, 17)
     assert unpad_window((28, 84), (4, 12)) == (0, 4, 0, 12)
 
 

@@ -449,3 +449,15 @@ def test_a_cache_for_another_batch_and_a_trim_beyond_its_end_are_errors():
             model.decode(embeds, positions, Mask(True), model.new_cache(2))
     with pytest.raises(ConfigError, match="cannot trim 0 filled places to 3"):
         model.new_cache(1).trim(3)
+
+
+def test_a_new_projector_is_drawn_as_torch_draws_it():
+    """Uniform in 1/sqrt(fan-in) has the deviation 1/sqrt(3 fan-in); the two layers have other fan-ins."""
+    model = build_empty(config_of())
+    init_weights(model, 0)
+    projector = model.llama.mm_projector
+    for layer in (projector[0], projector[2]):
+        fan_in, fan_out = layer.weight.shape
+        deviation = float(layer.weight.numpy().std())
+        assert abs(deviation * (3 * fan_in) ** 0.5 - 1) < 4 / (2 * fan_in * fan_out) ** 0.5
+    assert projector[0].weight.shape[0] != projector[0].weight.shape[1]

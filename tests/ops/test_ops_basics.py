@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.ops.activation import ACTIVATIONS
+from paddlemix.ops.activation import ACTIVATIONS, quick_gelu_by_silu
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.rope import RotaryTables, rotary_frequencies, rotate
 from paddlemix.utils.errors import ConfigError
@@ -108,6 +108,12 @@ def test_activations_are_their_formulas(name, formula):
     x = np.linspace(-6, 6, 49, dtype=np.float32)
     ours = ACTIVATIONS.get(name)(paddle.to_tensor(x)).numpy()
     np.testing.assert_allclose(ours, [formula(float(value)) for value in x], atol=1e-6)
+
+
+def test_quick_gelu_of_half_precision_is_the_same_formula():
+    x = np.linspace(-6, 6, 25, dtype=np.float32)
+    found = quick_gelu_by_silu(paddle.to_tensor(x)).numpy()
+    np.testing.assert_allclose(found, x / (1 + np.exp(-1.702 * x.astype(np.float64))), atol=1e-6)
 
 
 def test_an_unknown_activation_names_the_nearest():

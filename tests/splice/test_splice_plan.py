@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of the merge plan, with numpy in the place of the model."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,8 @@ def tiles_before(rows: list[PlanRow]) -> list[int]:
 @given(batches, st.sampled_from(["right", "left"]), st.sampled_from([None, 8]), st.integers(0, 9))
 def test_every_token_and_feature_row_appears_once_and_in_order(rows, side, multiple, min_tiles):
     plan = build_plan(rows, tokens_per_tile=P, padding_side=side, pad_to_multiple_of=multiple, min_tiles=min_tiles)
+    longest = int(plan.lengths.max())
+    assert plan.token_ids.shape[1] == (longest if multiple is None else math.ceil(longest / multiple) * multiple)
     values = gathered(plan)
     for index, (row, first) in enumerate(zip(rows, tiles_before(rows), strict=True)):
         start, length = plan.starts[index], plan.lengths[index]

@@ -3,6 +3,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,21 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_every_file_of_a_published_folder_and_the_folders_are_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
+    flushed = []
+    real = os.fsync
+
+    def fsync(handle):
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.publish_folder(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "a").write_bytes(b"1")
+        (folder / "sub" / "b").write_bytes(b"2")
+    before = {path.relative_to(folder).as_posix() for path in flushed[:-1]}
+    assert before == {"a", "sub/b", "sub", "manifest.json", "."}
+    assert flushed[-1] == tmp_path
