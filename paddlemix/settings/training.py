@@ -264,6 +264,10 @@ class TrainingGroup:
     ddp_find_unused_parameters: bool | None = key(None, "Data parallel.", fixed="frozen parts are known beforehand")
     # Loader
     dataloader_num_workers: int = key(0, "Processes that prepare batches; 0: the main process.", low=0, high=256)
+    dataloader_timeout: float = key(
+        600.0, "Seconds without progress after which the row that a loader process reads is named and the run ends.",
+        above=0,
+    )  # fmt: skip
     dataloader_drop_last: bool = key(False, "Drop the last incomplete batch.")
     group_by_modality_length: bool = key(False, "Batches of like length, with images or without, as LLaVA does.")
     group_by_length: bool = key(False, "Batches of like length.")
@@ -320,7 +324,7 @@ KNOWN: dict[str, Known] = {
 
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
-    "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
+    "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows of the data set meet in which batch of which process, and how a resumed run finds its place."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import paddle
 
 from paddlemix.datasets.sampler import EpochOrder
+from paddlemix.trainer.workers import read_batches
 from paddlemix.utils.constants import IGNORE_INDEX
+from paddlemix.utils.errors import PaddleMixError
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[[list[Any]], Batch]
@@ -44,6 +46,9 @@ class TrainBatches:
 
     After ``resume(batches)`` the next pass begins in the epoch where the run stopped and gives an empty dict for every
     batch that was trained already: nothing is read or decoded for them. The Trainer counts them and goes on.
+
+    A batch that cannot be read does not raise here: ``failed`` holds the error, and what follows are batches without
+    rows, whose gradients are zero. Several processes can so agree to stop before the next update (``LlavaTrainer``).
     """
 
     def __init__(
@@ -57,12 +62,15 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        timeout: float = 600.0,
         drop_last: bool = False,
     ) -> None:
         self.dataset = dataset
         self.collate = collate
         self.order = order
         self.workers = workers
+        self.timeout = timeout
+        self.failed: PaddleMixError | None = None
         rows = len(dataset)
         per_rank = math.ceil(_count(rows, batch_size, drop_last) / world)
         # A set smaller than one optimizer step makes a smaller step and is not repeated within it.
@@ -90,43 +98,61 @@ class TrainBatches:
         for _ in range(skip):
             yield {}
         todo = plan[skip:]
-        for indices, batch in zip(todo, load_batches(self.dataset, self.collate, todo, self.workers), strict=True):
+        batches = load_batches(self.dataset, self.collate, todo, self.workers, self.timeout)
+        for indices, batch in zip(todo, filled_up(batches, len(todo), self.collate, self._note), strict=True):
             self.recent = [*self.recent[1 - self.accumulate :], indices] if self.accumulate > 1 else [indices]
             yield batch
+
+    def _note(self, error: PaddleMixError) -> None:
+        self.failed = error
 
     def describe_recent(self) -> str:
         """The rows of the last optimizer step, as the data set names them."""
         indices = [index for batch in self.recent for index in batch]
-        where = getattr(self.dataset, "where", None)
-        names = [where(index) if callable(where) else f"row {index}" for index in indices[:8]]
+        names = [row_name(self.dataset, index) for index in indices[:8]]
         return ", ".join(names) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
 
 
-def load_batches(dataset: Any, collate: Collate, plan: list[list[int]], workers: int) -> Iterator[Batch]:
-    """Batches as numpy arrays, in the order of ``plan``. Worker processes see numpy only: paddle tensors made in a
-    worker end in a segmentation fault now and then (measured with paddle 3.3)."""
+def load_batches(
+    dataset: Any, collate: Collate, plan: list[list[int]], workers: int, timeout: float = 600.0
+) -> Iterator[Batch]:
+    """Batches as numpy arrays, in the order of ``plan``; ``timeout`` in seconds is for worker processes.
+
+    Those see numpy only: paddle tensors made in a worker end in a segmentation fault now and then (paddle 3.3).
+    """
     if workers == 0 or not plan:
         for indices in plan:
             yield collate([dataset[index] for index in indices])
         return
-    loader = paddle.io.DataLoader(
-        _Rows(dataset), batch_sampler=plan, collate_fn=collate, num_workers=workers, return_list=True
-    )
-    for batch in loader:
-        yield {name: value.numpy() for name, value in batch.items()}
+    with contextlib.closing(
+        read_batches(dataset, collate, plan, workers, timeout=timeout, where=lambda index: row_name(dataset, index))
+    ) as batches:
+        yield from batches
 
 
-class _Rows(paddle.io.Dataset):
-    """A map-style data set in the class that paddle's loader asks for."""
+def filled_up(
+    batches: Iterator[Batch], count: int, collate: Collate, note: Callable[[PaddleMixError], None]
+) -> Iterator[Batch]:
+    """``count`` batches: after one that cannot be read (``note`` gets its error) those without rows.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    Processes that compute together stay in step that way until they agree to stop.
+    """
+    failed = False
+    for _ in range(count):
+        batch = None
+        if not failed:
+            try:
+                batch = next(batches)
+            except PaddleMixError as error:
+                failed = True
+                note(error)
+        yield collate([]) if batch is None else batch
 
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+def row_name(dataset: Any, index: int) -> str:
+    """A row as the data set names it."""
+    where = getattr(dataset, "where", None)
+    return where(index) if callable(where) else f"row {index}"
 
 
 def _count(rows: int, batch_size: int, drop_last: bool) -> int:

@@ -25,6 +25,7 @@ from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import KNOWN, TrainingSettings
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.forks import kept_from_children
 from paddlemix.utils.logging import get_logger
 
 STATE_FILE = "training_state.json"
@@ -41,7 +42,7 @@ MAY_CHANGE = frozenset((
     "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
     "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",
-    "device", "recompute", "use_flash_attention", "image_folder",
+    "dataloader_timeout", "device", "recompute", "use_flash_attention", "image_folder",
 ))  # fmt: skip
 
 
@@ -155,10 +156,13 @@ def rotate(output_dir: str | Path, limit: int | None, keep: str | Path | None = 
 
 @contextlib.contextmanager
 def lock(output_dir: str | Path) -> Iterator[None]:
-    """Hold ``output_dir`` for this run. ConfigError names the process that holds it. A kill frees it."""
+    """Hold ``output_dir`` for this run. ConfigError names the process that holds it.
+
+    A kill frees it, whatever processes the run has started.
+    """
     root = Path(output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / LOCK_FILE, "a+", encoding="utf-8") as stream:
+    with open(root / LOCK_FILE, "a+", encoding="utf-8") as stream, kept_from_children(stream.fileno()):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -2,6 +2,7 @@
 """Evaluation during a run and after it."""
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import paddle
 from paddlenlp.trainer.trainer_utils import ShardingOption
 
-from paddlemix.trainer.batches import count_labels, load_batches, split_batches
-from paddlemix.utils.errors import ConfigError
+from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
+from paddlemix.utils.errors import ConfigError, PaddleMixError
 
 
 class Evaluation:
@@ -25,16 +26,17 @@ class Evaluation:
             raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
         started = time.time()
         plan, idle = self._eval_plan(len(dataset))
+        problems: list[PaddleMixError] = []
         summed = np.zeros(2, np.float64)
         self.model.eval()
         with paddle.no_grad():
-            batches = load_batches(dataset, self.data_collator, plan + idle, self.args.dataloader_num_workers)
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(self._eval_batches(dataset, plan + idle, problems.append)):
                 with self.autocast_smart_context_manager():
                     loss = self.compute_loss(self.model, self._prepare_inputs(batch))
                 labels = count_labels(batch) if number < len(plan) else 0
                 summed += (float(loss) * labels, labels)
         self.model.train()
+        self.stop_together(problems[0] if problems else None)
         total, count = self._sum_over_ranks(summed)
         metrics = {
             f"{metric_key_prefix}_loss": total / max(count, 1.0),
@@ -45,6 +47,15 @@ class Evaluation:
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _eval_batches(
+        self, dataset: Any, plan: list[list[int]], note: Callable[[PaddleMixError], None]
+    ) -> Iterator[Batch]:
+        training = self.settings.training
+        batches = load_batches(
+            dataset, self.data_collator, plan, training.dataloader_num_workers, training.dataloader_timeout
+        )
+        return filled_up(batches, len(plan), self.data_collator, note)
 
     def _eval_plan(self, rows: int) -> tuple[list[list[int]], list[list[int]]]:
         """The batches of this process, and what it computes beside them and does not count.

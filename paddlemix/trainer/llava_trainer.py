@@ -33,8 +33,9 @@ from paddlemix.trainer.evaluation import Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.stages import StagePlan
+from paddlemix.trainer.stopping import Stopping
 from paddlemix.utils import files
-from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
+from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.logging import get_logger
 
 
@@ -48,7 +49,7 @@ class Weights(Protocol):
         """Put the trained weights of ``folder`` into ``model``, bit for bit."""
 
 
-class LlavaTrainer(Evaluation, Trainer):
+class LlavaTrainer(Evaluation, Stopping, Trainer):
     """Trains what ``plan`` says on batches of the splice plan.
 
     The loss of a step is the mean over the labels of each micro-batch, averaged over micro-batches and processes,
@@ -73,7 +74,7 @@ class LlavaTrainer(Evaluation, Trainer):
         self.settings = settings
         self.plan = plan
         self.weights = weights
-        self.tokens = self._tokens_last_logged = 0
+        self.tokens = self._tokens_last_logged = self._tokens_done = 0
         self.last_norm = self.last_rate = self.running_loss = float("nan")
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
@@ -102,6 +103,7 @@ class LlavaTrainer(Evaluation, Trainer):
                 rank=args.dataset_rank,
                 world=args.dataset_world_size,
                 workers=args.dataloader_num_workers,
+                timeout=settings.training.dataloader_timeout,
                 drop_last=args.dataloader_drop_last,
             )
             args.gradient_accumulation_steps = self.batches.accumulate
@@ -151,59 +153,20 @@ class LlavaTrainer(Evaluation, Trainer):
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "ResourceExhausted" not in str(error):
                 raise
-            raise TrainingError(self._out_of_memory(inputs)) from error
+            raise self.out_of_memory(inputs) from error
         if self._carried is not None and self._carried.open_loss:
             # The straight run would have this sum in its accumulator already; float32, in the same order.
             loss = paddle.to_tensor(self._carried.open_loss, dtype="float32") + loss
         self._carried = None
         return loss
 
-    def _out_of_memory(self, inputs: Batch) -> str:
-        rows, length = inputs["token_ids"].shape
-        tiles = len(inputs["pixels"]) if inputs.get("pixels") is not None else 0
-        return (
-            f"step {self.state.global_step + 1}: out of memory with {rows} rows of {length} positions and {tiles} "
-            f"image tiles ({self.batches.describe_recent()}). Lower per_device_train_batch_size and raise "
-            "gradient_accumulation_steps by the same factor, switch recompute on, or lower max_length"
-        )
-
-    def _check_loss_valid(self, loss: Any) -> None:
-        """Called before every update. TrainingError when the loss is not finite on any process."""
-        value = float(loss)
-        healthy = bool(np.isfinite(value))
-        if self.args.world_size > 1:
-            everywhere = paddle.to_tensor(float(healthy))
-            paddle.distributed.all_reduce(everywhere, op=paddle.distributed.ReduceOp.MIN)
-            healthy = float(everywhere) == 1.0
-        if not healthy:
-            raise self._not_finite(f"the loss is {value}")
-        self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
-
-    def _note_norm(self, norm: float) -> None:
-        """Called by the clip, right before the update, with the norm of all gradients of the run.
-
-        TrainingError when it is not finite.
-        """
-        # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
-        if not np.isfinite(norm) and not self.do_grad_scaling:
-            raise self._not_finite(f"the loss is {self.running_loss:g}, the gradient norm {norm}")
-        self.last_norm, self.last_rate = norm, float(self.optimizer.get_lr())
-
-    def _not_finite(self, what: str) -> TrainingError:
-        kept = checkpointing.newest_valid(self.args.output_dir)
-        return TrainingError(
-            f"step {self.state.global_step + 1}: {what}; stopped before the update, so no weight is spoiled. "
-            f"Rows of this step: {self.batches.describe_recent() if self.batches else 'unknown'}. Try a lower "
-            f"learning_rate, bf16 in place of fp16, or look at these rows; "
-            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
-        )
-
     # Log, evaluate, save
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, model: Any, epoch: int, *_: Any, **__: Any) -> None:
-        self._open_loss = tr_loss
         if self.control.should_log:
             self._log_step(tr_loss)
+        # The state at the end of a step: what later micro-batches add belongs to the next one.
+        self._open_loss, self._tokens_done = tr_loss.clone(), self.tokens
         metrics = None
         if self.control.should_evaluate:
             metrics = self.evaluate()
@@ -255,10 +218,15 @@ class LlavaTrainer(Evaluation, Trainer):
 
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         """Publish ``checkpoint-N``, then remove the oldest ones beyond ``save_total_limit``."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self.checkpoint_folder()
         if metrics is not None:
             self._note_best(metrics, folder)
-        # Every process takes part in the sum, one of them writes.
+        self.saving = True
+        self._write_checkpoint(folder)
+        self.saving, self.saved_step = False, self.state.global_step
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        """Every process takes part, one of them writes."""
         state = self._run_state()
         if self.is_world_process_zero():
             files.wait_until_writable(folder.parent)
@@ -307,7 +275,7 @@ class LlavaTrainer(Evaluation, Trainer):
             open_loss=self._mean_over_ranks(self._open_loss),
             logged_loss=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
-            tokens=self.tokens,
+            tokens=self._tokens_done,
             scaler=_scaler_numbers(self.scaler) if self.do_grad_scaling else {},
             settings=settings_to_json(self.settings),
             frozen=self._frozen,
@@ -330,7 +298,8 @@ class LlavaTrainer(Evaluation, Trainer):
         if folder is not None and self._carried.global_step >= self.total_steps():
             output = self._finished(folder)
         else:
-            output = super().train(resume_from_checkpoint=str(folder) if folder else None)
+            with self.saving_at_an_error():
+                output = super().train(resume_from_checkpoint=str(folder) if folder else None)
         if self.settings.training.load_best_model_at_end and self.state.best_model_checkpoint:
             self._take_best(Path(self.state.best_model_checkpoint))
         return output
@@ -353,7 +322,7 @@ class LlavaTrainer(Evaluation, Trainer):
         data = fingerprint(self.train_dataset)
         checkpointing.require_same_run(state, self.settings, self.args.world_size, data, folder)
         require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
-        self._carried = state
+        self._carried, self.saved_step = state, state.global_step
         self.tokens = self._tokens_last_logged = state.tokens
         if not self.args.ignore_data_skip:
             self.batches.resume(state.global_step * self.args.gradient_accumulation_steps)

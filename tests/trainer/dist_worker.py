@@ -8,7 +8,9 @@ import numpy as np
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights  # noqa: E402 - after the path
+from paddlemix.datasets.sampler import shuffled  # noqa: E402 - after the path
+from paddlemix.utils.errors import DataError  # noqa: E402
+from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights  # noqa: E402
 
 
 def train(output: Path, keys: dict, resume: Path | None) -> dict:
@@ -23,6 +25,17 @@ def train(output: Path, keys: dict, resume: Path | None) -> dict:
     }
 
 
+def refused(output: Path, keys: dict) -> list:
+    """What a run tells in which only the second process meets a row that it cannot read, in the third step."""
+    row = shuffled(12, 42)(0)[2 * 2 * 2 + 2]
+    trainer = make_trainer(settings(output, **{**keys, "save_strategy": "no"}), rows=Rows(12, equal=True, refused=row))
+    try:
+        trainer.train()
+    except DataError as error:
+        return [str(error), f"synthetic record {row}: no such picture"]
+    return []
+
+
 def main(output: str, *pairs: str) -> None:
     folder = Path(output)
     keys = {name: json.loads(value) for name, value in (pair.split("=") for pair in pairs)}
@@ -31,6 +44,7 @@ def main(output: str, *pairs: str) -> None:
     equal = all(np.array_equal(straight["weights"][name], resumed["weights"][name]) for name in straight["weights"])
     np.savez(folder / f"weights-{equal}.npz", **straight.pop("weights"))
     straight["resumed"] = resumed["losses"]
+    straight["refused"] = refused(folder / "refused", keys)
     (folder / "told.json").write_text(json.dumps(straight))
 
 

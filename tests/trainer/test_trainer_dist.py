@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddlemix.utils import files
 from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, weights
 
 pytestmark = pytest.mark.dist
@@ -48,4 +49,7 @@ def test_two_processes_equal_one_with_twice_the_batch_and_resume_bit_for_bit(tmp
     values = dict(np.load(tmp_path / "both" / "weights-True.npz"))
     single = weights(alone.model)
     assert max(float(np.abs(single[name] - values[name]).max()) for name in single) < 5e-5
+    shown, wanted = told["refused"]  # the first process tells what the second one met, and both have saved
+    assert shown == wanted
+    assert files.verify_folder(tmp_path / "both" / "refused" / "checkpoint-2") == []
     assert told["resumed"] == pytest.approx(told["losses"], rel=1e-6)

@@ -1,5 +1,6 @@
 """Laws of the training loop, on a model that trains a step in milliseconds."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -7,8 +8,9 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
+from paddlemix.datasets.sampler import shuffled
 from paddlemix.trainer import checkpointing
-from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
+from paddlemix.utils.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tests.trainer.trainer_kit import Rows, collate, losses, make_trainer, settings, tiny, weights
 
 
@@ -162,6 +164,43 @@ def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path, accumulate
     stop_after(clean, done)
     clean.train()
     assert same(trainer, clean)
+
+
+@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (0, 2), (2, 2)])
+def test_a_row_that_cannot_be_read_ends_the_run_as_a_signal_does(tmp_path, workers, accumulate):
+    keys = dict(gradient_accumulation_steps=accumulate, dataloader_num_workers=workers, logging_steps=2)
+    straight = trained(settings(tmp_path / "straight", save_strategy="steps", save_steps=1, **keys))
+    order = shuffled(12, 42)(0)
+    refused = order[2 * 2 * accumulate + 1]  # in the first micro-batch of the third step
+    failing = make_trainer(settings(tmp_path / "failing", **keys), rows=Rows(refused=refused))
+    with pytest.raises(DataError, match=f"^synthetic record {refused}: no such picture$"):
+        failing.train()
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path / "failing")] == [2]
+    saved, wanted = tmp_path / "failing" / "checkpoint-2", tmp_path / "straight" / "checkpoint-2"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (saved / name).read_bytes() == (wanted / name).read_bytes()
+    states = [dataclasses.replace(checkpointing.read_state(folder), settings={}) for folder in (saved, wanted)]
+    assert states[0] == states[1]
+    resumed = make_trainer(settings(tmp_path / "failing", **keys))
+    resumed.train(saved)
+    assert same(resumed, straight)
+    assert losses(resumed) == losses(straight)
+
+
+def test_a_row_that_cannot_be_read_in_evaluation_ends_the_run_as_a_signal_does(tmp_path):
+    run = settings(tmp_path, do_eval=True, evaluation_strategy="steps", eval_steps=3)
+    with pytest.raises(DataError, match="synthetic record 2"):
+        trained(run, eval_rows=Rows(4, refused=2))
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [3]
+
+
+def test_an_error_in_the_first_step_and_one_of_the_numbers_save_nothing(tmp_path):
+    first = shuffled(12, 42)(0)[0]
+    with pytest.raises(DataError):
+        trained(settings(tmp_path), rows=Rows(refused=first))
+    with pytest.raises(TrainingError):
+        trained(settings(tmp_path), rows=Rows(poison=4))
+    assert checkpointing.checkpoints(tmp_path) == []
 
 
 def stop_after(trainer, steps):

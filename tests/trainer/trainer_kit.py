@@ -19,6 +19,7 @@ from paddlemix.trainer.divided import put
 from paddlemix.trainer.lora_targets import LORA_TARGETS
 from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from paddlemix.utils.errors import DataError
 
 VISION = VisionConfig(16, 32, 3, 2, image_size=8, patch_size=4)
 CONFIG = LlavaConfig(
@@ -41,16 +42,20 @@ def tiny(seed: int = 0, newline: bool = False, **text: Any) -> LlavaForCausalLM:
 
 
 class Rows:
-    """``count`` rows of equal or growing length; every third has no image."""
+    """``count`` rows of equal or growing length; every third has no image. ``refused`` cannot be read."""
 
-    def __init__(self, count: int = 12, equal: bool = False, poison: int | None = None) -> None:
-        self.count, self.equal, self.poison = count, equal, poison
+    def __init__(
+        self, count: int = 12, equal: bool = False, poison: int | None = None, refused: int | None = None
+    ) -> None:
+        self.count, self.equal, self.poison, self.refused = count, equal, poison, refused
         self.lengths = [8 if equal else 6 + index % 4 for index in range(count)]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Encoded:
+        if index == self.refused:
+            raise DataError(f"{self.where(index)}: no such picture")
         rng = np.random.default_rng([7, index])
         with_image = self.equal or index % 3 != 2
         ids = rng.integers(3, 64, self.lengths[index])
