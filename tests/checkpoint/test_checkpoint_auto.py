@@ -218,7 +218,7 @@ def test_the_python_of_the_chat_page_runs_as_it_stands(hub, tmp_path, monkeypatc
     for block in blocks:
         # This model never ends an answer by itself: a small context does.
         short = block.replace(
-            'AutoChatMIX.from_pretrained("FOLDER"', 'AutoChatMIX.from_pretrained("FOLDER", context=80'
+            'AutoChatMIX.from_pretrained("FOLDER"', 'AutoChatMIX.from_pretrained("FOLDER", context=250'
         )
         exec(short.replace('"FOLDER"', repr(str(hub["llava"]))).replace("tokens=16", "tokens=3"), {})
     assert capsys.readouterr().out.strip()
