@@ -2,6 +2,7 @@
 """The data of a training run from its settings: train and eval sets, the collator, the order of an epoch."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset, pack
 from paddlemix.datasets.preprocess import SampleEncoder
+from paddlemix.datasets.rows import MarkRules, UnreadKeys
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.datasets.sources import Entry, read
@@ -34,6 +36,8 @@ class Datasets:
     eval: ChatDataset | None
     collator: Collator
     order: EpochOrder | None
+    notes: tuple[str, ...] = ()
+    """Lines for the person about what was read."""
 
 
 def build_datasets(
@@ -53,14 +57,17 @@ def build_datasets(
     """
     encoder = make_encoder(settings, config, tokenizer, template)
     parts = settings.data.dataset or {}
-    train = _part("train", parts.get("train"), settings, encoder, rank) if settings.training.do_train else None
-    held_out = _part("eval", parts.get("eval"), settings, encoder, rank) if settings.training.do_eval else None
+    unread = UnreadKeys()
+    part = partial(_part, settings, encoder, unread, rank)
+    train = part("train", parts.get("train")) if settings.training.do_train else None
+    held_out = part("eval", parts.get("eval")) if settings.training.do_eval else None
     if train is not None and len(train) < world:
         raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
     if train is not None and settings.data.mixtoken:
         train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
     order = None if train is None else order_of(settings.training, train, world)
-    return Datasets(train, held_out, make_collator(settings, config), order)
+    notes = tuple(filter(None, [unread.note()]))
+    return Datasets(train, held_out, make_collator(settings, config), order, notes)
 
 
 def make_encoder(
@@ -98,6 +105,7 @@ def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
 def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[Entry]:
     """The entries of ``dataset.train`` or ``dataset.eval`` as the readers take them."""
     found = []
+    rules = MarkRules(settings.data.images_without_mark, settings.data.mark_without_images)
     for entry in entries:
         name = entry.get("name")
         if name not in (None, *NAMES):
@@ -106,18 +114,23 @@ def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> lis
         folder = entry.get("image_folder") or settings.data.image_folder
         files = (files,) if isinstance(files, str) else tuple(files)
         repeat = settings.data.single_view_repeat if name == multiview.NAME else 0
-        found.append(Entry(files, folder, entry.get("chat_template"), repeat))
+        found.append(Entry(files, folder, entry.get("chat_template"), repeat, rules))
     return found
 
 
 def _part(
-    part: str, entries: list[dict[str, Any]] | None, settings: TrainingSettings, encoder: SampleEncoder, rank: int
+    settings: TrainingSettings,
+    encoder: SampleEncoder,
+    unread: UnreadKeys,
+    rank: int,
+    part: str,
+    entries: list[dict[str, Any]] | None,
 ) -> ChatDataset | None:
     if not entries:
         return None
     name = "bad_samples.jsonl" if part == "train" else f"bad_samples_{part}.jsonl"
     bad = BadSamples(settings.data.on_bad_sample, Path(settings.training.output_dir) / name, primary=rank == 0)
-    samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad)]
+    samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad, unread)]
     return ChatDataset(samples, encoder, bad)
 
 

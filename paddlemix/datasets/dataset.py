@@ -89,7 +89,7 @@ class ChatDataset:
         """SHA-256 over what the rows say (not over the pictures), to find out whether data changed before a resume."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            turns = [(message.role, message.text) for message in sample.messages]
+            turns = [(m.role, m.text) if m.learns else (m.role, m.text, False) for m in sample.messages]
             # Without the image folder in front: data that moved to another disk is the same data.
             images = [image.removeprefix(sample.image_root) for image in sample.images]
             digest.update(repr((turns, images, sample.id)).encode("utf-8"))

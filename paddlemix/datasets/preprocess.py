@@ -15,7 +15,7 @@ from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_a
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.imaging.views import Views
 from paddlemix.text import chat_template
-from paddlemix.text.messages import Layout, Message, messages_from_llava_row
+from paddlemix.text.messages import Layout, Message, placed_messages
 from paddlemix.text.render import Rendered, render
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -114,9 +114,8 @@ class SampleEncoder:
 
     def messages(self, sample: Sample) -> list[Message]:
         """The conversation as the template takes it. DataError when turns or pictures do not fit."""
-        rows = [{"from": message.role, "value": message.text} for message in sample.messages]
-        messages = messages_from_llava_row(
-            rows,
+        messages = placed_messages(
+            sample.messages,
             layout=self.layout_of(sample.chat_template),
             images=sample.places,
             use_im_start_end=self.use_im_start_end,

@@ -112,6 +112,10 @@ class DataGroup:
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
     on_bad_sample: str = key("error", "A row that cannot be used stops the run, or is skipped and counted.",
                              choices=("error", "skip"))  # fmt: skip
+    images_without_mark: str = key("error", "Rows with pictures, but no <image> in the text: a bad row, or the mark "
+                                   "goes in front of the first question.", choices=("error", "front"))  # fmt: skip
+    mark_without_images: str = key("error", "Rows with <image> in the text, but no picture: a bad row, or the mark "
+                                   "is nothing but text.", choices=("error", "text"))  # fmt: skip
     max_length: int = key(2048, "Longest sample in positions, image tokens included.", low=1)
     pad_to_multiple_of: int | None = key(None, "Batches are padded to a multiple of this length.", low=1)
     image_aspect_ratio: str | None = key(

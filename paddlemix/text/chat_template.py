@@ -125,7 +125,7 @@ class ChatTemplate:
                 "length": len(rounds),
                 "is_training": not answer_open,
             }
-            found += self._round(context, is_open)
+            found += self._round(context, is_open, learns=is_open or pair[1].learns)
         return [part for part in found if part.text]
 
     def _system_segments(self, system: str | None) -> list[Segment]:
@@ -137,7 +137,7 @@ class ChatTemplate:
             ]
         return [Segment(system, quoted=True)]
 
-    def _round(self, context: dict[str, Any], is_open: bool) -> list[Segment]:
+    def _round(self, context: dict[str, Any], is_open: bool, learns: bool = True) -> list[Segment]:
         user, bot = self._write(self._user, context), self._write(self._bot, context)
         cut = next((i for i, (_, name) in enumerate(bot) if name == "bot"), len(bot))
         head = [Segment(text, quoted=name in _QUOTED) for text, name in [*user, *bot[:cut]]]
@@ -150,7 +150,8 @@ class ChatTemplate:
                 break
         if is_open:
             return head
-        return [*head, Segment(lead, True), *(Segment(text, True, name in _QUOTED) for text, name in bot[cut:])]
+        answer = (Segment(text, learns, name in _QUOTED) for text, name in bot[cut:])
+        return [*head, Segment(lead, learns), *answer]
 
     def _compare_query(self) -> None:
         if self._query is None:

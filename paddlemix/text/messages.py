@@ -2,7 +2,7 @@
 """What is said, before any template: messages, segments of rendered text, and LLaVA's rows as messages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
@@ -21,10 +21,11 @@ ROW_ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. The text holds ``<image>`` at image places."""
+    """One turn. The text holds ``<image>`` at image places. ``learns`` False: an answer that is shown, not learnt."""
 
     role: Role
     text: str
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,20 @@ def messages_from_llava_row(
     pictures keeps them all, where they stand.
     """
     messages = [_row_message(i, row) for i, row in enumerate(conversations)]
-    if messages and messages[0].role == "assistant" and not layout.assistant_first:
-        messages = messages[1:]
+    return placed_messages(messages, layout=layout, images=images, use_im_start_end=use_im_start_end)
+
+
+def placed_messages(
+    messages: Sequence[Message], *, layout: Layout, images: int, use_im_start_end: bool = False
+) -> list[Message]:
+    """The messages of a row as ``messages_from_llava_row`` describes them."""
+    found = list(messages)
+    first = int(bool(found) and found[0].role == "system")
+    if len(found) > first and found[first].role == "assistant" and not layout.assistant_first:
+        del found[first]
     if images:
-        messages = [Message(m.role, place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in messages]
-    return messages
+        found = [replace(m, text=place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in found]
+    return found
 
 
 def _row_message(index: int, row: dict[str, Any]) -> Message:

@@ -6,7 +6,7 @@ InternVL-Chat and ShareGPT4V.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from paddlemix.text.messages import Message, Segment, check_turns
 from paddlemix.utils.constants import IMAGE_TOKEN
@@ -65,12 +65,12 @@ class Template:
         found = self._opening(system, bool(turns))
         for user, assistant in self.examples:
             found += self._user(user, first=False, quoted=False)
-            found += [replace(part, learns=False) for part in self._assistant(assistant, quoted=False)]
+            found += self._assistant(assistant, quoted=False, learns=False)
         for i, turn in enumerate(turns):
             if turn.role == "user":
                 found += self._user(turn.text, first=i == 0 and not self.examples, quoted=True)
             else:
-                found += self._assistant(turn.text, quoted=True)
+                found += self._assistant(turn.text, quoted=True, learns=turn.learns)
         found.append(Segment(self.answer.head if answer_open else self.closing if turns else ""))
         return [part for part in found if part.text]
 
@@ -93,12 +93,12 @@ class Template:
         before, after = self.first_user if first and self.first_user is not None else self.user
         return [Segment(before), Segment(text, quoted=quoted), Segment(after)]
 
-    def _assistant(self, text: str, *, quoted: bool) -> list[Segment]:
+    def _assistant(self, text: str, *, quoted: bool, learns: bool) -> list[Segment]:
         answer = self.answer
         if not text:
             return [Segment(answer.head)]
-        learnt = [Segment(answer.lead, True), Segment(text, True, quoted), Segment(answer.tail, True)]
-        return [Segment(answer.head), *learnt, Segment(answer.after)]
+        said = [Segment(answer.lead, learns), Segment(text, learns, quoted), Segment(answer.tail, learns)]
+        return [Segment(answer.head), *said, Segment(answer.after)]
 
 
 def prompt_text(template: Template, messages: Sequence[Message], *, answer_open: bool) -> str:

@@ -253,6 +253,8 @@ class TrainingRun:
             world=self.args.dataset_world_size,
         )
         layouts = data.train.layouts if data.train is not None else []
+        for note in data.notes:
+            self._say(f"note: {note}")
         for note in conversation.notes(layouts, settings, folder, own):
             self._say(f"note: {note}")
         name, self.chat_template = conversation.asked_with(layouts, settings, folder, own)

@@ -39,7 +39,7 @@ def test_places_of_several_pictures_follow_the_parts(rows):
 
 
 def test_a_list_of_images_and_a_missing_image_are_read(rows):
-    several, none = rows({**LLAVA, "image": ["a.png", "b.png"]}, {"conversations": LLAVA["conversations"]})
+    several, none = rows({**LLAVA, "image": ["a.png", "b.png"]}, {"conversations": [["why?", ANSWER]]})
     assert len(several.images) == 2
     assert none.images == ()
 

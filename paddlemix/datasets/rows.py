@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of a data file in any of the known forms: LLaVA's turns, chatml pairs, OpenAI messages.
+
+Nothing of a row is dropped in silence: what is null or empty is not there, what nobody reads is counted by its key.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paddlemix.text.messages import ROW_ROLES, Message
+from paddlemix.utils.constants import IMAGE_TOKEN
+from paddlemix.utils.errors import DataError
+from paddlemix.utils.registry import nearest
+
+IMAGE_KEYS = ("image", "images")
+SYSTEM_KEYS = ("system", "system_prompt")
+VIDEO_KEYS = ("video", "videos")
+ROW_KEYS = ("id", "conversations", "messages", *IMAGE_KEYS, *SYSTEM_KEYS, *VIDEO_KEYS)
+LLAVA_TURN_KEYS = ("from", "value", "weight")
+CHAT_TURN_KEYS = ("role", "content", "weight")
+PART_KEYS = ("type", "text", "image_url", "image", "path")
+CHAT_ROLES = ("system", "user", "assistant")
+FROM_SOURCE = "file://"
+_SHOWN_KEYS = 8
+_LONG_ENOUGH = 4300
+"""Digits of a number that Python turns into an int without being asked twice."""
+
+
+@dataclass(frozen=True)
+class LongNumber:
+    """A whole number of more digits than Python reads. As a value of a row it is a fault of that row alone."""
+
+    digits: int
+
+
+def whole_number(text: str) -> int | LongNumber:
+    """``parse_int`` of Python's json."""
+    return int(text) if len(text) <= _LONG_ENOUGH else LongNumber(len(text.lstrip("-")))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands. ``pointer`` is its JSON pointer, empty for JSON lines."""
+
+    file: str
+    pointer: str
+
+    @property
+    def text(self) -> str:
+        """``file: /12`` or ``file:13``."""
+        return f"{self.file}: {self.pointer}" if self.pointer else self.file
+
+    def fault(self, path: str, problem: str) -> DataError:
+        """The error for the value at ``path`` (a JSON pointer inside the row)."""
+        return DataError(f"{self.file}: {self.pointer}{path}: {problem}")
+
+
+@dataclass(frozen=True)
+class MarkRules:
+    """What becomes of rows whose pictures and ``<image>`` marks do not go together.
+
+    ``images_without_mark``: ``error``, or ``front`` for the mark in front of the first question.
+    ``mark_without_images``: ``error``, or ``text`` for a mark that is learnt as the seven letters it is.
+    """
+
+    images_without_mark: str = "error"
+    mark_without_images: str = "error"
+
+
+STRICT = MarkRules()
+
+
+class UnreadKeys:
+    """Counts the keys of rows, turns and parts that nothing reads."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.rows = 0
+        self._known: dict[str, tuple[str, ...]] = {}
+
+    def see(self, data: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+        """Count the keys of one object that are not ``known`` and hold something; returns them."""
+        found = [key for key, value in data.items() if key not in known and value not in (None, "", [], {})]
+        for key in found:
+            self.counts[key] += 1
+            self._known.setdefault(key, known)
+        return found
+
+    def note(self) -> str | None:
+        """``keys of rows that are not read: "img" (12 times, did you mean "image"?), ...``; None without any."""
+        if not self.counts:
+            return None
+        common = self.counts.most_common()
+        named = [f'"{key[:80]}" ({count} times{self._hint(key)})' for key, count in common[:_SHOWN_KEYS]]
+        more = f" and {len(common) - _SHOWN_KEYS} more" if len(common) > _SHOWN_KEYS else ""
+        return f"keys of rows that are not read: {', '.join(named)}{more}"
+
+    def _hint(self, key: str) -> str:
+        return nearest(key.lower(), self._known[key])
+
+
+def normalise(
+    row: Any, place: Place, rules: MarkRules = STRICT, unread: UnreadKeys | None = None
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """Messages and images of a row in any of the known forms. DataError with the JSON pointer otherwise.
+
+    A mark that ``rules`` put in front stands once for each picture; of views, the caller keeps one.
+    """
+    unread = unread or UnreadKeys()
+    if not isinstance(row, dict):
+        raise place.fault("", f"{kind_of(row)}; expected an object with conversations or messages")
+    if isinstance(row.get("id"), LongNumber):
+        raise place.fault("/id", f"{kind_of(row['id'])}; write it as a text")
+    video = next((key for key in VIDEO_KEYS if not _absent(row.get(key))), None)
+    if video:
+        raise place.fault(f"/{video}", "rows with videos are not supported; give frames as a list of images")
+    strange = unread.see(row, ROW_KEYS)
+    messages, images = _turns(row, place, unread)
+    messages = _with_system(row, messages, place)
+    listed = _listed_images(row, place)
+    if images and listed:
+        raise place.fault("", "images stand both in the messages and beside them; give them once")
+    images = images or listed
+    marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
+    if marks and not images and rules.mark_without_images == "error":
+        raise place.fault("", _mark_alone(row, strange))
+    if images and not marks:
+        messages = _marked(messages, len(images), place, rules)
+    return tuple(messages), tuple(images)
+
+
+def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str]]:
+    both = [name for name in ("messages", "conversations") if not _absent(row.get(name))]
+    if len(both) > 1:
+        raise place.fault("", 'both "messages" and "conversations" are there; give one of them')
+    if "messages" in row and (both == ["messages"] or "conversations" not in row):
+        return _chat(row["messages"], place, unread)
+    if "conversations" in row:
+        return _conversations(row["conversations"], place, unread), []
+    hint = nearest("conversations", [str(name) for name in row])
+    raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')
+
+
+def _with_system(row: dict[str, Any], messages: list[Message], place: Place) -> list[Message]:
+    keys = [key for key in SYSTEM_KEYS if not _absent(row.get(key))]
+    if not keys:
+        return messages
+    text = _text(row[keys[0]], place, f"/{keys[0]}")
+    if len(keys) > 1:
+        raise place.fault("", 'both "system" and "system_prompt" are there; give one of them')
+    if messages and messages[0].role == "system":
+        raise place.fault(f"/{keys[0]}", "a system text stands here and in the first turn; give it once")
+    return [Message("system", text), *messages]
+
+
+def _mark_alone(row: dict[str, Any], strange: Iterable[str]) -> str:
+    empty = next((f'; "{key}" is {kind_of(row[key])}' for key in IMAGE_KEYS if key in row), "")
+    near = next((f'; "{key}" is not read{nearest(key.lower(), IMAGE_KEYS)}' for key in strange
+                 if nearest(key.lower(), IMAGE_KEYS)), "")  # fmt: skip
+    return (
+        f'"{IMAGE_TOKEN}" in the text, but the row has no picture in "image" or "images"{near or empty}. '
+        'Correct the row, or set "mark_without_images" to "text" if the mark is nothing but text'
+    )
+
+
+def _marked(messages: list[Message], images: int, place: Place, rules: MarkRules) -> list[Message]:
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+    if rules.images_without_mark == "error" or first is None:
+        raise place.fault(
+            "",
+            f'0 "{IMAGE_TOKEN}" in the text but {images} images; each needs the other. Mark the places, or set '
+            '"images_without_mark" to "front" to have the pictures in front of the first question',
+        )
+    text = f"{IMAGE_TOKEN}\n" * images + messages[first].text
+    return [*messages[:first], replace(messages[first], text=text), *messages[first + 1 :]]
+
+
+def _conversations(turns: Any, place: Place, unread: UnreadKeys) -> list[Message]:
+    if not isinstance(turns, list) or not turns:
+        raise place.fault("/conversations", f"{kind_of(turns)}; expected a list of turns that is not empty")
+    if isinstance(turns[0], dict):
+        return [_llava_turn(turn, place, f"/conversations/{index}", unread) for index, turn in enumerate(turns)]
+    messages = []
+    for index, pair in enumerate(turns):
+        at = f"/conversations/{index}"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise place.fault(at, "expected a pair [user text, assistant text]")
+        messages += [
+            Message(role, _text(part, place, f"{at}/{side}"))
+            for side, (role, part) in enumerate(zip(("user", "assistant"), pair, strict=True))
+        ]
+    return messages
+
+
+def _llava_turn(turn: Any, place: Place, at: str, unread: UnreadKeys) -> Message:
+    if not isinstance(turn, dict):
+        raise place.fault(at, f'{kind_of(turn)}; expected {{"from": "human" or "gpt", "value": text}}')
+    for name in ("from", "value"):
+        if name not in turn:
+            raise place.fault(at, f'"{name}" is missing')
+    unread.see(turn, LLAVA_TURN_KEYS)
+    role = turn["from"]
+    if not isinstance(role, str) or role not in ROW_ROLES:
+        raise place.fault(f"{at}/from", f"{role!r}; expected one of {', '.join(ROW_ROLES)}"[:200])
+    return Message(ROW_ROLES[role], _text(turn["value"], place, f"{at}/value"), _learns(turn, place, at))
+
+
+def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
+    """OpenAI's ``weight``: an answer of weight 0 is shown and not learnt."""
+    weight = turn.get("weight")
+    if weight is None:
+        return True
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
+        raise place.fault(f"{at}/weight", f"{str(weight)[:80]}; expected 0 (not learnt) or 1")
+    return bool(weight)
+
+
+def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str]]:
+    if not isinstance(turns, list) or not turns:
+        raise place.fault("/messages", f"{kind_of(turns)}; expected a list of messages that is not empty")
+    messages: list[Message] = []
+    images: list[str] = []
+    for index, turn in enumerate(turns):
+        at = f"/messages/{index}"
+        if not isinstance(turn, dict) or "content" not in turn:
+            raise place.fault(at, 'expected {"role": ..., "content": ...}')
+        unread.see(turn, CHAT_TURN_KEYS)
+        role = turn.get("role")
+        if role not in CHAT_ROLES:
+            raise place.fault(f"{at}/role", f"{role!r}; expected one of {', '.join(CHAT_ROLES)}"[:200])
+        content = turn["content"]
+        if isinstance(content, list):
+            text, found = _parts(content, place, f"{at}/content", unread)
+            images += found
+        else:
+            text = _text(content, place, f"{at}/content")
+        messages.append(Message(role, text, _learns(turn, place, at)))
+    return messages, images
+
+
+def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str]]:
+    """Text of a message made of parts: every picture is an ``<image>`` on a line of its own, in its place."""
+    text, images, after_image = "", [], False
+    for index, part in enumerate(parts):
+        here = f"{at}/{index}"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            piece = _text(part.get("text"), place, f"{here}/text")
+            text += f"\n{piece}" if after_image else piece
+            after_image = False
+        elif kind in ("image_url", "image"):
+            images.append(_part_image(part, kind, place, here))
+            text += f"\n{IMAGE_TOKEN}" if text else IMAGE_TOKEN
+            after_image = True
+        else:
+            raise place.fault(here, 'expected a part of type "text", "image_url" or "image"')
+        unread.see(part, PART_KEYS)
+    return text, images
+
+
+def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str:
+    value = part.get(kind, part.get("path"))
+    if isinstance(value, dict):
+        value = value.get("url")
+    if not isinstance(value, str) or not value:
+        raise place.fault(at, f'the picture is missing; expected "{kind}": path or {{"url": path}}')
+    return _path(value, place, at)
+
+
+def _listed_images(row: dict[str, Any], place: Place) -> list[str]:
+    keys = [key for key in IMAGE_KEYS if not _absent(row.get(key))]
+    if len(keys) > 1:
+        raise place.fault("", 'both "image" and "images" are there; give one of them')
+    if not keys:
+        return []
+    value = row[keys[0]]
+    images = value if isinstance(value, list) else [value]
+    for index, image in enumerate(images):
+        if not isinstance(image, str) or not image:
+            at = f"/{keys[0]}/{index}" if isinstance(value, list) else f"/{keys[0]}"
+            raise place.fault(at, f"{kind_of(image)}; expected the path of a picture")
+    return [_path(image, place, f"/{keys[0]}") for image in images]
+
+
+def _path(value: str, place: Place, at: str) -> str:
+    return _text(value, place, at).removeprefix(FROM_SOURCE)
+
+
+def _text(value: Any, place: Place, at: str) -> str:
+    if not isinstance(value, str):
+        raise place.fault(at, f"{kind_of(value)}; expected a text")
+    if "\0" in value:
+        raise place.fault(at, f"NUL character at {value.index(chr(0))}; remove it")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise place.fault(at, f"lone surrogate at character {error.start}; the text is no valid Unicode") from error
+    return value
+
+
+def _absent(value: Any) -> bool:
+    """Null, an empty text or an empty list: the key says that there is nothing."""
+    return value is None or value in ("", [])
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for a message."""
+    if isinstance(value, LongNumber):
+        return f"a number of {value.digits} digits"
+    if value in ([], ""):
+        return "empty"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true/false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing of a row is lost in silence: unread keys are named, and what a row says of itself is obeyed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.rows import IMAGE_KEYS, MarkRules, UnreadKeys
+from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.sources import Entry, read
+from paddlemix.text.messages import Message
+from paddlemix.utils.constants import IGNORE_INDEX
+from paddlemix.utils.errors import DataError
+
+ASK, ANSWER = "what is this?", "a red square."
+TURNS = {
+    "llava": lambda ask: {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": ANSWER}]},
+    "pairs": lambda ask: {"conversations": [[ask, ANSWER]]},
+    "openai": lambda ask: {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": ANSWER}]},
+}
+MARKED = f"<image>\n{ASK}"
+
+
+@pytest.fixture(params=TURNS)
+def talk(request):
+    """Makes the turns of a row in one of the forms."""
+    return TURNS[request.param]
+
+
+@pytest.mark.parametrize(("key", "near"), [
+    ("img", "image"), ("imgs", "images"), ("image_path", "image"), ("Image", "image"), ("IMAGES", "images"),
+    ("image_file", "image"), ("image_url", "image"), ("sytem", "system"),
+])  # fmt: skip
+def test_keys_that_nothing_reads_are_counted_with_the_nearest_that_is_read(rows, talk, key, near):
+    unread = UnreadKeys()
+    path = rows(*[{**talk("why?"), key: "a.png", "id": index} for index in range(3)], {**talk("why?"), "source": "x"})
+    read(Entry((path[0].where.partition(": /")[0],)), None, unread)
+    note = unread.note()
+    assert note.startswith(f'keys of rows that are not read: "{key}" (3 times, did you mean "{near}"?)')
+    assert note.endswith('"source" (1 times)')
+
+
+def test_unread_keys_of_turns_and_parts_are_counted_too(tmp_path: Path):
+    part = {"type": "image_url", "image_url": {"url": "a.png"}, "detail": "low"}
+    openai = {"messages": [{"role": "user", "content": [part], "name": "eve"}, {"role": "assistant", "content": "x"}]}
+    llava = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}
+    (tmp_path / "a.json").write_text(json.dumps([openai, llava, {**llava, "unused": None, "empty": []}]))
+    unread = UnreadKeys()
+    read(Entry((str(tmp_path / "a.json"),)), None, unread)
+    assert dict(unread.counts) == {"detail": 1, "name": 1, "loss": 2}
+
+
+def test_a_mark_without_a_picture_is_a_bad_row_that_names_the_key_and_the_setting(rows, talk):
+    cases = [({"img": "a.png"}, '"img" is not read, did you mean "image"'), ({}, 'no picture in "image" or "images"')]
+    cases += [({key: empty}, f'"{key}" is (null|empty)') for key in IMAGE_KEYS for empty in (None, "", [])]
+    for more, words in cases:
+        with pytest.raises(DataError, match=rf'train\.json: /0: "<image>" in the text.*{words}') as caught:
+            rows({**talk(MARKED), **more})
+        assert '"mark_without_images" to "text"' in str(caught.value)
+        (sample,) = rows({**talk(MARKED), **more}, rules=MarkRules(mark_without_images="text"))
+        assert sample.images == ()
+
+
+def test_pictures_without_a_mark_are_a_bad_row_or_get_it_in_front(rows, talk, encoder):
+    for images, marks in (("a.png", "<image>\n"), (["a.png", "b.png"], "<image>\n<image>\n")):
+        row = {**talk(ASK), "images": images}
+        with pytest.raises(DataError, match='0 "<image>" in the text.*"images_without_mark" to "front"'):
+            rows(row)
+        (sample,) = rows(row, rules=MarkRules(images_without_mark="front"))
+        assert sample.messages[0] == Message("user", marks + ASK)
+        (written,) = rows({**talk(marks + ASK), "images": images})
+        own = encoder()
+        assert own.render(sample).ids == own.render(written).ids
+    (system,) = rows({**talk(ASK), "images": "a.png", "system": "s"}, rules=MarkRules(images_without_mark="front"))
+    assert [message.text for message in system.messages] == ["s", f"<image>\n{ASK}", ANSWER]
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_the_system_text_of_a_row_is_obeyed(rows, talk, encoder, key):
+    one, other, plain = rows({**talk(ASK), key: "You are X."}, {**talk(ASK), key: None}, {**talk(ASK), key: ""})
+    own = encoder()
+    assert own.render(one).text.startswith("You are X. USER: what")
+    assert own.render(other).text == own.render(plain).text
+    assert own.render(other).text.startswith("A chat between")
+    for more, words in (({key: 3}, f"/0/{key}: a number"), ({"system": "a", "system_prompt": "b"}, "both")):
+        with pytest.raises(DataError, match=words):
+            rows({**talk(ASK), **more})
+    turns = {"messages": [{"role": "system", "content": "a"}, *TURNS["openai"](ASK)["messages"]], key: "b"}
+    with pytest.raises(DataError, match="stands here and in the first turn"):
+        rows(turns)
+
+
+def weighted(form: str, *weights: object) -> dict[str, object]:
+    key, who, text = ("messages", "role", "content") if form == "openai" else ("conversations", "from", "value")
+    asks, says = ("user", "assistant") if form == "openai" else ("human", "gpt")
+    turns = []
+    for index, weight in enumerate(weights):
+        turns += [{who: asks, text: f"question {index}"}, {who: says, text: f"answer {index}", "weight": weight}]
+    return {key: turns}
+
+
+@pytest.mark.parametrize("form", ["openai", "llava"])
+@pytest.mark.parametrize("template", [None, "chat_template.json"])
+@pytest.mark.parametrize("name", ["v1", "llava_llama_2", "chatml_direct", "v0", "gemma_instruct"])
+def test_answers_of_weight_zero_are_shown_and_not_learnt(rows, encoder, tmp_path, form, template, name):
+    entry = {}
+    if template:
+        (tmp_path / template).write_text(json.dumps({"conversation": ["Q: {{user}}\n", "A: {{bot}}</s>"]}))
+        entry = {"chat_template": str(tmp_path / template)}
+    made, plain = rows(weighted(form, 0, 1, 0.0, None), weighted(form, 1, 1, 1, 1), **entry)
+    own = encoder(template=name)
+    found, whole = own(made), own(plain)
+    assert found.ids.tolist() == whole.ids.tolist()
+    learnt = own.tokenizer.decode([token for token in found.labels.tolist() if token != IGNORE_INDEX])
+    assert ["answer 0" in learnt, "answer 1" in learnt, "answer 2" in learnt, "answer 3" in learnt] == [0, 1, 0, 1]
+    kept = found.labels != IGNORE_INDEX
+    assert (found.labels[kept] == whole.labels[kept]).all()
+    assert ChatDataset([made], own).fingerprint != ChatDataset([plain], own).fingerprint
+
+
+def test_a_row_that_learns_nothing_and_a_weight_that_is_none_are_bad(rows, encoder):
+    with pytest.raises(DataError, match="no answer to learn"):
+        ChatDataset(rows(weighted("openai", 0, 0)), encoder())
+    for weight in (2, -1, 0.5, True, "0", [0]):
+        with pytest.raises(DataError, match="/0/messages/1/weight: .*expected 0"):
+            rows(weighted("openai", weight))
+
+
+def test_null_stands_for_nothing_whatever_the_key(rows, talk):
+    keys = ["id", "image", "images", "video", "videos", "system", "system_prompt"]
+    row = talk(ASK)
+    row |= {"messages": None} if "conversations" in row else {"conversations": None}
+    (sample,) = rows({**row, **dict.fromkeys(keys)})
+    assert [message.text for message in sample.messages] == [ASK, ANSWER]
+    (pictured,) = rows({**talk(MARKED), "video": None, "image": "a.png"})
+    assert len(pictured.images) == 1
+    with pytest.raises(DataError, match="/0/videos: rows with videos"):
+        rows({**talk(ASK), "videos": ["a.mp4"]})
+    with pytest.raises(DataError, match='both "messages" and "conversations"'):
+        rows({**TURNS["openai"](ASK), **TURNS["pairs"](ASK)})
+
+
+def put(row: dict[str, object], path: tuple[object, ...], value: object) -> dict[str, object]:
+    copy = json.loads(json.dumps(row))
+    place = copy
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return copy
+
+
+PATHS = [("id",), ("image",), ("system",), ("conversations", 0, "value"), ("conversations", 1, "weight")]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("lines", [False, True])
+def test_numbers_of_any_length_are_a_fault_of_their_row_alone(tmp_path: Path, encoder, path, lines):
+    good = {"id": 1, **TURNS["llava"](ASK)}
+    text = json.dumps(put(good, path, "LONG")).replace('"LONG"', "-" + "9" * 5000)
+    every = [json.dumps(good), text, json.dumps(good)]
+    file = tmp_path / ("rows.jsonl" if lines else "rows.json")
+    file.write_text("\n".join(every) if lines else f"[{','.join(every)}]")
+    pointer = "/".join(map(str, path))
+    with pytest.raises(DataError, match=rf"rows\.jsonl?:.*/{pointer}: .*(5000 digits|expected 0)"):
+        read(Entry((str(file),)))
+    bad = BadSamples("skip")
+    assert len(read(Entry((str(file),)), bad)) == 2
+    assert bad.skipped == 1
+
+
+def test_a_long_number_that_nothing_reads_stops_nothing(tmp_path: Path):
+    row = json.dumps({**TURNS["llava"](ASK), "width": "LONG"}).replace('"LONG"', "9" * 5000)
+    (tmp_path / "rows.json").write_text(f"[{row}]")
+    unread = UnreadKeys()
+    assert len(read(Entry((str(tmp_path / "rows.json"),)), None, unread)) == 1
+    assert unread.counts == {"width": 1}
