@@ -31,7 +31,7 @@ def talk(request):
 
 @pytest.mark.parametrize(("key", "near"), [
     ("img", "image"), ("imgs", "images"), ("image_path", "image"), ("Image", "image"), ("IMAGES", "images"),
-    ("image_file", "image"), ("image_url", "image"), ("sytem", "system"),
+    ("image_file", "image"), ("image_url", "image"), ("System", "system"),
 ])  # fmt: skip
 def test_keys_that_nothing_reads_are_counted_with_the_nearest_that_is_read(rows, talk, key, near):
     unread = UnreadKeys()
