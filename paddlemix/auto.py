@@ -249,6 +249,7 @@ class AutoProcessorMIX:
         from paddlemix.text import templates
         from paddlemix.text.model_template import template_for
         from paddlemix.text.tokenizer import load_tokenizer
+        from paddlemix.text.vocabulary import fit_rows
 
         folder = _folder(name)
         for part in (train, eval):
@@ -257,6 +258,7 @@ class AutoProcessorMIX:
         template = templates.get(version) if version else template_for(folder, config.template)
         where = folder if text_model_name_or_path is None else _folder(text_model_name_or_path)
         tokenizer = load_tokenizer(_tokenizer_folder(where))
+        fit_rows(tokenizer, config.text.vocab_size)
         sees = config.image is not None and config.vision is not None
         images = ImageProcessor(config.image, config.vision) if sees else None
         length = max_length or config.model_max_length

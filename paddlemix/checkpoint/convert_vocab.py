@@ -12,6 +12,7 @@ from paddlemix.checkpoint.formats_base import cast
 from paddlemix.checkpoint.save_files import write_json
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.tokenizer_files import MODEL_FILE, has_tokenizer
+from paddlemix.text.vocabulary import require_rows
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import CheckpointError
 
@@ -45,8 +46,7 @@ def plan_for_hf(folder: Path, rows: int, remembered: int | None) -> TokenizerPla
     if image is not None and image < rows:
         return TokenizerPlan(remembered or rows, image, tokenizer.pad_id if pad is None else pad)
     size = tokenizer.vocab_size
-    if size > rows:
-        raise CheckpointError(f"{folder}: the tokenizer has {size} tokens, the weights have rows for {rows}")
+    require_rows(tokenizer, rows)
     needed = max(rows, size + len(_ADDED))
     return TokenizerPlan(-(-needed // _ROUND) * _ROUND, size, size + 1 if pad is None else pad, add=True)
 

@@ -21,7 +21,8 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
-from paddlemix.utils.errors import PaddleMixError
+from paddlemix.text.vocabulary import require_rows
+from paddlemix.utils.errors import CheckpointError, PaddleMixError
 from paddlemix.utils.files import MANIFEST, verify_folder
 
 _KINDS = {
@@ -257,10 +258,10 @@ def _say_tokenizer(sources: Sources, result: Description) -> None:
     result.facts["tokenizer"] = (
         f"{tokenizer.vocab_size} tokens, {tokenizer.kind}, legacy {str(tokenizer.legacy).lower()}"
     )
-    if tokenizer.vocab_size > rows:
-        result.problems.append(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the weights have {rows} rows"
-        )
+    try:
+        require_rows(tokenizer, rows)
+    except CheckpointError as error:
+        result.problems.append(str(error))
 
 
 def memory_needs(config: LlavaConfig) -> dict[str, float]:

@@ -11,9 +11,9 @@ from paddlemix.checkpoint.lora_base import MERGED_MARKER, merged_marker
 from paddlemix.checkpoint.lora_read import merge_paths
 from paddlemix.checkpoint.save import save_model
 from paddlemix.checkpoint.save_files import GENERATION, TRAINING_SETTINGS
-from paddlemix.checkpoint.vocab import require_vocabulary
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of
 from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.vocabulary import fit_rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def merge_adapter(
     source, folder = merge_paths(adapter, target)
     loaded = load_model(source, base=base, dtype=dtype, lora="merge")
     tokenizer = load_tokenizer(loaded.tokenizer_folder)
-    require_vocabulary(loaded.config, tokenizer, loaded.tokenizer_folder)
+    fit_rows(tokenizer, loaded.config.text.vocab_size)
     marker = merged_marker(loaded.adapter, loaded.base)
     save_model(
         folder,

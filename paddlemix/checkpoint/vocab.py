@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vocabulary of a model: it must hold every id of its tokenizer, and it may grow by tokens of its own."""
+"""The vocabulary of a model may grow by tokens of its own."""
 
 import dataclasses
 from typing import Any
@@ -12,19 +12,6 @@ from paddlemix.ops.linear import Linear
 from paddlemix.ops.parallel import cut, mark, whole
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
-
-
-def require_vocabulary(config: LlavaConfig, tokenizer: Any, where: object) -> None:
-    """CheckpointError when the tokenizer makes ids that the weights have no row for.
-
-    More rows than tokens are fine: llava-hf pads its table to a multiple of 64.
-    """
-    rows, tokens = config.text.vocab_size, tokenizer.vocab_size
-    if tokens > rows:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokens} tokens, the weights have rows for {rows}; "
-            "take the tokenizer that belongs to the weights, or add rows with grow_vocabulary"
-        )
 
 
 @paddle.no_grad()

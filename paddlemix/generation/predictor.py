@@ -34,6 +34,7 @@ from paddlemix.text.messages import Message, question
 from paddlemix.text.render import render
 from paddlemix.text.templates import Template
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.text.vocabulary import fit_rows
 from paddlemix.utils import device as devices
 from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import ConfigError, DataError
@@ -92,11 +93,12 @@ class Predictor:
         )
         if lora == "merge":
             loaded.model.prepare_inference()
-        config = loaded.config
+        config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)
+        fit_rows(tokenizer, config.text.vocab_size)
         template = template_for(loaded.template_folder, config, conv_mode)
         return cls(
             loaded.model,
-            load_tokenizer(loaded.tokenizer_folder),
+            tokenizer,
             processor_for(config),
             template,
             ends=ending_ids(loaded.folder, loaded.base),

@@ -31,8 +31,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> tuple[dict[str, Any], list[AddedToke
     ``tokenizer_config.json`` must list the added tokens with the same marks: transformers 4 puts its own over the
     file's. CheckpointError for a vocabulary that is no plain BPE model: its text would be changed before it is split.
     """
-    model = tokenizer.model_file
-    _require_plain(spm.read_settings(model), tokenizer.where)
+    model = tokenizer.files.model
+    _require_plain(spm.read_settings(model), tokenizer.files.where)
     pieces = spm.read_model(model)
     whole = tokenizer.kind in (SLOW, SLOW_4_31, FAST_5) and not tokenizer.legacy
     added = _added_tokens(tokenizer, pieces, whole)
@@ -50,8 +50,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> tuple[dict[str, Any], list[AddedToke
     lost = None
     if tokenizer.kind == SLOW_4_31 and not tokenizer.legacy:
         lost = (
-            f"{tokenizer.where}: words behind </s> are split as transformers 4.31 does, which tokenizer.json cannot "
-            "express; a conversation of several rounds has other ids there"
+            f"{tokenizer.files.where}: words behind </s> are split as transformers 4.31 does, which tokenizer.json "
+            "cannot express; a conversation of several rounds has other ids there"
         )
     return data, added, lost
 
@@ -71,7 +71,7 @@ def _require_plain(settings: spm.Settings, where: str) -> None:
 def _prefixes(tokenizer: Tokenizer) -> bool:
     """Whether a text gets a dummy space at all."""
     by_rule = tokenizer.kind == SLOW and not tokenizer.legacy  # these put it there themselves
-    return by_rule or spm.read_settings(tokenizer.model_file).dummy_prefix
+    return by_rule or spm.read_settings(tokenizer.files.model).dummy_prefix
 
 
 def _added_tokens(tokenizer: Tokenizer, pieces: list[spm.Piece], whole: bool) -> list[AddedToken]:

@@ -67,7 +67,7 @@ class Tokenizer:
         self.legacy = legacy
         self.add_bos = bool(files.config.get("add_bos_token", True))
         self.model_max_length = files.model_max_length
-        self._files = files
+        self.files = files
         try:
             pieces = spm.read_model(files.model)
         except ValueError as error:
@@ -87,18 +87,8 @@ class Tokenizer:
     # ---- facts -----------------------------------------------------------------------------------------------
 
     @property
-    def where(self) -> str:
-        """The file that the vocabulary came from, for messages."""
-        return self._files.where
-
-    @property
-    def model_file(self) -> bytes:
-        """The bytes of ``tokenizer.model``."""
-        return self._files.model
-
-    @property
     def added_tokens(self) -> list[AddedToken]:
-        """The tokens that are cut out of a text, by their ids."""
+        """The tokens that are cut out of a text."""
         return sorted(self._added.values(), key=lambda token: token.id)
 
     @property
@@ -134,7 +124,7 @@ class Tokenizer:
     @property
     def padding_side(self) -> str:
         """Side that the files ask to pad on; "right" when they say nothing."""
-        return self._files.config.get("padding_side", "right")
+        return self.files.config.get("padding_side", "right")
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -153,7 +143,7 @@ class Tokenizer:
             return self._contents[number]
         if not 0 <= number < self.base_size:
             raise CheckpointError(
-                f"{self._files.where}: token id {number} is outside the vocabulary of {self.vocab_size}; "
+                f"{self.files.where}: token id {number} is outside the vocabulary of {self.vocab_size}; "
                 "model and tokenizer do not belong together"
             )
         return self._pieces[number]
@@ -346,11 +336,17 @@ class Tokenizer:
             self._enter([replace(token, special=True)])
         return self.vocab_size - size
 
+    def drop(self, content: str) -> None:
+        """Forget an added token: what is written like it is plain text from now on."""
+        del self._added[content]
+        self._roles = {role: None if name == content else name for role, name in self._roles.items()}
+        self._enter([])
+
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.model`` and the JSON files; ``load_tokenizer`` gives the same tokenizer back."""
         own = {"legacy": self.legacy, "tokenizer_kind": self.kind, "add_bos_token": self.add_bos}
-        config = {"add_eos_token": False, "clean_up_tokenization_spaces": False} | self._files.config | own
-        write_files(folder, replace(self._files, config=config), self.added_tokens, self._roles)
+        config = {"add_eos_token": False, "clean_up_tokenization_spaces": False} | self.files.config | own
+        write_files(folder, replace(self.files, config=config), self.added_tokens, self._roles)
 
     def _enter(self, tokens: Sequence[AddedToken]) -> None:
         for token in tokens:
@@ -374,7 +370,7 @@ class Tokenizer:
             number = self._base_ids.get(content)
             if number is None and role != "pad_token":
                 raise CheckpointError(
-                    f'{self._files.where}: its vocabulary has no {role} "{content}"; '
+                    f'{self.files.where}: its vocabulary has no {role} "{content}"; '
                     "tokenizer.model and tokenizer_config.json do not belong together"
                 )
             listed.add(content)
@@ -389,7 +385,7 @@ class Tokenizer:
             return sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise CheckpointError(
-                f"{self._files.where}: sentencepiece cannot read it ({error}); copy the file of the base model again"
+                f"{self.files.where}: sentencepiece cannot read it ({error}); copy the file of the base model again"
             ) from error
 
 

@@ -169,8 +169,9 @@ class TrainingRun:
     def _load(self, device: devices.Device) -> None:
         from paddlemix.checkpoint.load import INIT, load_model
         from paddlemix.checkpoint.sources import find_sources
-        from paddlemix.checkpoint.vocab import grow_vocabulary, require_vocabulary
+        from paddlemix.checkpoint.vocab import grow_vocabulary
         from paddlemix.text.tokenizer import load_tokenizer
+        from paddlemix.text.vocabulary import fit_rows
         from paddlemix.trainer.capacity import check_memory
         from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 
@@ -206,7 +207,7 @@ class TrainingRun:
         marks += [IMAGE_START_TOKEN, IMAGE_END_TOKEN] * config.use_im_start_end
         if marks and self.tokenizer.add_special(marks):
             config = grow_vocabulary(self.model, self.tokenizer.vocab_size)
-        require_vocabulary(config, self.tokenizer, self.loaded.tokenizer_folder)
+        fit_rows(self.tokenizer, config.text.vocab_size)
         self.config = config
 
     def _prepare(self) -> None:

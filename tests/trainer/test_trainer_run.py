@@ -76,6 +76,16 @@ def answer(folder):
     return "".join(chat.ask("what colour 0?", [tiny_image(0)]))
 
 
+def test_a_pad_token_without_a_row_is_no_reason_to_stop(place, tmp_path):
+    """As in published folders of Vicuna: added_tokens.json names <pad> with the number of rows."""
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    (model / "added_tokens.json").write_text(json.dumps({"<pad>": 448}))
+    result = go(place, tmp_path / "out", model_name_or_path=model, max_steps=1)
+    assert result.steps == 1
+    assert answer(model) == answer(place / "model")
+    assert answer(result.folder)
+
+
 def test_a_full_run_leaves_a_complete_folder_and_the_console_tells_what_counts(place, tmp_path, capsys):
     result = go(place, tmp_path / "out", save_strategy="steps", save_steps=4, **with_eval(place), do_eval="true")
     shown = capsys.readouterr().out
