@@ -36,7 +36,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
 
     flag("model-path", required=True, help="model or adapter folder, or a known name")
     flag("base", help="base model, for an adapter or a projector whose config does not lead to it")
-    flag("input", required=True, type=Path, help=f"objects: .csv ({key},caption), .json or .jsonl")
+    flag("input", required=True, type=Path, help=f"objects: .csv or .tsv ({key},caption), .json, .jsonl")
     flag("image-root", default=Path(), type=Path, help=kind_of_root)
     folder = "mv_gen_zeropp_sigma_38w" if sheets else "mv_gen"
     flag("output-dir", default=Path(folder), type=Path, help=f"folder of the results (default {folder})")

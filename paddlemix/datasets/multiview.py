@@ -3,7 +3,7 @@
 
 The kind of a row is written in its id, as in the original (train_mv.py); the spellings are part of the format.
 
-    cap3d_...   ``image`` names an object: Cap3D_imgs_view{0,1,4,5}/<image>.jpg, four views in this order
+    cap3d_...   ``image`` names an object: Cap3D_imgs_view{0,1,4,5}/<image>, four views in this order, with any ending
     sv3d_...    ``image`` is a square sheet (1152 pixels): top left, bottom left, bottom right, top right
     zeropp_...  ``image`` is a square sheet of 640 pixels, in the same order
     others      a lone picture stands ``single_view_repeat`` times; a list of pictures are views in their order
@@ -25,6 +25,9 @@ CAP3D_FOLDER = "Cap3D_imgs_view{}"
 CAP3D_VIEWS = (0, 1, 4, 5)
 """Of Cap3D's eight views, the four that MV-LLaVA looks at, in its order."""
 
+ENDINGS = (".jpg", "", ".png", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".JPG", ".PNG", ".JPEG")
+"""Endings of a view's file, the original's first. Its tools take a name as it stands."""
+
 CAP3D_BASE = os.path.join("data", "obj_demo")
 _LLAVA_BASE = os.path.join("data", "llava", "data")
 _SHARE4V_BASE = os.path.join("data", "sharegpt4v", "data")
@@ -44,8 +47,15 @@ def views_of(name: str, images: Sequence[str], root: str, repeat: int) -> tuple[
     if len(images) != 1:
         raise DataError(f'"{kind}" rows name one object; this one lists {len(images)} pictures')
     if kind == CAP3D:
-        return tuple(os.path.join(base, f"{images[0]}.jpg") for base in _cap3d_folders(root)), Views()
+        return tuple(picture_of(folder, images[0]) for folder in _cap3d_folders(root)), Views()
     return (_joined(root, images[0]),), Views(grid=2)
+
+
+def picture_of(folder: str, name: str) -> str:
+    """Path of the picture of an object in ``folder``, with the first ending that is there (``.jpg`` when none is)."""
+    path = os.path.join(folder, name)
+    # isfile: a name that is no possible file name is a file that is not there.
+    return path + next((ending for ending in ENDINGS if os.path.isfile(path + ending)), ENDINGS[0])
 
 
 def _joined(root: str, image: str) -> str:

@@ -4,7 +4,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,18 @@ from typing import Any, TypeVar
 
 from PIL.Image import Image
 
-from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS
-from paddlemix.generation.scripts import CORRECT, missing_key, value_of
+from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS, picture_of
+from paddlemix.generation.objects_csv import read_csv
+from paddlemix.generation.scripts import missing_key, value_of
 from paddlemix.imaging.load import DATASET_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
-
-ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""The original's tool takes an id as a file name as it stands, its training adds ".jpg": both are found."""
 
 MOST_WITHOUT = 10_000
 """An input that begins with so many objects without a picture is taken for a wrong folder."""
 
 PER_SPLIT = 1000
 SYN_SPLITS = 256
-
-_QUOTED = re.compile(r'("(?:[^"]|"")*")\s*(?:(,)(.*))?')
 
 Item = TypeVar("Item")
 
@@ -61,7 +56,7 @@ class Source:
     def _files(self, name: str) -> list[Path]:
         if self.sheet:
             return [self.root / name]
-        return [_file(self.root / CAP3D_FOLDER.format(view), name) for view in CAP3D_VIEWS]
+        return [Path(picture_of(str(self.root / CAP3D_FOLDER.format(view)), name)) for view in CAP3D_VIEWS]
 
     def require_some(self, records: Sequence[dict[str, Any]]) -> None:
         """DataError when not one of the first objects has a picture: then the folder is wrong, not the objects."""
@@ -75,29 +70,23 @@ class Source:
             )
 
 
-def _file(folder: Path, name: str) -> Path:
-    found = (folder / f"{name}{ending}" for ending in ENDINGS)
-    return next((path for path in found if os.path.isfile(path)), folder / f"{name}.jpg")
-
-
 def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     """The records of a .csv, .json or .jsonl file; every one has ``key`` (its correct spelling counts too).
 
-    A CSV holds ``name,caption`` a line, cut at the first comma as the original does, so captions need no quotes; a
-    name with a comma stands in quotes. A first line that names ``key`` is a header. A JSON list may hold names instead
-    of records. DataError names the line or the record.
+    A CSV (``objects_csv``) holds name and caption a record, under a header or without one. A JSON list may hold names
+    instead of records. DataError names the line or the record.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such input file; give a .csv, .json or .jsonl file") from error
+        raise DataError(f"{path}: no such input file; give a .csv, .tsv, .json or .jsonl file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
     ending = path.suffix.lower()
-    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if ending == ".csv":
-        records = _csv(lines, key)
+    if ending in (".csv", ".tsv"):
+        records: list[tuple[str, Any]] = [*read_csv(text, key, str(path))]
     elif ending in (".jsonl", ".ndjson"):
+        lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         records = [(where, _json(line, where)) for where, line in lines]
     else:
         found = _json(text, str(path))
@@ -105,25 +94,6 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     if not records:
         raise DataError(f"{path}: expected a list of objects that is not empty")
     return [_record(record, key, where) for where, record in records]
-
-
-def _csv(lines: Sequence[tuple[str, str]], key: str) -> list[tuple[str, dict[str, Any]]]:
-    rows = [(where, *_cut(line)) for where, line in lines]
-    if rows and rows[0][1].lower() in (key, CORRECT.get(key)):
-        rows = rows[1:]
-    return [(where, {key: name} | ({} if rest is None else {"caption": rest})) for where, name, rest in rows]
-
-
-def _cut(line: str) -> tuple[str, str | None]:
-    """A line's name, and what is behind the first comma after it (None: no comma)."""
-    quoted = _QUOTED.fullmatch(line.strip())
-    name, comma, rest = (quoted[1], quoted[2], quoted[3]) if quoted else line.partition(",")
-    return _unquoted(name), _unquoted(rest) if comma else None
-
-
-def _unquoted(cell: str) -> str:
-    cell = cell.strip()
-    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
 def _json(text: str, where: str) -> Any:

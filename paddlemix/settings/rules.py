@@ -226,6 +226,7 @@ def _idle(settings: TrainingSettings, given: set[str]) -> list[str]:
     entries = [entry for part in (settings.data.dataset or {}).values() for entry in part]
     if "single_view_repeat" in given and not any(entry.get("name") == "mv_dataset" for entry in entries):
         idle.append('single_view_repeat has no effect: no data set has the name "mv_dataset"')
+    idle += _own_folders(settings, entries)
     if not model.lora:
         idle += [f"{name} has no effect without lora" for name in sorted(given) if name.startswith("lora_")]
     if training.amp_master_grad and training.fp16_opt_level != "O2":
@@ -237,6 +238,14 @@ def _idle(settings: TrainingSettings, given: set[str]) -> list[str]:
             "use_flash_attention: every device takes its best attention kernel anyway; PADDLEMIX_ATTENTION forces one"
         )
     return idle
+
+
+def _own_folders(settings: TrainingSettings, entries: list[dict[str, Any]]) -> list[str]:
+    own = [entry["image_folder"] for entry in entries if entry.get("image_folder")]
+    if not own or settings.data.image_folder is None:
+        return []
+    share = "has no effect" if len(own) == len(entries) else f"has no effect on {len(own)} of {len(entries)} data sets"
+    return [f'image_folder {share}: the "image_folder" in the data set ("{own[0]}") goes before it']
 
 
 def check_paths(settings: TrainingSettings, where: str) -> None:

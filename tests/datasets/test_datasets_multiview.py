@@ -10,7 +10,7 @@ from PIL import Image
 from paddlemix.datasets.build import build_datasets, entries_of
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
-from paddlemix.datasets.multiview import _is_folder, views_of
+from paddlemix.datasets.multiview import ENDINGS, _is_folder, views_of
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.datasets.sources import Entry, read
@@ -109,6 +109,16 @@ def test_the_originals_tree_of_folders_is_found(tmp_path):
     assert views_of("cap3d_1", ["a"], base, 4)[0][2] == f"{base}/data/obj_demo/Cap3D_imgs_view4/a.jpg"
     assert views_of("1", ["coco/a.jpg"], base, 4)[0] == (f"{base}/data/sharegpt4v/data/coco/a.jpg",)
     assert views_of("1", ["gqa/a.jpg"], base, 4)[0] == (f"{base}/data/llava/data/gqa/a.jpg",)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_pictures_of_an_object_may_have_any_ending_and_kind(tmp_path, ending, kind):
+    for view in (0, 1, 4, 5):
+        folder = tmp_path / f"Cap3D_imgs_view{view}"
+        folder.mkdir()
+        tiny_image(view, (40, 40)).save(folder / f"stool.v2{ending}", format=kind)
+    assert encode(tmp_path, "cap3d_1", "stool.v2").pixels.shape[0] == 4
 
 
 def test_lengths_equal_those_of_the_encoded_rows(root):
