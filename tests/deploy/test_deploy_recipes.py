@@ -158,12 +158,21 @@ def test_the_scores_of_a_tower_count_where_they_are_more_than_those_of_the_decod
 
 
 @pytest.mark.parametrize(
-    ("file", "fused", "plain"),
-    [("llava_v1_5_7b", 52, 66), ("llava_v1_6_7b", 53, 81), ("internvl_chat_7b", 55, 62), ("llava_v1_5_13b", 62, 65)],
+    ("file", "rows", "length", "fused", "plain"),
+    [
+        ("llava_v1_5_7b", 8, 2048, 52, 66),
+        ("llava_v1_6_7b", 4, 4096, 53, 81),
+        ("internvl_chat_7b", 4, 2048, 55, 62),
+        ("llava_v1_5_13b", 1, 2048, 62, 65),
+    ],
 )
-def test_the_gigabytes_of_a_recipe_with_and_without_fused_attention(file, fused, plain):
+def test_the_gigabytes_of_a_batch_with_and_without_fused_attention(file, rows, length, fused, plain):
     recipe = next(recipe for recipe in RECIPES.RECIPES if recipe.file == file)
-    found = [round(RECIPES.memory(recipe, plain_attention=way).total / GB) for way in (False, True)]
+    settings = RECIPES.load(recipe).with_changes(per_device_train_batch_size=rows, max_length=length)
+    found = [
+        round(expected_memory(recipe.config, settings, 8, tiles=recipe.tiles, plain_attention=way).total / GB)
+        for way in (False, True)
+    ]
     assert found == [fused, plain]
 
 
