@@ -58,6 +58,10 @@ class Source:
             return [self.root / name]
         return [Path(picture_of(str(self.root / CAP3D_FOLDER.format(view)), name)) for view in CAP3D_VIEWS]
 
+    def has_pictures(self, name: str) -> bool:
+        """Whether every picture of the object ``name`` is there."""
+        return all(os.path.isfile(path) for path in self._files(name))
+
     def require_some(self, records: Sequence[dict[str, Any]]) -> None:
         """DataError when not one of the first objects has a picture: then the folder is wrong, not the objects."""
         few = records[:MOST_WITHOUT]
