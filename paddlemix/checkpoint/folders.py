@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which folder a name means, and what kind of model folder it is; told by its files, never by its name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import hub
 from paddlemix.checkpoint.formats import WEIGHT_FILES
 from paddlemix.checkpoint.formats_limits import brief, plain_name
-from paddlemix.utils import env
+from paddlemix.utils import env, foreign
 from paddlemix.utils.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -78,19 +77,7 @@ def _places(name: str, near: Path | None) -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. CheckpointError names the file and the reason."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; the folder is no complete model") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
+    return foreign.read_json(path, CheckpointError, _MAX_CONFIG_BYTES)
 
 
 def kind_of(folder: Path) -> str:
@@ -98,6 +85,7 @@ def kind_of(folder: Path) -> str:
 
     CheckpointError lists what was looked for when the folder is none of them.
     """
+    foreign.require_regular(folder, (ADAPTER_CONFIG, PEFT_CONFIG, *WEIGHT_FILES, *PROJECTOR_FILES), CheckpointError)
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"
     if (folder / PEFT_CONFIG).is_file():

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of weights as one source of named tensors, whichever format its files have."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paddlemix.checkpoint.formats_base import FLOATS, TensorFile, TensorInfo, fill
 from paddlemix.checkpoint.formats_limits import brief, plain_name
 from paddlemix.checkpoint.formats_pdparams import PdparamsFile
-from paddlemix.checkpoint.formats_safetensors import SafetensorsFile, no_duplicates
+from paddlemix.checkpoint.formats_safetensors import SafetensorsFile
 from paddlemix.checkpoint.formats_torch_zip import TorchZipFile
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import read_json, require_regular
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -27,7 +26,7 @@ WEIGHT_FILES = (
 A single file goes before an index, as in transformers: an index beside it is left from other weights.
 """
 
-_MAX_INDEX_BYTES = 64 << 20
+_MAX_INDEX_BYTES = 16 << 20
 _RELEASED = 32 << 20
 """Bytes that are read of a tensor before its file pages are given back: they would count beside the model's own."""
 
@@ -121,6 +120,7 @@ def open_folder(folder: str | Path) -> TensorSource:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
+    require_regular(folder, WEIGHT_FILES, CheckpointError)
     found = [name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         raise CheckpointError(f"{folder}: no weights; looked for {', '.join(WEIGHT_FILES)}{_loose_shards(folder)}")
@@ -167,13 +167,7 @@ def _open_index(path: Path, notes: list[str]) -> TensorSource:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for an index")
-    try:
-        data: Any = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = read_json(path, CheckpointError, _MAX_INDEX_BYTES, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f'{path}: expected an object with a "weight_map" of tensor names to file names')
     for name, shard in weight_map.items():

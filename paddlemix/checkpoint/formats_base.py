@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import open_regular
 
 ARRAY_TYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
@@ -89,11 +90,12 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as handle:
+            with open_regular(path, CheckpointError) as handle:
                 self.size = handle.seek(0, 2)
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{path}: cannot be read ({reason})") from error
         self.map: mmap.mmap | bytes = self._map if self._map is not None else b""
         self.bytes = memoryview(self._map) if self._map is not None else memoryview(b"")
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from paddlemix.checkpoint.formats_limits import addressable, brief
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
+"""Bytes of a pickle whose values lie elsewhere: 100,000 tensors."""
 MAX_STEPS = 2_000_000
 MAX_RANK = 8
 

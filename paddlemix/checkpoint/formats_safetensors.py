@@ -3,7 +3,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, MappedFile, TensorInfo
 from paddlemix.checkpoint.formats_limits import addressable, brief, plain_name
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import parse_json
 
-MAX_HEADER = 100_000_000
-"""The format's own limit of the header in bytes."""
+MAX_HEADER = 16 << 20
+"""Bytes of a header: 100,000 tensors with long names. The format allows 100 MB, which unfold to gigabytes."""
 
 _DTYPES = {
     "F64": "float64",
@@ -85,21 +85,13 @@ def _read_header(path: Path, file: MappedFile) -> tuple[dict[str, Any], int]:
             "it is truncated or no safetensors file; download it again"
         )
     try:
-        header = json.loads(bytes(file.bytes[8 : 8 + length]).decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header cannot be read ({error})") from error
+        text = bytes(file.bytes[8 : 8 + length]).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: the safetensors header cannot be read ({error.reason})") from error
+    header = parse_json(text, f"{path}: the safetensors header", CheckpointError, unique=True)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is {type(header).__name__}, expected an object")
     return header, 8 + length
-
-
-def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Object hook for JSON in which a name stands once. ValueError names the other."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the name {brief(twice)} stands twice")
-    return result
 
 
 def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader of torch's zip ``.bin`` files without torch: a checked archive, our closed pickle machine, mapped storages."""
 
+import io
 import struct
 import zipfile
 import zlib
@@ -15,6 +16,8 @@ from paddlemix.checkpoint.formats_pickle import MAX_BYTES, Machine, PickleRefuse
 from paddlemix.utils.errors import CheckpointError
 
 _LOCAL_HEADER = 30
+_MAX_DIRECTORY = 8 << 20
+"""Bytes of the list of members: 100,000 storages. Each takes ten times as much in memory."""
 _HOW_TO = (
     "open it once with torch 1.6 or newer on a machine you trust, with weights_only=True, "
     "and save its state dict again (as safetensors, or with torch.save)"
@@ -109,11 +112,21 @@ class _Entry:
         self.name, self.start, self.size, self.crc = name, start, size, crc
 
 
+class _Directory(io.FileIO):
+    """A file whose directory of members ``zipfile`` may read, in one piece, only when it is of a sensible size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Like the file's; BadZipFile for more than any torch file has."""
+        if size is not None and size > _MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes; at most {_MAX_DIRECTORY} are read")
+        return super().read(_MAX_DIRECTORY if size is None or size < 0 else size)
+
+
 def _read_archive(path: Path, file: MappedFile) -> dict[str, _Entry]:
     if bytes(file.bytes[:4]) != b"PK\x03\x04":
         raise CheckpointError(f"{path}: {_what_is_it(bytes(file.bytes[:64]))}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Directory(path) as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: the archive is broken ({error}); download it again") from error

@@ -7,7 +7,6 @@ has a ``manifest.json`` of ours. A name says only where to look; what a folder i
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import env
+from paddlemix.utils import env, foreign
 from paddlemix.utils.download import Limits, MissingError, download, git_digest
 from paddlemix.utils.errors import CheckpointError, DataError
 from paddlemix.utils.files import MANIFEST, MIB, write_manifest
@@ -25,6 +24,8 @@ from paddlemix.utils.logging import get_logger
 OFF = "off"
 _COMMUNITY = "https://bj.bcebos.com/paddlenlp/models/community"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){1,2}")
+_LIST_BYTES = 16 * MIB
+"""Largest list of files or tensors."""
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _SMALL = (
@@ -188,11 +189,9 @@ def _require_space(folder: Path, size: int) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    table = foreign.read_json(index, DataError, _LIST_BYTES).get("weight_map")
+    with foreign.reading(f"{index}: its table of weight files is", DataError):
         names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{index}: no table of weight files ({error})") from error
     for name in names:
         if not isinstance(name, str) or not _FILE.fullmatch(name):
             raise DataError(f"{index}: {name!r} is no plain file name")
@@ -239,10 +238,8 @@ def _manifest(base: str, limits: Limits) -> list[_File] | None:
             f"{base}: no {MANIFEST}, so sizes are checked as the server says them, and no digests"
         )
         return None
-    try:
+    with foreign.reading(f"{base}/{MANIFEST}: it is", DataError, "put the folder there by hand"):
         files = [_File(name, facts["bytes"], facts["sha256"]) for name, facts in data["files"].items()]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{base}/{MANIFEST}: not a manifest ({error})") from error
     return [file for file in files if _FILE.fullmatch(file.name)]
 
 
@@ -250,9 +247,7 @@ def _json(address: str, limits: Limits) -> Any:
     staging = Path(env.get("PPMIX_HOME")).expanduser() / f".list-{os.getpid()}.json"
     try:
         download(address, staging, limits=limits)
-        return json.loads(staging.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{address}: not valid JSON ({error})") from error
+        return foreign.parse_json(foreign.read_text(staging, DataError, _LIST_BYTES), address, DataError)
     finally:
         staging.unlink(missing_ok=True)
         for ending in (".part", ".part.tag"):

@@ -2,6 +2,8 @@
 """A batch run over many objects that can be killed at any time and goes on where it was, to the same file."""
 
 import contextlib
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +94,8 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     if restart:
         job.journal.unlink(missing_ok=True)
         job.output.unlink(missing_ok=True)
-    journal = Journal(job.journal, {**job.settings, "batch_size": job.batch_size, "objects": len(job.records)})
+    settings = {**job.settings, "batch_size": job.batch_size, "objects": len(job.records)}
+    journal = Journal(job.journal, settings, functools.partial(_fits, job))
     for left in job.output.parent.glob(f"{TEMPORARY_PREFIX}{job.output.stem}.*"):
         left.unlink(missing_ok=True)
     progress = Progress(len(job.records))
@@ -100,10 +103,8 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
         progress.count(records, here=False)
     begun = time.monotonic()
     with contextlib.closing(journal), ending_on_sigterm():
-        for batch, first in enumerate(range(0, len(job.records), job.batch_size)):
-            if batch in journal.done:
-                continue
-            journal.add(batch, _batch(job, ask, first))
+        for batch in range(len(journal.done), math.ceil(len(job.records) / job.batch_size)):
+            journal.add(batch, _batch(job, ask, batch * job.batch_size))
             progress.count(journal.done[batch], here=True)
             progress.seconds = time.monotonic() - begun
             note(progress)
@@ -111,6 +112,17 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     atomic_write(job.output, json_bytes(records, indent=2) + b"\n")
     journal.remove()
     return records
+
+
+def _fits(job: Job, batch: int, records: Sequence[dict[str, Any]]) -> bool:
+    """Whether records of a journal are those of this batch's objects, and of the form that ``_batch`` gives them."""
+    first = batch * job.batch_size
+    objects = job.records[first : first + job.batch_size]
+    key = job.source.key()
+    return len(records) == len(objects) > 0 and all(
+        value_of(record, key) == value_of(item, key) and isinstance(record.get("unknown", {}), dict)
+        for record, item in zip(records, objects, strict=True)
+    )
 
 
 def _batch(job: Job, ask: Ask, first: int) -> list[dict[str, Any]]:

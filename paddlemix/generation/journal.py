@@ -4,50 +4,62 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import parse_json
+from paddlemix.utils.shown import shown
 
 
 class Journal:
     """One line of JSON for the settings of a run, then one for each finished batch.
 
     A line counts when it is whole: what a kill (or a power cut) leaves of the last one is cut off. ``done`` maps batch
-    numbers to their records. ConfigError when the file belongs to a run with other settings, or another process is
-    writing to it.
+    numbers to their records. ``fits(batch, records)`` says whether records can be those of a batch; from the first line
+    on that has another form, another number or records that do not fit, the batches are done again. ConfigError when
+    the file belongs to a run with other settings, is no journal, or another process is writing to it.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], fits: Callable[[int, list[Any]], bool]) -> None:
         self.path = path
         self.done: dict[int, list[dict[str, Any]]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = open(path, "a+b")  # noqa: SIM115 - it stays open for the whole run, close() ends it
         try:
             _lock(self._stream, path)
-            self._recover(dict(settings))
+            self._recover(dict(settings), fits)
         except ConfigError:
             self._stream.close()
             raise
 
-    def _recover(self, settings: dict[str, Any]) -> None:
+    def _recover(self, settings: dict[str, Any], fits: Callable[[int, list[Any]], bool]) -> None:
         self._stream.seek(0)
-        lines, size = _whole_lines(self._stream.read())
+        size = 0
+        for number, line in enumerate(self._stream.read().splitlines(keepends=True)):
+            value = _value(line)
+            if not number and line.endswith(b"\n"):
+                # As they come back from a file: lists for tuples.
+                self._same(value, json.loads(json.dumps(settings)))
+            elif number and _is_batch(value, number - 1) and fits(number - 1, value["records"]):
+                self.done[number - 1] = value["records"]
+            else:
+                break
+            size += len(line)
         self._stream.truncate(size)
-        if not lines:
+        if not size:
             self._add({"settings": settings})
-            return
-        # As they come back from a file: lists for tuples.
-        self._same(lines[0].get("settings", {}), json.loads(json.dumps(settings)))
-        self.done = {line["batch"]: line["records"] for line in lines[1:]}
 
-    def _same(self, former: dict[str, Any], settings: dict[str, Any]) -> None:
+    def _same(self, line: Any, settings: dict[str, Any]) -> None:
+        former = line.get("settings") if isinstance(line, dict) else None
+        if not isinstance(former, dict):
+            raise ConfigError(f"{self.path}: not the journal of a run; remove it, or --restart to begin anew")
         for name in sorted({*former, *settings}):
             if former.get(name) != settings.get(name):
                 raise ConfigError(
-                    f"{self.path}: the run that stopped here had {name} {former.get(name)!r}, this one has "
-                    f"{settings.get(name)!r}; give the same, another --output-dir, or --restart to begin anew"
+                    f"{self.path}: the run that stopped here had {name} {shown(former.get(name))}, this one has "
+                    f"{shown(settings.get(name))}; give the same, another --output-dir, or --restart to begin anew"
                 )
 
     def add(self, batch: int, records: list[dict[str, Any]]) -> None:
@@ -75,20 +87,19 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
-def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The lines in front of the first one that is not whole, and how many bytes they are."""
-    lines: list[dict[str, Any]] = []
-    size = 0
-    for line in data.splitlines(keepends=True):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(value, dict):
-            break
-        lines.append(value)
-        size += len(line)
-    return lines, size
+def _value(line: bytes) -> Any:
+    """The JSON of a whole line; None for what a kill or another program has left."""
+    try:
+        return parse_json(line.decode(), "", ConfigError, halves=True) if line.endswith(b"\n") else None
+    except (ConfigError, UnicodeDecodeError):
+        return None
+
+
+def _is_batch(value: Any, batch: int) -> bool:
+    if not isinstance(value, dict) or type(value.get("batch")) is not int or value["batch"] != batch:
+        return False
+    records = value.get("records")
+    return isinstance(records, list) and all(isinstance(record, dict) for record in records)
 
 
 def _lock(stream: Any, path: Path) -> None:

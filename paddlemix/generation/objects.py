@@ -17,6 +17,7 @@ from paddlemix.generation.scripts import missing_key, value_of
 from paddlemix.imaging.load import DATASET_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.foreign import parse_json
 
 MOST_WITHOUT = 10_000
 """An input that begins with so many objects without a picture is taken for a wrong folder."""
@@ -101,10 +102,7 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
 
 
 def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
+    return parse_json(text, where, DataError, halves=True, max_values=None)
 
 
 def _record(record: Any, key: str, where: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from paddlemix.settings.legacy_tower import (
 from paddlemix.settings.legacy_tower import vision_of as _vision_of
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.foreign import reading
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
@@ -40,6 +41,8 @@ _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
 MAX_PINPOINTS = 1024
+MAX_CANVAS = 1 << 24
+"""Pixels of a picture's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
 _YI_VOCABULARY = range(64000, 64257)
 """Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
 
@@ -56,12 +59,17 @@ def load_config(
     CheckpointError names the file, the key, its value and what was expected. Nothing in the folder is executed.
     """
     root = Path(folder)
-    file = root / "config.json"
     if not root.is_dir():
         raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
-    reader = Reader.of_file(file)
     given = Path(tower_folder) if tower_folder is not None else None
-    kind = reader.data.get("model_type")
+    with reading(f"{root / 'config.json'}: the configuration is", CheckpointError):
+        config = _load(root, given)
+    return apply_overrides(config, overrides or {})
+
+
+def _load(root: Path, given: Path | None) -> LlavaConfig:
+    reader = Reader.of_file(root / "config.json")
+    kind = reader.take("model_type", str, None)
     if kind == OWN_MODEL_TYPE:
         config = _own(reader)
     elif kind in _HF_TYPES and _is_hf(reader):
@@ -74,7 +82,7 @@ def load_config(
         known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *TEXT_DEFAULTS)
         hint = nearest(str(kind), known)
         reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
-    return apply_overrides(config, overrides or {})
+    return config
 
 
 def default_template(text: TextConfig) -> str:
@@ -273,6 +281,11 @@ def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
         raise CheckpointError(
             f'{reader.file}: "image_grid_pinpoints" has {count} sizes, at most {MAX_PINPOINTS} are read'
         )
+    for width, height in image.grid_pinpoints if image is not None else ():
+        if width * height > MAX_CANVAS:
+            raise CheckpointError(
+                f'{reader.file}: "image_grid_pinpoints" has {width} x {height} pixels; expected at most {MAX_CANVAS}'
+            )
     return config
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``image_aspect_ratio`` and ``image_grid_pinpoints`` in every spelling of LLaVA and LLaVA-NeXT."""
 
-import json
 import re
 
 from paddlemix.settings.legacy_read import Reader
+from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import parse_json
 from paddlemix.utils.registry import nearest
 
 ASPECTS = ("square", "pad", "anyres")
@@ -43,8 +44,8 @@ def read_grid(reader: Reader, side: int) -> Grid:
         if found:
             return tuple(found)
     try:
-        pairs = json.loads(value.replace("(", "[").replace(")", "]"))
-    except ValueError:
+        pairs = parse_json(value.replace("(", "[").replace(")", "]"), "", CheckpointError)
+    except CheckpointError:
         pairs = None
     if not isinstance(pairs, list) or not pairs:
         reader.wrong("image_grid_pinpoints", value, 'expected a list of [width, height], or "(1x1),...,(6x6)"')

@@ -36,7 +36,8 @@ class Reader:
         ``built_in`` are the values of ``model_type`` whose code is ours.
         """
         data = read_object(path, CheckpointError)
-        return cls(data, path, built_in=data.get("model_type") in built_in)
+        kind = data.get("model_type")
+        return cls(data, path, built_in=isinstance(kind, str) and kind in built_in)
 
     def take(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
         """Value of ``name``; ``default`` when it is absent or null. A whole number may stand for a float."""

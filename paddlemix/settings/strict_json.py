@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.utils.errors import ConfigError, PaddleMixError
+from paddlemix.utils.foreign import read_text
 
 MAX_BYTES = 4 << 20
 """Largest settings file. A data set does not belong into one."""
@@ -25,7 +26,7 @@ _STRING_TAIL = re.compile(r"( starting)? at$")
 
 def read_object(path: str | Path, error: type[PaddleMixError] = ConfigError) -> dict[str, Any]:
     """The object in the file ``path``. A BOM is accepted; anything but UTF-8 and strict JSON raises ``error``."""
-    return parse_object(_read_text(Path(path), error), str(path), error)
+    return parse_object(read_text(path, error, MAX_BYTES), str(path), error)
 
 
 def parse_object(text: str, where: str, error: type[PaddleMixError] = ConfigError) -> dict[str, Any]:
@@ -46,26 +47,6 @@ def parse(text: str, where: str, error: type[PaddleMixError] = ConfigError) -> A
     if end != len(text):
         reader.fail(end, "text after the end of the value")
     return value
-
-
-def _read_text(path: Path, error: type[PaddleMixError]) -> str:
-    if path.is_dir():
-        raise error(f"{path}: is a folder; expected a JSON file")
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise error(f"{path}: {size} bytes; at most {MAX_BYTES} are read")
-        data = path.read_bytes()
-    except FileNotFoundError as cause:
-        raise error(f"{path}: no such file") from cause
-    except OSError as cause:
-        raise error(f"{path}: cannot be read ({cause.strerror or cause})") from cause
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise error(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as cause:
-        raise error(f"{path}: byte {cause.start}: not UTF-8 ({cause.reason}); save the file as UTF-8") from cause
 
 
 class _Reader:

@@ -10,6 +10,7 @@ names, literals, ``+ - %``, comparisons, ``and or not`` and the filter ``trim``;
 import ast
 import json
 import operator
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.text.messages import Message, Segment, check_turns
+from paddlemix.utils import foreign
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.logging import get_logger
 
@@ -199,13 +201,11 @@ class ChatTemplate:
 def load(path: str | Path) -> ChatTemplate:
     """Read a ``chat_template.json``. DataError names the file, the key and what was expected."""
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such file; give the "chat_template" of the data set an existing path') from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    return ChatTemplate(data, str(path))
+    if not os.path.lexists(path):
+        raise DataError(f'{path}: no such file; give the "chat_template" of the data set an existing path')
+    data = foreign.parse_json(foreign.read_text(path, DataError), str(path), DataError)
+    with foreign.reading(f"{path}: the template is", DataError):
+        return ChatTemplate(data, str(path))
 
 
 def apply_chat_template_json(template: dict[str, Any] | str | Path, pairs: Sequence[Sequence[str]]) -> list[Segment]:

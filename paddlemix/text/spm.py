@@ -11,11 +11,16 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from paddlemix.utils.shown import shown
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of a piece (field 3 of a piece in the model file)."""
 
 WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """Appended to a model file it overrides one setting: field 3 (normalizer), its field 3 (add_dummy_prefix) = false."""
+
+MAX_PIECES = 1 << 19
+"""Pieces of a vocabulary; the largest published ones have half as many."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -95,6 +100,8 @@ def read_model(data: bytes) -> list[Piece]:
             raise ValueError(f"field {number} of wire type {wire} does not belong to a sentencepiece model")
         if number == 1:
             pieces.append(_read_piece(value, len(pieces)))
+            if len(pieces) > MAX_PIECES:
+                raise ValueError(f"it holds more than {MAX_PIECES} pieces")
         trainer = trainer or number == 2
     if not pieces or not trainer:
         raise ValueError("it holds no vocabulary" if not pieces else "it holds no trainer settings")
@@ -115,7 +122,7 @@ def _read_piece(data: bytes, index: int) -> Piece:
         elif number == 3 and wire == _VARINT:
             kind = value
     if not text or not NORMAL <= kind <= BYTE or (kind == BYTE and not _BYTE_PIECE.fullmatch(text)):
-        raise ValueError(f"piece {index} has text {text!r} and kind {kind}")
+        raise ValueError(f"piece {index} has text {shown(text)} and kind {kind}")
     return Piece(text, kind, score)
 
 

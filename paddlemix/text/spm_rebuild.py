@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.text.spm import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from paddlemix.text.spm import BYTE, CONTROL, MAX_PIECES, NORMAL, UNKNOWN, USER_DEFINED
 from paddlemix.utils.errors import CheckpointError
 
 SPACE = "\u2581"
-MAX_PIECES = 1 << 19
 MAX_CHARS = 1 << 22
 """Characters of all pieces together. Llama, Mistral and Yi have 32,000 to 64,000 short pieces."""
 MAX_PIECE = 256

@@ -2,18 +2,27 @@
 """Reading and writing the files of a tokenizer folder as HF transformers lays them out."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paddlemix.text.spm_rebuild import Rebuilt, rebuild
+from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import CONFIG_BYTES
+from paddlemix.utils.shown import shown
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
-_MAX_BYTES = 1 << 27
+MODEL_BYTES = 16 << 20
+"""Largest tokenizer.model. Llama's has half a MiB, the largest published ones five."""
+_JSON_BYTES = 24 << 20
+"""Largest tokenizer.json. Those of 64,000 pieces have four MiB, that of Llama-3 seventeen."""
+_MAX_ID = 1 << 31
+_REMEDY = "copy them from the base language model again"
 _UNBOUNDED = 1_000_000
 """HF writes 1e30 for "no limit"; anything above this is read as None."""
 
@@ -45,7 +54,7 @@ class TokenizerFiles:
     def model_max_length(self) -> int | None:
         """Tokens the tokenizer was set up for; None when the files name no limit."""
         value = self.config.get("model_max_length")
-        return int(value) if isinstance(value, (int, float)) and value <= _UNBOUNDED else None
+        return int(value) if type(value) in (int, float) and 0 < value <= _UNBOUNDED else None
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -55,22 +64,27 @@ def has_tokenizer(folder: Path) -> bool:
 
 def read_files(folder: str | Path) -> TokenizerFiles:
     """Read a tokenizer folder. CheckpointError names the file, what is wrong with it and what to do."""
-    folder = Path(folder)
+    with foreign.reading(f"{folder}: its tokenizer files are", CheckpointError, _REMEDY):
+        return _read_files(Path(folder))
+
+
+def _read_files(folder: Path) -> TokenizerFiles:
     path = folder / MODEL_FILE
+    foreign.require_regular(folder, (MODEL_FILE, JSON_FILE), CheckpointError)
     if not has_tokenizer(folder):
         raise CheckpointError(f"{path}: no such file; copy {MODEL_FILE} from the base language model into this folder")
     config = read_json(folder / "tokenizer_config.json")
     special_map = read_json(folder / "special_tokens_map.json")
-    fast = read_json(folder / JSON_FILE)
+    fast = read_json(folder / JSON_FILE, _JSON_BYTES)
     roles: dict[str, str | None] = {}
     for role in ROLES:
         # The map wins over the config in the layout without "added_tokens_decoder", as in transformers 4.37.
         first, second = (config, special_map) if "added_tokens_decoder" in config else (special_map, config)
         roles[role] = _content(first.get(role)) or _content(second.get(role)) or _DEFAULTS[role]
         if not isinstance(roles[role], (str, type(None))):
-            raise CheckpointError(f'{folder}: its "{role}" is {roles[role]!r}; expected a text')
+            raise CheckpointError(f'{folder}: its "{role}" is {shown(roles[role])}; expected a text')
     if path.is_file():
-        files = TokenizerFiles(path.read_bytes(), str(path), config, roles)
+        files = TokenizerFiles(foreign.read_bytes(path, CheckpointError, MODEL_BYTES), str(path), config, roles)
     else:
         rebuilt = rebuild(fast, folder / JSON_FILE, roles)
         files = TokenizerFiles(rebuilt.model, str(folder / JSON_FILE), _with_rules(config, rebuilt), roles)
@@ -88,19 +102,9 @@ def _with_rules(config: dict[str, Any], rebuilt: Rebuilt) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
     """A JSON object, or an empty one when the file is absent. CheckpointError names the file and the place."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_BYTES} are read; download it again")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); download the file again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}; download the file again")
-    return data
+    return foreign.read_json(path, CheckpointError, max_bytes) if os.path.lexists(path) else {}
 
 
 def _content(value: Any) -> str | None:
@@ -130,19 +134,21 @@ def _read_added(
 
 def _added(path: Path, number: Any, row: Any) -> AddedToken:
     if not isinstance(row, dict) or not isinstance(row.get("content"), str):
-        raise CheckpointError(f'{path}: added token {number!r} is no object with a text as "content"; remove it')
+        raise CheckpointError(f'{path}: added token {shown(number)} is no object with a text as "content"; remove it')
     _check_id(path, row["content"], number)
     if row.get("single_word"):
         raise CheckpointError(
-            f'{path}: token "{row["content"]}" has single_word=true, which is not supported; set it to false'
+            f'{path}: token "{shown(row["content"])}" has single_word=true, which is not supported; set it to false'
         )
     keys = ("special", "lstrip", "rstrip", "normalized")
     return AddedToken(row["content"], number, **{key: bool(row[key]) for key in keys if key in row})
 
 
 def _check_id(path: Path, content: str, number: Any) -> None:
-    if not isinstance(number, int) or number < 0 or not content:
-        raise CheckpointError(f'{path}: added token "{content}" has id {number!r}; expected an integer from 0 on')
+    if type(number) is not int or not 0 <= number < _MAX_ID or not content:
+        raise CheckpointError(
+            f'{path}: added token "{shown(content)}" has id {shown(number)}; expected an integer from 0 on'
+        )
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> str:

@@ -14,24 +14,26 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from safetensors import safe_open
-
+from paddlemix.checkpoint.formats import open_file
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import KNOWN, TrainingSettings
-from paddlemix.utils import files
+from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.forks import kept_from_children
 from paddlemix.utils.logging import get_logger
+from paddlemix.utils.shown import shown
 
 STATE_FILE = "training_state.json"
 LOG_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 _FORMAT = 1
+_NEEDED = (STATE_FILE, LOG_FILE)
+"""Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 # Keys that may differ between the first part of a run and its continuation: they change no number of the training.
@@ -81,7 +83,7 @@ def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 def newest_valid(output_dir: str | Path) -> Path | None:
     """The newest checkpoint whose every file agrees with its manifest. A damaged one is passed over with a warning."""
     for _, folder in reversed(checkpoints(output_dir)):
-        problems = files.verify_folder(folder)
+        problems = files.verify_folder(folder, needed=_NEEDED)
         if not problems:
             return folder
         get_logger(__name__).warning(f"{folder} is damaged and is not used ({problems[0]}); looking for an older one")
@@ -98,7 +100,7 @@ def find_resume(settings: TrainingSettings) -> Path | None:
     named = training.resume_from_checkpoint
     if named and named.lower() not in ("true", "auto"):
         folder = Path(named).expanduser()
-        problems = files.verify_folder(folder)
+        problems = files.verify_folder(folder, needed=_NEEDED)
         if problems:
             raise CheckpointError(f'"resume_from_checkpoint": {problems[0]}; choose another checkpoint')
         return folder
@@ -186,15 +188,18 @@ def write_state(folder: Path, state: RunState) -> None:
 def read_state(folder: Path) -> RunState:
     """Inverse of ``write_state``; CheckpointError names the file and what is wrong with it."""
     path = folder / STATE_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != _FORMAT:
-            raise CheckpointError(f"{path}: written by another version of paddlemix; train on with that version")
-        return RunState(**data)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; the folder is a model and not a checkpoint of a run") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); take an older checkpoint") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; the folder is a model and not a checkpoint of a run")
+    data = foreign.read_json(path, CheckpointError)
+    if data.pop("format", None) != _FORMAT:
+        raise CheckpointError(f"{path}: written by another version of paddlemix; train on with that version")
+    with foreign.reading(f"{path}: its content is", CheckpointError, "take an older checkpoint"):
+        state = RunState(**data)
+        for item in fields(RunState):
+            value, kind = getattr(state, item.name), get_origin(item.type) or item.type
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise TypeError(f'"{item.name}" is {shown(json.dumps(value))}')
+        return state
 
 
 def require_same_run(state: RunState, settings: TrainingSettings, world_size: int, data: str, folder: Path) -> None:
@@ -208,7 +213,8 @@ def require_same_run(state: RunState, settings: TrainingSettings, world_size: in
     changed += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
     changed += [("the training data (fingerprint)", state.data[:12], data[:12])] if state.data != data else []
     if changed:
-        lines = "; ".join(f"{name} was {json.dumps(old)}, is {json.dumps(new)}" for name, old, new in changed)
+        told = [(name, shown(json.dumps(old)), shown(json.dumps(new))) for name, old, new in changed]
+        lines = "; ".join(f"{name} was {old}, is {new}" for name, old, new in told)
         raise ConfigError(
             f"{folder}: the run cannot go on with other settings ({lines}). Set the old values again, or start a new "
             f"run in another output_dir with model_name_or_path {folder}"
@@ -261,19 +267,19 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; take an older checkpoint")
     inner = plain_optimizer(optimizer)
-    with safe_open(path, framework="np") as stored:
-        names = set(stored.keys())
-        inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(optimizer, parameters))
-        targets = _held(inner, parameters)
-        wrong = sorted(names.symmetric_difference(targets))
-        if wrong:
-            side = "is not expected" if wrong[0] in names else "is missing"
-            raise CheckpointError(f"{path}: {len(wrong)} tensors do not fit the run; {wrong[0]} {side}")
-        for name, target in targets.items():
-            array = stored.get_tensor(name)
-            if list(array.shape) != list(target.shape):
-                raise CheckpointError(f"{path}: {name} has shape {array.shape}, the run needs {tuple(target.shape)}")
-            target.set_value(array)
+    stored = open_file(path)
+    names = set(stored.infos())
+    inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(optimizer, parameters))
+    targets = _held(inner, parameters)
+    wrong = sorted(names.symmetric_difference(targets))
+    if wrong:
+        side = "is not expected" if wrong[0] in names else "is missing"
+        raise CheckpointError(f"{path}: {len(wrong)} tensors do not fit the run; {wrong[0]} {side}")
+    for name, target in targets.items():
+        array = stored.read(name)
+        if list(array.shape) != list(target.shape):
+            raise CheckpointError(f"{path}: {name} has shape {array.shape}, the run needs {tuple(target.shape)}")
+        target.set_value(array)
 
 
 def _owned(optimizer: Any, parameters: dict[str, Any]) -> list[Any]:

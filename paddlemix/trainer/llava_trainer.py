@@ -34,7 +34,7 @@ from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.trainer.stopping import Stopping
-from paddlemix.utils import files
+from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.logging import get_logger
 
@@ -306,7 +306,9 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     def _finished(self, folder: Path) -> TrainOutput:
         self.weights.load(folder, self.model)
-        self.state = TrainerState.load_from_json(str(folder / checkpointing.LOG_FILE))
+        log = folder / checkpointing.LOG_FILE
+        with foreign.reading(f"{log}: it is", CheckpointError, "take an older checkpoint"):
+            self.state = TrainerState.load_from_json(str(log))
         carried = self._carried
         loss = (carried.logged_loss + carried.open_loss) / max(carried.global_step, 1)
         return TrainOutput(carried.global_step, loss, {"train_loss": loss})

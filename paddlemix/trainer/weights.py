@@ -27,10 +27,13 @@ from paddlemix.trainer import divided
 from paddlemix.trainer.stages import PROJECTOR_PART, StagePlan, part_of
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.logging import get_logger
 
 PROJECTOR_FILE = PROJECTOR_FILES[0]
 _WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?|lora_model_state)\.safetensors(\.index\.json)?")
 """Names of the weight files that a result may have."""
+_PARTIAL = (ADAPTER_CONFIG, *PROJECTOR_FILES)
+"""Files that would make an adapter or a projector of the folder if they stayed beside a new result."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,16 @@ def _remove_former(output: Path) -> None:
     # A kill between the manifest and the files leaves weights that nothing lists, beside which new ones would lie.
     former = {path.name for path in output.iterdir() if _WEIGHTS.fullmatch(path.name)}
     if manifest.is_file():
-        former |= set(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        try:
+            former |= set(files.read_manifest(output))
+        except CheckpointError as error:
+            get_logger(__name__).warning(f"{error}; the files of the earlier result are found by their names")
+            former |= set(_PARTIAL)
         manifest.unlink()
     for name in sorted(former):
-        if (output / name).resolve().is_relative_to(output.resolve()):
-            (output / name).unlink(missing_ok=True)
+        # A result has no folders; a checkpoint has, and what a damaged manifest says is no reason to empty one.
+        if (output / name).parent == output and (output / name).is_file():
+            (output / name).unlink()
 
 
 def _move_references(staging: Path, output: Path) -> None:

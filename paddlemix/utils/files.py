@@ -9,12 +9,12 @@ import os
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paddlemix.utils import addresses, leftovers
+from paddlemix.utils import addresses, foreign, leftovers
 from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
 from paddlemix.utils.leftovers import TEMPORARY_PREFIX
 from paddlemix.utils.logging import get_logger
@@ -107,17 +107,34 @@ def write_manifest(folder: Path) -> None:
     _sync_folder(folder)
 
 
-def verify_folder(folder: str | Path, *, content: bool = True) -> list[str]:
+def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The files that ``manifest.json`` lists: name -> ``bytes`` and ``sha256``. CheckpointError says what is wrong."""
+    path = Path(folder) / MANIFEST
+    entries = foreign.read_json(path, CheckpointError, unique=True).get("files")
+    if not isinstance(entries, dict) or not entries:
+        raise CheckpointError(f'{path}: expected "files" with a name for each file')
+    for name, facts in entries.items():
+        place = PurePosixPath(name)
+        if not name or "\0" in name or place.is_absolute() or ".." in place.parts:
+            raise CheckpointError(f'{path}: "{shown(name)}" is no file of this folder')
+        fits = isinstance(facts, dict) and type(facts.get("bytes")) is int and isinstance(facts.get("sha256"), str)
+        if not fits:
+            raise CheckpointError(f'{path}: "{shown(name)}" comes without its size and SHA-256')
+    return entries
+
+
+def verify_folder(folder: str | Path, *, content: bool = True, needed: Iterable[str] = ()) -> list[str]:
     """What is wrong with a published folder, one line per file; empty when all is well.
 
-    ``content=False`` compares names and sizes only and does not read the files.
+    ``content=False`` compares names and sizes only and does not read the files. ``needed``: files without which the
+    folder is not whole, whatever its manifest lists.
     """
     root = Path(folder)
     try:
-        entries = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{root / MANIFEST}: {error or type(error).__name__}"]
-    problems = []
+        entries = read_manifest(root)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = [f"{root / name}: not in the manifest" for name in needed if name not in entries]
     for name, facts in entries.items():
         file = root / name
         if not file.is_file():

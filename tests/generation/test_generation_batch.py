@@ -116,9 +116,9 @@ def test_the_correct_spelling_of_a_key_is_read(tmp_path):
         ("o.json", '[{"id": 5}]', 'record 0: "id" is 5; expected a text'),
         ("o.csv", "a,b\n\n,c\n", r'o\.csv:3: "id" is ""; expected a text'),
         ("o.json", "[1]", "record 0: expected an object with 'id'"),
-        ("o.json", "[", "line 1, column 2: not JSON"),
+        ("o.json", "[", "not valid JSON: line 1, column 2"),
         ("o.json", "[]", "expected a list of objects that is not empty"),
-        ("o.jsonl", '"a"\n{', "o.jsonl:2: line 1"),
+        ("o.jsonl", '"a"\n{', "o.jsonl:2: not valid JSON: line 1"),
     ],
 )
 def test_a_bad_input_is_an_error_that_names_its_place(tmp_path, name, text, message):
@@ -265,9 +265,9 @@ def test_another_setting_does_not_go_on_with_a_journal(job):
 
 
 def test_two_processes_cannot_share_a_journal(tmp_path):
-    first = Journal(tmp_path / "j", {})
+    first = Journal(tmp_path / "j", {}, lambda batch, records: True)
     with pytest.raises(ConfigError, match="another process is working on this part"):
-        Journal(tmp_path / "j", {})
+        Journal(tmp_path / "j", {}, lambda batch, records: True)
     first.close()
 
 

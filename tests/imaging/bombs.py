@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small files that ask for a lot. As a program, it opens them one by one and prints what each has cost.
 
-    python tests/imaging/bombs.py
-
-Each file is opened in a process of its own, forked from one that has all imports: its peak of memory is its own.
+python tests/imaging/bombs.py
 """
 
 import contextlib
 import io
 import json
-import os
-import resource
 import struct
 import sys
-import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +19,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 MIB = 1 << 20
 FULL = 20 * MIB - 2000
-CPU_SECONDS = 60
-"""Where a file is given up; on an idle machine none takes two."""
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -148,49 +141,23 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 """The largest that may be opened."""
 
 
-def cost(make: Callable[[], bytes]) -> dict[str, object]:
-    """MB beyond imports and file, CPU seconds and refusal of opening a file and preparing it in "pad" mode."""
+def main() -> None:
+    """One JSON line for each file: opened and prepared in "pad" mode."""
     from paddlemix.imaging.load import DATASET_LIMITS, image_size, load_image
     from paddlemix.imaging.preprocess import preprocess
     from paddlemix.settings.model import ImageConfig
     from paddlemix.utils.errors import DataError
+    from tests.cost_kit import cost
 
-    data = make()
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        begun = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        told = ""
-        try:
-            with contextlib.suppress(DataError):  # what the pixels cost is not its business
-                image_size(data, DATASET_LIMITS)
-            preprocess(load_image(data, DATASET_LIMITS, transpose_exif=True), ImageConfig(336, 336, aspect="pad"))
-        except DataError as error:
-            told = str(error)
-        finally:
-            if sys.exc_info()[0] is not None:
-                traceback.print_exc()
-                os._exit(1)
-        done = resource.getrusage(resource.RUSAGE_SELF)
-        memory, seconds = (done.ru_maxrss - begun.ru_maxrss) * 1024 / 1e6, done.ru_utime + done.ru_stime
-        os.write(write, json.dumps({"MB": round(memory), "CPU": round(seconds, 2), "told": told}).encode())
-        os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(read, "rb") as pipe:
-        text = pipe.read()
-    return json.loads(text) if text else {"MB": None, "CPU": None, "told": f"ended with status {status}"}
-
-
-def main() -> None:
-    """One JSON line for each file."""
-    from paddlemix.imaging import load
+    def use(data: bytes) -> None:
+        with contextlib.suppress(DataError):  # what the pixels cost is not its business
+            image_size(data, DATASET_LIMITS)
+        preprocess(load_image(data, DATASET_LIMITS, transpose_exif=True), ImageConfig(336, 336, aspect="pad"))
 
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        load.load_image(saved(kind), load.DATASET_LIMITS)
+        load_image(saved(kind), DATASET_LIMITS)
     for name, make in {**REFUSED, **TAKEN}.items():
-        print(json.dumps({"name": name, **cost(make)}), flush=True)
+        print(json.dumps({"name": name, **cost(use, make())}), flush=True)
 
 
 if __name__ == "__main__":

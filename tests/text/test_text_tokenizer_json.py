@@ -228,12 +228,14 @@ def test_a_piece_of_a_character_that_is_none_is_refused():
         load_tokenizer(json_folder(found))
 
 
-@pytest.mark.parametrize("piece", ["\\ud800", "\\u0000x"])
-def test_pieces_that_are_no_text_are_refused(piece):
+@pytest.mark.parametrize(
+    ("piece", "told"), [("\\ud800", "half of a surrogate pair"), ("\\u0000x", "expected 1 to 256 of text")]
+)
+def test_pieces_that_are_no_text_are_refused(piece, told):
     path = json_folder(changed())
     text = (path / "tokenizer.json").read_text(encoding="utf-8").replace('"<s>": 1', f'"{piece}": 1')
     (path / "tokenizer.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="expected 1 to 256 of text"):
+    with pytest.raises(CheckpointError, match=told):
         load_tokenizer(path)
 
 
@@ -250,7 +252,7 @@ def test_sizes_are_bounded(monkeypatch):
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "[]", "{", '{"model": "' + "x" * 99])
 def test_files_that_are_no_json_objects_are_refused(text, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: (not valid JSON|expected a JSON object)"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: (not valid JSON|expected an object)"):
         load_tokenizer(tmp_path)
 
 

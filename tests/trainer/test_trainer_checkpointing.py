@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from paddlemix.trainer import checkpointing
 from paddlemix.trainer.checkpointing import RunState
 from paddlemix.trainer.frozen import require_same_frozen
+from paddlemix.trainer.weights import publish_result
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
 from tests.trainer.trainer_kit import settings
@@ -19,6 +21,8 @@ from tests.trainer.trainer_kit import settings
 def publish(output, step, text="weights"):
     with files.publish_folder(output / f"checkpoint-{step}") as folder:
         (folder / "model.safetensors").write_text(text)
+        for name in (checkpointing.STATE_FILE, checkpointing.LOG_FILE):
+            (folder / name).write_text("{}")
     return output / f"checkpoint-{step}"
 
 
@@ -29,6 +33,64 @@ def test_checkpoints_are_ordered_by_step_and_not_by_name_or_time(tmp_path):
     (tmp_path / "checkpoint-7").write_text("a file")
     assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [9, 10, 100]
     assert checkpointing.newest_valid(tmp_path).name == "checkpoint-100"
+
+
+FACTS = {"bytes": 2, "sha256": "0" * 64}
+ODD_MANIFESTS = [
+    "{", "", "null", "[]", "1", '"x"', "[" * 5000, "\ufffe", '{"files": {}}', '{"files": []}', '{"files": null}', "{}",
+    '{"files": {"a": null}}', '{"files": {"a": []}}', '{"files": {"a": {"bytes": "2", "sha256": 3}}}',
+    '{"files": {"a": {"bytes": 1e400}}}', f'{{"files": {{"a": {{"bytes": {"1" * 5000}}}}}}}',
+    json.dumps({"files": {"../model.safetensors": FACTS}}), json.dumps({"files": {"/dev/zero": FACTS}}),
+    json.dumps({"files": {"a\0": FACTS}}), json.dumps({"files": {"": FACTS}}), json.dumps({"files": {"\ud800": FACTS}}),
+    '{"files": {"a": {"bytes": NaN}}}', '{"files": {}, "files": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_MANIFESTS)
+def test_a_manifest_of_any_form_is_a_damaged_checkpoint_and_an_older_one_is_taken(tmp_path, text, capsys):
+    publish(tmp_path, 1)
+    (publish(tmp_path, 2) / files.MANIFEST).write_text(text)
+    assert checkpointing.newest_valid(tmp_path).name == "checkpoint-1"
+    assert "checkpoint-2 is damaged" in capsys.readouterr().err
+
+
+def test_a_manifest_that_lists_less_than_a_checkpoint_needs_is_damaged(tmp_path):
+    publish(tmp_path, 1)
+    newest = publish(tmp_path, 2)
+    whole = json.loads((newest / files.MANIFEST).read_text())["files"]
+    for name in (checkpointing.STATE_FILE, checkpointing.LOG_FILE):
+        less = {file: facts for file, facts in whole.items() if file != name}
+        (newest / files.MANIFEST).write_text(json.dumps({"files": less}))
+        assert checkpointing.newest_valid(tmp_path).name == "checkpoint-1"
+
+
+def test_a_manifest_that_is_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    publish(tmp_path, 1)
+    for step, make in ((2, os.mkfifo), (3, lambda path: os.symlink("/dev/zero", path))):
+        manifest = publish(tmp_path, step) / files.MANIFEST
+        manifest.unlink()
+        make(manifest)
+    assert checkpointing.newest_valid(tmp_path).name == "checkpoint-1"
+
+
+class Weights:
+    """A result of a run that is one file."""
+
+    def save(self, folder, model, read):
+        (folder / "model.safetensors").write_text("new")
+
+
+@pytest.mark.parametrize("text", [*ODD_MANIFESTS, json.dumps({"files": {"checkpoint-1/model.safetensors": FACTS}})])
+def test_a_damaged_manifest_does_not_stop_a_run_at_its_end_nor_leave_the_former_weights(tmp_path, text):
+    publish(tmp_path, 1)
+    (tmp_path / files.MANIFEST).write_text(text)
+    former = [] if "checkpoint-1" in text else ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]
+    for name in former:
+        (tmp_path / name).write_text("old")
+    publish_result(tmp_path, Weights(), None)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["checkpoint-1", files.MANIFEST, "model.safetensors"]
+    assert files.verify_folder(tmp_path) == []
+    assert files.verify_folder(tmp_path / "checkpoint-1") == []
 
 
 @pytest.mark.parametrize("damage", ["bit", "missing", "manifest", "longer"])
@@ -122,7 +184,15 @@ def test_a_state_reads_back_bit_for_bit(tmp_path):
     assert checkpointing.read_state(tmp_path) == state
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "extra": 2}', '{"format": 9}'])
+STATE = '{"format": 1, "global_step": 1, "schedule_step": 1, "world_size": 1, "data": "a"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"format": 1}', '{"format": 1, "extra": 2}', '{"format": 9}', "{" * 5000, f'{STATE}, "tokens": "x"}}',
+     f'{STATE}, "settings": []}}', f'{STATE}, "tokens": {"1" * 5000}}}', f'{STATE}, "open_loss": NaN}}',
+     f'{STATE}, "tokens": true}}', f'{STATE}, "frozen": null}}'],
+)  # fmt: skip
 def test_a_broken_state_names_the_file(tmp_path, text):
     (tmp_path / checkpointing.STATE_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=r"training_state\.json"):
