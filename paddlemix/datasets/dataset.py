@@ -3,7 +3,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,15 +17,25 @@ from paddlemix.utils.errors import DataError
 class ChatDataset:
     """Samples that are encoded when they are asked for.
 
-    Building it checks every row's turns and image count (no picture is opened). A row that turns out bad later raises,
-    or is None under ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by another row.
+    Building it checks every row's turns and image count (no picture is opened; ``faults`` are those that were found
+    before, by the ``where`` of their rows). A row that turns out bad later raises, or is None under
+    ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by another row.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, bad: BadSamples | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        encoder: SampleEncoder,
+        bad: BadSamples | None = None,
+        faults: Mapping[str, DataError] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.bad = bad or BadSamples()
         self.samples = [sample for sample in samples if self._usable(sample)]
         self.bad.begin(len(self.samples))
+        for index, sample in enumerate(self.samples if faults else ()):
+            if sample.where in faults:
+                self.bad.add(faults[sample.where], sample.where, index)
         if not self.samples:
             raise DataError("the data set has no usable row")
 

@@ -31,6 +31,8 @@ ENDINGS = (".jpg", "", ".png", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 CAP3D_BASE = os.path.join("data", "obj_demo")
 _LLAVA_BASE = os.path.join("data", "llava", "data")
 _SHARE4V_BASE = os.path.join("data", "sharegpt4v", "data")
+TREES = (CAP3D_BASE, _LLAVA_BASE, _SHARE4V_BASE)
+"""Folders of the original's own tree, below the image folder."""
 _LLAVA_PARTS = ("ocr_vqa", "vg", "text_vqa", "gqa")
 
 

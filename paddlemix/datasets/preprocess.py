@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a sample to ids, labels and pixels; the length of a sample without decoding a picture."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL.Image import Image
 
+from paddlemix.datasets.pictures import PLAIN_RULES, PictureRules, is_remote
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Layout as ImageLayout
 from paddlemix.imaging.layout import Size
-from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_address, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.imaging.views import Views
 from paddlemix.text import chat_template
@@ -47,8 +46,7 @@ class SampleEncoder:
     ``template`` must be the training form (``templates.get(name, training=True)``). A sample longer than
     ``max_length`` keeps its head, as in the original, but the cut never divides a picture: one that does not fit whole
     is left out with all that follows. ``specials`` True parses special tokens written in the data, as the original
-    does; by default a written "</s>" is text. Addresses are refused unless ``allow_image_urls``; pictures outside of
-    the image folder unless ``allow_outside_root``.
+    does; by default a written "</s>" is text. ``pictures``: which files may be opened, and how.
     """
 
     def __init__(
@@ -60,9 +58,7 @@ class SampleEncoder:
         max_length: int,
         use_im_start_end: bool = False,
         specials: bool = False,
-        limits: ImageLimits = DATASET_LIMITS,
-        allow_outside_root: bool = False,
-        allow_image_urls: bool = False,
+        pictures: PictureRules = PLAIN_RULES,
     ) -> None:
         self.tokenizer = tokenizer
         self.processor = processor
@@ -70,9 +66,7 @@ class SampleEncoder:
         self.max_length = max_length
         self.use_im_start_end = use_im_start_end
         self.specials = specials
-        self.limits = limits
-        self.allow_outside_root = allow_outside_root
-        self.allow_image_urls = allow_image_urls
+        self.pictures = pictures
         self._chat_templates: dict[str, Layout] = {}
 
     def __call__(self, sample: Sample) -> Encoded:
@@ -97,10 +91,7 @@ class SampleEncoder:
 
     def _places(self, sample: Sample) -> list[tuple[list[Image], ImageLayout]]:
         """For each image place the pictures that are encoded for it, and the layout of their rows."""
-        pictures = [
-            load_image(path, self.limits, name=f"{sample.where}: {path}")
-            for path in (self._allowed(sample, image) for image in sample.images)
-        ]
+        pictures = [self.pictures.load(sample, image) for image in sample.images]
         sizes = [(picture.height, picture.width) for picture in pictures]
         if sample.views is None:
             return [([picture], self.processor.layout(size)) for picture, size in zip(pictures, sizes, strict=True)]
@@ -174,30 +165,10 @@ class SampleEncoder:
         return len(views.layout(sizes, config, self.processor.vision).order)
 
     def _size(self, sample: Sample, image: str) -> Size:
-        path = self._allowed(sample, image)
-        if is_address(path) and path[:5].lower() != "data:":
+        if is_remote(self.pictures.path(sample, image)):
             # Only an estimate for the order of the rows: fetching every picture for its size would cost a pass.
             return self.processor.image.crop_size, self.processor.image.crop_size
-        return image_size(path, self.limits, name=f"{sample.where}: {path}")
-
-    def _allowed(self, sample: Sample, image: str) -> str:
-        if is_address(image):
-            if image[:5].lower() != "data:" and not self.allow_image_urls:
-                raise DataError(
-                    f"{sample.where}: {image}: addresses are not read; "
-                    "download the picture, or set allow_image_urls to true"
-                )
-            return image
-        if self.allow_outside_root:
-            return image
-        root = os.path.realpath(sample.image_root)
-        target = os.path.realpath(image)
-        if os.path.commonpath([root, target]) != root:
-            raise DataError(
-                f"{sample.where}: {image} lies outside of the image folder {root}; "
-                "set image_folder to a folder above it, or allow_outside_root to true"
-            )
-        return image
+        return self.pictures.size(sample, image)
 
     def _why_nothing_is_learnt(self, cut: int, length: int) -> str:
         if cut:

@@ -22,7 +22,8 @@ class Sample:
 
     ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
     in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
-    must lie in; ``chat_template`` the chat_template.json of the entry, if it has one. With ``views`` the pictures are
+    must lie in, empty when no image folder is named; ``chat_template`` the chat_template.json of the entry, if it has
+    one. With ``views`` the pictures are
     views of one object and stand together at a single place.
     """
 
@@ -30,7 +31,7 @@ class Sample:
     images: tuple[str, ...]
     id: str
     where: str
-    image_root: str = "."
+    image_root: str = ""
     chat_template: str | None = None
     views: Views | None = None
 
@@ -43,8 +44,9 @@ class Sample:
 class BadSamples:
     """What happens to rows that cannot be used: ``error`` raises, ``skip`` counts and names them.
 
-    With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl). The marks lie in shared
-    memory, so that worker processes and the main process count together. DataError when the share becomes too large.
+    With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl), from ``begin`` on. The marks
+    lie in shared memory, so that worker processes and the main process count together. DataError when the share becomes
+    too large.
     Every process of a distributed run reads the files; only the ``primary`` one writes down what it finds there.
     """
 
@@ -58,12 +60,18 @@ class BadSamples:
         self.primary = primary
         self.unread = 0
         self.rows = 0
+        self._begun = False
+        self._waiting: list[tuple[str, DataError]] = []
         self._marks = RawArray("b", 1)
 
     def begin(self, rows: int) -> None:
         """Say how many usable rows there are; before it, every row counts as ``unread`` (bad in its file)."""
         self.rows = rows
         self._marks = RawArray("b", max(rows, 1))
+        self._begun = True
+        for where, error in self._waiting:
+            self._write(where, error)
+        self._waiting.clear()
         self._check_share()
 
     def mark(self, index: int, truncated: bool) -> None:
@@ -111,6 +119,10 @@ class BadSamples:
 
     def _write(self, where: str, error: DataError) -> None:
         if self.path is None:
+            return
+        if not self._begun:
+            # The folder belongs to a run only when that has looked at everything that could stop it.
+            self._waiting.append((where, error))
             return
         line = json.dumps({"where": where, "reason": str(error)}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def read(entry: Entry, bad: BadSamples | None = None, unread: UnreadKeys | None 
 def _read_file(path: str, entry: Entry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
     text = _read_text(path)
     rows = _lines(path, text, bad) if path.lower().endswith(LINES) else _list(path, text)
-    root = entry.image_folder or os.curdir
+    root = entry.image_folder or ""
     for place, row in rows:
         try:
             messages, images = normalise(row, place, entry.rules, unread)

@@ -35,7 +35,8 @@ class ImageLimits:
     times scans of a JPEG with several scans (a progressive one has about ten; one of 12 million pixels may have 80).
     EPS, PSD, FITS, PDF and the like are outside the list on purpose: their readers start programs or had overflows.
     ``animated`` False refuses files with several frames; otherwise the first one is used. ``private_hosts`` True lets
-    addresses lead to this machine and to private networks; only a person at the keyboard may ask for that.
+    addresses lead to this machine and to private networks; only a person at the keyboard may ask for that. ``keys`` is
+    what a setting of a limit is called (``max_image_{}``), for messages of a command that has such settings.
     """
 
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -49,6 +50,7 @@ class ImageLimits:
     animated: bool = True
     fetch_seconds: float = 10.0
     private_hosts: bool = False
+    keys: str | None = None
 
 
 LIMITS = ImageLimits()
@@ -80,6 +82,7 @@ _STRIP = 1 << 20
 """Pixels that are converted at a time."""
 _HEAD = 64 * 1024
 """Bytes that usually hold the header of a picture."""
+_IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257
 _BITS_PER_SAMPLE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,6 +94,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By the value of EXIF's orientation."""
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Those of them that exchange width and height."""
 
 
 def load_image(
@@ -99,8 +104,9 @@ def load_image(
     """The picture as RGB, fully decoded.
 
     The original's ``convert("RGB")`` decides: alpha is dropped, not blended; palette, grey and CMYK are converted; EXIF
-    orientation is ignored unless ``transpose_exif``. The one exception is 16-bit grey, scaled by ``>> 8`` instead of
-    clipped at 255. ``name`` is how errors call the picture (default: the path or address).
+    orientation is ignored unless ``transpose_exif`` (but Pillow always obeys a TIFF's). The one exception is 16-bit
+    grey, scaled by ``>> 8`` instead of clipped at 255. ``name`` is how errors call the picture (default: the path or
+    address).
     Raises DataError naming the source and the remedy; limits are checked before anything is decoded.
     """
     name = name or _name_of(source)
@@ -120,12 +126,17 @@ def load_image(
             return _turned(_to_rgb(picture, name, ours=True), picture, transpose_exif)
 
 
-def image_size(source: Source, limits: ImageLimits = LIMITS, *, name: str | None = None) -> Size:
-    """(height, width) in pixels from the header, without decoding. Same errors as ``load_image``."""
+def image_size(
+    source: Source, limits: ImageLimits = LIMITS, *, transpose_exif: bool = False, name: str | None = None
+) -> Size:
+    """(height, width) in pixels from the header, without decoding. Same errors as ``load_image``.
+
+    A PNG may have its EXIF data behind the pixels; these do not count here.
+    """
     name = name or _name_of(source)
     if isinstance(source, Image.Image):
         _check_size(source, limits, name)
-        return source.height, source.width
+        return _turned_size(source, transpose_exif)
     with _opened(source, limits, name) as file, _told(name, limits):
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -135,7 +146,7 @@ def image_size(source: Source, limits: ImageLimits = LIMITS, *, name: str | None
         file.seek(0)
         with Image.open(file, formats=limits.formats) as picture:
             _check_size(picture, limits, name)
-            return picture.height, picture.width
+            return _turned_size(picture, transpose_exif)
 
 
 def is_address(source: object) -> bool:
@@ -196,7 +207,8 @@ def _open_file(path: Path, limits: ImageLimits, name: str) -> Any:
 
 def _check_bytes(count: int, limits: ImageLimits, name: str) -> None:
     if count > limits.max_bytes:
-        raise DataError(f"{name}: {count} bytes, the limit is {limits.max_bytes}; make the file smaller")
+        remedy = f"make the file smaller{_or_raise(limits, 'bytes')}"
+        raise DataError(f"{name}: {count} bytes, the limit is {limits.max_bytes}; {remedy}")
     if count <= 0:
         raise DataError(f"{name}: the file is empty (0 bytes)")
 
@@ -214,6 +226,7 @@ def _check_costs(picture: Image.Image, costs: Costs, count: int, limits: ImageLi
         raise DataError(
             f"{found} in this form ({picture.format}, {picture.mode}) need {need / 1e6:.0f} MB of memory to decode, "
             f"the limit is {limits.max_memory / 1e6:.0f}; scale the picture down, or save it as baseline JPEG"
+            f"{_or_raise(limits, 'memory')}"
         )
 
 
@@ -234,11 +247,18 @@ def _check_size(picture: Image.Image, limits: ImageLimits, name: str) -> None:
     short, long = min(width, height), max(width, height)
     found = f"{name}: {width} x {height} pixels"
     if width * height > limits.max_pixels:
-        raise DataError(f"{found}, the limit is {limits.max_pixels} in all; scale the picture down")
+        remedy = f"scale the picture down{_or_raise(limits, 'pixels')}"
+        raise DataError(f"{found}, the limit is {limits.max_pixels} in all; {remedy}")
     if short < limits.min_side or long > limits.max_side:
-        raise DataError(f"{found}, sides must be {limits.min_side} to {limits.max_side}; scale the picture")
+        remedy = f"scale the picture{_or_raise(limits, 'side')}"
+        raise DataError(f"{found}, sides must be {limits.min_side} to {limits.max_side}; {remedy}")
     if long > limits.max_aspect * short:
-        raise DataError(f"{found}, the long side may be {limits.max_aspect:g} times the short one; crop the picture")
+        remedy = f"crop the picture{_or_raise(limits, 'aspect')}"
+        raise DataError(f"{found}, the long side may be {limits.max_aspect:g} times the short one; {remedy}")
+
+
+def _or_raise(limits: ImageLimits, name: str) -> str:
+    return f", or raise {limits.keys.format(name)}" if limits.keys else ""
 
 
 @contextmanager
@@ -275,15 +295,28 @@ def _to_rgb(picture: Image.Image, name: str, *, ours: bool = False) -> Image.Ima
 
 def _turned(picture: Image.Image, source: Image.Image, transpose_exif: bool) -> Image.Image:
     """The RGB ``picture`` of a file turned as the EXIF data of ``source`` say."""
-    if not transpose_exif:
-        return picture
+    turn = _TURNS.get(_orientation(source)) if transpose_exif else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _turned_size(picture: Image.Image, transpose_exif: bool) -> Size:
+    """(height, width) that an opened picture will have when it is loaded."""
+    width, height = picture.size
+    tags = getattr(picture, "tag_v2", None)
+    if tags is not None:
+        # Pillow turns TIFF pictures itself; whether their size says so before they are loaded depends on its version.
+        width, height = int(tags.get(_IMAGE_WIDTH, width)), int(tags.get(_IMAGE_LENGTH, height))
+    lies = (transpose_exif or tags is not None) and _orientation(picture) in _ON_ITS_SIDE
+    return (width, height) if lies else (height, width)
+
+
+def _orientation(source: Image.Image) -> object:
     exif, text = source.info.get("exif"), source.info.get("Raw profile type exif")
     if isinstance(text, str) and exif is None:
         exif = bytes.fromhex("".join(text.split("\n")[3:]))
     if isinstance(exif, bytes):
         check_exif(exif)
-    turn = _TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
-    return picture if turn is None else picture.transpose(turn)
+    return source.getexif().get(ExifTags.Base.Orientation)
 
 
 def _from_sixteen_bit(picture: Image.Image, name: str) -> Image.Image:

@@ -108,8 +108,16 @@ class DataGroup:
     dataset: dict[str, Any] | None = key(None, 'Data sets: {"train": [{"data_files": ...}], "eval": [...]}.')
     data_path: str | None = key(None, "LLaVA's way to name one training file; instead of dataset.")
     image_folder: str | None = key(None, "Folder that relative image paths start from. null: the current folder.")
-    allow_outside_root: bool = key(False, "Accept image paths that lead out of image_folder.")
+    allow_outside_root: bool = key(False, "Accept image paths and links that lead out of image_folder.")
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
+    check_images: str = key("header", "All pictures before the run: not looked at, their headers read, or decoded.",
+                            choices=("none", "header", "decode"))  # fmt: skip
+    exif_rotation: bool = key(False, "Turn pictures as their EXIF data say; the original ignores that.")
+    max_image_bytes: int = key(20 * 2**20, "Largest picture file in bytes.", low=1)
+    max_image_pixels: int = key(50_000_000, "Most pixels of a picture.", low=1, high=89_478_485)
+    max_image_side: int = key(16384, "Longest side of a picture in pixels.", low=1)
+    max_image_aspect: float = key(200.0, "Most times that the long side of a picture is the short one.", low=1)
+    max_image_memory: int = key(285_000_000, "Most bytes of memory that decoding one picture may take.", low=1)
     on_bad_sample: str = key("error", "A row that cannot be used stops the run, or is skipped and counted.",
                              choices=("error", "skip"))  # fmt: skip
     images_without_mark: str = key("error", "Rows with pictures, but no <image> in the text: a bad row, or the mark "

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddlemix.datasets.reading import RowsRead
 from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
 from paddlemix.utils.commands import shown
-from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
 
 LOG_FILE = "train.log"
@@ -59,12 +60,13 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     ConfigError, CheckpointError and DataError before the first step for what is wrong with the input; TrainingError
     when the run cannot go on. Nothing is written before the settings, ``output_dir`` and the checkpoint are checked.
     """
-    from paddlemix.trainer import checkpointing, stages
+    from paddlemix.trainer import checkpointing, inputs, stages
 
     stages.stage_of(settings)
     check_processes(settings)
-    _find_inputs(settings, first_stage)
+    inputs.find_inputs(settings, first_stage=first_stage)
     resume = checkpointing.find_resume(settings)
+    rows = inputs.read_rows(settings)
     output = Path(settings.training.output_dir).expanduser()
     guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
     with guard, library_output(output):
@@ -73,29 +75,7 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
             if resume is None:
                 checkpointing.clear_output(output)
             files.atomic_write(output / SETTINGS_FILE, json.dumps(settings_to_json(settings), indent=2) + "\n")
-        return TrainingRun(settings, output, resume).go()
-
-
-def _find_inputs(settings: TrainingSettings, first_stage: bool) -> None:
-    """Raise for a model folder or a data file that is not there: at once, and not after paddle is imported."""
-    from paddlemix.checkpoint.folders import resolve
-    from paddlemix.datasets.build import entries_of
-    from paddlemix.trainer.conversation import check_conversation
-
-    model, training = settings.model, settings.training
-    folder = resolve(model.model_name_or_path, "the model")
-    if model.base is not None:
-        resolve(model.base, "the base model")
-    start = folder if model.lora_path is None else resolve(model.lora_path, "the adapter")
-    check_conversation(settings, start, first_stage=first_stage)
-    if model.vision_tower is not None:
-        resolve(model.vision_tower, "the vision tower", near=folder)
-    used = {"train": training.do_train, "eval": training.do_eval}
-    for part, entries in (settings.data.dataset or {}).items():
-        for entry in entries_of(entries or [], settings) if used.get(part) else []:
-            missing = next((path for path in entry.data_files if not Path(path).exists()), None)
-            if missing is not None:
-                raise DataError(f"{missing}: no such data file (dataset, {part})")
+        return TrainingRun(settings, output, resume, rows).go()
 
 
 class TrainingRun:
@@ -105,10 +85,13 @@ class TrainingRun:
     saves. Between the two, a comparison with another trainer may set the start of the adapters or the order of rows.
     """
 
-    def __init__(self, settings: TrainingSettings, output: Path, resume: Path | None) -> None:
+    def __init__(
+        self, settings: TrainingSettings, output: Path, resume: Path | None, rows: RowsRead | None = None
+    ) -> None:
         self.settings = settings
         self.output = output
         self.resume = resume
+        self.rows = rows
 
     def go(self) -> Result:
         """All steps in order."""
@@ -249,6 +232,7 @@ class TrainingRun:
             settings,
             self.config,
             self.tokenizer,
+            rows=self.rows,
             template=conversation.training_template(settings, folder, own),
             rank=self.args.dataset_rank,
             world=self.args.dataset_world_size,

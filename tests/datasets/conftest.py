@@ -4,6 +4,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddlemix.datasets.pictures import PictureRules
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import Entry, read
@@ -46,6 +48,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(tokenizer: Tokenizer) -> Callable[..., SampleEncoder]:
     def make(image: ImageConfig = PAD, template: str = "v1", **options: Any) -> SampleEncoder:
         options = {"max_length": 512, **options}
+        names = {field.name for field in fields(PictureRules)} & set(options)
+        options["pictures"] = PictureRules(**{name: options.pop(name) for name in names})
         layout = templates.get(template, training=True)
         return SampleEncoder(tokenizer, ImageProcessor(image, VISION), layout, **options)
 

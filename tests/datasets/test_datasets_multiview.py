@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.datasets.build import build_datasets, entries_of
+from paddlemix.datasets.build import build_datasets
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.multiview import ENDINGS, _is_folder, views_of
 from paddlemix.datasets.preprocess import SampleEncoder
+from paddlemix.datasets.reading import entries_of
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.imaging.processor import ImageProcessor

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files the pictures of a row may be, how they are opened, and the look at all of them before a run."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from PIL.Image import Image
+
+from paddlemix.datasets.multiview import TREES
+from paddlemix.datasets.sample import Sample
+from paddlemix.imaging.layout import Size
+from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_address, load_image
+from paddlemix.utils.errors import DataError
+
+NONE, HEADER, DECODE = "none", "header", "decode"
+"""How all pictures are looked at before a run (``check_images``)."""
+
+_THREADS = 16
+"""Opening a file waits for the disk or the network most of the time."""
+_PORTION = 64
+"""Pictures that a thread takes at a time."""
+_ENOUGH = 100
+"""Bad pictures after which the look ends when the first one stops the run anyway."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many pictures of how many have been looked at."""
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """How a run reads pictures. The guard of the image folder is against rows, not against what the user put into it.
+
+    A row must not climb out of the folder that an ``image_folder`` names, by ``..`` or an absolute path, unless
+    ``allow_outside_root``; links at the top of the folder are the user's and are followed. Without an ``image_folder``
+    there is nothing to climb out of.
+    """
+
+    limits: ImageLimits = DATASET_LIMITS
+    allow_outside_root: bool = False
+    allow_image_urls: bool = False
+    exif_rotation: bool = False
+
+    def load(self, sample: Sample, image: str) -> Image:
+        """The picture as RGB. DataError names row and file."""
+        path = self.path(sample, image)
+        return load_image(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
+
+    def size(self, sample: Sample, image: str) -> Size:
+        """(height, width) in pixels from the header. The picture must not be an http address."""
+        path = self.path(sample, image)
+        return image_size(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
+
+    def path(self, sample: Sample, image: str) -> str:
+        """``image`` if it may be read. DataError names the row, the reason and the key that allows it."""
+        if is_address(image):
+            if is_remote(image) and not self.allow_image_urls:
+                raise DataError(
+                    f"{sample.where}: {image}: addresses are not read; "
+                    "download the picture, or set allow_image_urls to true"
+                )
+            return image
+        if sample.image_root and not self.allow_outside_root:
+            _check_inside(sample, image)
+        return image
+
+
+PLAIN_RULES = PictureRules()
+
+
+def is_remote(image: str) -> bool:
+    """Whether a picture is an http address: such a picture is opened when its row is used, and not before."""
+    return is_address(image) and image[:5].lower() != "data:"
+
+
+def _check_inside(sample: Sample, image: str) -> None:
+    root, target = os.path.realpath(sample.image_root), os.path.realpath(image)
+    if _within(target, root):
+        return
+    ways = [os.path.relpath(image, start).split(os.sep) for start in (sample.image_root, root)]
+    steps = next((way for way in ways if way[0] != os.pardir), None)
+    if steps is None:
+        raise DataError(
+            f"{sample.where}: {image} lies outside of the image folder {root}; "
+            "set image_folder to a folder above it, or allow_outside_root to true"
+        )
+    links = [link for link in _links_at_the_top(sample, steps) if _within(target, os.path.realpath(link))]
+    if not links:
+        raise DataError(
+            f"{sample.where}: {image} is {target} by a link and lies outside of the image folder {root}. Links at the "
+            "top of that folder are followed; for others set image_folder to the folder that they lie in, or "
+            "allow_outside_root to true"
+        )
+
+
+def _links_at_the_top(sample: Sample, steps: Sequence[str]) -> Iterable[str]:
+    """The links on the way to a picture that lie at the top of its folder, or of the trees that MV-LLaVA's rows use."""
+    trees = [tree.split(os.sep) for tree in TREES] if sample.views else []
+    for depth in range(len(steps)):
+        way = list(steps[:depth])
+        place = os.path.join(sample.image_root, *steps[: depth + 1])
+        if (not way or any(tree[:depth] == way for tree in trees)) and os.path.islink(place):
+            yield place
+
+
+def _within(target: str, root: str) -> bool:
+    return os.path.commonpath([root, target]) == root
+
+
+def check_pictures(
+    samples: Sequence[Sample],
+    rules: PictureRules,
+    how: str = HEADER,
+    *,
+    every: bool = False,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> dict[str, DataError]:
+    """What is wrong with the pictures of ``samples``: the first fault of each row, by the row's ``where``.
+
+    Each file is looked at once, by several threads: its header, or all of it with ``decode``. Pictures behind http
+    addresses are passed over. ``share`` (rank, world): the part of the files that this process takes. Without ``every``
+    the look ends early when much is wrong.
+    """
+    if how == NONE:
+        return {}
+    users: dict[str, list[Sample]] = {}
+    for sample in samples:
+        for image in sample.images:
+            if not is_remote(image):
+                users.setdefault(image, []).append(sample)
+    rank, world = share
+    todo = list(users.items())[rank::world]
+    look = rules.load if how == DECODE else rules.size
+    faults: dict[str, DataError] = {}
+
+    def portion(pairs: Sequence[tuple[str, list[Sample]]]) -> list[tuple[str, DataError]]:
+        return [fault for image, rows in pairs for fault in _faults_of(image, rows, rules, look)]
+
+    portions = [todo[start : start + _PORTION] for start in range(0, len(todo), _PORTION)]
+    done = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for pairs, found in zip(portions, pool.map(portion, portions), strict=True):
+                for where, error in found:
+                    faults.setdefault(where, error)
+                done += len(pairs)
+                if progress is not None:
+                    progress(done, len(todo))
+                if len(faults) >= _ENOUGH and not every:
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return faults
+
+
+def _faults_of(
+    image: str, rows: Sequence[Sample], rules: PictureRules, look: Callable[[Sample, str], object]
+) -> list[tuple[str, DataError]]:
+    """The fault of a picture in every row that shows it; each has its own words, for they name the row."""
+    found = []
+    good = False
+    for sample in rows:
+        try:
+            # The file is the same for all rows, but whether a row may have it depends on the folder that it names.
+            rules.path(sample, image) if good else look(sample, image)
+            good = True
+        except DataError as error:
+            found.append((sample.where, error))
+    return found

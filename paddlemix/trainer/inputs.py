@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run reads, found and looked at before paddle is imported and before anything is written."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from paddlemix.datasets.pictures import Progress
+from paddlemix.datasets.reading import RowsRead, entries_of
+from paddlemix.datasets.reading import read_rows as _read_rows
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.trainer.conversation import check_conversation
+from paddlemix.utils import env
+from paddlemix.utils.errors import DataError
+from paddlemix.utils.logging import console
+
+
+def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
+    """Raise for a model folder, a data file or a template that is not there."""
+    from paddlemix.checkpoint.folders import resolve
+
+    model, training = settings.model, settings.training
+    folder = resolve(model.model_name_or_path, "the model")
+    if model.base is not None:
+        resolve(model.base, "the base model")
+    start = folder if model.lora_path is None else resolve(model.lora_path, "the adapter")
+    check_conversation(settings, start, first_stage=first_stage)
+    if model.vision_tower is not None:
+        resolve(model.vision_tower, "the vision tower", near=folder)
+    used = {"train": training.do_train, "eval": training.do_eval}
+    for part, entries in (settings.data.dataset or {}).items():
+        for entry in entries_of(entries or [], settings) if used.get(part) else []:
+            missing = next((path for path in entry.data_files if not Path(path).exists()), None)
+            if missing is not None:
+                raise DataError(f"{missing}: no such data file (dataset, {part})")
+
+
+def read_rows(settings: TrainingSettings) -> RowsRead:
+    """The rows of the run, with a bar for the look at the pictures where there is a terminal."""
+    rank, world = (int(env.raw(name) or default) for name, default in
+                   (("PADDLE_TRAINER_ID", "0"), ("PADDLE_TRAINERS_NUM", "1")))  # fmt: skip
+    hidden = settings.training.disable_tqdm
+    shown = console().is_terminal if hidden is None else not hidden
+    with _bar() if shown and rank == 0 else contextlib.nullcontext() as progress:
+        return _read_rows(settings, rank=rank, world=world, progress=progress)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("pictures looked at  ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
