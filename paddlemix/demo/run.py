@@ -2,7 +2,6 @@
 """The demo from the first picture to the last answer. Training and merging are the commands that a user would type."""
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from paddlemix.demo import data, sheets
 from paddlemix.demo.data import Answer, Question, accuracy, by_kind
 from paddlemix.demo.shapes import PLACES
+from paddlemix.demo.verdict import verdict
 from paddlemix.utils import device
+from paddlemix.utils.commands import COMMANDS, ROOT, near, shown
 from paddlemix.utils.errors import ConfigError, TrainingError
 from paddlemix.utils.files import atomic_write
 from paddlemix.utils.logging import console
@@ -23,16 +24,9 @@ from paddlemix.utils.logging import console
 if TYPE_CHECKING:
     from paddlemix.demo.answers import Examinee
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "config" / "demo"
-FINETUNE = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
-MERGE = ROOT / "paddlemix" / "tools" / "merge_lora_params.py"
-CHAT = ROOT / "paddlemix" / "examples" / "llava" / "run_predict_multiround.py"
 
 MARK = "made_by_the_demo.txt"
-
-PROMISED = 0.95
-"""Part of the unseen pictures that must be answered rightly."""
 
 CLOSE = 1e-3
 """Largest difference of a logit between adapter and merged model: the same sums in another order."""
@@ -40,13 +34,14 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class Size:
-    """How much is drawn, trained and asked. ``steps`` None: as the recipe says."""
+    """How much is drawn, trained and asked. ``steps`` None: as the recipe says; ``second``: the task for LoRA too."""
 
     training_pictures: int = 10000
     second_pictures: int = 4000
     test_pictures: int = 400
     steps: int | None = None
     checked: bool = True
+    second: bool = True
 
 
 FULL = Size()
@@ -89,7 +84,8 @@ class Paths:
 def run_demo(out: Path, seed: int = 0, size: Size = FULL, *, chat: bool = True) -> dict[str, Any]:
     """Run everything and return the numbers, which are also in ``out/results.json``.
 
-    TrainingError when a training fails or the promised accuracy is missed; ConfigError outside of a checkout.
+    TrainingError when a training fails or the merged model differs from the adapter, ConfigError outside of a
+    checkout. An accuracy below the promise is told at the end and is no error: it is what the model has learnt.
     """
     if not RECIPES.is_dir():
         raise ConfigError(f"{RECIPES}: no such folder; the demo runs in a checkout of the repository: make demo")
@@ -113,11 +109,13 @@ class Demo:
         self._draw()
         self._train("sft", "train", self.paths.start, self.paths.model)
         answers = self._test_first()
-        self._second_task()
+        fault = self._second_task() if self.size.second else None
         self._show(answers)
         self._keep()
-        self._require_promise()
+        if fault:
+            raise TrainingError(fault)
         self._talk(chat)
+        self._say(self.verdict())
         return self.results
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -171,7 +169,8 @@ class Demo:
                   f"; best guess without looking: {100 * guess:.1f} %")  # fmt: skip
         return answers
 
-    def _second_task(self) -> None:
+    def _second_task(self) -> str | None:
+        """Teach it to count; the fault of the software when the merged model is another one than the adapter."""
         self._title("4", "A second task with LoRA: how many shapes are there?")
         before = accuracy(self._open(self.paths.model).answer(self.paths.data, self.counting))
         self._train("lora", "count", self.paths.model, self.paths.adapter, title=False)
@@ -180,7 +179,7 @@ class Demo:
         first = adapted.answer(self.paths.data, self.questions)
         self._say(f"  counting: {100 * before:.1f} % before, [bold]{100 * accuracy(answers):.1f} % after[/bold]"
                   f" ({len(answers)} unseen pictures); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
-        self._command(MERGE, "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
+        self._command("merge", "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
         merged = self._open(self.paths.merged)
         again = merged.answer(self.paths.data, self.counting)
         same = sum(one.said == other.said for one, other in zip(answers, again, strict=True))
@@ -193,8 +192,9 @@ class Demo:
             merged_same_answers=same,
             merged_logit_difference=apart,
         )
-        if same != len(answers) or apart > CLOSE:
-            raise TrainingError(f"{self.paths.merged} does not answer as {self.paths.adapter} does; this is a fault")
+        if same == len(answers) and apart <= CLOSE:
+            return None
+        return f"{self.paths.merged} does not answer as {self.paths.adapter} does; this is a fault of the software"
 
     def _show(self, answers: Sequence[Answer]) -> None:
         shown = sheets.choose_for_sheet(answers)
@@ -206,7 +206,9 @@ class Demo:
             f"{right} of {len(answers)} questions about unseen pictures answered rightly",
             f"The first questions of the test, with {sum(not a.right for a in shown)} of its {wrong} wrong answers.",
         )
-        runs = {"Loss, from scratch": self.paths.model, "Loss, counting with LoRA": self.paths.adapter}
+        runs = {"Loss, from scratch": self.paths.model}
+        if self.size.second:
+            runs["Loss, counting with LoRA"] = self.paths.adapter
         curves = [sheets.Curve(title, read_losses(folder)) for title, folder in runs.items()]
         sheets.draw_curves(self.paths.out / "loss.png", curves)
 
@@ -218,28 +220,33 @@ class Demo:
         for name, what in made.items():
             self._say(f"  {self.paths.out / name}  ({what})")
 
-    def _require_promise(self) -> None:
-        if self.size.checked and self.results["accuracy"] < PROMISED:
-            raise TrainingError(
-                f"{100 * self.results['accuracy']:.1f} % of the answers are right; the demo promises "
-                f"{100 * PROMISED:.0f} %. Please report it with {self.paths.out / 'results.json'}"
-            )
+    def verdict(self) -> str:
+        """One sentence: what was reached beside what is promised."""
+        reached = self.results["accuracy"]
+        what = f"{100 * reached:.1f} % of the questions about unseen pictures are answered rightly"
+        if not self.size.checked:
+            return f"{what}; a quick run learns nothing."
+        return verdict(what, reached, self.paths.out / "results.json", self.seed)
 
     def _talk(self, chat: bool) -> None:
         """A chat when somebody is there, else the first rounds of one."""
         picture = self.paths.data / self.questions[0].picture
-        command = [CHAT, "--model-path", self.paths.merged, "--image-file", picture, "--temperature", "0"]
+        flags = ("--model-path", self._last(), "--image-file", picture, "--temperature", "0")
         if chat and sys.stdin.isatty():
             self._say(f"Talk with it about {picture}; an empty line ends the chat.")
-            self._command(*command)
+            self._command("chat", *flags)
             return
         self._say("A conversation with the model:")
         session = self._session()
-        for text in ("How many shapes are there?", "What is in the picture?", "Where is the shape?"):
+        counts = ("How many shapes are there?",) if self.size.second else ()
+        for text in (*counts, "What is in the picture?", "Where is the shape?"):
             said = session.answer(text, () if session.turns else (str(picture),))
             self._say(f"  USER: {text}\n  ASSISTANT: {said}")
         self._say("Go on with it:")
-        self._say(f"  python {shlex.join(_shown(part) for part in command)}")
+        self._type(f"  {shown('chat', *flags)}")
+
+    def _last(self) -> Path:
+        return self.paths.merged if self.size.second else self.paths.model
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +256,7 @@ class Demo:
         steps = () if self.size.steps is None else ("--max_steps", self.size.steps, "--logging_steps", 1)
         began = time.monotonic()
         self._command(
-            FINETUNE, RECIPES / f"{recipe}.json",
+            "sft", RECIPES / f"{recipe}.json",
             "--model_name_or_path", model,
             "--data_path", self.paths.data / f"{rows}.json",
             "--image_folder", self.paths.data,
@@ -259,13 +266,13 @@ class Demo:
         )  # fmt: skip
         self.results[f"{recipe}_seconds"] = round(time.monotonic() - began, 1)
 
-    def _command(self, *parts: Path | str | int) -> None:
+    def _command(self, verb: str, *parts: Path | str | int) -> None:
         """Run one of the project's own commands, as a user would, on the same terminal."""
-        words = [str(part) for part in parts]
-        self._say(f"[dim]$ python {shlex.join(_shown(part) for part in parts)}[/dim]")
-        done = subprocess.run([sys.executable, *words], check=False)  # noqa: S603 - our own commands, no shell
+        script = COMMANDS[verb].script
+        self._type(f"$ {shown(verb, *parts)}", "dim")
+        done = subprocess.run([sys.executable, str(script), *map(str, parts)], check=False)  # noqa: S603 - our own, no shell
         if done.returncode:
-            raise TrainingError(f"{_shown(parts[0])} ended with exit code {done.returncode}; its message stands above")
+            raise TrainingError(f"{near(script)} ended with exit code {done.returncode}; its message stands above")
 
     def _open(self, folder: Path) -> "Examinee":
         from paddlemix.demo.answers import Examinee
@@ -275,7 +282,7 @@ class Demo:
     def _session(self) -> Any:
         from paddlemix.generation.load import load_chat
 
-        return load_chat(str(self.paths.merged), device="cpu")
+        return load_chat(str(self._last()), device="cpu")
 
     def _difference(self, one: "Examinee", other: "Examinee", questions: Sequence[Question]) -> float:
         return float(abs(one.scores(self.paths.data, questions) - other.scores(self.paths.data, questions)).max())
@@ -288,15 +295,12 @@ class Demo:
     def _say(self, line: str) -> None:
         console().print(line)
 
+    def _type(self, command: str, style: str | None = None) -> None:
+        """Print a command: in one line, whatever brackets its paths have."""
+        console().print(command, style=style, markup=False, soft_wrap=True)
+
 
 def read_losses(folder: Path) -> tuple[tuple[int, float], ...]:
     """(step, loss) of a training's log, in order."""
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     return tuple((int(entry["step"]), float(entry["loss"])) for entry in state["log_history"] if "loss" in entry)
-
-
-def _shown(part: Path | str | int) -> str:
-    """A word of a command as a person in the repository would type it."""
-    if isinstance(part, Path) and part.is_relative_to(ROOT):
-        return str(part.relative_to(ROOT))
-    return str(part)

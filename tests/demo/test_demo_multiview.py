@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.demo.multiview import CHANCE, FULL, MARGIN, PROMISED, QUICK, Demo, rows, sheet_of
+from paddlemix.demo.multiview import CHANCE, FULL, MARGIN, QUICK, Demo, rows, sheet_of
 from paddlemix.demo.shapes import COLOURS
 from paddlemix.demo.solids import SIDES, SOLIDS, draw_scenes, views
+from paddlemix.demo.verdict import PROMISED
 from paddlemix.imaging.views import split_sheet
+from paddlemix.utils.errors import TrainingError
 
 
 def scenes(count, unseen=False):
@@ -77,6 +79,23 @@ def test_the_quick_demo_goes_through_every_step(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
     assert Image.open(tmp_path / "answers.png").width > 500
     assert {"four_views_back", "one_view_back", "one_view_front"} <= set(results)
+
+
+@pytest.mark.parametrize(
+    ("four", "words"), [(0.97, "of 97.0 % of the objects (97 % are promised)."), (0.9, "less than the 97 %")]
+)
+def test_the_last_line_tells_what_four_views_reached(tmp_path, four, words):
+    run = Demo(tmp_path, 0, FULL)
+    run.results.update(four_views_back=four, one_view_back=CHANCE + MARGIN)
+    run._require()
+    assert words in run.verdict()
+
+
+def test_one_view_that_tells_the_back_is_an_error(tmp_path):
+    run = Demo(tmp_path, 0, FULL)
+    run.results.update(four_views_back=1.0, one_view_back=CHANCE + MARGIN + 0.01)
+    with pytest.raises(TrainingError, match="one view told the colour of the back in 27.7 %"):
+        run._require()
 
 
 @pytest.mark.slow
