@@ -164,9 +164,15 @@ def lock(output_dir: str | Path) -> Iterator[None]:
     """
     root = Path(output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / LOCK_FILE, "a+", encoding="utf-8") as stream, kept_from_children(stream.fileno()):
+    with (
+        open(root / LOCK_FILE, "a+", encoding="utf-8") as stream,
+        kept_from_children(stream.fileno()),
+        _opened(root) as folder,
+        kept_from_children(folder),
+    ):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)  # holds also when somebody removes the file
         except BlockingIOError as error:
             stream.seek(0)
             raise ConfigError(
@@ -177,6 +183,25 @@ def lock(output_dir: str | Path) -> Iterator[None]:
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
         yield
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock_folder(handle: int) -> None:
+    """BlockingIOError when another process holds it. Some network file systems lock files and no folders."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
 
 
 def write_state(folder: Path, state: RunState) -> None:

@@ -32,6 +32,7 @@ from paddlemix.trainer.clip import GlobalNormClip, of_arguments
 from paddlemix.trainer.evaluation import Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
+from paddlemix.trainer.ranks import require_alike
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.trainer.stopping import Stopping
 from paddlemix.utils import files, foreign
@@ -282,6 +283,12 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         )
 
     # Resume
+
+    def require_alike(self) -> None:
+        """ConfigError on every process when they have read other rows or other weights."""
+        facts = {"the training data (fingerprint)": fingerprint(self.train_dataset)}
+        facts |= {f"the weights of {name}": values for name, values in self._frozen.items()}
+        require_alike(facts, self.args.world_size)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""

@@ -18,6 +18,7 @@ from paddlemix.datasets.reading import RowsRead
 from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
+from paddlemix.trainer.ranks import RankWatch, require_alike, versions
 from paddlemix.utils import device as devices
 from paddlemix.utils import env, files
 from paddlemix.utils.commands import shown
@@ -103,6 +104,7 @@ class TrainingRun:
         self._greet()
         device = self._choose_device()
         self.args = training_arguments(self.settings, device.name)
+        require_alike({**settings_to_json(self.settings), **versions()}, self.args.world_size)
         self._load(device)
         self._prepare()
 
@@ -269,11 +271,16 @@ class TrainingRun:
         redirect_library_logs(self.output / LOG_FILE)
 
     def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
+        self.trainer.require_alike()
         self._check_space()
         if self.resume is not None:
             self._say(f"going on from {self.resume}")
+        watch = RankWatch(
+            self.output, self.args.process_index, self.args.world_size, lambda: self.trainer.state.global_step
+        )
         try:
-            done = self.trainer.train(resume_from_checkpoint=self.resume)
+            with watch.running():
+                done = self.trainer.train(resume_from_checkpoint=self.resume)
         finally:
             self.bar.close()
             self.stop.restore()

@@ -56,6 +56,13 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         _sync_folder(target.parent)
 
 
+def write_small(path: Path, text: str) -> None:
+    """Replace a file in one step, without waiting for the disk: for what is of no use after a power cut."""
+    temporary = leftovers.temporary_of(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 @contextlib.contextmanager
 def publish_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a folder that is then published under ``path`` as a whole.

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that train together: a lost or stopped one is named, and the others end instead of waiting for it.
+
+A collective operation waits for the slowest process, on some devices for half an hour, and then fails with the address
+of a socket (or, in the backward pass, with an abort of the whole process). So every process leaves a sign of life in a
+file of the output folder, and reads those of the others. Processes on machines that do not share the folder see their
+own machine's only. They also compare, before anything heavy, what they were started with.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.files import write_small
+from paddlemix.utils.leftovers import TEMPORARY_PREFIX
+from paddlemix.utils.shown import shown
+
+FOLDER = f"{TEMPORARY_PREFIX}ranks"
+"""Below the output folder; what a killed run leaves of it is removed with the other temporaries."""
+
+EVERY = 1.0
+"""Seconds between two signs of life of a process, and between two looks at the others."""
+SILENT = 20.0
+"""After so many seconds without a sign a process counts as stopped. Gloo gives up, without a name, after 30."""
+
+
+@dataclass
+class _Seen:
+    """The last sign of a process, and when this process first saw it (by its own clock)."""
+
+    sign: dict[str, int | str]
+    at: float
+
+
+LOCAL = frozenset((
+    "model_name_or_path", "base", "text_model_name_or_path", "lora_path", "vision_tower", "pretrain_mm_mlp_adapter",
+    "output_dir", "logging_dir", "metrics_output_path", "data_path", "image_folder", "dataset", "chat_template",
+    "device", "resume_from_checkpoint", "dataloader_num_workers", "dataloader_timeout", "disable_tqdm",
+    "log_on_each_node",
+))  # fmt: skip
+"""Settings that say where things lie, or change no number. Data and weights are compared by what they hold."""
+
+
+def require_alike(facts: dict[str, Any], world: int) -> None:
+    """Called by every process with what it was started with. ConfigError on all of them names what differs, and where.
+
+    ``facts`` are plain values by name; values of names in ``LOCAL`` may differ.
+    """
+    if world == 1:
+        return
+    import paddle
+
+    everywhere: list[dict[str, Any]] = []
+    paddle.distributed.all_gather_object(everywhere, {name: facts[name] for name in facts if name not in LOCAL})
+    first = everywhere[0]
+    for rank, other in enumerate(everywhere[1:], start=1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ConfigError(
+                    f"the processes of this run were started with different things: {name} is "
+                    f"{shown(json.dumps(first.get(name)))} on rank 0 and {shown(json.dumps(other.get(name)))} on rank "
+                    f"{rank}. Start all of them with the same settings, data and weights"
+                )
+
+
+def versions() -> dict[str, str]:
+    """The version of what computes, as ``require_alike`` compares them."""
+    import paddle
+
+    return {"the version of paddle": paddle.__version__}
+
+
+class RankWatch:
+    """Signs of life of this process and a look at the others', from a thread that ends with the training.
+
+    ``step`` tells how many steps this process has done. When another one is lost, what is known of it goes to stderr
+    and this process ends with exit code 1: nothing can be finished without the other, and the checkpoints are whole.
+    """
+
+    def __init__(self, output: Path, rank: int, world: int, step: Callable[[], int] = lambda: 0) -> None:
+        self.folder = output / FOLDER
+        self.rank = rank
+        self.world = world
+        self._step = step
+        self._host = os.uname().nodename
+        self._beats = 0
+        self._seen: dict[int, _Seen] = {}
+        self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch while the body runs; alone there is nobody to watch."""
+        if self.world == 1:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._leave_sign()
+        thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
+        thread.start()
+        try:
+            with _at_cpp_terminate(self._connection_broke):
+                yield
+        finally:
+            self._over.set()
+            thread.join()
+            self._file(self.rank).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # the last one
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
+
+    def _leave_sign(self) -> None:
+        self._beats += 1
+        sign = {"process": os.getpid(), "host": self._host, "step": self._step(), "beat": self._beats}
+        write_small(self._file(self.rank), json.dumps(sign))
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            with contextlib.suppress(OSError):
+                self._leave_sign()
+            lost = self.lost()
+            if lost and not self._over.is_set():
+                self._end(lost)
+
+    def _connection_broke(self) -> None:
+        until = time.monotonic() + 5.0
+        while not (lost := self.lost()) and time.monotonic() < until:
+            time.sleep(0.1)
+        if lost:
+            self._end(lost)
+        sys.stderr.write(
+            f"error: step {self._step() + 1}: the connection to the other processes broke; see their logs\n"
+        )
+        os._exit(1)
+
+    def lost(self) -> dict[int, str]:
+        """What is known of the processes that are gone or silent, by rank."""
+        now = time.monotonic()
+        found = {}
+        for rank in range(self.world):
+            if rank == self.rank:
+                continue
+            sign = self._read(rank)
+            if sign is None:  # not begun, finished, or on a machine without this folder
+                self._seen.pop(rank, None)
+                continue
+            seen = self._seen.get(rank)
+            if seen is None or seen.sign != sign:
+                self._seen[rank] = seen = _Seen(sign, now)
+            what = self._what_is_wrong(seen, now)
+            if what:
+                found[rank] = what
+        return found
+
+    def _read(self, rank: int) -> dict[str, int | str] | None:
+        try:
+            sign = json.loads(self._file(rank).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return sign if isinstance(sign, dict) and {"process", "host", "step"} <= set(sign) else None
+
+    def _what_is_wrong(self, seen: _Seen, now: float) -> str | None:
+        sign = seen.sign
+        who = f"process {sign['process']} on {sign['host']}, last seen at step {sign['step']}"
+        if sign["host"] == self._host and not _alive(int(sign["process"])):
+            return f"has ended ({who})"
+        if now - seen.at > SILENT:
+            return f"gives no sign of life for {now - seen.at:.0f} s ({who})"
+        return None
+
+    def _end(self, lost: dict[int, str]) -> None:
+        lines = "; ".join(f"rank {rank} {what}" for rank, what in sorted(lost.items()))
+        sys.stderr.write(
+            f"error: step {self._step() + 1}: {lines}. The other processes cannot go on without it; its own log "
+            "says why. The same command goes on from the last checkpoint\n"
+        )
+        sys.stderr.flush()
+        for rank in lost:
+            sign = self._seen[rank].sign
+            if sign["host"] == self._host and _alive(int(sign["process"])):
+                os.kill(int(sign["process"]), signal.SIGKILL)  # stopped: the launcher would wait for it
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _at_cpp_terminate(call: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``call`` comes in place of the abort when C++ code meets an exception that nobody catches.
+
+    2026-11, paddle 3.0 and 3.3: gloo's exceptions are thrown in the hooks of the backward pass, where nothing of Python
+    can catch them; a killed process then shows in the others as an abort with a socket's address.
+    """
+    try:
+        set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+    except (OSError, AttributeError):
+        yield
+        return
+    kind = ctypes.CFUNCTYPE(None)
+    set_terminate.restype, set_terminate.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    handler = kind(call)
+    before = set_terminate(ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_terminate(before)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in ("Z", "X")

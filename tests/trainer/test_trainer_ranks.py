@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that is lost or started differently is named, and the others end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlemix.trainer import checkpointing, ranks
+from paddlemix.utils.errors import ConfigError
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+
+
+def launched(how: str, folder: Path) -> str:
+    """What the first process of the run says."""
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    done = subprocess.run(
+        [*command, "--log_dir", str(folder / "log"), str(WORKER), how, str(folder / "out")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    said = (folder / "log" / "workerlog.0").read_text(encoding="utf-8")
+    assert done.returncode != 0, said
+    return said
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(300)
+def test_a_process_that_is_killed_is_named_and_ends_the_run(tmp_path):
+    said = launched("killed", tmp_path)
+    assert "error: step 3: rank 1 has ended (process " in said
+    assert "last seen at step " in said
+    assert "goes on from the last checkpoint" in said
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_that_stops_is_named_and_ends_the_run(tmp_path):
+    assert "error: step 3: rank 1 gives no sign of life for " in launched("stopped", tmp_path)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(300)
+def test_processes_that_were_started_differently_end_before_the_first_step(tmp_path):
+    said = launched("other", tmp_path)
+    assert "error: the processes of this run were started with different things: learning_rate is 0.001 on" in said
+    assert "rank 0 and 0.002 on rank 1" in said
+
+
+def watch(folder: Path) -> ranks.RankWatch:
+    (folder / ranks.FOLDER).mkdir(exist_ok=True)
+    return ranks.RankWatch(folder, 0, 3, lambda: 7)
+
+
+def leave(folder: Path, rank: int, **sign: object) -> None:
+    (folder / ranks.FOLDER).mkdir(exist_ok=True)
+    text = json.dumps({"process": os.getpid(), "host": os.uname().nodename, "step": 4, "beat": 1, **sign})
+    (folder / ranks.FOLDER / f"rank-{rank:05d}.json").write_text(text, encoding="utf-8")
+
+
+def test_processes_that_have_not_begun_or_have_finished_are_not_lost(tmp_path):
+    assert watch(tmp_path).lost() == {}
+
+
+def test_a_process_of_this_machine_that_is_gone_is_lost_at_once(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    leave(tmp_path, 1)
+    leave(tmp_path, 2, process=gone.pid)
+    (text,) = watch(tmp_path).lost().values()
+    assert text == f"has ended (process {gone.pid} on {os.uname().nodename}, last seen at step 4)"
+
+
+def test_a_process_of_another_machine_is_lost_when_its_sign_does_not_change(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(ranks.time, "monotonic", lambda: now[0])
+    seen = watch(tmp_path)
+    leave(tmp_path, 1, host="elsewhere", process=1)
+    assert seen.lost() == {}
+    now[0] += ranks.SILENT - 1
+    leave(tmp_path, 1, host="elsewhere", process=1, beat=2)
+    assert seen.lost() == {}
+    now[0] += ranks.SILENT + 1
+    assert list(seen.lost()) == [1]
+    leave(tmp_path, 1, host="elsewhere", process=1, beat=3)
+    assert seen.lost() == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"process": 1}', "null"])
+def test_a_sign_that_cannot_be_read_is_none(tmp_path, text):
+    seen = watch(tmp_path)
+    (tmp_path / ranks.FOLDER / "rank-00001.json").write_text(text, encoding="utf-8")
+    assert seen.lost() == {}
+
+
+def test_where_things_lie_on_a_machine_may_differ():
+    ranks.require_alike({"learning_rate": 1.0}, 1)
+    assert {"output_dir", "image_folder", "model_name_or_path"} <= ranks.LOCAL
+    assert not {"learning_rate", "seed", "max_length", "lora_rank"} & ranks.LOCAL
+
+
+def test_a_run_notices_another_one_although_somebody_removed_the_lock_file(tmp_path):
+    with checkpointing.lock(tmp_path):
+        (tmp_path / checkpointing.LOCK_FILE).unlink()
+        with pytest.raises(ConfigError, match="is in use by another run"), checkpointing.lock(tmp_path):
+            pass
+    with checkpointing.lock(tmp_path):
+        pass
