@@ -13,6 +13,7 @@ from typing import Any
 from paddlemix.settings.keys import Known, key, known_keys
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
+_FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
 _NO_EFFECT = "it has no effect on LLaVA models, in PaddleMIX neither"
 _NO_PARALLEL = "only tensor_parallel_degree and sharding divide a model"
 _NO_EXPERTS = "the model has no experts"
@@ -238,7 +239,7 @@ class TrainingGroup:
     # Memory
     recompute: bool = key(False, "Compute activations again in the backward pass instead of keeping them.")
     refined_recompute: str = key("", "Recompute of single operators.", fixed="recompute is per layer")
-    flatten_param_grads: bool = key(False, "One buffer for all gradients (NPU).")
+    flatten_param_grads: bool = key(False, "One buffer for all gradients (NPU).", fixed=_FLAT_GRADIENTS)
     offload_optim: bool = key(False, "Optimizer state lives in host memory between steps.")
     release_grads: bool = key(False, "Free gradients after each step.")
     # Devices

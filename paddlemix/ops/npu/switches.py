@@ -15,13 +15,13 @@ OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
 """``PADDLEMIX_NPU_FUSED_<operator>``; what is ``auto`` there follows ``PADDLEMIX_NPU_FUSED``."""
 
 COSTS = {
-    "ATTENTION": "plain attention keeps every score in memory, about 13 bytes each at the peak (rows x heads x length "
-    "x length): docs/cluster.md has the GB of each recipe",
-    "RMS_NORM": "each norm is 8 operators and float32 copies of its rows in place of 1 operator",
+    "ATTENTION": "plain attention is 11 operators in place of 1 and keeps every score in memory, about 13 bytes each "
+    "at the peak (rows x heads x length x length): docs/cluster.md has the GB of each recipe",
+    "RMS_NORM": "each norm is 9 operators and float32 copies of its rows in place of 1 operator",
     "ROPE": "each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
-    "SWIGLU": "each MLP has one more operator, and keeps one more product",
+    "SWIGLU": "each MLP has one operator more, and keeps one product more",
 }
-"""What it costs on an npu when the plain path serves in place of one of ``OPERATORS``."""
+"""What it costs on an npu when the plain path serves in place of one of ``OPERATORS`` (tools/npu_counts.py)."""
 
 _NAMES = {operator: f"{WHOLE}_{operator}" for operator in OPERATORS}
 _told: set[tuple[str, str]] = set()
