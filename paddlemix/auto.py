@@ -182,12 +182,12 @@ class LlavaProcessor:
         }
 
     def _picture(self, picture: Any) -> "Processed":
-        from paddlemix.imaging.load import load_image
+        from paddlemix.imaging.load import OWN_LIMITS, load_image
         from paddlemix.utils.errors import ConfigError
 
         if self.images is None:
             raise ConfigError("this model has no vision tower, so it takes no pictures")
-        return self.images(load_image(picture))
+        return self.images(load_image(picture, OWN_LIMITS))
 
     def _ids(self, text: Any, pictures: int) -> list[int]:
         from paddlemix.text.messages import Message, question

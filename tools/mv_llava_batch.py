@@ -42,6 +42,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     flag("output-dir", default=Path(folder), type=Path, help=f"folder of the results (default {folder})")
     flag("split-index", type=int, help="work on this part only; its file is <index>.json (default: all, all.json)")
     flag("num-splits", type=int, help=f"parts of the input (default: {'256' if sheets else 'of about 1000 objects'})")
+    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
     flag("batch-size", type=int, default=8, help="objects that are asked at once (default 8)")
     flag("template", default="v1", help="v1: as the model was trained (default); share4v_v1: as the original tool asks")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
@@ -111,7 +112,9 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     if args.num_splits is not None and (args.num_splits < 1 or args.split_index is None):
         raise ConfigError("--num-splits wants a whole number from 1, and --split-index to name one of the parts")
     templates.get(args.template)
-    source = Source(args.image_root, args.grid if sheets else 0, args.sheet_order if sheets else None)
+    source = Source(
+        args.image_root, args.grid if sheets else 0, args.sheet_order if sheets else None, args.exif_rotation
+    )
     if sheets:
         sheet_order(args.grid, args.sheet_order)
     everything = records = read_objects(args.input, source.key())
@@ -120,7 +123,7 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     if args.split_index is not None:
         records = part_of(everything, count, args.split_index)
     names = ("model_path", "base", "image_root", "template", "temperature", "top_p", "max_new_tokens", "seed",
-             "split_index", "unknown_score", "fp16", "grid", "sheet_order")  # fmt: skip
+             "split_index", "unknown_score", "fp16", "exif_rotation", "grid", "sheet_order")  # fmt: skip
     settings: dict[str, Any] = {key: getattr(args, key, None) for key in names}
     settings |= {"script": name, "input": sha256(args.input), "image_root": str(args.image_root), "num_splits": count}
     part = "all" if args.split_index is None else str(args.split_index)

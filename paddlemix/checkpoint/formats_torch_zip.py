@@ -146,8 +146,6 @@ def _read_archive(path: Path, file: MappedFile) -> dict[str, _Entry]:
 def _what_is_it(head: bytes) -> str:
     if not head:
         return "the file is empty; download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a git-lfs pointer, not the weights; run git lfs pull, or download the file itself"
     if head.lstrip()[:1] in (b"<", b"{"):
         return "it is text (an error page of a download?), not weights; download it again"
     if head[:1] == b"\x80":

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from paddlemix.datasets.multiview import TREES
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Size
-from paddlemix.imaging.load import DATASET_LIMITS, ImageLimits, image_size, is_address, load_image
+from paddlemix.imaging.load import OWN_LIMITS, ImageLimits, image_size, is_address, load_image
 from paddlemix.utils.errors import DataError
 
 NONE, HEADER, DECODE = "none", "header", "decode"
@@ -37,7 +37,7 @@ class PictureRules:
     there is nothing to climb out of.
     """
 
-    limits: ImageLimits = DATASET_LIMITS
+    limits: ImageLimits = OWN_LIMITS
     allow_outside_root: bool = False
     allow_image_urls: bool = False
     exif_rotation: bool = False

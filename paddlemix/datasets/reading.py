@@ -10,7 +10,7 @@ from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_pict
 from paddlemix.datasets.rows import MarkRules, UnreadKeys
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import Entry, read
-from paddlemix.imaging.load import DATASET_LIMITS
+from paddlemix.imaging.load import OWN_LIMITS
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -99,7 +99,7 @@ def picture_rules(settings: TrainingSettings) -> PictureRules:
     """Which pictures a run reads, and how."""
     data = settings.data
     limits = replace(
-        DATASET_LIMITS,
+        OWN_LIMITS,
         max_bytes=data.max_image_bytes,
         max_pixels=data.max_image_pixels,
         max_side=data.max_image_side,

@@ -18,6 +18,7 @@ from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.foreign import refuse_pointer
 
 LINES = (".jsonl", ".ndjson")
 
@@ -87,6 +88,7 @@ def _read_text(path: str) -> str:
         raise DataError(f"{path}: is a folder; give the path of a .json or .jsonl file") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a path'})") from error
+    refuse_pointer(data[:64], path, DataError)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
     try:

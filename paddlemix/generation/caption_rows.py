@@ -20,6 +20,7 @@ from paddlemix.generation.objects import Source
 from paddlemix.generation.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.foreign import refuse_pointer
 
 DESCRIBE = (
     "What is this multi-view photo about? Descript it to me as detailed as possible.",
@@ -157,6 +158,7 @@ def _records(path: Path, keys: Mapping[str, str]) -> Iterator[tuple[str, Mapping
 def _items(path: Path) -> Iterator[tuple[str, str | None, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
+        refuse_pointer(text[:64], path, DataError)
         lines = text.splitlines() if path.suffix.lower() in (".jsonl", ".ndjson") else None
         found = json.loads(text) if lines is None else [json.loads(line) for line in lines if line.strip()]
     except OSError as error:

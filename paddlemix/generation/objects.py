@@ -14,10 +14,10 @@ from PIL.Image import Image
 from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS, picture_of
 from paddlemix.generation.objects_csv import read_csv
 from paddlemix.generation.scripts import missing_key, value_of
-from paddlemix.imaging.load import DATASET_LIMITS, load_image
+from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
-from paddlemix.utils.foreign import parse_json
+from paddlemix.utils.foreign import parse_json, refuse_pointer
 
 MOST_WITHOUT = 10_000
 """An input that begins with so many objects without a picture is taken for a wrong folder."""
@@ -32,12 +32,14 @@ Item = TypeVar("Item")
 class Source:
     """Where the views of objects come from. ``sheet`` 0: one file a view, in the folders of Cap3D; n: sheets of n x n.
 
-    ``order`` is that of ``imaging.views`` (None: as the model was trained).
+    ``order`` is that of ``imaging.views`` (None: as the model was trained). ``exif_rotation``: pictures are turned as
+    their EXIF data say.
     """
 
     root: Path
     sheet: int = 0
     order: str | None = None
+    exif_rotation: bool = False
 
     def key(self) -> str:
         """The key of an input record that names the object's pictures."""
@@ -49,10 +51,13 @@ class Source:
         if self.sheet:
             (path,) = self._files(name)
             try:
-                return split_sheet(load_image(path, DATASET_LIMITS), self.sheet, self.order)
+                return split_sheet(self._open(path), self.sheet, self.order)
             except DataError as error:
                 raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
-        return [load_image(path, DATASET_LIMITS) for path in self._files(name)]
+        return [self._open(path) for path in self._files(name)]
+
+    def _open(self, path: Path) -> Image:
+        return load_image(path, OWN_LIMITS, transpose_exif=self.exif_rotation)
 
     def _files(self, name: str) -> list[Path]:
         if self.sheet:
@@ -87,6 +92,7 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
         raise DataError(f"{path}: no such input file; give a .csv, .tsv, .json or .jsonl file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
+    refuse_pointer(text[:64], path, DataError)
     ending = path.suffix.lower()
     if ending in (".csv", ".tsv"):
         records: list[tuple[str, Any]] = [*read_csv(text, key, str(path))]

@@ -25,7 +25,7 @@ from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, 
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding, Sampler
-from paddlemix.imaging.load import Source, load_image
+from paddlemix.imaging.load import OWN_LIMITS, Source, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.ops.attention.contract import Mask
@@ -114,7 +114,7 @@ class Predictor:
         """A picture (path, address, bytes or PIL) with its features; ConfigError for a model without a tower."""
         if self.processor is None:
             raise ConfigError("this model has no vision tower: ask without pictures, or load one that has")
-        image = load_image(source)
+        image = load_image(source, OWN_LIMITS)
         key = key_of(image, self.processor)
 
         def encoded() -> Picture:

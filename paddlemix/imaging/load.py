@@ -19,9 +19,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from paddlemix.imaging.costs import CostError, Costs, check_exif, costs_of
+from paddlemix.imaging.kinds import HEAD, what_it_is
 from paddlemix.imaging.layout import Size
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import MIB, fetch
+from paddlemix.utils.foreign import refuse_pointer
 
 Source = str | os.PathLike | bytes | Image.Image
 """A path, an http(s) or ``data:`` address, the bytes of a file, or a picture."""
@@ -54,8 +56,8 @@ class ImageLimits:
 
 
 LIMITS = ImageLimits()
-DATASET_LIMITS = replace(LIMITS, formats=(*LIMITS.formats, "TIFF"))
-"""libtiff prints a line on stderr for every bad file, so TIFF is read only where the files are the user's own."""
+OWN_LIMITS = replace(LIMITS, formats=(*LIMITS.formats, "TIFF"))
+"""Limits for the user's own files: libtiff prints a line on stderr for every bad file, so TIFF is read only there."""
 
 # What Pillow raises on broken files (found by mutating 300,000 of them) besides its own errors.
 _BROKEN = (
@@ -114,7 +116,7 @@ def load_image(
         with _told(name, limits):
             _check_size(source, limits, name)
             return _turned(_to_rgb(source, name), source, transpose_exif)
-    with _opened(source, limits, name) as file, _told(name, limits):
+    with _opened(source, limits, name) as file, _told(name, limits, file):
         data = file.read()
         costs = costs_of(data, len(data), limits.formats) or Costs()
         with Image.open(io.BytesIO(data), formats=limits.formats) as picture:
@@ -137,7 +139,7 @@ def image_size(
     if isinstance(source, Image.Image):
         _check_size(source, limits, name)
         return _turned_size(source, transpose_exif)
-    with _opened(source, limits, name) as file, _told(name, limits):
+    with _opened(source, limits, name) as file, _told(name, limits, file):
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if costs_of(file.read(_HEAD), size, limits.formats, header=True) is None:
@@ -262,19 +264,28 @@ def _or_raise(limits: ImageLimits, name: str) -> str:
 
 
 @contextmanager
-def _told(name: str, limits: ImageLimits) -> Iterator[None]:
+def _told(name: str, limits: ImageLimits, file: Any = None) -> Iterator[None]:
     """Turns everything Pillow raises on a broken file into a DataError. Pillow's own text may hold object addresses."""
     try:
         yield
     except UnidentifiedImageError as error:
-        formats = ", ".join(limits.formats)
-        raise DataError(f"{name}: not an image, or of none of the accepted formats ({formats})") from error
+        raise DataError(f"{name}: {_why_unknown(name, limits, file)}") from error
     except CostError as error:
         raise DataError(f"{name}: {error}; replace the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: far more than {limits.max_pixels} pixels; scale the picture down") from error
     except _BROKEN as error:
         raise DataError(f"{name}: damaged or truncated image ({type(error).__name__}); replace the file") from error
+
+
+def _why_unknown(name: str, limits: ImageLimits, file: Any) -> str:
+    head = b""
+    if file is not None:
+        file.seek(0)
+        head = file.read(HEAD)
+    refuse_pointer(head, name, DataError)
+    formats = ", ".join(limits.formats)
+    return what_it_is(head, limits.formats) or f"not an image, or of none of the accepted formats ({formats})"
 
 
 def _to_rgb(picture: Image.Image, name: str, *, ours: bool = False) -> Image.Image:

@@ -35,6 +35,8 @@ ODD = (
 )
 """What code raises that meets a value of another form than it expects."""
 
+_POINTER = b"version https://git-lfs"
+
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -68,15 +70,30 @@ def read_bytes(path: str | Path, error: type[PaddleMixError], max_bytes: int) ->
 
 
 def open_regular(path: str | Path, error: type[PaddleMixError]) -> BinaryIO:
-    """Open a file for reading; ``error`` for a folder, a pipe or a device. OSError is the caller's."""
+    """Open a file for reading; ``error`` for a folder, a pipe, a device, a git-lfs pointer. OSError is the caller's."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
-        return open(handle, "rb")
+        stream = open(handle, "rb")  # noqa: SIM115 - the caller's
+        try:
+            refuse_pointer(stream.read(len(_POINTER)), path, error)
+            stream.seek(0)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
     os.close(handle)
     if stat.S_ISDIR(mode):
         raise error(f"{path}: is a folder; expected a file")
     raise error(f"{path}: is not a regular file (a pipe or a device); put the file itself there")
+
+
+def refuse_pointer(head: bytes | str, path: str | Path, error: type[PaddleMixError]) -> None:
+    """``error`` for a file that begins with ``head`` when it is what git leaves in the place of a large file."""
+    if (head.encode("utf-8", "replace") if isinstance(head, str) else head).startswith(_POINTER):
+        raise error(
+            f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull in its folder, or download the file"
+        )
 
 
 def require_regular(folder: Path, names: Iterable[str], error: type[PaddleMixError]) -> None:

@@ -241,7 +241,7 @@ def bad_rows(pictures: Path, folder: Path) -> list[dict[str, object]]:
 def test_a_bad_picture_stops_the_run_and_is_named(rows, encoder, pictures, tmp_path):
     wrong = bad_rows(pictures, tmp_path)
     dataset = ChatDataset(rows(*wrong, image_folder=str(tmp_path)), encoder())
-    for index, reason in enumerate(("not an image|damaged", "is empty", "not an image", "no such image file")):
+    for index, reason in enumerate(("not an image|damaged", "is empty", "is a web page", "no such image file")):
         name = wrong[index]["id"]
         with pytest.raises(DataError, match=rf'train\.json: /{index} \(id "{name}"\): .*{name}: .*({reason})'):
             dataset[index]

@@ -12,7 +12,7 @@ from PIL import Image
 from paddlemix.datasets import pictures as module
 from paddlemix.datasets.pictures import PictureRules, check_pictures
 from paddlemix.datasets.reading import picture_rules, read_rows
-from paddlemix.imaging.load import DATASET_LIMITS
+from paddlemix.imaging.load import OWN_LIMITS
 from paddlemix.settings.loader import load_settings
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils.errors import DataError
@@ -191,7 +191,7 @@ def test_limits_of_pictures_are_settings_that_their_messages_name(run, tmp_path)
     for key, low, how in (("max_image_bytes", count - 1, "header"), ("max_image_memory", 1000, "decode")):
         with pytest.raises(DataError, match=f"or raise {key}"):
             read_rows(run(row, **{key: low, "check_images": how}))
-    assert picture_rules(run(row)).limits.max_pixels == DATASET_LIMITS.max_pixels
+    assert picture_rules(run(row)).limits.max_pixels == OWN_LIMITS.max_pixels
 
 
 def test_pictures_are_turned_by_their_exif_data_only_when_asked(run, rows, encoder, tmp_path):

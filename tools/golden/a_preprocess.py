@@ -11,14 +11,14 @@ import numpy as np
 import PIL
 
 from paddlemix.imaging.layout import choose_resolution, layout_of, tile_grid, token_count, unpad_window
-from paddlemix.imaging.load import DATASET_LIMITS, load_image
+from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.preprocess import background_colour, expand_to_square, preprocess, resize_and_pad
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from tools.golden.case import Case
 
 FOLDER = "a_preprocess"
 PIXELS = 1e-5
-LIMITS = replace(DATASET_LIMITS, max_aspect=float("inf"))
+LIMITS = replace(OWN_LIMITS, max_aspect=float("inf"))
 
 
 def run(folder: Path) -> Iterator[Case]:

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
     flag("query", action="append", default=[], metavar="TEXT", help="ask this and end (several times: one round each)")
     flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
+    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("system", help="system prompt instead of the template's")
     flag("temperature", type=float, help=f"0 is greedy (default {DEFAULT_TEMPERATURE:g}, with --num-beams 0)")
@@ -73,7 +74,7 @@ def _run(argv: list[str]) -> int:
     args = parser().parse_args(dashed(argv))
     prepare_streams(debug=args.debug, reads=not args.query)
     session, pictures = start(args)
-    chat = Chat(session, pictures, lambda name: _open(name, args.allow_private_hosts), debug=args.debug)
+    chat = Chat(session, pictures, lambda name: _open(name, args), debug=args.debug)
     return chat.ask(args.query) if args.query else chat.talk()
 
 
@@ -101,7 +102,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         repetition_penalty=args.repetition_penalty,
     )
     names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
-    pictures = [_open(name, args.allow_private_hosts) for name in names]
+    pictures = [_open(name, args) for name in names]
     if args.conv_mode is not None:
         from paddlemix.text import templates
 
@@ -127,10 +128,12 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     return session, pictures
 
 
-def _open(name: str, private_hosts: bool) -> "Image":
-    from paddlemix.imaging.load import LIMITS, load_image
+def _open(name: str, args: argparse.Namespace) -> "Image":
+    from paddlemix.imaging.load import OWN_LIMITS, load_image
 
-    return load_image(name, replace(LIMITS, private_hosts=private_hosts))
+    return load_image(
+        name, replace(OWN_LIMITS, private_hosts=args.allow_private_hosts), transpose_exif=args.exif_rotation
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answe
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
     flag("repeat", type=int, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
     flag("question", "query", action="append", default=[], help="ask this and end (several times: one round each)")
+    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
     flag("top-p", type=float, default=0.7, help="draw from the likeliest tokens that sum to this (default 0.7)")
@@ -86,7 +88,7 @@ def _run(argv: list[str]) -> int:
 
 def views_of(args: argparse.Namespace) -> list["Image"]:
     """The views in order. ConfigError when neither or both of the two ways to give them are used."""
-    from paddlemix.imaging.load import load_image
+    from paddlemix.imaging.load import OWN_LIMITS, load_image
     from paddlemix.imaging.views import split_sheet
 
     if bool(args.sheet) == bool(args.image_file):
@@ -95,15 +97,16 @@ def views_of(args: argparse.Namespace) -> list["Image"]:
         raise ConfigError("--repeat is for a lone --image-file, not for a --sheet")
     if not args.sheet and (args.grid, args.sheet_order) != (None, None):
         raise ConfigError("--grid and --sheet-order are for a --sheet; with --image-file every file is one view")
+    opened = partial(load_image, limits=OWN_LIMITS, transpose_exif=args.exif_rotation)
     if args.sheet:
         try:
-            return split_sheet(load_image(args.sheet), 2 if args.grid is None else args.grid, args.sheet_order)
+            return split_sheet(opened(args.sheet), 2 if args.grid is None else args.grid, args.sheet_order)
         except DataError as error:
             raise error if args.sheet in str(error) else DataError(f"{args.sheet}: {error}") from error
     repeat = REPEAT if args.repeat is None else args.repeat
     if repeat < 1 or (len(args.image_file) > 1 and args.repeat is not None):
         raise ConfigError(f"--repeat is {repeat}: expected a whole number from 1, and one --image-file")
-    views = [load_image(name) for name in args.image_file]
+    views = [opened(name) for name in args.image_file]
     return views * repeat if len(views) == 1 else views
 
 
