@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files the pictures of a row may be, how they are opened, and the look at all of them before a run."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from paddlemix.datasets.multiview import TREES
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Size
 from paddlemix.imaging.load import OWN_LIMITS, ImageLimits, image_size, is_address, load_image
+from paddlemix.utils import addresses
 from paddlemix.utils.errors import DataError
 
 NONE, HEADER, DECODE = "none", "header", "decode"
@@ -45,7 +47,8 @@ class PictureRules:
     def load(self, sample: Sample, image: str) -> Image:
         """The picture as RGB. DataError names row and file."""
         path = self.path(sample, image)
-        return load_image(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
+        with _named(sample):
+            return load_image(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
 
     def size(self, sample: Sample, image: str) -> Size:
         """(height, width) in pixels from the header. The picture must not be an http address."""
@@ -60,6 +63,9 @@ class PictureRules:
                     f"{sample.where}: {image}: addresses are not read; "
                     "download the picture, or set allow_image_urls to true"
                 )
+            if is_remote(image):
+                with _named(sample):
+                    addresses.parse(image)
             return image
         if sample.image_root and not self.allow_outside_root:
             _check_inside(sample, image)
@@ -67,6 +73,15 @@ class PictureRules:
 
 
 PLAIN_RULES = PictureRules()
+
+
+@contextlib.contextmanager
+def _named(sample: Sample) -> Iterator[None]:
+    """Errors of the network name the address; here they get the row in front."""
+    try:
+        yield
+    except DataError as error:
+        raise error if sample.where in str(error) else DataError(f"{sample.where}: {error}") from error
 
 
 def is_remote(image: str) -> bool:
@@ -119,17 +134,16 @@ def check_pictures(
 ) -> dict[str, DataError]:
     """What is wrong with the pictures of ``samples``: the first fault of each row, by the row's ``where``.
 
-    Each file is looked at once, by several threads: its header, or all of it with ``decode``. Pictures behind http
-    addresses are passed over. ``share`` (rank, world): the part of the files that this process takes. Without ``every``
-    the look ends early when much is wrong.
+    Each file is looked at once, by several threads: its header, or all of it with ``decode``. Of http addresses only
+    the spelling is. ``share`` (rank, world): the part of the files that this process takes. Without ``every`` the look
+    ends early when much is wrong.
     """
     if how == NONE:
         return {}
     users: dict[str, list[Sample]] = {}
     for sample in samples:
         for image in sample.images:
-            if not is_remote(image):
-                users.setdefault(image, []).append(sample)
+            users.setdefault(image, []).append(sample)
     rank, world = share
     todo = list(users.items())[rank::world]
     look = rules.load if how == DECODE else rules.size
@@ -164,7 +178,7 @@ def _faults_of(
     for sample in rows:
         try:
             # The file is the same for all rows, but whether a row may have it depends on the folder that it names.
-            rules.path(sample, image) if good else look(sample, image)
+            rules.path(sample, image) if good or is_remote(image) else look(sample, image)
             good = True
         except DataError as error:
             found.append((sample.where, error))

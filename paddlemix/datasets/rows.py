@@ -156,11 +156,11 @@ def _with_system(row: dict[str, Any], messages: list[Message], place: Place) -> 
 
 
 def _mark_alone(row: dict[str, Any], strange: Iterable[str]) -> str:
-    empty = next((f'; "{key}" is {kind_of(row[key])}' for key in IMAGE_KEYS if key in row), "")
+    empty = next((f'; "{key}" is {kind_of(row[key])}.' for key in IMAGE_KEYS if key in row), ".")
     near = next((f'; "{key}" is not read{nearest(key.lower(), IMAGE_KEYS)}' for key in strange
                  if nearest(key.lower(), IMAGE_KEYS)), "")  # fmt: skip
     return (
-        f'"{IMAGE_TOKEN}" in the text, but the row has no picture in "image" or "images"{near or empty}. '
+        f'"{IMAGE_TOKEN}" in the text, but the row has no picture in "image" or "images"{near or empty} '
         'Correct the row, or set "mark_without_images" to "text" if the mark is nothing but text'
     )
 

@@ -148,6 +148,19 @@ def test_remote_pictures_are_not_fetched_for_the_look(rows, monkeypatch):
     samples = rows({**TALK, "image": "https://example.org/a.png"})
     rules = PictureRules(allow_image_urls=True)
     assert check_pictures(samples, rules, "decode", every=True) == {}
+    for odd in (
+        "http://[::1/x.png",
+        "http://a:b:c/x",
+        "https://../x",
+        "http://me@host/x",
+        "http:///x",
+        "http://h\\ost/x",
+    ):
+        (sample,) = rows({**TALK, "image": odd}, name="odd.json")
+        (error,) = check_pictures([sample], rules).values()
+        assert str(error).startswith(sample.where)
+        with pytest.raises(DataError, match="odd.json: /0"):
+            rules.load(sample, odd)
 
 
 @pytest.fixture
