@@ -37,7 +37,7 @@ class Template:
     ``opening`` stands before the first turn, with ``{system}`` in it (``bare_opening`` when the system text is empty);
     ``user`` are the strings around a user text, ``first_user`` those around the first one when they differ, and
     ``empty_user`` stands for a user turn without text. ``examples`` are rounds that every prompt begins with.
-    ``images_only`` keeps of a user text its image places alone.
+    ``images_only`` keeps of a user text its image places alone, and no system text.
     ``train_as`` names the template that the original trains with when it is not this one (see ``for_training``).
     """
 
@@ -75,7 +75,7 @@ class Template:
         return [part for part in found if part.text]
 
     def _opening(self, system: str | None, turns: bool) -> list[Segment]:
-        if self.first_user is not None and not turns:
+        if self.images_only or (self.first_user is not None and not turns):
             return []
         text = self.system if system is None else system
         before, _, after = (self.opening if text else self.bare_opening).partition(SYSTEM_MARK)

@@ -32,7 +32,12 @@ def check_conversation(settings: TrainingSettings, folder: Path, *, first_stage:
             chat_template.load(entry["chat_template"])
     own = own_template(folder)
     name = given or own
-    if first_stage or name not in templates.TEMPLATES or not templates.get(name, training=True).images_only:
+    if (
+        first_stage
+        or not settings.training.do_train
+        or name not in templates.TEMPLATES
+        or not templates.get(name, training=True).images_only
+    ):
         return
     if all(entry.get("chat_template") for entry in entries) or (given and settings.model.tune_mm_mlp_adapter):
         return

@@ -84,6 +84,7 @@ def test_the_system_text_of_a_row_is_obeyed(rows, talk, encoder, key):
     assert own.render(one).text.startswith("You are X. USER: what")
     assert own.render(other).text == own.render(plain).text
     assert own.render(other).text.startswith("A chat between")
+    assert encoder(template="plain").render(one).text == f"{ANSWER}\n"  # captions alone: no question and no system text
     for more, words in (({key: 3}, f"/0/{key}: a number"), ({"system": "a", "system_prompt": "b"}, "both")):
         with pytest.raises(DataError, match=words):
             rows({**talk(ASK), **more})

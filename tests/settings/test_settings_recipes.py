@@ -34,6 +34,16 @@ def test_a_shipped_recipe_passes_the_loader(name):
     assert settings.model.template is None or settings.model.template in templates.TEMPLATES
 
 
+EVERY = [CONFIG / name for name in RECIPES] + sorted((CONFIG.parents[1] / "config" / "cluster").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_names_the_template_that_it_trains_with(path):
+    template = load_settings([str(path)]).model.template
+    captions = templates.get(template, training=True).images_only
+    assert captions == path.name.startswith("pretrain")
+
+
 def test_all_recipes_of_internvl_chat_are_there():
     assert set(INTERNVL) <= set(RECIPES)
 

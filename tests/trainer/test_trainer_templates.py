@@ -102,7 +102,7 @@ def trained(monkeypatch):
 
 
 def flags(**keys):
-    return [part for name, value in keys.items() for part in (f"--{name}", str(value))]
+    return [part for name, value in keys.items() if value is not None for part in (f"--{name}", str(value))]
 
 
 def asked(folder):
@@ -257,6 +257,10 @@ def test_rows_of_several_templates_are_told_and_the_result_is_asked_as_most_of_t
     assert not (folder / "chat_template.json").exists()
 
 
+def eval_rows(model):
+    return {"eval": [{"data_files": str(model / "train.json")}]}
+
+
 @pytest.mark.parametrize(
     "keys", [{}, {"lora": "true"}, {"template": "plain"}, {"template": "v0_plain", "lora": "true"}]
 )
@@ -267,6 +271,8 @@ def test_a_fine_tune_that_would_learn_captions_only_is_refused_with_keys_that_he
     for remedy in ('"template": "v1"', f'write "template": "{name}" and "tune_mm_mlp_adapter": true'):
         assert remedy in str(caught.value)
     assert not (tmp_path / "out").exists()
+    keys_for_loss = {"do_train": "false", "do_eval": "true", "data_path": None, "dataset": json.dumps(eval_rows(model))}
+    finetune(settings(model, tmp_path / "loss", **{**keys, **keys_for_loss}))
     for more in ({"template": "v1"}, {"template": name, "tune_mm_mlp_adapter": "true", "lora": "false"}):
         finetune(settings(model, tmp_path / "".join(more), **{**keys, **more}))
 
