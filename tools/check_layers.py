@@ -19,6 +19,7 @@ FLOORS = (
     ("models", "datasets"),
     ("checkpoint",),
     ("generation", "trainer"),
+    ("annotate",),
     ("eval", "serve", "export", "demo", "doctor", "auto"),
     ("tools", "examples", "deploy", "__main__"),
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paddlemix.utils.doorway import run_doorway
 
 if TYPE_CHECKING:
-    from paddlemix.generation.batch import Job, Progress
+    from paddlemix.annotate.batch import Job, Progress
 
 EVERY_SECONDS = 10.0
 """Without a terminal, progress is a line this often."""
@@ -71,7 +71,7 @@ def _run(name: str, options: argparse.ArgumentParser, argv: list[str]) -> int:
     job.output.parent.mkdir(parents=True, exist_ok=True)
     annotator = _annotator(args)
     print(annotator.about, file=sys.stderr)
-    from paddlemix.generation.batch import run
+    from paddlemix.annotate.batch import run
 
     note, close = _progress(len(job.records))
     try:
@@ -98,9 +98,9 @@ def _dashed(part: str) -> str:
 
 def job_of(name: str, args: argparse.Namespace) -> "Job":
     """The job that the options describe. Everything that can be wrong with them is found before paddle loads."""
-    from paddlemix.generation.batch import Job
-    from paddlemix.generation.objects import Source, part_of, read_objects, split_count
-    from paddlemix.generation.scripts import SCRIPTS
+    from paddlemix.annotate.batch import Job
+    from paddlemix.annotate.objects import Source, part_of, read_objects, split_count
+    from paddlemix.annotate.scripts import SCRIPTS
     from paddlemix.imaging.views import sheet_order
     from paddlemix.text import templates
     from paddlemix.utils.errors import ConfigError
@@ -150,7 +150,7 @@ def _annotator(args: argparse.Namespace) -> Any:
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()
-    from paddlemix.generation.annotate import Annotator
+    from paddlemix.annotate.annotator import Annotator
 
     return Annotator.load(
         args.model_path,
@@ -184,7 +184,7 @@ def _progress(total: int) -> tuple[Callable[["Progress"], None], Callable[[], No
 
 
 def _summary(records: Sequence[dict[str, Any]]) -> str:
-    from paddlemix.generation.batch import Progress
+    from paddlemix.annotate.batch import Progress
 
     progress = Progress(len(records))
     progress.count(records, here=False)
@@ -192,7 +192,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _contact_sheet(job: "Job", records: Sequence[dict[str, Any]], count: int) -> str:
-    from paddlemix.generation.contact_sheet import draw
+    from paddlemix.annotate.contact_sheet import draw
 
     path = job.output.with_suffix(".png")
     shown = [(record, [] if "error" in record else job.source.views(record)) for record in records[:count]]

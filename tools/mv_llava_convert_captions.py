@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from paddlemix.generation.caption_rows import SPELLINGS, convert
+from paddlemix.annotate.caption_rows import SPELLINGS, convert
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.files import atomic_write

@@ -22,11 +22,11 @@ from typing import Any
 
 from PIL import Image
 
+from paddlemix.annotate.contact_sheet import draw
+from paddlemix.annotate.scripts import Question, Script
 from paddlemix.demo.shapes import COLOURS
 from paddlemix.demo.solids import SIDE, SIDES, SOLIDS, Scene, draw_scenes, views
 from paddlemix.demo.verdict import verdict
-from paddlemix.generation.contact_sheet import draw
-from paddlemix.generation.scripts import Question, Script
 from paddlemix.imaging.views import sheet_order
 from paddlemix.utils import device
 from paddlemix.utils.commands import COMMANDS, ROOT, shown
@@ -177,7 +177,7 @@ class Demo:
 
     def _test(self) -> None:
         self._say("[bold]3  Objects that no training showed: what colour is the back?[/bold]")
-        from paddlemix.generation.annotate import Annotator
+        from paddlemix.annotate.annotator import Annotator
         from paddlemix.generation.sampling import Decoding
 
         scenes = [

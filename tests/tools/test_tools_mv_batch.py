@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix.annotate.annotator import Annotator
+from paddlemix.annotate.scripts import OBJ
 from paddlemix.checkpoint.save import save_model
-from paddlemix.generation.annotate import Annotator
 from paddlemix.generation.sampling import Decoding
-from paddlemix.generation.scripts import OBJ
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import DataError
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder

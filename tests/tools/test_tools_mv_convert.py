@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from paddlemix.annotate.caption_rows import DESCRIBE
 from paddlemix.datasets.multiview import CAP3D_VIEWS
 from paddlemix.datasets.sources import Entry, read
-from paddlemix.generation.caption_rows import DESCRIBE
 from tests.tiny import tiny_image
 from tools.mv_llava_convert_captions import main
 

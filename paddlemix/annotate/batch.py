@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL.Image import Image
 
-from paddlemix.generation.journal import Journal, json_bytes
-from paddlemix.generation.objects import Source
-from paddlemix.generation.scripts import Script, read_answers, value_of
+from paddlemix.annotate.objects import Source
+from paddlemix.annotate.scripts import Script, read_answers, value_of
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import TEMPORARY_PREFIX, atomic_write
+from paddlemix.utils.journal import Journal, json_bytes
 from paddlemix.utils.leftovers import ending_on_sigterm
 
 OWN_KEYS = ("unknown", "error")
@@ -95,7 +95,7 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
         job.journal.unlink(missing_ok=True)
         job.output.unlink(missing_ok=True)
     settings = {**job.settings, "batch_size": job.batch_size, "objects": len(job.records)}
-    journal = Journal(job.journal, settings, functools.partial(_fits, job))
+    journal: Journal[dict[str, Any]] = Journal(job.journal, settings, functools.partial(_fits, job))
     for left in job.output.parent.glob(f"{TEMPORARY_PREFIX}{job.output.stem}.*"):
         left.unlink(missing_ok=True)
     progress = Progress(len(job.records))

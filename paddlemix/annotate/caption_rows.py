@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.generation.objects import Source
-from paddlemix.generation.scripts import QUALITY, plain
+from paddlemix.annotate.objects import Source
+from paddlemix.annotate.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import refuse_pointer

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paddlemix.generation.batch import Job, Progress, run
-from paddlemix.generation.contact_sheet import draw, wrapped
-from paddlemix.generation.journal import Journal
-from paddlemix.generation.objects import Source, part_of, read_objects, split_count
-from paddlemix.generation.scripts import OBJ, SCRIPTS, SYN, read_answers
+from paddlemix.annotate.batch import Job, Progress, run
+from paddlemix.annotate.contact_sheet import draw, wrapped
+from paddlemix.annotate.objects import Source, part_of, read_objects, split_count
+from paddlemix.annotate.scripts import OBJ, SCRIPTS, SYN, read_answers
 from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.journal import Journal
 from tests.tiny import tiny_image
 
 GOOD = ["A red chair.", "A long caption.", "boardline", "single_object", "CAD"]

@@ -6,15 +6,18 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import parse_json
 from paddlemix.utils.shown import shown
 
+Record = TypeVar("Record", bound=Mapping[str, Any])
+"""What a run makes of each of its inputs: plain JSON data."""
 
-class Journal:
-    """One line of JSON for the settings of a run, then one for each finished batch.
+
+class Journal(Generic[Record]):
+    """One line of JSON for the settings of a run, then one for each finished batch of records.
 
     A line counts when it is whole: what a kill (or a power cut) leaves of the last one is cut off. ``done`` maps batch
     numbers to their records. ``fits(batch, records)`` says whether records can be those of a batch; from the first line
@@ -22,9 +25,11 @@ class Journal:
     the file belongs to a run with other settings, is no journal, or another process is writing to it.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], fits: Callable[[int, list[Any]], bool]) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], fits: Callable[[int, list[Any]], TypeGuard[list[Record]]]
+    ) -> None:
         self.path = path
-        self.done: dict[int, list[dict[str, Any]]] = {}
+        self.done: dict[int, list[Record]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = open(path, "a+b")  # noqa: SIM115 - it stays open for the whole run, close() ends it
         try:
@@ -34,7 +39,7 @@ class Journal:
             self._stream.close()
             raise
 
-    def _recover(self, settings: dict[str, Any], fits: Callable[[int, list[Any]], bool]) -> None:
+    def _recover(self, settings: dict[str, Any], fits: Callable[[int, list[Any]], TypeGuard[list[Record]]]) -> None:
         self._stream.seek(0)
         size = 0
         for number, line in enumerate(self._stream.read().splitlines(keepends=True)):
@@ -62,7 +67,7 @@ class Journal:
                     f"{shown(settings.get(name))}; give the same, another --output-dir, or --restart to begin anew"
                 )
 
-    def add(self, batch: int, records: list[dict[str, Any]]) -> None:
+    def add(self, batch: int, records: list[Record]) -> None:
         """Write a finished batch; it is on the disk when this returns."""
         self._add({"batch": batch, "records": records})
         self.done[batch] = records

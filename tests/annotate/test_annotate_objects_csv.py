@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from paddlemix.generation.objects import read_objects
-from paddlemix.generation.objects_csv import SEPARATORS
+from paddlemix.annotate.objects import read_objects
+from paddlemix.annotate.objects_csv import SEPARATORS
 from paddlemix.utils.errors import DataError
 
 

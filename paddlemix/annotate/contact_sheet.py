@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from paddlemix.generation.scripts import QUALITY, value_of
+from paddlemix.annotate.scripts import QUALITY, value_of
 from paddlemix.utils.files import atomic_write
 
 PAPER, CARD, INK, FAINT, EDGE, GOOD, ODD = (

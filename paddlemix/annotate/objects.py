@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from PIL.Image import Image
 
+from paddlemix.annotate.objects_csv import read_csv
+from paddlemix.annotate.scripts import missing_key, value_of
 from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS, picture_of
-from paddlemix.generation.objects_csv import read_csv
-from paddlemix.generation.scripts import missing_key, value_of
 from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError

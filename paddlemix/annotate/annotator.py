@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from paddlemix.annotate.scripts import Script
 from paddlemix.generation.features import Picture
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
-from paddlemix.generation.scripts import Script
 from paddlemix.text.messages import Message
 from paddlemix.text.render import render
 from paddlemix.utils.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddlemix.generation.scripts import CORRECT
+from paddlemix.annotate.scripts import CORRECT
 from paddlemix.utils.errors import DataError
 
 SEPARATORS = ",;\t|"
