@@ -50,7 +50,9 @@ def usual_signals() -> Iterator[None]:
     nohup, background jobs of a shell and some CI hand on ignored ones. Not for all tests: those signals are ignored
     so that the whole run outlives its terminal.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    }
     for number in before:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield

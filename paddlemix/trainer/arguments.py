@@ -24,6 +24,15 @@ def check_processes(settings: TrainingSettings) -> None:
         )
 
 
+def place_in_run(settings: TrainingSettings) -> tuple[int, int]:
+    """(rank, world): number of this process, and how many processes read rows of their own; before paddle knows them.
+
+    Those that hold one model together (tensor parallel) read the same rows.
+    """
+    rank, started = int(env.raw("PADDLE_TRAINER_ID") or "0"), int(env.raw("PADDLE_TRAINERS_NUM") or "1")
+    return rank, max(1, started // max(1, settings.training.tensor_parallel_degree))
+
+
 def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
     """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
     from paddlenlp.trainer import TrainingArguments

@@ -98,7 +98,8 @@ class StopOnSignal(TrainerCallback):
     """SIGTERM, SIGINT, SIGHUP, SIGUSR1: finish the step, save, stop. The second signal ends the process at once.
 
     Every process of a run agrees on the step, whichever of them got the signal. A SIGHUP or SIGINT that was ignored
-    before stays so: nohup and background jobs ask for it, and the run has to outlive its terminal.
+    before stays so: nohup and background jobs ask for it, and the run has to outlive its terminal. After the last step
+    the signals stay here until ``restore``, so that the result is written to its end.
     """
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
@@ -106,6 +107,8 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.before_the_end = False
+        self._done = False
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -116,14 +119,13 @@ class StopOnSignal(TrainerCallback):
                 if number is None or (name in self.LEFT_IGNORED and signal.getsignal(number) == signal.SIG_IGN):
                     continue
                 self._before[number] = signal.signal(number, self._note)
-            earlier = early_stop.training_begins()
-            if earlier is not None:
-                self._before[signal.SIGUSR1] = earlier
+            self._before.update(early_stop.training_begins())
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number).name
         self.restore()  # the next one acts as if we were not here
-        get_logger(__name__).warning(f"{self.received}: saving after this step; once more ends the run at once")
+        what = "writing the result to its end" if self._done else "saving after this step"
+        get_logger(__name__).warning(f"{self.received}: {what}; once more ends the run at once")
 
     def restore(self) -> None:
         """Give the signals back."""
@@ -131,21 +133,31 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask the loop to save and to stop."""
+    def agreed(self, world_size: int) -> bool:
+        """Whether any process of the run got a signal up to now; every process must ask."""
         wanted = self.received is not None
-        if args.world_size > 1:
+        if world_size > 1:
             flag = paddle.to_tensor(float(wanted))
             paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MAX)
             wanted = float(flag) > 0
         if wanted:
             self.received = self.received or "a signal to another process"
+        return wanted
+
+    def stop(self, control: Any, world_size: int) -> None:
+        """Ask the loop to save and to stop when any process of the run got a signal; every process must call it."""
+        if self.agreed(world_size):
+            self.before_the_end = True
             control.should_save = control.should_training_stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Stop if a signal has come."""
+        self.stop(control, args.world_size)
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Give the signals back."""
-        self.restore()
+        """From here on there is a result to write, unless a signal has ended the training."""
+        self._done = not self.before_the_end
 
 
 class SeedEachStep(TrainerCallback):

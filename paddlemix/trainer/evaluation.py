@@ -14,29 +14,41 @@ from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batch
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 
 
+class BrokenOffError(Exception):
+    """A signal came during an evaluation: the processes have agreed to leave it."""
+
+
 class Evaluation:
     """The part of the trainer that evaluates; everything it uses belongs to PaddleNLP's Trainer or to ours."""
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss over all labels of the eval data: the same number for every batch size and process count."""
+        """Mean loss over all labels of the eval data: the same number for every batch size and process count.
+
+        BrokenOffError when a signal asks a training to stop.
+        """
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
         started = time.time()
         plan, idle = self._eval_plan(len(dataset))
         problems: list[PaddleMixError] = []
-        summed = np.zeros(2, np.float64)
+        summed, broken_off = np.zeros(2, np.float64), False
         self.model.eval()
         with paddle.no_grad():
             for number, batch in enumerate(self._eval_batches(dataset, plan + idle, problems.append)):
+                broken_off = self._may_break_off and self.stop_signal.received is not None
+                if broken_off:
+                    break
                 with self.autocast_smart_context_manager():
                     loss = self.compute_loss(self.model, self._prepare_inputs(batch))
                 labels = count_labels(batch) if number < len(plan) else 0
                 summed += (float(loss) * labels, labels)
         self.model.train()
         self.stop_together(problems[0] if problems else None)
+        if any(self.gathered(broken_off)):
+            raise BrokenOffError
         total, count = self._sum_over_ranks(summed)
         metrics = {
             f"{metric_key_prefix}_loss": total / max(count, 1.0),
@@ -47,6 +59,13 @@ class Evaluation:
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def _may_break_off(self) -> bool:
+        """Whether a signal ends an evaluation: not if it decides on the best checkpoint, nor if layers are fetched
+        together (stage3)."""
+        decides = self.settings.training.load_best_model_at_end
+        return self.stop_signal is not None and not decides and ShardingOption.FULL_SHARD not in self.args.sharding
 
     def _eval_batches(
         self, dataset: Any, plan: list[list[int]], note: Callable[[PaddleMixError], None]
@@ -71,11 +90,8 @@ class Evaluation:
         return own, plan[:1] * missing
 
     def _sum_over_ranks(self, values: np.ndarray) -> tuple[float, float]:
-        if self.args.world_size > 1:
-            parts: list[Any] = []
-            paddle.distributed.all_gather_object(parts, values.tolist())
-            # In tensor parallel every process of a group has counted the same rows.
-            values = np.asarray(parts, np.float64).sum(0) / max(self.args.tensor_parallel_degree, 1)
+        # In tensor parallel every process of a group has counted the same rows.
+        values = np.asarray(self.gathered(values.tolist())).sum(0) / max(self.args.tensor_parallel_degree, 1)
         return float(values[0]), float(values[1])
 
     def _note_best(self, metrics: dict[str, float], folder: Path) -> None:

@@ -29,7 +29,7 @@ from paddlemix.trainer.batches import (
 )
 from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.clip import GlobalNormClip, of_arguments
-from paddlemix.trainer.evaluation import Evaluation
+from paddlemix.trainer.evaluation import BrokenOffError, Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.ranks import require_alike
@@ -170,10 +170,17 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         self._open_loss, self._tokens_done = tr_loss.clone(), self.tokens
         metrics = None
         if self.control.should_evaluate:
-            metrics = self.evaluate()
+            metrics = self._evaluate_or_stop()
         if self.control.should_save:
             self._save_checkpoint(model, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _evaluate_or_stop(self) -> dict[str, float] | None:
+        try:
+            return self.evaluate()
+        except BrokenOffError:
+            self.stop_signal.stop(self.control, self.args.world_size)
+            return None
 
     def _log_step(self, tr_loss: Any) -> None:
         steps = self.state.global_step - self._globalstep_last_logged - self._skip_steps_since_last_logged

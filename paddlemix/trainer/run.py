@@ -4,29 +4,24 @@
 Paddle and PaddleNLP are imported inside the functions, after everything that can be found wrong without them.
 """
 
-import contextlib
 import json
 import math
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.datasets.reading import RowsRead
 from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
+from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
+from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
 from paddlemix.trainer.ranks import RankWatch, require_alike, versions
 from paddlemix.utils import device as devices
-from paddlemix.utils import env, files
+from paddlemix.utils import early_stop, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
-
-LOG_FILE = "train.log"
-SETTINGS_FILE = "training_settings.json"
 
 
 @dataclass(frozen=True)
@@ -59,24 +54,22 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     """Run a training from its settings and return where the result lies. ``first_stage``: captions are what it learns.
 
     ConfigError, CheckpointError and DataError before the first step for what is wrong with the input; TrainingError
-    when the run cannot go on. Nothing is written before the settings, ``output_dir`` and the checkpoint are checked.
+    when the run cannot go on. Settings, device, model folder, template and rows are checked before paddle is imported,
+    and a run that does not get to its first step leaves nothing in ``output_dir``.
     """
     from paddlemix.trainer import checkpointing, inputs, stages
 
     stages.stage_of(settings)
     check_processes(settings)
+    devices.require_installed(settings.training.device)
     inputs.find_inputs(settings, first_stage=first_stage)
     resume = checkpointing.find_resume(settings)
-    rows = inputs.read_rows(settings)
     output = Path(settings.training.output_dir).expanduser()
-    guard = checkpointing.lock(output) if _is_main() else contextlib.nullcontext()
-    with guard, library_output(output):
-        if _is_main():
-            files.remove_leftovers(output)
-            if resume is None:
-                checkpointing.clear_output(output)
-            files.atomic_write(output / SETTINGS_FILE, json.dumps(settings_to_json(settings), indent=2) + "\n")
-        return TrainingRun(settings, output, resume, rows).go()
+    run = TrainingRun(settings, output, resume)
+    with held_output(output, lambda: run.began):
+        run.prepare()
+        with library_output(output):
+            return run.go()
 
 
 class TrainingRun:
@@ -86,36 +79,49 @@ class TrainingRun:
     saves. Between the two, a comparison with another trainer may set the start of the adapters or the order of rows.
     """
 
-    def __init__(
-        self, settings: TrainingSettings, output: Path, resume: Path | None, rows: RowsRead | None = None
-    ) -> None:
+    def __init__(self, settings: TrainingSettings, output: Path, resume: Path | None) -> None:
         self.settings = settings
         self.output = output
         self.resume = resume
-        self.rows = rows
+        self.prepared: Prepared | None = None
+        self.began = False
 
     def go(self) -> Result:
         """All steps in order."""
         self.set_up()
         return self.carry_out()
 
-    def set_up(self) -> None:
-        """Choose the device, load the model, decide what trains, read the data."""
+    def prepare(self) -> None:
+        """Everything that needs no paddle: find the model, read the rows."""
         self._greet()
+        self.prepared = prepare(self.settings)
+        for note in self.prepared.notes:
+            self._say(f"note: {note}")
+
+    def set_up(self) -> None:
+        """Choose the device, load the model, decide what trains."""
+        if self.prepared is None:
+            self.prepare()
         device = self._choose_device()
         self.args = training_arguments(self.settings, device.name)
         require_alike({**settings_to_json(self.settings), **versions()}, self.args.world_size)
         self._load(device)
-        self._prepare()
+        self._prepare_training()
 
     def carry_out(self) -> Result:
         """Train, evaluate, save and tell where the result lies."""
         metrics: dict[str, Any] = {}
         steps, stopped = 0, None
-        if self.settings.training.do_train:
+        training = self.settings.training
+        if training.do_train:
+            self.trainer.require_alike()
+            self._check_space()
+        begin(self.output, self.settings, anew=training.do_train and self.resume is None)
+        self.began = True
+        if training.do_train:
             steps, stopped = self._train(metrics)
-        if self.settings.training.do_eval and not stopped:
-            metrics.update(self.trainer.evaluate())
+        if training.do_eval and not stopped:
+            self._evaluate(metrics)
             self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
         self._write("all_results.json", metrics)
         self._farewell(stopped)
@@ -126,7 +132,7 @@ class TrainingRun:
         return Result(self.output, steps, metrics, stopped)
 
     def _greet(self) -> None:
-        if not _is_main():
+        if not is_main():
             return
         say("Settings that differ from the defaults:")
         for name, value in differences_from_default(self.settings).items():
@@ -152,33 +158,22 @@ class TrainingRun:
         return chosen
 
     def _load(self, device: devices.Device) -> None:
-        from paddlemix.checkpoint.load import INIT, load_model
-        from paddlemix.checkpoint.sources import find_sources
+        from paddlemix.checkpoint.load import load_model
         from paddlemix.checkpoint.vocab import grow_vocabulary
-        from paddlemix.text.tokenizer import load_tokenizer
-        from paddlemix.text.vocabulary import fit_rows
         from paddlemix.trainer.capacity import check_memory
-        from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 
-        model = self.settings.model
-        half = self.settings.training.fp16_opt_level == "O2"
-        name = model.lora_path or model.model_name_or_path
-        folders = {
-            "base": model.model_name_or_path if model.lora_path else model.base,
-            "vision_tower": model.vision_tower,
-            "projector": model.pretrain_mm_mlp_adapter or (INIT if model.vision_tower else None),
-            "overrides": _overrides(self.settings),
-        }
+        prepared, training = self.prepared, self.settings.training
         if device.kind == "npu":
-            line = check_memory(find_sources(name, **folders).config, self.settings, self.args.world_size)
+            line = check_memory(prepared.config, self.settings, self.args.world_size)
             if line is not None:
                 self._say(line)
+        name, folders = model_arguments(self.settings)
         self.loaded = load_model(
             name,
             **folders,
-            dtype=device.dtype if half else "float32",
-            lora="keep" if model.lora_path else "merge",
-            seed=self.settings.training.seed,
+            dtype=device.dtype if training.fp16_opt_level == "O2" else "float32",
+            lora="keep" if self.settings.model.lora_path else "merge",
+            seed=training.seed,
             parallel=place_in_group(self.args),
         )
         self._say(self.loaded.report.summary())
@@ -186,67 +181,30 @@ class TrainingRun:
             names = ", ".join(sorted(self.loaded.report.initialised))
             self._say(f"drawn anew: {names}")
         self.model = self.loaded.model
-        self.tokenizer = load_tokenizer(model.text_model_name_or_path or self.loaded.tokenizer_folder)
-        config = self.loaded.config
-        marks = [IMAGE_PATCH_TOKEN] * config.use_im_patch_token
-        marks += [IMAGE_START_TOKEN, IMAGE_END_TOKEN] * config.use_im_start_end
-        if marks and self.tokenizer.add_special(marks):
-            config = grow_vocabulary(self.model, self.tokenizer.vocab_size)
-        fit_rows(self.tokenizer, config.text.vocab_size)
-        self.config = config
+        self.config = grow_vocabulary(self.model, prepared.rows).with_changes(template=prepared.config.template)
 
-    def _prepare(self) -> None:
+    def _prepare_training(self) -> None:
         from paddlemix.trainer import stages
         from paddlemix.trainer.lora_targets import add_adapters
         from paddlemix.trainer.weights import Surroundings, weights_of
 
         model = self.settings.model
         if model.lora and not model.lora_path:
-            if self.loaded.adapter is not None:
-                raise ConfigError(
-                    f'"model_name_or_path": {self.loaded.folder} is an adapter itself; to train it on give it as '
-                    '"lora_path" and its base as "model_name_or_path", or merge it first'
-                )
             for note in add_adapters(self.model, self.settings):
                 self._say(f"note: {note}")
         self.plan = stages.plan_stage(self.model, self.settings)
-        if _is_main():
+        if is_main():
             console().print(self.plan.table())
-        data = self._read_data()
         around = Surroundings(
             self.config,
-            self.tokenizer,
+            self.prepared.tokenizer,
             settings_to_json(self.settings),
             self.loaded.base,
             self.loaded.vision_tower,
-            self.chat_template,
+            self.prepared.chat_template,
         )
         self.weights = weights_of(self.plan, around)
-        self._build_trainer(data)
-
-    def _read_data(self) -> Any:
-        """The data sets; with them it is known what the result is asked with."""
-        from paddlemix.datasets.build import build_datasets
-        from paddlemix.trainer import conversation
-
-        settings, folder, own = self.settings, self.loaded.template_folder, self.config.template
-        data = build_datasets(
-            settings,
-            self.config,
-            self.tokenizer,
-            rows=self.rows,
-            template=conversation.training_template(settings, folder, own),
-            rank=self.args.dataset_rank,
-            world=self.args.dataset_world_size,
-        )
-        layouts = data.train.layouts if data.train is not None else []
-        for note in data.notes:
-            self._say(f"note: {note}")
-        for note in conversation.notes(layouts, settings, folder, own):
-            self._say(f"note: {note}")
-        name, self.chat_template = conversation.asked_with(layouts, settings, folder, own)
-        self.config = self.config.with_changes(template=name)
-        return data
+        self._build_trainer(self.prepared.data)
 
     def _build_trainer(self, data: Any) -> None:
         from paddlemix.trainer.callbacks import ProgressBar, StopOnSignal
@@ -267,12 +225,11 @@ class TrainingRun:
             eval_dataset=data.eval,
             callbacks=[self.bar, self.stop],
         )
+        self.trainer.stop_signal = self.stop
         self.bar.watch(self.trainer)
         redirect_library_logs(self.output / LOG_FILE)
 
     def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
-        self.trainer.require_alike()
-        self._check_space()
         if self.resume is not None:
             self._say(f"going on from {self.resume}")
         watch = RankWatch(
@@ -281,16 +238,26 @@ class TrainingRun:
         try:
             with watch.running():
                 done = self.trainer.train(resume_from_checkpoint=self.resume)
+            metrics.update(done.metrics, train_tokens=self.trainer.tokens)
+            if is_main():
+                self.trainer.state.save_to_json(str(self.output / "trainer_state.json"))
+            self._write("train_results.json", done.metrics)
+            if not self.stop.before_the_end:
+                self._save()  # to its end, also when a signal comes now
         finally:
             self.bar.close()
             self.stop.restore()
-        metrics.update(done.metrics, train_tokens=self.trainer.tokens)
-        if _is_main():
-            self.trainer.state.save_to_json(str(self.output / "trainer_state.json"))
-        self._write("train_results.json", done.metrics)
-        if self.stop.received is None:
-            self._save()
-        return done.global_step, self.stop.received
+        stopped = self.stop.agreed(self.args.world_size) and (
+            self.stop.before_the_end or self.settings.training.do_eval
+        )
+        return done.global_step, self.stop.received if stopped else None
+
+    def _evaluate(self, metrics: dict[str, Any]) -> None:
+        what = "before the evaluation was done"
+        if self.settings.training.do_train:
+            what += f"; the result is in {self.output}"
+        with early_stop.ending_early(what):
+            metrics.update(self.trainer.evaluate())
 
     def _check_space(self) -> None:
         """A disk that cannot hold one checkpoint beside the result is told before the first step."""
@@ -314,7 +281,7 @@ class TrainingRun:
         from paddlemix.trainer import divided
 
         if not self.settings.training.benchmark:
-            divided.as_one(self.model, self._publish if _is_main() else None)
+            divided.as_one(self.model, self._publish if is_main() else None)
 
     def _publish(self, read: Any) -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
@@ -328,16 +295,13 @@ class TrainingRun:
         publish_result(self.output, weights, self.model, read)
 
     def _write(self, name: str, metrics: dict[str, Any]) -> None:
-        if not _is_main() or not metrics:
-            return
-        copies = self.settings.training.metrics_output_path
-        for folder in (self.output, *([Path(copies)] if copies else [])):
-            folder.mkdir(parents=True, exist_ok=True)
-            files.atomic_write(folder / name, json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        write_metrics(name, metrics, self.output, self.settings.training.metrics_output_path)
 
     def _farewell(self, stopped: str | None) -> None:
         training = self.settings.training
         if stopped:
+            if not self.stop.before_the_end:
+                return self._say(f"stopped by {stopped} before the evaluation; the result is in {self.output}")
             return self._say(
                 f"stopped by {stopped}; the same command goes on from the last checkpoint in {self.output}"
             )
@@ -350,37 +314,10 @@ class TrainingRun:
             return self._say(f"Effective_samples_per_second: {speed:.3f} (benchmark: the model is not saved)")
         if training.do_train:
             self._say(f"The result is in {self.output}. Talk with it:")
-            if _is_main():
+            if is_main():
                 say_command(shown("chat", "--model-path", self.output, "--image-file", "PICTURE"))
         return None
 
     def _say(self, line: str) -> None:
-        if _is_main():
+        if is_main():
             say(line)
-
-
-def _overrides(settings: TrainingSettings) -> dict[str, Any]:
-    model, data = settings.model, settings.data
-    names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
-             "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token")  # fmt: skip
-    found = {name: getattr(model, name) for name in names}
-    found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _is_main() -> bool:
-    """Whether this is the process that prints and writes."""
-    return (env.raw("PADDLE_TRAINER_ID") or "0") == "0"
-
-
-@contextlib.contextmanager
-def library_output(output: Path) -> Iterator[None]:
-    """What paddle and paddlenlp say while they are imported and set up goes to ``train.log``."""
-    log = output / LOG_FILE
-    redirect_library_logs(log)
-    loud = sys.stderr
-    with open(log, "a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
-        import paddlenlp.trainer  # noqa: F401 - imported here for its words
-    sys.stderr = loud
-    redirect_library_logs(log)
-    yield

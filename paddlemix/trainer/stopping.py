@@ -4,6 +4,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import paddle
@@ -11,8 +12,11 @@ from paddle import Tensor
 
 from paddlemix.trainer import checkpointing
 from paddlemix.trainer.batches import Batch
+from paddlemix.trainer.callbacks import StopOnSignal
 from paddlemix.utils.errors import PaddleMixError, TrainingError
 from paddlemix.utils.logging import get_logger
+
+T = TypeVar("T")
 
 _UNREAD, _NOT_FINITE, _HEALTHY = 0.0, 1.0, 2.0
 
@@ -28,6 +32,8 @@ class Stopping:
     """Step of the newest checkpoint of this run (0: none yet)."""
     saving = False
     """Whether a checkpoint is being written."""
+    stop_signal: StopOnSignal | None = None
+    """Tells whether a signal has come."""
     _together = False
 
     def _check_loss_valid(self, loss: Tensor) -> None:
@@ -76,12 +82,17 @@ class Stopping:
             "gradient_accumulation_steps by the same factor, switch recompute on, or lower max_length"
         )
 
+    def gathered(self, value: T) -> list[T]:
+        """The value that each process of the run has; every process must call it."""
+        found = [value]
+        if self.args.world_size > 1:
+            found = []
+            paddle.distributed.all_gather_object(found, value)
+        return found
+
     def stop_together(self, problem: PaddleMixError | None) -> None:
         """Called by every process: raises the first problem that one of them has, on all of them."""
-        found = [problem]
-        if self.args.world_size > 1:
-            paddle.distributed.all_gather_object(found := [], problem)
-        first = next((error for error in found if error is not None), None)
+        first = next((error for error in self.gathered(problem) if error is not None), None)
         if first is not None:
             self._together = True
             raise first

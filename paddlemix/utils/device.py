@@ -3,6 +3,8 @@
 
 import ctypes
 import functools
+import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +120,7 @@ def _present(name: str) -> str:
         return name
     count = _gpu_count() if kind == "gpu" else _npu_count()
     if not count:
-        raise BackendError(_absent_gpu() if kind == "gpu" else _absent_npu())
+        raise BackendError(_absent_gpu() if kind == "gpu" else _absent_npu(_custom_devices()))
     if index and int(index) >= count:
         there = (
             f"the {count} {kind} devices are {kind}:0 to {kind}:{count - 1}" if count > 1 else f"there is {kind}:0 only"
@@ -127,19 +129,48 @@ def _present(name: str) -> str:
     return name
 
 
+def require_installed(name: str | None) -> None:
+    """BackendError when the installed paddle cannot have the device ``name``: told from its files, before it is loaded.
+
+    Whether a card is there is found by ``choose``.
+    """
+    if name is None or "paddle" in sys.modules:
+        return
+    kind, found = name.partition(":")[0], importlib.util.find_spec("paddle")
+    if found is None or found.origin is None:
+        return  # that paddle is missing is told by the command
+    package = Path(found.origin).parent
+    if kind == "gpu" and _is_cpu_build(package / "version" / "__init__.py"):
+        raise BackendError(_CPU_BUILD)
+    plugins = Path(env.raw("CUSTOM_DEVICE_ROOT") or package.parent / "paddle_custom_device")
+    if kind == "npu" and not any(plugins.rglob("*.so*")):
+        raise BackendError(_absent_npu([]))
+
+
+def _is_cpu_build(version: Path) -> bool:
+    try:
+        text = version.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    numbers = dict(re.findall(r"^(cuda|hip|rocm)_version\s*=\s*(\S+)", text, re.MULTILINE))
+    return bool(numbers) and all(value in ("'False'", "None", "False") for value in numbers.values())
+
+
+_CPU_BUILD = (
+    "device gpu: the installed paddle is the CPU build; install paddlepaddle-gpu from paddle's own package "
+    "index, or use --device cpu"
+)
+
+
 def _absent_gpu() -> str:
     import paddle
 
     if not paddle.device.is_compiled_with_cuda():
-        return (
-            "device gpu: the installed paddle is the CPU build; install paddlepaddle-gpu from paddle's own package "
-            "index, or use --device cpu"
-        )
+        return _CPU_BUILD
     return "device gpu: paddle sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
 
 
-def _absent_npu() -> str:
-    found = _custom_devices()
+def _absent_npu(found: list[str]) -> str:
     return (
         f"device npu: no npu device; custom devices: {found or '[]'}; install paddle-custom-npu for this paddle, "
         "source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES, or use --device cpu"

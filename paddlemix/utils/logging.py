@@ -102,25 +102,41 @@ def redirect_library_logs(path: str | Path) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
-    handler = _file_handler(str(target.resolve()))
+    _redirect(_file_handler(str(target.resolve())))
+
+
+def forget_library_logs(path: str | Path) -> None:
+    """Send those lines nowhere, because the file ``path`` is about to be removed; nothing changes for other files."""
+    handler = _file_handler(str(Path(path).resolve()))
+    handler.close()
+    if handler in logging.root.handlers:
+        _redirect(logging.NullHandler())
+
+
+def _redirect(handler: logging.Handler) -> None:
     names = ["PaddleNLP", "py.warnings", *logging.root.manager.loggerDict]
     for logger in (logging.root, *(logging.getLogger(name) for name in names)):
         if logger.name.split(".")[0].lower() in _LIBRARIES:
             _move(logger, handler)
 
 
+class _LibraryFile(logging.FileHandler):
+    """A file of ours for what the libraries say."""
+
+
 @functools.cache
 def _file_handler(path: str) -> logging.FileHandler:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LibraryFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     return handler
 
 
 def _move(logger: logging.Logger, handler: logging.Handler) -> None:
     if logger is logging.root:
-        # Only terminal handlers of the root logger are replaced; a test runner's own handlers stay.
-        kept = [old for old in logger.handlers if type(old) is not logging.StreamHandler]
+        # Only terminal handlers of the root logger and ours are replaced; a test runner's own handlers stay.
+        replaced = (logging.StreamHandler, logging.NullHandler, _LibraryFile)
+        kept = [old for old in logger.handlers if type(old) not in replaced]
     else:
         kept = []
         logger.propagate = False
-    logger.handlers = [*(old for old in kept if old is not handler), handler]
+    logger.handlers = [*kept, handler]

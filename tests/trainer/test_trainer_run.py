@@ -20,52 +20,11 @@ from paddlemix.settings.loader import load_settings
 from paddlemix.trainer import checkpointing
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
-from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder, write_rows
+from tests.tiny import tiny_image
+from tests.trainer.run_kit import arguments, go, with_eval
 
 ROOT = Path(__file__).resolve().parents[2]
 DOORWAY = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a tiny model, pictures and rows; the last row has no picture."""
-    from paddlemix.checkpoint.save import save_model
-    from paddlemix.text.tokenizer import load_tokenizer
-
-    root = tmp_path_factory.mktemp("place")
-    model = tiny_model()
-    save_model(root / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
-    write_rows(root)
-    return root
-
-
-def arguments(place, output, **changes):
-    keys = {
-        "model_name_or_path": place / "model",
-        "data_path": place / "train.json",
-        "image_folder": place,
-        "output_dir": output,
-        "do_train": "true",
-        "device": "cpu",
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        **changes,
-    }
-    return [part for name, value in keys.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def go(place, output, **changes):
-    from paddlemix.trainer.run import finetune
-
-    return finetune(load_settings(arguments(place, output, **changes)))
-
-
-def with_eval(place):
-    parts = {name: [{"data_files": str(place / f"{name}.json")}] for name in ("train", "eval")}
-    return dict(data_path=None, dataset=json.dumps(parts))
 
 
 def answer(folder):
@@ -274,33 +233,62 @@ def test_the_command_resumes_in_a_fresh_process_bit_for_bit_and_from_any_folder(
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"learning_rat": 1}, 'did you mean "learning_rate"'),
-        ({"do_predict": "true"}, "do_predict"),
-        ({"lora": "true", "tune_mm_mlp_adapter": "true"}, "choose one"),
-        ({"model_name_or_path": "nobody/nothing"}, '"nobody/nothing" is not on this machine'),
-        ({"vision_tower": "nobody/tower"}, '"nobody/tower" is not on this machine'),
-        ({"data_path": "nowhere.json"}, "nowhere.json: no such data file"),
-    ],
-)
-def test_wrong_settings_end_with_2_before_paddle_is_imported(place, tmp_path, changes, words):
-    code = (
-        "import sys, runpy\n"
-        f"sys.argv = [{str(DOORWAY)!r}, *sys.argv[1:]]\n"
-        "try:\n"
-        f"    runpy.run_path({str(DOORWAY)!r}, run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    assert 'paddle' not in sys.modules\n"
-        "    raise\n"
-    )
+WRONG = {
+    "a key": ({"learning_rat": 1}, 'did you mean "learning_rate"'),
+    "a fixed key": ({"do_predict": "true"}, "do_predict"),
+    "a conflict": ({"lora": "true", "tune_mm_mlp_adapter": "true"}, "choose one"),
+    "the model": ({"model_name_or_path": "nobody/nothing"}, '"nobody/nothing" is not on this machine'),
+    "the tower": ({"vision_tower": "nobody/tower"}, '"nobody/tower" is not on this machine'),
+    "the template": ({"template": "vicunna_v1"}, 'unknown template "vicunna_v1"'),
+    "the device": ({"device": "gpu"}, "the installed paddle is the CPU build"),
+    "the adapters": ({"lora": "true", "lora_target_modules": "q_prok"}, 'fits no linear layer, did you mean "q_proj"'),
+    "the data file": ({"data_path": "nowhere.json"}, "nowhere.json: no such data file"),
+    "its syntax": ({"data_path": "broken.json"}, "broken.json:1:"),
+    "its rows": ({"data_path": "roles.json"}, "roles.json: /0"),
+    "their number": ({"data_path": "empty.json"}, "empty.json"),
+}
+
+DRIVER = """
+import contextlib, io, json, sys
+from pathlib import Path
+from paddlemix.tools.supervised_finetune import main
+found = {}
+for name, argv in json.load(sys.stdin).items():
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main(argv)
+    found[name] = [code, said.getvalue(), "paddle" in sys.modules, Path("out").exists()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(place, tmp_path_factory):
+    """How the command ends for every case of ``WRONG``, all of them in one process."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "broken.json").write_text('[{"id": 1, ')
+    (folder / "empty.json").write_text("[]")
+    (folder / "roles.json").write_text(json.dumps([{"conversations": [{"from": "nobody", "value": "why?"}]}]))
+    cases = {name: arguments(place, "out", **changes) for name, (changes, _) in WRONG.items()}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments(place, tmp_path / "out", **changes)], capture_output=True, text=True
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(cases),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_told_before_paddle_is_imported_and_leaves_nothing(refused, what):
+    code, said, imported, left = refused[what]
+    assert WRONG[what][1] in said
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert (code, imported, left) == (2, False, False)
 
 
 def test_missing_eval_rows_name_the_key(place, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR1 while a run is being set up."""
+"""Signals while a run has nothing to save."""
 
 import contextlib
 import os
@@ -14,45 +14,82 @@ from paddlemix.utils import early_stop
 @pytest.fixture(autouse=True)
 def ignored():
     """As deploy/npu/launch.sh starts a rank."""
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     yield
-    signal.signal(signal.SIGUSR1, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_a_signal_before_the_first_step_ends_the_run_with_75(capsys):
-    with pytest.raises(SystemExit) as ended, early_stop.ending_on_sigusr1():
-        os.kill(os.getpid(), signal.SIGUSR1)
+NUMBERS = [getattr(signal, name) for name in early_stop.SIGNALS]
+
+
+def now():
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_before_the_first_step_ends_the_run_with_75(number, capsys):
+    before = now()
+    with pytest.raises(SystemExit) as ended, early_stop.ending_early():
+        os.kill(os.getpid(), number)
     assert ended.value.code == 75
-    assert "SIGUSR1 before the first step" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    assert f"{number.name} before the first step" in capsys.readouterr().err
+    assert now() == before
+
+
+def test_what_is_said_is_that_of_the_innermost_part(capsys):
+    with early_stop.ending_early(), pytest.raises(SystemExit), early_stop.ending_early("in the evaluation"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capsys.readouterr().err == "SIGTERM in the evaluation\n"
+
+
+def test_nohup_stays_in_force():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with early_stop.ending_early():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_signal_that_a_library_takes_while_it_is_imported_comes_after_the_import():
+    done = []
+
+    def load():
+        with early_stop.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *_: done.append("the library's handler"))
+            done.append("import")
+
+    with pytest.raises(SystemExit), early_stop.ending_early():
+        load()
+    assert done == ["import"]
 
 
 def test_an_exit_that_a_library_swallows_comes_back_when_the_training_begins():
-    with early_stop.ending_on_sigusr1():
+    with early_stop.ending_early():
         with contextlib.suppress(BaseException):  # as paddlenlp does around an import
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(SystemExit) as ended:
             early_stop.training_begins()
     assert ended.value.code == 75
 
 
 def test_the_training_takes_over_and_gives_back_what_was_there_before():
-    with early_stop.ending_on_sigusr1():
-        mine = signal.signal(signal.SIGUSR1, lambda *_: None)
-        assert mine is not signal.SIG_IGN
-        assert early_stop.training_begins() is signal.SIG_IGN
-        os.kill(os.getpid(), signal.SIGUSR1)  # the training's affair
-    assert early_stop.training_begins() is None
+    before = now()
+    with early_stop.ending_early():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        assert early_stop.training_begins() == dict(zip(NUMBERS, before, strict=True))
+        os.kill(os.getpid(), signal.SIGTERM)  # the training's affair
+    assert early_stop.training_begins() == {}
 
 
-def test_another_thread_leaves_the_signal_alone():
-    seen = []
+def test_another_thread_leaves_the_signals_alone():
+    seen, before = [], now()
 
     def run():
-        with early_stop.ending_on_sigusr1():
-            seen.append(signal.getsignal(signal.SIGUSR1))
+        with early_stop.ending_early():
+            seen.extend(now())
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [signal.SIG_IGN]
+    assert seen == before

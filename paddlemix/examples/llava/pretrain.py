@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    with early_stop.ending_on_sigusr1():
+    with early_stop.ending_early():
         settings = load_settings(argv)
         device.before_paddle(settings.training.device)
         from paddlemix.trainer.run import pretrain

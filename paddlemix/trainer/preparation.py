@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run reads before paddle is imported and before a weight is: model folder, tokenizer, template, rows.
+
+What a person can have got wrong is found here, within seconds.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
+from paddlemix.datasets.build import Datasets, build_datasets
+from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.training import TrainingSettings
+from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.text.vocabulary import fit_rows
+from paddlemix.trainer import conversation
+from paddlemix.trainer.arguments import place_in_run
+from paddlemix.trainer.inputs import read_rows
+from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
+from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
+from paddlemix.utils.errors import ConfigError
+
+
+@dataclass
+class Prepared:
+    """The parts of a run that need no paddle."""
+
+    config: LlavaConfig
+    """That of the model, the run's overrides and the template of its rows applied."""
+    tokenizer: Tokenizer
+    rows: int
+    """Rows that the token tables of the result have: the model may have to grow."""
+    data: Datasets
+    chat_template: dict[str, Any] | None
+    """Content of the chat_template.json that the rows were written with, if they were."""
+    notes: list[str] = field(default_factory=list)
+
+
+def model_arguments(settings: TrainingSettings) -> tuple[str, dict[str, Any]]:
+    """The folder that a run begins with, and how ``find_sources`` and ``load_model`` are asked for it."""
+    model = settings.model
+    return model.lora_path or model.model_name_or_path, {
+        "base": model.model_name_or_path if model.lora_path else model.base,
+        "vision_tower": model.vision_tower,
+        "projector": model.pretrain_mm_mlp_adapter or (INIT if model.vision_tower else None),
+        "overrides": _overrides(settings),
+    }
+
+
+def prepare(settings: TrainingSettings) -> Prepared:
+    """Find the model, load its tokenizer, read and check the rows. CheckpointError, ConfigError, DataError."""
+    name, folders = model_arguments(settings)
+    sources = find_sources(name, **folders)
+    _check_adapters(sources, settings)
+    config, parts = sources.config, sources.parts
+    tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(parts))
+    rows = _add_marks(tokenizer, config)
+    fit_rows(tokenizer, rows)
+    told = (settings, template_folder(parts), config.template)
+    rank, world = place_in_run(settings)
+    data = build_datasets(
+        settings,
+        config,
+        tokenizer,
+        rows=read_rows(settings),
+        template=conversation.training_template(*told),
+        rank=rank,
+        world=world,
+    )
+    layouts = data.train.layouts if data.train is not None else []
+    template, chat_template = conversation.asked_with(layouts, *told)
+    notes = [*data.notes, *conversation.notes(layouts, *told)]
+    return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)
+
+
+def _add_marks(tokenizer: Tokenizer, config: LlavaConfig) -> int:
+    """Give the tokenizer the image marks that the configuration asks for; rows that the token tables then need."""
+    marks = [IMAGE_PATCH_TOKEN] * config.use_im_patch_token
+    marks += [IMAGE_START_TOKEN, IMAGE_END_TOKEN] * config.use_im_start_end
+    new = tokenizer.add_special(marks) if marks else 0
+    return max(config.text.vocab_size, tokenizer.vocab_size if new else 0)
+
+
+def _check_adapters(sources: Sources, settings: TrainingSettings) -> None:
+    """ConfigError for an adapter as the base of another, and for patterns that mean no layer."""
+    model = settings.model
+    if not model.lora or model.lora_path:
+        return
+    if sources.parts.adapter is not None:
+        raise ConfigError(
+            f'"model_name_or_path": {sources.parts.folder} is an adapter itself; to train it on give it as '
+            '"lora_path" and its base as "model_name_or_path", or merge it first'
+        )
+    matrices = [
+        name.removesuffix(".weight")
+        for name, entry in sources.plan.entries.items()
+        if name.endswith(".weight") and len(entry.source.infos()[entry.name].shape) == 2
+    ]
+    new = [f"llama.mm_projector.{number}" for number in range(8)]  # there may be no file of it yet
+    find_targets([*matrices, *new], model.lora_target_modules or LORA_TARGETS)
+
+
+def _overrides(settings: TrainingSettings) -> dict[str, Any]:
+    model, data = settings.model, settings.data
+    names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
+             "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token")  # fmt: skip
+    found = {name: getattr(model, name) for name in names}
+    found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
+    return {name: value for name, value in found.items() if value is not None}
