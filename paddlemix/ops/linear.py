@@ -69,9 +69,10 @@ class LoraLinear(Linear):
         self.r, self.alpha, self.scaling = r, alpha, alpha / r
         self.dropout = dropout
         self.merged = False
-        dtype = base.weight.dtype
-        self.lora_A = self.create_parameter([self.in_features, r], dtype=dtype)
-        self.lora_B = self.create_parameter([r, self.out_features], dtype=dtype, is_bias=True)
+        dtype, zero = base.weight.dtype, nn.initializer.Constant(0.0)
+        # The initializer is named: paddle 3.0 has no default one for paddle.bfloat16, only for the text "bfloat16".
+        self.lora_A = self.create_parameter([self.in_features, r], dtype=dtype, default_initializer=zero)
+        self.lora_B = self.create_parameter([r, self.out_features], dtype=dtype, default_initializer=zero)
         mark(self.lora_A, 0, self.rows)
         mark(self.lora_B, 1, self.columns)
         # Kaiming-uniform with a = sqrt(5) over the fan-in, which is what peft starts from.

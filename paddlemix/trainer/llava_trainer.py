@@ -16,6 +16,7 @@ from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, Trainer
 from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 
 from paddlemix.checkpoint.save import Reader, plain_values
+from paddlemix.ops import compat
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.trainer import checkpointing, divided
@@ -362,12 +363,9 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
 
 def _memory() -> dict[str, float]:
-    """Largest memory of the device so far in GiB; nothing on a CPU, or where paddle does not count it."""
-    place = paddle.framework._current_expected_place_()
-    count = getattr(paddle.device, "max_memory_allocated", None)
-    if count is None or not (place.is_gpu_place() or place.is_custom_place()):
-        return {}
-    return {"max_memory_allocated": count(paddle.get_device()) / 2**30}
+    """Largest memory of the device so far in GiB; nothing on a CPU."""
+    device = paddle.get_device()
+    return {} if device == "cpu" else {"max_memory_allocated": compat.peak_memory(device) / 2**30}
 
 
 def _scaler_numbers(scaler: Any) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def environment(library: Path, **changes: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "GLOG_minloglevel": "2",
         "FLAGS_use_stride_kernel": "0",
+        "PADDLE_XCCL_BACKEND": "npu",
         **changes,
     }
 

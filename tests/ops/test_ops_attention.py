@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every attention backend against the written-out law, forward and backward; and the door that chooses."""
 
+import dataclasses
+
 import numpy as np
 import paddle
 import pytest
 
+from paddlemix.ops import compat
 from paddlemix.ops.attention import math, sdpa, select
 from paddlemix.ops.attention.contract import Mask, make_request
 from paddlemix.utils.errors import BackendError
@@ -99,12 +102,48 @@ def test_the_blocked_form_equals_math_forward_and_backward(name, heads_first):
         np.testing.assert_allclose(fast, law, atol=10 * TOLERANCE, err_msg=what)
 
 
+def promised(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, training=True):
+    """What the framework's call promises in every version, on a GPU: its own scale, fewer key heads, equal lengths."""
+    assert not (is_causal and (attn_mask is not None or query.shape[1] != key.shape[1]))
+    assert attn_mask is None or attn_mask.shape == [query.shape[0], query.shape[2], query.shape[1], key.shape[1]]
+    repeat = query.shape[2] // key.shape[2]
+    q, k, v = (paddle.transpose(item, [0, 2, 1, 3]) for item in (query, key, value))
+    scores = q @ k.repeat_interleave(repeat, axis=1).transpose([0, 1, 3, 2]) / query.shape[3] ** 0.5
+    scores = scores if attn_mask is None else scores + attn_mask
+    scores = scores + paddle.triu(paddle.full_like(scores, -1e30), 1) if is_causal else scores
+    return (paddle.nn.functional.softmax(scores, -1) @ v.repeat_interleave(repeat, axis=1)).transpose([0, 2, 1, 3])
+
+
+@pytest.mark.parametrize("kernel", ["promised", "paddle's own"])
 @pytest.mark.parametrize("name", [name for name, sizes in SHAPES.items() if "tail" not in name])
-def test_the_fused_kernel_is_called_with_a_mask_that_means_the_same(name):
+def test_the_fused_kernel_is_called_with_a_mask_that_means_the_same(monkeypatch, name, kernel):
     # The GPU path, run on the CPU's plain form of the same framework call.
-    q, k, v, mask = case(**SHAPES[name])
-    fused = sdpa._fused(q, k, v, mask, 0.3, 0.0).numpy()
-    np.testing.assert_allclose(fused, math.attend(q, k, v, mask, scale=0.3).numpy(), atol=TOLERANCE)
+    if kernel == "promised":
+        monkeypatch.setattr(paddle.nn.functional, "scaled_dot_product_attention", promised)
+    elif not compat.sdpa_asks_its_kernels():
+        pytest.skip("the plain form in this paddle serves neither fewer key heads nor is_causal on a CPU")
+    for scale in (0.3, 8**-0.5):
+        q, k, v, mask = case(**SHAPES[name])
+        fused = sdpa._fused(q, k, v, mask, scale, 0.0).numpy()
+        np.testing.assert_allclose(fused, math.attend(q, k, v, mask, scale=scale).numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asks", "capability", "text"),
+    [
+        ("float32", True, 7, None),
+        ("bfloat16", False, 8, None),
+        ("float16", False, 9, None),
+        ("float32", False, 9, "takes float16 and bfloat16, not float32"),
+        ("float16", False, 7, "compute capability 8.0"),
+    ],
+)
+def test_an_older_paddle_is_not_given_what_its_fused_kernel_gets_wrong(monkeypatch, dtype, asks, capability, text):
+    monkeypatch.setattr(compat, "sdpa_asks_its_kernels", lambda: asks)
+    monkeypatch.setattr(compat, "gpu_capability", lambda: capability)
+    request = dataclasses.replace(make_request(*case(), 0.0, False), device="gpu", dtype=dtype)
+    reason = sdpa.why_not(request)
+    assert reason is None if text is None else text in reason
 
 
 def test_what_a_query_may_not_see_does_not_move_its_answer():

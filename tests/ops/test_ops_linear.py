@@ -114,6 +114,15 @@ def test_the_start_of_an_adapter_depends_on_seed_and_name_only():
     assert not np.array_equal(two.layers[1].q_proj.lora_A.numpy(), other.layers[1].q_proj.lora_A.numpy())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_an_adapter_has_the_dtype_of_its_layer(dtype):
+    base = Linear(8, 12)
+    base.to(dtype=dtype)
+    layer = LoraLinear(base, r=4, alpha=8)
+    assert {str(item.dtype) for item in (layer.weight, layer.lora_A, layer.lora_B)} == {f"paddle.{dtype}"}
+    assert float(layer.lora_A.astype("float32").abs().max()) > 0.0 == float(layer.lora_B.astype("float32").abs().max())
+
+
 def test_dropout_acts_in_training_only(x):
     paddle.seed(1)
     layer = LoraLinear(Linear(8, 12), r=4, alpha=4, dropout=0.5)

@@ -5,14 +5,19 @@ On the CPU ``F.scaled_dot_product_attention`` is never called: with ``is_causal`
 same call in torch (measured), because it works through the half above the diagonal too and adds a dense mask.
 """
 
+import math
+
 import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
+from paddlemix.ops import compat
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dtypes import to_dtype
 
 NAME = "sdpa"
+HALF = ("float16", "bfloat16")
+FLASH_CAPABILITY = 8
 BLOCK = 128
 """Query rows of one block. Small enough for its scores to stay in the cache, large enough to keep the matmul busy."""
 
@@ -22,8 +27,20 @@ def why_not(request: Request) -> str | None:
     if request.device == "cpu":
         return "the blocked form on the CPU has no dropout" if request.dropout else None
     if request.device == "gpu":
-        return "the fused kernel wants keys in [B, L, H, D]" if request.kv_heads_first else None
+        return _why_not_fused(request)
     return f'no fused kernel is known for the device "{request.device}"'
+
+
+def _why_not_fused(request: Request) -> str | None:
+    if request.kv_heads_first:
+        return "the fused kernel wants keys in [B, L, H, D]"
+    if compat.sdpa_asks_its_kernels():
+        return None
+    if request.dtype not in HALF:
+        return f"the fused kernel of this paddle takes {' and '.join(HALF)}, not {request.dtype}"
+    if compat.gpu_capability() < FLASH_CAPABILITY:
+        return f"the fused kernel of this paddle wants a GPU of compute capability {FLASH_CAPABILITY}.0 or more"
+    return None
 
 
 def attend(
@@ -42,8 +59,12 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
     bias = None if causal else mask.additive(q_len, k_len)
     if bias is not None:
         bias = bias.astype(q.dtype).expand([q.shape[0], q.shape[2], q_len, k_len])
+    # Without ``scale``: paddle 3.0 has no such argument, and later ones do not take flash attention where it is given.
+    own = 1.0 / math.sqrt(q.shape[3])
+    if not math.isclose(scale, own, rel_tol=1e-6):
+        q = q * (scale / own)
     return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, training=dropout > 0.0, scale=scale
+        q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, training=dropout > 0.0
     )
 
 

@@ -7,8 +7,10 @@ when ``wants_...`` is False or ``switches.served`` gives None.
 
 import paddle
 from paddle import Tensor
-from paddle.nn import functional
+from paddle.autograd import PyLayer, PyLayerContext
 
+from paddlemix.ops import compat
+from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.npu import library
 from paddlemix.ops.npu.switches import off_on_device, use
 
@@ -40,7 +42,26 @@ def why_not_rms_norm(x: Tensor, weight: Tensor) -> str | None:
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Same answer as ``ops.norm.rms_norm`` to rounding; the weight is applied before the rounding to half precision."""
+    if paddle.is_grad_enabled() and not weight.stop_gradient and weight.dtype != paddle.float32:
+        weight = _GradientInOwnDtype.apply(weight)
     return library.run("rms_norm_npu", x, weight, float(epsilon))[0]
+
+
+class _GradientInOwnDtype(PyLayer):
+    """The operator gives the gradient of its weight in float32, and paddle 3.0 leaves a bfloat16 parameter with it.
+
+    A layer and no hook: a hook may not change the dtype there. The copy of the weight is needed: paddle takes a tensor
+    that is handed through for one that was changed in place.
+    """
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, weight: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return paddle.scale(weight, 1.0)
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
+        return to_dtype(grad, ctx.dtype)
 
 
 def wants_rope(x: Tensor, head_dim: int) -> bool:
@@ -97,4 +118,4 @@ def why_not_swiglu(x: Tensor) -> str | None:
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) * up; without ``up`` the last axis of ``gate`` holds both, gate first (no copy to join them)."""
-    return library.guarded("swiglu", lambda: functional.swiglu(gate, up), (gate, up))
+    return library.guarded("swiglu", lambda: compat.find("swiglu")(gate, up), (gate, up))

@@ -63,7 +63,7 @@ inline DenseTensor Empty(const DenseTensor& like, DataType type) {
 // What the CPU kernel reads: the same bytes as a CPU tensor, or a float32 copy of half-precision values.
 inline DenseTensor HostInput(const DenseTensor& tensor) {
   DenseTensor out;
-  if (!tensor.has_allocation() || tensor.Holder()->size() == 0) {
+  if (!tensor.has_allocation() || tensor.capacity() == 0) {
     // Eager mode dropped a buffer that this gradient does not need, but the CPU kernel reads it: zeros will do.
     out = Empty(tensor, IsHalf(tensor.dtype()) ? DataType::FLOAT32 : tensor.dtype());
     std::memset(out.data(), 0, out.numel() * phi::SizeOf(out.dtype()));

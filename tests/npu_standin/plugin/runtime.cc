@@ -376,14 +376,24 @@ C_Status MinChunk(const C_Device, size_t* size) {
   *size = 64;
   return C_SUCCESS;
 }
+// Paddle 3.0 asks for versions without a device, and not for half precision: both forms are here, and the member of the
+// interface chooses.
 C_Status Version(const C_Device, size_t* version) {
   *version = 1;
   return C_SUCCESS;
 }
+C_Status Version(size_t* version) { return Version(nullptr, version); }
 C_Status Yes(const C_Device, bool* answer) {
   *answer = true;
   return C_SUCCESS;
 }
+template <typename Interface>
+auto AllowHalf(Interface* device, int) -> decltype(device->is_float16_supported, void()) {
+  device->is_float16_supported = Yes;
+  device->is_bfloat16_supported = Yes;
+}
+template <typename Interface>
+void AllowHalf(Interface*, long) {}
 
 }  // namespace
 
@@ -436,8 +446,7 @@ extern "C" void InitPlugin(CustomRuntimeParams* params) {
   device->get_compute_capability = Version;
   device->get_runtime_version = Version;
   device->get_driver_version = Version;
-  device->is_float16_supported = Yes;
-  device->is_bfloat16_supported = Yes;
+  AllowHalf(device, 0);
   device->xccl_get_comm_name = CommName;
   device->xccl_get_unique_id_size = UniqueIdSize;
   device->xccl_get_unique_id = UniqueId;

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the supported versions of paddle keep what they do not all keep in one place.
+
+The lowest is 3.0.0, the last with a plug-in for Ascend; CI runs it and the highest. Places are found by trying them and
+not by a version number, which nightly builds share. Every other name that is used is held to the paddle that runs by
+``tests/test_paddle_names.py``, so what moves next fails there.
+"""
+
+import functools
+import importlib
+import inspect
+from typing import Any
+
+import paddle
+
+PLACES: dict[str, tuple[str, ...]] = {
+    "swiglu": ("paddle.nn.functional", "paddle.incubate.nn.functional"),
+}
+"""By name: the modules that may hold it, the newest first."""
+
+
+@functools.cache
+def find(name: str) -> Any:
+    """What this paddle has under ``name``, a key of ``PLACES``. AttributeError names the places that were tried."""
+    for place in PLACES[name]:
+        found = getattr(importlib.import_module(place), name, None)
+        if found is not None:
+            return found
+    raise AttributeError(f"paddle {paddle.__version__} has no {name} in {', '.join(PLACES[name])}")
+
+
+def peak_memory(device: str) -> int:
+    """Largest number of bytes that were in use at once on ``device`` (``npu:1``) so far in this process.
+
+    Paddle's counter itself: ``paddle.device.max_memory_allocated`` is missing in 3.0, and the one of
+    ``paddle.device.cuda`` serves GPUs only.
+    """
+    _, _, number = device.partition(":")
+    return paddle.base.core.device_memory_stat_peak_value("Allocated", int(number or 0))
+
+
+@functools.cache
+def sdpa_asks_its_kernels() -> bool:
+    """Whether ``scaled_dot_product_attention`` looks for a kernel that can do what is asked.
+
+    Up to 3.0 it hands every call without a mask to flash attention, which wants half precision and a GPU of compute
+    capability 8, and one with a mask that flash attention cannot serve to a kernel that has no gradient. The version
+    that asks is the one that got the argument ``scale``.
+    """
+    return "scale" in inspect.signature(paddle.nn.functional.scaled_dot_product_attention).parameters
+
+
+def gpu_capability() -> int:
+    """First number of the compute capability of the current GPU (8 for an A100)."""
+    return paddle.device.cuda.get_device_capability()[0]
