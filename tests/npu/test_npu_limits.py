@@ -78,7 +78,7 @@ def test_the_doctor_notes_a_refusal_because_the_plain_path_serves(limited):
     assert found["attention, picture"][1].endswith("limit of another plug-in; the plain path serves")
 
 
-@pytest.mark.parametrize(("abi", "gradient"), [("13", True), ("unknown", False)])
+@pytest.mark.parametrize(("abi", "gradient"), [("7+6", True), ("unknown", False)])
 def test_a_gradient_is_looked_up_without_a_call(abi, gradient):
     program = (
         "import json; from paddlemix.ops.npu import library; import paddle; paddle.set_device('npu');"
@@ -133,4 +133,5 @@ def test_names_order_and_kinds_decide_whether_a_form_is_known(monkeypatch, form,
     assert (found is OLD) == known
     if not known:
         assert "has the unknown form" in found
-        assert found.endswith("known: 10 arguments, 13 arguments; it is not called")
+        known_forms = "5 inputs, 5 attributes; 5 inputs, 8 attributes; 7 inputs, 6 attributes"
+        assert found.endswith(f"known: {known_forms}; it is not called")

@@ -401,14 +401,13 @@ def case_traps() -> dict[str, Any]:
     q = paddle.rand([1, 4, 2, 16]).astype("bfloat16")
     keys = paddle.rand([1, 6, 2, 16]).astype("bfloat16")
     hidden = paddle.triu(paddle.ones([4, 4]), 1).astype("bool")
-    new = library.form_of("flash_attention_npu").name == "13 arguments"
 
     cross_entropy = paddle.nn.functional.cross_entropy
 
     def call(q: Any, k: Any, mask: Any, dropout: float = 0.0, causal: bool = False, triangle: bool = False) -> Any:
-        tail = (dropout, causal, False, True, triangle)
-        tail = ([], [], *tail, False) if new else tail
-        return library.run("flash_attention_npu", q, k, k, None, mask, *tail)[0]
+        flags = {"return_softmax": False, "is_test": True, "is_triangle_upper_mask": triangle, "is_varlen": False}
+        given = {"query": q, "key": k, "value": k, "attn_mask": mask, "dropout": dropout, "causal": causal, **flags}
+        return library.run_named("flash_attention_npu", **given)[0]
 
     attempts = {
         "float32": lambda: call(q.astype("float32"), q.astype("float32"), None),

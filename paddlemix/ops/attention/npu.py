@@ -57,10 +57,12 @@ def attend(
     # Contract of the hint: causal, as many queries as keys, nothing cached, and each further rule only hides more.
     triangle = hidden is not None and mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
     is_test = not paddle.is_grad_enabled() or (q.stop_gradient and k.stop_gradient and v.stop_gradient)
-    tail = (0.0, False, False, is_test, triangle)  # dropout, causal, return_softmax, is_test, triangle
-    if library.form_of(OPERATOR).name == "13 arguments":
-        tail = ([], [], *tail, False)
-    return library.run(OPERATOR, q, k, v, None, hidden, *tail)[0]
+    return library.run_named(
+        OPERATOR,
+        query=q, key=k, value=v, attn_mask=hidden,
+        dropout=0.0, causal=False, return_softmax=False, is_test=is_test, is_triangle_upper_mask=triangle,
+        is_varlen=False,
+    )[0]  # fmt: skip
 
 
 def _without_tail(keys: Tensor, mask: Mask, q_len: int) -> Tensor:

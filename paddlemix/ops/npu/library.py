@@ -42,16 +42,30 @@ class Form:
 
 
 _ATTENTION_INPUTS = ("query", "key", "value", "fixed_seed_offset", "attn_mask")
-_ATTENTION_OLD = (
+_ATTENTION_ATTRIBUTES = (
     *("dropout:float", "causal:bool", "return_softmax:bool", "is_test:bool"),
     "is_triangle_upper_mask:bool",
 )
-_ATTENTION_NEW = ("actual_seq_q_len:list", "actual_seq_kv_len:list", *_ATTENTION_OLD, "is_varlen:bool")
+_LENGTHS = ("actual_seq_q_len", "actual_seq_kv_len")
+_LENGTH_LISTS = tuple(f"{name}:list" for name in _LENGTHS)
 
 KNOWN: dict[str, tuple[Form, ...]] = {
     "flash_attention_npu": (
-        Form("10 arguments", _ATTENTION_INPUTS, _ATTENTION_OLD, "attention_score"),
-        Form("13 arguments", _ATTENTION_INPUTS, _ATTENTION_NEW, "attention_score"),
+        Form("5 inputs, 5 attributes", _ATTENTION_INPUTS, _ATTENTION_ATTRIBUTES, "attention_score"),
+        # On the plug-in's development branch for six days in January 2025, and in no release.
+        Form(
+            "5 inputs, 8 attributes",
+            _ATTENTION_INPUTS,
+            (*_LENGTH_LISTS, *_ATTENTION_ATTRIBUTES, "is_varlen:bool"),
+            "attention_score",
+        ),
+        # Since 2025-01-09 (commit 85f4d035 of the plug-in).
+        Form(
+            "7 inputs, 6 attributes",
+            (*_ATTENTION_INPUTS, *_LENGTHS),
+            (*_ATTENTION_ATTRIBUTES, "is_varlen:bool"),
+            "attention_score",
+        ),
     ),
     "rms_norm_npu": (Form("x, gamma, epsilon", ("x", "gamma"), ("epsilon:float",), "y"),),
     "fused_rope": (Form("query, cos, sin", ("query", "cos", "sin"), (), "query_out"),),
@@ -68,7 +82,7 @@ def form_of(operator: str) -> Form | str:
     for form in KNOWN[operator]:
         if (form.inputs, form.attributes) == (found.inputs, found.attributes) and _answers_first(operator, form):
             return form
-    known = ", ".join(form.name for form in KNOWN[operator])
+    known = "; ".join(form.name for form in KNOWN[operator])
     return f"the operator {operator} has the unknown form {found}; known: {known}; it is not called"
 
 
@@ -93,6 +107,17 @@ def why_not(operator: str) -> str | None:
 def kernel_dtypes(kernel: str) -> frozenset[str]:
     """Dtypes in which the NPU plug-in registers the standard kernel ``kernel``; empty when it has none."""
     return _kernel_dtypes(kernel)
+
+
+def run_named(operator: str, **values: object) -> list[paddle.Tensor]:
+    """``run`` with inputs and attributes by name, as far as the form of this plug-in has them.
+
+    What it has and is not given is None: an optional tensor that is absent, or an empty list.
+    """
+    form = form_of(operator)
+    if isinstance(form, str):
+        raise BackendError(form)
+    return run(operator, *(values.get(name.partition(":")[0]) for name in (*form.inputs, *form.attributes)))
 
 
 def run(operator: str, *arguments: object) -> list[paddle.Tensor]:
