@@ -55,7 +55,7 @@ def install_line(python: Path) -> str:
 
 @pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "doctor"])
 def test_a_command_without_packages_is_one_line_with_what_to_type(bare: Path, verb: str) -> None:
-    by_path = ["-m", "paddlemix.demo"] if verb == "demo" else [str(COMMANDS[verb].script)]
+    by_path = ["-m", "paddlemix.demo.multiview"] if verb == "demo" else [str(COMMANDS[verb].script)]
     for start in (by_path, ["-m", "paddlemix", verb]):
         code, text = said(bare, *start, *ARGUMENTS[verb])
         assert code == 2, text

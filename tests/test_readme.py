@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the README says is run: its commands as they stand, in a fresh environment, with a tiny model."""
 
+import importlib
 import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,10 +15,19 @@ from typing import Any
 import pytest
 import setuptools
 
+from paddlemix.settings.loader import load_settings
+from paddlemix.utils.commands import COMMANDS
 from tests.environments import PACKAGES, add_program, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README_zh.md")
+PAGES = (
+    "CONTRIBUTING.md",
+    "examples/README.md",
+    "deploy/README.md",
+    "deploy/npu/README.md",
+    "paddlemix/tools/README.md",
+)
 TOWER = "openai/clip-vit-tiny-patch14-56"
 MODEL = "liuhaotian/llava-v1.5-tiny"
 """Folders of the golden data's hub that stand in for what the demo trains and what a name leads to."""
@@ -90,6 +101,39 @@ def test_readme_commands_run_in_order_in_a_fresh_environment(checkout: Path) -> 
     assert run(f"{before} {hints[-1]} --max-new-tokens 4", checkout, "What colour is the shape?\n").stdout.strip()
 
 
+def test_the_walkthrough_names_flags_and_files_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of examples/README.md is taken by its parser or the settings; what it reads is there."""
+    monkeypatch.chdir(ROOT)
+    lines = commands((ROOT / "examples" / "README.md").read_text(encoding="utf-8"))
+    calls = [shlex.split(line.rpartition("| ")[2]) for line in lines]
+    verbs = [words[1] for words in calls if words[0] == "paddlemix"]
+    assert {"chat", "sft", "merge", "convert", "doctor"} <= set(verbs)
+    for words in calls:
+        read = [word for word in words if word.startswith(("examples/", "paddlemix/"))]
+        assert all((ROOT / word).exists() for word in read), words
+        if words[0] == "paddlemix":
+            module = importlib.import_module(COMMANDS[words[1]].module)
+            (module.parser().parse_args if hasattr(module, "parser") else load_settings)(words[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_walkthrough_runs_in_order(checkout: Path) -> None:
+    """The commands of examples/README.md, with what each of them has to leave."""
+    before, said = "", {}
+    for line in commands((ROOT / "examples" / "README.md").read_text(encoding="utf-8")):
+        if line.startswith(". "):
+            before += f"{line} && "
+        else:
+            said[line] = run(before + line, checkout).stdout
+    piped = next(text for line, text in said.items() if line.startswith("printf"))
+    assert len(piped.splitlines()) >= 2
+    second = [text for line, text in said.items() if line.startswith("paddlemix sft")][1]
+    assert "going on from" in second
+    for name in ("example-merged", "example-original", "example-hf"):
+        assert (checkout / "outputs" / name / "config.json").is_file()
+
+
 def test_both_readmes_show_the_same_commands() -> None:
     """The Chinese page is a translation: its commands are those of the English one."""
     english, chinese = (
@@ -99,7 +143,7 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "readme", [*READMES, "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+    "readme", [*READMES, *PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 )
 def test_every_link_leads_to_a_file(readme: str) -> None:
     """No dead relative links."""

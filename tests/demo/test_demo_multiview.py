@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.demo.multiview import CHANCE, FULL, MARGIN, QUICK, Demo, rows, sheet_of
+from paddlemix.demo.multiview_run import CHANCE, FULL, MARGIN, QUICK, Demo, rows, sheet_of
 from paddlemix.demo.shapes import COLOURS
 from paddlemix.demo.solids import SIDES, SOLIDS, draw_scenes, views
 from paddlemix.demo.verdict import PROMISED
