@@ -77,9 +77,12 @@ def test_the_doctor_without_packages_marks_it_and_says_what_to_type(
 
 @pytest.mark.parametrize("verb", ["chat", "multiview", "sft"])
 def test_a_command_without_paddle_says_so_in_one_line(without_paddle: Path, verb: str, tmp_path: Path) -> None:
-    write_rows(tmp_path)
-    files = ["--image-file", str(tmp_path / "0.png")] if verb in ("chat", "multiview") else []
-    files += ["--data_path", str(tmp_path / "train.json")] if verb == "sft" else []
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data)
+    files = ["--image-file", str(data / "0.png")] if verb in ("chat", "multiview") else []
+    rows = ["--data_path", str(data / "train.json"), "--image_folder", str(data)]
+    files += [*rows, "--output_dir", str(tmp_path / "out")] if verb == "sft" else []
     code, text = said(without_paddle, "-m", "paddlemix", verb, *ARGUMENTS[verb], *files)
     assert code == 2, text
     assert text.splitlines()[-1].endswith(install_line(without_paddle))
