@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded, path_at
 
 if TYPE_CHECKING:
     from paddlemix.annotate.batch import Job, Progress
 
+OPTIONS = Options(
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+    template="--template NAME",
+)
 EVERY_SECONDS = 10.0
 """Without a terminal, progress is a line this often."""
 
 
 def main(name: str, about: str, argv: Sequence[str] | None) -> int:
     """Run the tool of the script ``name``. Exit code 2 when an option, the input or the model cannot be used."""
-    return run_doorway(lambda arguments: _run(name, parser(name, about), arguments), argv)
+    return run_doorway(lambda arguments: _run(name, parser(name, about), arguments), argv, OPTIONS)
 
 
 def parser(name: str, about: str) -> argparse.ArgumentParser:
@@ -34,12 +43,12 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     def flag(text: str, **kind: Any) -> None:
         found.add_argument(f"--{text}", **kind)
 
-    flag("model-path", required=True, help="model or adapter folder, or a known name")
-    flag("base", help="base model, for an adapter or a projector whose config does not lead to it")
-    flag("input", required=True, type=Path, help=f"objects: .csv or .tsv ({key},caption), .json, .jsonl")
-    flag("image-root", default=Path(), type=Path, help=kind_of_root)
+    flag("model-path", required=True, type=expanded, help="model or adapter folder, or a known name")
+    model_flags(found)
+    flag("input", required=True, type=path_at, help=f"objects: .csv or .tsv ({key},caption), .json, .jsonl")
+    flag("image-root", default=Path(), type=path_at, help=kind_of_root)
     folder = "mv_gen_zeropp_sigma_38w" if sheets else "mv_gen"
-    flag("output-dir", default=Path(folder), type=Path, help=f"folder of the results (default {folder})")
+    flag("output-dir", default=Path(folder), type=path_at, help=f"folder of the results (default {folder})")
     flag("split-index", type=int, help="work on this part only; its file is <index>.json (default: all, all.json)")
     flag("num-splits", type=int, help=f"parts of the input (default: {'256' if sheets else 'of about 1000 objects'})")
     flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
@@ -122,8 +131,8 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     count = args.num_splits or split_count(len(everything), sheets)
     if args.split_index is not None:
         records = part_of(everything, count, args.split_index)
-    names = ("model_path", "base", "image_root", "template", "temperature", "top_p", "max_new_tokens", "seed",
-             "split_index", "unknown_score", "fp16", "exif_rotation", "grid", "sheet_order")  # fmt: skip
+    names = ("model_path", "base", "vision_tower", "projector", "image_root", "template", "temperature", "top_p",
+             "max_new_tokens", "seed", "split_index", "unknown_score", "fp16", "exif_rotation", "grid", "sheet_order")  # fmt: skip
     settings: dict[str, Any] = {key: getattr(args, key, None) for key in names}
     settings |= {"script": name, "input": sha256(args.input), "image_root": str(args.image_root), "num_splits": count}
     part = "all" if args.split_index is None else str(args.split_index)
@@ -155,6 +164,8 @@ def _annotator(args: argparse.Namespace) -> Any:
     return Annotator.load(
         args.model_path,
         base=args.base,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
         template=args.template,
         decoding=decoding,
         device=args.device,

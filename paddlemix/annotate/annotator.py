@@ -31,13 +31,18 @@ class Annotator:
         path: str,
         *,
         base: str | None = None,
+        vision_tower: str | None = None,
+        projector: str | None = None,
         template: str = "v1",
         decoding: Decoding | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> "Annotator":
         """Open a model as the chat does. The template is the one that the model was trained with: v1."""
-        predictor = Predictor.load(path, base=base, device=device, dtype=dtype, conv_mode=template)
+        predictor = Predictor.load(
+            path, base=base, vision_tower=vision_tower, projector=projector, device=device, dtype=dtype,
+            conv_mode=template,
+        )  # fmt: skip
         if predictor.processor is None:
             raise ConfigError(f"{path} has no vision tower; give a model that sees")
         return cls(predictor, predictor.decoding(decoding))

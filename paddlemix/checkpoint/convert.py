@@ -26,6 +26,7 @@ from paddlemix.checkpoint.convert_vocab import (
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, kind_of, read_json, resolve, tower_name
 from paddlemix.checkpoint.formats_pdparams import write_pdparams
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.plan import Entry
 from paddlemix.checkpoint.save_files import (
     GENERATION,
     MAX_SHARD_BYTES,
@@ -36,11 +37,12 @@ from paddlemix.checkpoint.save_files import (
     write_json,
     write_weights,
 )
-from paddlemix.checkpoint.sources import Entry, Sources, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
 from paddlemix.settings.legacy import TEMPLATE_KEY, load_config
 from paddlemix.settings.legacy_tower import WELL_KNOWN
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, template_for
+from paddlemix.utils import options
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
@@ -138,8 +140,9 @@ def convert(
 
 
 def _refuse_target(source: Path, target: Path) -> None:
+    another = options.current().target or "another folder"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists already; choose another --dst or remove it")
+        raise CheckpointError(f"{target}: exists already; choose {another} or remove it")
     if source.absolute() in target.absolute().parents:
         raise CheckpointError(f"{target}: lies inside the source {source}; choose a folder beside it")
 

@@ -10,7 +10,8 @@ from paddlemix.checkpoint.convert_vocab import with_rows
 from paddlemix.checkpoint.formats import open_folder
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, FLOATS, cast, fill
 from paddlemix.checkpoint.formats_safetensors import Stored
-from paddlemix.checkpoint.sources import Entry, Sources
+from paddlemix.checkpoint.plan import Entry
+from paddlemix.checkpoint.sources import Sources
 from paddlemix.utils.errors import CheckpointError
 
 

@@ -5,6 +5,7 @@ Nothing is downloaded and no weights are read, only headers; ``verify`` reads ev
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.text.vocabulary import require_rows
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, PaddleMixError
 from paddlemix.utils.files import MANIFEST, verify_folder
 
@@ -81,8 +83,17 @@ class Description:
         return lines
 
 
-def describe(folder: str | Path) -> Description:
-    """Look at a model folder. What is wrong becomes a line of ``problems``; CheckpointError only without a folder."""
+def describe(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    projector: str | Path | None = None,
+) -> Description:
+    """Look at a model folder. What is wrong becomes a line of ``problems``; CheckpointError only without a folder.
+
+    ``base``, ``vision_tower`` and ``projector`` are those of ``load_model``.
+    """
     found = find(folder)
     root = found if found is not None else resolve(folder, "the model")
     try:
@@ -91,7 +102,7 @@ def describe(folder: str | Path) -> Description:
         return Description(str(root), "no model folder", problems=[str(error)])
     result = Description(str(root), _KINDS[kind])
     try:
-        _look(root, kind, result)
+        _look(root, kind, result, {"base": base, "vision_tower": vision_tower, "projector": projector})
     except PaddleMixError as error:
         result.problems += str(error).splitlines()
     return result
@@ -117,12 +128,12 @@ def verify(folder: str | Path) -> tuple[list[str], str]:
         return [f"{root}: its weight files hold no tensor; download them again"], "headers"
     return [], (
         f"{len(source.infos())} tensors: headers and the checksums of torch's zips are right; there is no {MANIFEST}, "
-        "so a changed value in a safetensors file would not be seen (convert_weights.py --to own writes one)"
+        "so a changed value in a safetensors file would not be seen (a conversion to our own layout writes one)"
     )
 
 
-def _look(root: Path, kind: str, result: Description) -> None:
-    missing = _missing_folders(root, kind)
+def _look(root: Path, kind: str, result: Description, given: Mapping[str, str | Path | None]) -> None:
+    missing = _missing_folders(root, kind, given)
     if missing:
         result.problems += missing
         config = load_config(root) if (root / CONFIG).is_file() else None
@@ -131,7 +142,7 @@ def _look(root: Path, kind: str, result: Description) -> None:
         if config is not None:
             _say_config(config, result)
         return
-    sources = find_sources(root)
+    sources = find_sources(root, **given)
     _say_weights_of(sources, result)
     _say_config(sources.config, result)
     _say_tower(sources, result)
@@ -149,21 +160,24 @@ def _look(root: Path, kind: str, result: Description) -> None:
     check(sources, shapes)
 
 
-def _missing_folders(root: Path, kind: str) -> list[str]:
+def _missing_folders(root: Path, kind: str, given: Mapping[str, str | Path | None]) -> list[str]:
     """Base and tower that are named and not on this machine; describing a folder downloads nothing."""
     raw = read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
     if kind in ("adapter", "peft"):
         adapter = read_adapter(root)
         beside = (root / adapter.base_relative).is_dir() if adapter.base_relative else False
-        if adapter.base and not beside and find(adapter.base, near=root) is None:
-            return [f'its base "{adapter.base}" is not on this machine; name it with --model_name_or_path or --base']
+        absent = adapter.base and not beside and find(adapter.base, near=root) is None
+        if absent and given["base"] is None:
+            return [f'its base "{adapter.base}" is not on this machine; name it with {options.current().base}']
         return []
-    if kind == "projector":
+    if kind == "projector" and given["base"] is None:
         base = raw.get("_name_or_path")
         if not isinstance(base, str) or find(base, near=root) is None:
-            return [f'its language model "{base}" is not on this machine; name it with --model-base']
+            return [f'its language model "{base}" is not on this machine; name it with {options.current().base}']
     tower = tower_name(raw)
-    if tower is None or raw.get("model_type") == MODEL_TYPE or find(tower, near=root) is not None:
+    if tower is None or raw.get("model_type") == MODEL_TYPE or given["vision_tower"] is not None:
+        return []
+    if find(tower, near=root) is not None:
         return []
     if kind == "full":
         source = open_folder(root)
@@ -171,7 +185,8 @@ def _missing_folders(root: Path, kind: str) -> list[str]:
         names = (keymap.ours(name, form) for name in source.infos())
         if any(isinstance(item, keymap.Target) and item.name.startswith(keymap.PREFIX_TOWER) for item in names):
             return []
-    return [f'its vision tower "{tower}" is not on this machine and not inside; name it with --vision-tower']
+    way = options.current().vision_tower
+    return [f'its vision tower "{tower}" is not on this machine and not inside; name it with {way}']
 
 
 def _say_weights(source: TensorSource, result: Description) -> None:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which folder a name means, and what kind of model folder it is; told by its files, never by its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import hub
 from paddlemix.checkpoint.formats import WEIGHT_FILES
 from paddlemix.checkpoint.formats_limits import brief, plain_name
-from paddlemix.utils import env, foreign
+from paddlemix.settings.legacy_tower import published_twins
+from paddlemix.settings.places import has_weights, places
+from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -25,27 +28,29 @@ OWN_TOWER = "vision_tower"
 """``model_type`` of ShareGPT4V and MV-LLaVA, and the sub-folder in which their training keeps a tuned tower."""
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 _MAX_CONFIG_BYTES = 16 << 20
-_LEVELS = 4
+
+
+Near = Path | Sequence[Path] | None
 
 
 def resolve(
-    name: str | Path, what: str, *, near: Path | None = None, remedy: str = "give its path", weights: bool = True
+    name: str | Path, what: str, *, near: Near = None, remedy: str = "give its path", weights: bool = True
 ) -> Path:
     """The local folder of ``name``: a path, or a published name such as ``openai/clip-vit-large-patch14-336``.
 
-    Looked for, in order: the path itself if absolute; inside ``near`` (whole name, then last part); beside ``near``,
-    going up a few levels (the layout ``<root>/<owner>/<model>``), then by its last part; the working directory;
-    ``PPMIX_HOME``/models; and then on the hub (``hub.fetch_model``; ``weights=False``: the small files only).
-    CheckpointError lists the places.
+    Looked for in the places of ``settings.places`` (``near``: the model, its base), and then on the hub
+    (``hub.fetch_model``; ``weights=False``: the small files only). A tower that another machine named by a path is
+    also known by the published name with the same last part. CheckpointError lists the places.
     """
     text = str(name)
     if not plain_name(text):
         raise CheckpointError(f"{what} {brief(text)}: no name of a folder can have control characters or be so long")
-    found = find(text, near=near)
+    found = find(text, near=near, weights=weights)
     if found is not None:
         return found
-    if hub.may_fetch(text):
-        return hub.fetch_model(text, weights=weights)
+    for published in (text, *published_twins(text)):
+        if hub.may_fetch(published):
+            return hub.fetch_model(published, weights=weights)
     tried = "\n".join(f"  {place}" for place in _places(text, near))
     raise CheckpointError(
         f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
@@ -53,26 +58,24 @@ def resolve(
     )
 
 
-def find(name: str | Path, *, near: Path | None = None) -> Path | None:
-    """Like ``resolve``, but None when there is no such folder."""
-    return next((place for place in _places(str(name), near) if place.is_dir()), None)
+def find(name: str | Path, *, near: Near = None, weights: bool = False) -> Path | None:
+    """Like ``resolve``, but None when there is no such folder. ``weights``: the caches of others must hold some."""
+    text = str(name)
+    for place in _places(text, near):
+        if place.is_dir() and not (weights and _is_cached(place) and not has_weights(place)):
+            return place
+    return None
 
 
-def _places(name: str, near: Path | None) -> list[Path]:
+def _is_cached(place: Path) -> bool:
+    return place.parent.name == "snapshots" or "modelscope" in place.parts
+
+
+def _places(name: str, near: Near) -> list[Path]:
     if not plain_name(name):
         return []
-    path = Path(name).expanduser()
-    if path.is_absolute():
-        return [path]
-    places: list[Path] = []
-    if near is not None:
-        near = near.absolute()
-        places += [near / path, near / path.name]
-        places += [parent / path for parent in list(near.parents)[:_LEVELS] if parent != Path(parent.anchor)]
-        # Chat models write "pretrained/InternViT-6B-224px" for the folder beside them.
-        places.append(near.parent / path.name)
-    places += [Path.cwd() / path, Path(env.get("PPMIX_HOME")).expanduser() / "models" / path]
-    return list(dict.fromkeys(places))
+    folders = [] if near is None else [near] if isinstance(near, Path) else list(near)
+    return places(name, folders, published_twins(name))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32, is_finite, to_float32
 from paddlemix.checkpoint.lora import attach
 from paddlemix.checkpoint.lora_read import Adapter
+from paddlemix.checkpoint.plan import Entry, Plan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.sources import INIT as INIT
-from paddlemix.checkpoint.sources import Entry, Plan, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.checkpoint.sources import check, find_sources, template_folder, tokenizer_folder
 from paddlemix.models.llava import LlavaForCausalLM, allocate, build_empty
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, part_of, whole_shape
 from paddlemix.settings.model import LlavaConfig

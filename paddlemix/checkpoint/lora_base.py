@@ -12,6 +12,7 @@ from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.formats import TensorSource
 from paddlemix.checkpoint.formats_base import to_float32
 from paddlemix.checkpoint.lora_read import Adapter
+from paddlemix.settings.places import published_name
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 
@@ -85,7 +86,8 @@ def doubts(adapter: Adapter, base: Path, given: str | Path | None, *, blind: boo
                 f"give the trained one with {options.current().projector}"
             )
     named = adapter.base
-    if given is not None and named and not adapter.fingerprint and Path(named).name.lower() != base.name.lower():
+    same = Path(named or "").name.lower() == Path(published_name(base)).name.lower()
+    if given is not None and named and not adapter.fingerprint and not same:
         found.append(
             f"{adapter.folder}: the adapter was trained on {named}, and {base} is used because it was given; "
             "if that is another model, its answers are of no use"

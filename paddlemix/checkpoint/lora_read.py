@@ -22,6 +22,7 @@ from paddlemix.checkpoint.folders import (
 )
 from paddlemix.checkpoint.formats import TensorSource, open_file
 from paddlemix.checkpoint.formats_base import to_float32
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import sha256
 
@@ -111,13 +112,15 @@ class Adapter:
         """The folder of the base model: the one given, else the one the adapter was trained on."""
         if given is not None:
             return resolve(given, "the base model")
-        return self._find("base model", self.base, self.base_relative, "name it with base= (--base)")
+        return self._find("base model", self.base, self.base_relative, f"name it with {options.current().base}")
 
     def find_tower(self) -> Path | None:
         """The folder of the vision tower that the adapter was trained with, or None when the base holds it."""
         if self.tower is None:
             return None
-        return self._find("vision tower", self.tower, self.tower_relative, "name it with vision_tower=")
+        return self._find(
+            "vision tower", self.tower, self.tower_relative, f"name it with {options.current().vision_tower}"
+        )
 
     def _find(self, what: str, name: str | None, relative: str | None, remedy: str) -> Path:
         if not name:
@@ -289,6 +292,7 @@ def merge_paths(adapter: str | Path, target: str | Path | None) -> tuple[Path, P
     if kind_of(source) not in ("adapter", "peft"):
         raise CheckpointError(f"{source}: it is no LoRA adapter, so there is nothing to merge")
     folder = Path(target) if target is not None else source.absolute().with_name(f"{source.absolute().name}-merged")
+    another = options.current().target or "another folder"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists already; choose another --merge_model_path or remove it")
+        raise CheckpointError(f"{folder}: exists already; choose {another} or remove it")
     return source, folder

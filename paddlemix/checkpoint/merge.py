@@ -28,16 +28,22 @@ class Merged:
 
 
 def merge_adapter(
-    adapter: str | Path, target: str | Path | None = None, *, base: str | Path | None = None, dtype: str = "float32"
+    adapter: str | Path,
+    target: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    projector: str | Path | None = None,
+    dtype: str = "float32",
 ) -> Merged:
     """Fold an adapter into its base and publish a folder that chat and training open by itself.
 
     ``target`` is by default a new folder beside the adapter, its name with ``-merged``. ``base`` is by default the
-    one that the adapter names. CheckpointError when the folder is no adapter, when the target holds something, or when
-    the adapter is merged into the base already.
+    one that the adapter names; ``vision_tower`` and ``projector`` are those of ``load_model``. CheckpointError when the
+    folder is no adapter, when the target holds something, or when the adapter is merged into the base already.
     """
     source, folder = merge_paths(adapter, target)
-    loaded = load_model(source, base=base, dtype=dtype, lora="merge")
+    loaded = load_model(source, base=base, vision_tower=vision_tower, projector=projector, dtype=dtype, lora="merge")
     tokenizer = load_tokenizer(loaded.tokenizer_folder)
     fit_rows(tokenizer, loaded.config.text.vocab_size)
     marker = merged_marker(loaded.adapter, loaded.base)

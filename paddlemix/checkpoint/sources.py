@@ -2,9 +2,11 @@
 """Which folders make up a model, and which stored tensor fills which of its parameters. Needs no paddle."""
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +27,20 @@ from paddlemix.checkpoint.formats import WEIGHT_FILES, TensorSource, open_file, 
 from paddlemix.checkpoint.formats_base import FLOATS
 from paddlemix.checkpoint.lora_base import doubts, require_base
 from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
+from paddlemix.checkpoint.plan import Plan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.legacy import load_config
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b
 from paddlemix.settings.legacy_read import Reader
-from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.legacy_tower import tower_like
+from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 
 INIT = "init"
 """``projector=INIT``: start a projector anew, as the first training stage does."""
-
-_NO_PROJECTOR = (
-    "There is no projector between the tower and the language model: give one with projector=PATH (mm_projector.bin), "
-    'or train one with projector="init", which is what the pretraining stage does.'
-)
-_NO_TOWER = "The vision tower is incomplete: give its folder with vision_tower=PATH."
-_PROJECTOR_WORD = "mm_projector."
-_HINTS = ((keymap.PREFIX_PROJECTOR, _NO_PROJECTOR), (keymap.NEWLINE, _NO_PROJECTOR), (keymap.PREFIX_TOWER, _NO_TOWER))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A stored tensor that fills a parameter."""
-
-    source: TensorSource
-    name: str
-    transpose: bool
-    own: bool
-    """Whether the file is of our own form, whose values were checked when they were made."""
 
 
 @dataclass
@@ -69,67 +55,6 @@ class Parts:
     init: bool
     new_newline: bool = False
     """The settings turn a model without a newline row to a merge that has one, so it begins anew."""
-
-
-@dataclass
-class Plan:
-    """Which stored tensor fills which parameter. Later sources replace earlier ones, and the report says so."""
-
-    report: LoadReport
-    entries: dict[str, Entry] = field(default_factory=dict)
-
-    def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
-        """Enter the tensors of a source."""
-        chosen = source.infos() if names is None else names
-        self._enter(source, {name: keymap.ours(name, form) for name in chosen}, own=form == "paddlemix")
-
-    def _enter(
-        self, source: TensorSource, targets: Mapping[str, keymap.Target | keymap.Ignored | None], own: bool = False
-    ) -> None:
-        infos = source.infos()
-        replaced = 0
-        for name, target in targets.items():
-            if target is None:
-                self.report.left_over[name] = infos[name].file.name
-            elif isinstance(target, keymap.Ignored):
-                self.report.ignored[name] = target.reason
-            else:
-                replaced += target.name in self.entries
-                turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
-                self.entries[target.name] = Entry(source, name, turned, own)
-        self.report.notes += source.notes
-        if replaced:
-            self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
-
-    def add_projector(self, source: TensorSource, *, more: bool) -> None:
-        """Enter the projector of a file, and nothing else that it may hold: it may be a shard of a whole model.
-
-        InternVL-Chat's files bring the positions of the tower along. ``more``: a table of tokens counts too, as for
-        LLaVA's loader in the folder of a first stage.
-        """
-        found = {name: keymap.projector(name) for name in source.infos()}
-        targets = [target.name for target in found.values() if target is not None]
-        if not targets:
-            raise CheckpointError(f"{source.where}: it holds no projector that is known")
-        if len(set(targets)) < len(targets):
-            raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
-        for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
-            target = keymap.ours(name, "llava")
-            positions = isinstance(target, keymap.Target) and target.name == keymap.POSITION_TABLE
-            if positions or (more and name.endswith("embed_tokens.weight")):
-                found[name] = target
-            else:
-                found[name] = keymap.Ignored("only the projector is taken from this file")
-        self._enter(source, found)
-
-    def drop(self, prefix: str, reason: str) -> None:
-        """Leave out what was entered below ``prefix``; the report says why."""
-        for name in [name for name in self.entries if name.startswith(prefix)]:
-            self.report.ignored[self.entries.pop(name).name] = reason
-
-    def has(self, prefix: str) -> bool:
-        """Whether any tensor below ``prefix`` is there."""
-        return any(name.startswith(prefix) for name in self.entries)
 
 
 @dataclass
@@ -163,8 +88,9 @@ def find_sources(
     source, form = _open_base(plan, parts)
     tower = _find_tower(parts, plan, vision_tower)
     if config is None:
-        config = _read_config(parts, tower, overrides)
-        parts.new_newline = config.has_image_newline and not _read_config(parts, tower, None).has_image_newline
+        read = functools.partial(_read_config, parts, tower, inside=_tower_inside(plan))
+        config = read(overrides)
+        parts.new_newline = config.has_image_newline and not read(None).has_image_newline
     elif overrides:
         raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
     tower = _add_tower(plan, config, tower, parts)
@@ -187,7 +113,7 @@ def _find_parts(folder: Path, base: str | Path | None, projector: str | Path | N
     projector_path = None if projector is None or init else projector_file(Path(projector))
     if kind == "full":
         if base is not None:
-            raise CheckpointError(f"{folder}: it is a whole model, so base={base} has no use; leave it out")
+            raise CheckpointError(f"{folder}: it is a whole model, so the base {base} has no use; leave it out")
         return Parts(folder, kind, folder, None, projector_path, init)
     if kind == "projector":
         base_folder = _projector_base(folder, base)
@@ -202,8 +128,11 @@ def _find_parts(folder: Path, base: str | Path | None, projector: str | Path | N
 def _projector_base(folder: Path, base: str | Path | None) -> Path:
     name = base if base is not None else read_json(folder / CONFIG).get("_name_or_path")
     if not name:
-        raise CheckpointError(f"{folder}: it holds a projector only; name the language model with base= (--base)")
-    return resolve(name, f"the base model of {folder}", near=folder, remedy="name it with base= (--base)")
+        raise CheckpointError(
+            f"{folder}: it holds a projector only; name the language model with {options.current().base}"
+        )
+    remedy = f"name it with {options.current().base}"
+    return resolve(name, f"the base model of {folder}", near=folder, remedy=remedy)
 
 
 def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
@@ -219,8 +148,9 @@ def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
 
 def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | None:
     """The tower's folder, or None when nothing of it is needed."""
+    near = [parts.folder, parts.base]
     if given is not None:
-        return resolve(given, "the vision tower", near=parts.folder)
+        return resolve(given, "the vision tower", near=near)
     raw = read_json(_config_folder(parts) / CONFIG)
     if raw.get("model_type") == MODEL_TYPE:
         if plan.has(keymap.PREFIX_TOWER) or _brings_tower(parts.adapter):
@@ -234,11 +164,39 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
         return None
     if plan.has(keymap.PREFIX_TOWER):
         # Only the configuration is wanted of the folder, and the settings know that of published towers.
-        return find(name, near=parts.folder)
+        return find(name, near=near)
     refuse_chat_14b(Reader(raw, _config_folder(parts) / CONFIG))
-    remedy = "name it with vision_tower= (--vision-tower)"
+    remedy = f"name it with {options.current().vision_tower}"
     what = f"the vision tower of {_config_folder(parts) / CONFIG}"
-    return resolve(name, what, near=parts.folder, remedy=remedy)
+    found = resolve(name, what, near=near, remedy=remedy)
+    if Path(name).is_absolute() and found != Path(name):
+        plan.report.notes.append(f"the vision tower {name} is not on this machine; {found} is taken")
+    return found
+
+
+def _tower_inside(plan: Plan) -> VisionConfig | None:
+    """The published CLIP tower whose shapes the weights in the plan have; None when they hold no such tower."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        entry = plan.entries.get(f"{keymap.PREFIX_CLIP}{name}")
+        return () if entry is None else entry.source.infos()[entry.name].shape
+
+    wide, kernel, positions = shape("class_embedding"), shape("conv1.weight"), shape("positional_embedding.weight")
+    inner = shape("transformer.layers.0.linear1.bias")
+    if not (len(wide) == 1 and len(kernel) == 4 and len(positions) == 2 and len(inner) == 1):
+        return None
+    side = math.isqrt(max(positions[0] - 1, 0))
+    layers = itertools.count()
+    depth = next(n for n in layers if not shape(f"transformer.layers.{n}.norm1.weight"))
+    return tower_like(
+        {
+            "hidden_size": wide[0],
+            "intermediate_size": inner[0],
+            "num_hidden_layers": depth,
+            "patch_size": kernel[-1],
+            "image_size": side * kernel[-1],
+        }
+    )
 
 
 def _brings_tower(adapter: Adapter | None) -> bool:
@@ -255,14 +213,16 @@ def _config_folder(parts: Parts) -> Path:
     return parts.folder if (parts.folder / CONFIG).is_file() else parts.base
 
 
-def _read_config(parts: Parts, tower: Path | None, overrides: Mapping[str, Any] | None) -> LlavaConfig:
+def _read_config(
+    parts: Parts, tower: Path | None, overrides: Mapping[str, Any] | None, inside: VisionConfig | None
+) -> LlavaConfig:
     given = dict(overrides or {})
     if not (parts.folder / CONFIG).is_file() and (parts.folder / CONVERSION).is_file():
         # An adapter in the form of peft for llava-hf has no config.json; its base may have been trained otherwise.
         given = {"template": read_json(parts.folder / CONVERSION).get("template"), **given}
     if file_of(template_folder(parts)) is not None and given.get("template") is None:
         given["template"] = CHAT_TEMPLATE
-    return load_config(_config_folder(parts), tower_folder=tower, overrides=given or None)
+    return load_config(_config_folder(parts), tower_folder=tower, overrides=given or None, inside=inside)
 
 
 def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None, parts: Parts) -> Path | None:
@@ -362,7 +322,26 @@ def _missing(report: LoadReport, name: str, parts: Parts) -> None:
     if parts.init and (name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE):
         report.initialised[name] = 'projector="init"'
         return
-    report.missing[name] = next((hint for prefix, hint in _HINTS if name.startswith(prefix)), "")
+    report.missing[name] = _hint(name)
+
+
+def _hint(name: str) -> str:
+    """What to do about a parameter that is missing."""
+    here = options.current()
+    if name == keymap.NEWLINE:
+        return (
+            'config.json asks for a row behind each line of tiles ("mm_patch_merge_type" with unpad), which the '
+            'weights lack: write "flat" there, or take the weights that belong to it.'
+        )
+    if name.startswith(keymap.PREFIX_PROJECTOR):
+        new = f", or begin a new one with {here.new_projector}" if here.new_projector else ""
+        return (
+            "There is no projector between the tower and the language model: "
+            f"give one (mm_projector.bin) with {here.projector}{new}."
+        )
+    if name.startswith(keymap.PREFIX_TOWER):
+        return f"The vision tower is incomplete: give its folder with {here.vision_tower}."
+    return ""
 
 
 def tokenizer_folder(parts: Parts) -> Path:

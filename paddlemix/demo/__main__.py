@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.paths import path_at
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="paddlemix demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for everything (default: demo_out)")
+    found.add_argument(
+        "--out", type=path_at, default=Path("demo_out"), help="folder for everything (default: demo_out)"
+    )
     found.add_argument("--seed", type=int, default=0, help="decides pictures, questions and weights (default: 0)")
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
     found.add_argument("--no-lora", action="store_true", help="leave out the second task")

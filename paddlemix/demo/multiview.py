@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.paths import path_at
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def _run(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--out", type=Path, default=Path("demo_out/multiview"), help="folder for everything")
+    found.add_argument("--out", type=path_at, default=Path("demo_out/multiview"), help="folder for everything")
     found.add_argument("--seed", type=int, default=0, help="decides objects, questions and weights (default: 0)")
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
     found.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
 
 
@@ -19,8 +20,9 @@ class Key:
     """The facts about one key that its annotation does not tell.
 
     ``low``/``high`` bound numbers, both ends included; ``above`` is an excluded lower end. ``choices`` are the accepted
-    texts. ``fixed`` is the reason why only the default (or a value in ``also``) is accepted: a key that would have no
-    effect is refused, never taken and forgotten. ``check`` returns what is wrong with a value, or None.
+    texts. ``path``: the text is a path, in which ``~`` and ``$NAME`` are replaced. ``fixed`` is the reason why only the
+    default (or a value in ``also``) is accepted: a key that would have no effect is refused, never taken and forgotten.
+    ``check`` returns what is wrong with a value, or None.
     """
 
     meaning: str
@@ -31,12 +33,18 @@ class Key:
     fixed: str | None = None
     also: tuple[Any, ...] = ()
     needed: bool = False
+    path: bool = False
     check: Callable[[Any], str | None] | None = None
 
 
 def key(default: Any, meaning: str, **facts: Any) -> Any:
     """A dataclass field with its ``Key``."""
     return dataclasses.field(default=default, metadata={"key": Key(meaning, **facts)})
+
+
+def path_key(default: Any, meaning: str, **facts: Any) -> Any:
+    """Like ``key``, for the path of a file or a folder."""
+    return key(default, meaning, path=True, **facts)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Known:
                 raise ConfigError(f"{at} is null, but it is required: {self.facts.meaning}")
             return self.default
         value = self._typed(value, at)
+        if self.facts.path:
+            value = expanded_at(value, at)
         self._in_range(value, at)
         facts = self.facts
         if facts.choices and value not in facts.choices:
@@ -135,6 +145,14 @@ class Known:
             if value is not None
         ]
         return f" ({', '.join(parts)})" if parts else ""
+
+
+def expanded_at(text: str, at: str) -> str:
+    """``text`` as a path with ``~`` and ``$NAME`` replaced; ConfigError that begins with ``at``."""
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise ConfigError(f"{at}: {error}") from error
 
 
 def json_kind(value: Any) -> str:

@@ -26,6 +26,7 @@ from paddlemix.settings.legacy_tower import (
 )
 from paddlemix.settings.legacy_tower import vision_of as _vision_of
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.foreign import reading
 from paddlemix.utils.registry import nearest
@@ -48,13 +49,18 @@ _YI_VOCABULARY = range(64000, 64257)
 
 
 def load_config(
-    folder: str | Path, *, tower_folder: str | Path | None = None, overrides: dict[str, Any] | None = None
+    folder: str | Path,
+    *,
+    tower_folder: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    inside: VisionConfig | None = None,
 ) -> LlavaConfig:
     """The architecture of the model in ``folder``.
 
     ``tower_folder`` is the CLIP folder to use; without it the tower that config.json names is looked up
     (``legacy_tower.find_tower``). A language model without a tower gives ``vision=None, image=None`` unless
-    ``tower_folder`` is given. ``overrides`` are keys of ``OVERRIDES`` by LLaVA's names; None leaves a key as it is.
+    ``tower_folder`` is given. ``inside`` is the tower that weights in the folder tell of, for one whose own folder is
+    not on this machine. ``overrides`` are keys of ``OVERRIDES`` by LLaVA's names; None leaves a key as it is.
 
     CheckpointError names the file, the key, its value and what was expected. Nothing in the folder is executed.
     """
@@ -63,11 +69,11 @@ def load_config(
         raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
     given = Path(tower_folder) if tower_folder is not None else None
     with reading(f"{root / 'config.json'}: the configuration is", CheckpointError):
-        config = _load(root, given)
+        config = _load(root, given, inside)
     return apply_overrides(config, overrides or {})
 
 
-def _load(root: Path, given: Path | None) -> LlavaConfig:
+def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaConfig:
     reader = Reader.of_file(root / "config.json")
     kind = reader.take("model_type", str, None)
     if kind == OWN_MODEL_TYPE:
@@ -75,7 +81,7 @@ def _load(root: Path, given: Path | None) -> LlavaConfig:
     elif kind in _HF_TYPES and _is_hf(reader):
         config = _llava_hf(reader, root)
     elif kind in _ORIGINAL_TYPES or (kind in TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
-        config = _original(reader, root, given)
+        config = _original(reader, root, given, inside)
     elif kind in TEXT_DEFAULTS:
         config = _language_model(reader, given)
     else:
@@ -109,7 +115,7 @@ def _is_hf(reader: Reader) -> bool:
     return reader.data.get("model_type") == "llava_next" or "text_config" in reader.data
 
 
-def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaConfig:
+def _original(reader: Reader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
     refuse_chat_14b(reader)
     declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
@@ -118,9 +124,11 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None) -> LlavaCon
     text = read_text(reader, family, complete=True)
     name = reader.take("mm_vision_tower", str, None) or reader.take("vision_tower", str, None)
     if name is None and tower_folder is None:
-        raise CheckpointError(f'{reader.file}: "mm_vision_tower" is missing; give the folder of the vision tower')
+        raise CheckpointError(
+            f'{reader.file}: "mm_vision_tower" is missing; name the tower with {options.current().vision_tower}'
+        )
     tower = tower_folder or find_tower(root, name)
-    vision = _selected(reader, _tower(tower, name, root, reader))
+    vision = _selected(reader, _tower(tower, inside, name, root, reader))
     wide = reader.take("mm_hidden_size", int, vision.hidden_size)
     if wide != vision.hidden_size:
         reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
@@ -213,16 +221,18 @@ def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
     return _checked(config, reader)
 
 
-def _tower(folder: Path | None, name: str | None, root: Path, reader: Reader) -> VisionConfig:
+def _tower(
+    folder: Path | None, inside: VisionConfig | None, name: str | None, root: Path, reader: Reader
+) -> VisionConfig:
     if folder is not None:
         return read_tower(folder)
-    known = known_tower(name)
+    known = inside or known_tower(name)
     if known is None:
         reader.wrong(
             "mm_vision_tower",
             name,
             f"no folder of that name (looked in the current folder, beside {root} and in the cache); "
-            "give the folder of the vision tower",
+            f"name it with {options.current().vision_tower}",
         )
     return known
 
@@ -350,5 +360,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         dtype=reader.dtype() or config.dtype,
     )
     if vision is None and set(data) & _NEEDS_TOWER:
-        raise ConfigError("image settings were given, but the model has no vision tower; give vision_tower too")
+        given = ", ".join(sorted(set(data) & _NEEDS_TOWER))
+        way = options.current().vision_tower
+        raise ConfigError(f"{given}: the model has no vision tower that it could belong to; name one with {way}")
     return _checked(changed, reader)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision tower of a foreign checkpoint: where its folder is, its architecture, and how it wants its pictures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from paddlemix.settings.legacy_intern import (
 from paddlemix.settings.legacy_keys import ANYWHERE, PREPROCESSOR, VISION
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, VisionConfig
-from paddlemix.utils import env
+from paddlemix.settings.places import places
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.paths import expanded
 
 # Defaults of transformers' CLIPVisionConfig for the keys that a file leaves out.
 _CLIP_DEFAULTS = {
@@ -73,19 +75,12 @@ class Pixels:
 def find_tower(folder: str | Path, name: str) -> Path | None:
     """Folder of the tower ``name`` for the checkpoint ``folder``, or None.
 
-    Looked up in this order: the name as a path; under each parent of the checkpoint (hub/liuhaotian/model finds
-    hub/openai/clip-...); under the cache ``$PPMIX_HOME/models``.
+    Looked up in the places of ``settings.places``.
     """
     if not name.isprintable() or max(map(len, name.split("/"))) > 255:
         return None  # no name of a folder, and asking for it would be an error of the system
-    here = Path(folder).expanduser().resolve()
-    places = [Path(name).expanduser(), *(parent / name for parent in (here, *here.parents)), cache() / name]
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def cache() -> Path:
-    """Folder of downloaded models."""
-    return Path(env.get("PPMIX_HOME")).expanduser() / "models"
+    found = places(name, [Path(expanded(folder))], published_twins(name))
+    return next((place for place in found if (place / "config.json").is_file()), None)
 
 
 def read_tower(folder: Path) -> VisionConfig:
@@ -140,11 +135,27 @@ def _clip_of(reader: Reader) -> VisionConfig:
 
 
 def known_tower(name: str | None) -> VisionConfig | None:
-    """Architecture of a published tower by its exact name."""
-    facts = WELL_KNOWN.get(name or "")
-    if facts is None:
-        return known_intern_vit(name or "")
-    return VisionConfig(**{**_CLIP_DEFAULTS, **facts})
+    """Architecture of a published tower by its exact name, or by a path that ends in its last part."""
+    name = name or ""
+    found = [known for known in (name, *published_twins(name)) if known in WELL_KNOWN]
+    return VisionConfig(**{**_CLIP_DEFAULTS, **WELL_KNOWN[found[0]]}) if found else known_intern_vit(name)
+
+
+def published_twins(name: str) -> list[str]:
+    """Published towers that a path of another machine ends in; another owner's name is another model."""
+    path = Path(name)
+    if len(path.parts) < 3 and not path.is_absolute():
+        return []
+    return [known for known in WELL_KNOWN if Path(known).name == path.name]
+
+
+def tower_like(sizes: Mapping[str, int]) -> VisionConfig | None:
+    """The published tower of these sizes (keys of ``CLIP_LARGE_336`` but the heads), which weights tell by themselves.
+
+    The number of heads is in no shape, so a tower that nobody published is not guessed.
+    """
+    known = (facts for facts in WELL_KNOWN.values() if all(facts[key] == size for key, size in sizes.items()))
+    return next((VisionConfig(**{**_CLIP_DEFAULTS, **facts}) for facts in known), None)
 
 
 def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.settings.keys import Known, show
-from paddlemix.settings.rules import check_conflicts, check_dataset, check_paths, flat_values, resolve
+from paddlemix.settings.rules import check_conflicts, check_dataset, check_paths, expand_dataset, flat_values, resolve
 from paddlemix.settings.strict_json import parse, read_object
 from paddlemix.settings.training import ALIASES, FOREIGN, GROUPS, KNOWN, TrainingSettings
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
 
 COMMAND_LINE = "command line"
@@ -34,6 +35,7 @@ def load_settings(argv: list[str]) -> TrainingSettings:
         sys.stdout.write(help_text())
         raise SystemExit(0)
     file, tokens = _split(argv)
+    file = None if file is None else expanded(file)
     values: dict[str, Any] = {}
     if file is not None:
         values = _accept_all(read_object(file), file, "/")
@@ -47,6 +49,7 @@ def load_settings(argv: list[str]) -> TrainingSettings:
         raise ConfigError(f'{where}: "dataset" and "data_path" do not go together: name the files in one of them')
     if values.get("dataset") is not None:
         check_dataset(values["dataset"], where)
+        values["dataset"] = expand_dataset(values["dataset"], where)
     settings = resolve(TrainingSettings().with_changes(**values), set(values))
     check_conflicts(settings, where)
     check_paths(settings, where)

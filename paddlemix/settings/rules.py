@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.keys import json_kind, show
+from paddlemix.settings.keys import expanded_at, json_kind, show
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
 _PARTS = ("train", "eval")
+_PATHS = ("data_files", "chat_template", "image_folder")
 _ENTRY = ("name", "data_files", "chat_template", "image_folder", "splits")
 
 Rule = tuple[tuple[str, ...], Callable[[TrainingSettings], bool], str]
@@ -175,6 +176,24 @@ def _check_entry(entry: Any, at: str, where: str) -> None:
             raise ConfigError(f"{place} is {show(value)} ({json_kind(value)}); expected a text")
     if not entry.get("data_files"):
         raise ConfigError(f'{where}: "{at}/data_files" is missing; it names the file with the rows')
+
+
+def expand_dataset(dataset: dict[str, Any], where: str) -> dict[str, Any]:
+    """``dataset`` with ``~`` and ``$NAME`` replaced in its paths. It has passed ``check_dataset``."""
+
+    def text(value: Any, at: str) -> Any:
+        if isinstance(value, list):
+            return [text(item, at) for item in value]
+        return expanded_at(value, at) if isinstance(value, str) else value
+
+    return {
+        part: [
+            {key: text(value, f'{where}: "/dataset/{part}/{i}/{key}"') if key in _PATHS else value
+             for key, value in entry.items()}
+            for i, entry in enumerate(entries or [])
+        ]
+        for part, entries in dataset.items()
+    }  # fmt: skip
 
 
 def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:

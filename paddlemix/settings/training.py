@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from paddlemix.settings.keys import Known, key, known_keys
+from paddlemix.settings.keys import Known, key, known_keys, path_key
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -51,14 +51,14 @@ def _pairs(value: tuple[Any, ...]) -> str | None:
 class ModelGroup:
     """Which weights are read, and which parts of them train."""
 
-    model_name_or_path: str | None = key(None, "Folder or name of the model that is trained.", needed=True)
-    base: str | None = key(None, "Base model, when model_name_or_path is an adapter or a projector.")
-    text_model_name_or_path: str | None = key(None, "Folder whose tokenizer is used instead of the model's own.")
+    model_name_or_path: str | None = path_key(None, "Folder or name of the model that is trained.", needed=True)
+    base: str | None = path_key(None, "Base model, when model_name_or_path is an adapter or a projector.")
+    text_model_name_or_path: str | None = path_key(None, "Folder whose tokenizer is used instead of the model's own.")
     use_flash_attention: bool = key(False, "Ask for a fused attention kernel; each device takes the best one anyway.")
     freeze_include: tuple[str, ...] | None = key(None, "Parameters that do not train (fnmatch patterns).")
     freeze_exclude: tuple[str, ...] | None = key(None, "Parameters that train although freeze_include names them.")
     lora: bool = key(False, "Train low-rank adapters in place of the language model's weights.")
-    lora_path: str | None = key(None, "Adapter folder to go on from.")
+    lora_path: str | None = path_key(None, "Adapter folder to go on from.")
     lora_rank: int = key(8, "Rank of the adapters.", low=1, high=65536)
     lora_alpha: int = key(16, "Adapters are scaled by lora_alpha / lora_rank.", low=1)
     lora_dropout: float = key(0.05, "Dropout in front of the adapters.", low=0, high=0.99)
@@ -78,8 +78,8 @@ class ModelGroup:
     neftune: bool = key(False, "NEFTune.", fixed=_NO_EFFECT)
     neftune_noise_alpha: float = key(5.0, "NEFTune.", fixed=_NO_EFFECT)
     template: str | None = key(None, "Conversation template (version in LLaVA). null: as the checkpoint says.")
-    vision_tower: str | None = key(None, "Folder or name of the vision tower. null: as the checkpoint says.")
-    pretrain_mm_mlp_adapter: str | None = key(None, "File or folder of a trained projector (mm_projector.bin).")
+    vision_tower: str | None = path_key(None, "Folder or name of the vision tower. null: as the checkpoint says.")
+    pretrain_mm_mlp_adapter: str | None = path_key(None, "File or folder of a trained projector (mm_projector.bin).")
     mm_projector_type: str | None = key(None, "linear, mlpNx_gelu or identity. null: as the checkpoint says.")
     mm_vision_select_layer: int | None = key(None, "Layer of the tower that gives the features, e.g. -2.")
     mm_vision_select_feature: str | None = key(
@@ -107,8 +107,8 @@ class DataGroup:
     """Which rows are read, and how they become samples."""
 
     dataset: dict[str, Any] | None = key(None, 'Data sets: {"train": [{"data_files": ...}], "eval": [...]}.')
-    data_path: str | None = key(None, "LLaVA's way to name one training file; instead of dataset.")
-    image_folder: str | None = key(None, "Folder that relative image paths start from. null: the current folder.")
+    data_path: str | None = path_key(None, "LLaVA's way to name one training file; instead of dataset.")
+    image_folder: str | None = path_key(None, "Folder that relative image paths start from. null: the current folder.")
     allow_outside_root: bool = key(False, "Accept image paths and links that lead out of image_folder.")
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
     check_images: str = key("header", "All pictures before the run: not looked at, their headers read, or decoded.",
@@ -133,7 +133,7 @@ class DataGroup:
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = key(
         None, "Sizes that anyres may choose from, as [width, height] in pixels.", check=_pairs
     )
-    chat_template: str | None = key(None, "chat_template.json of every chatml data set that names none.")
+    chat_template: str | None = path_key(None, "chat_template.json of every chatml data set that names none.")
     single_view_repeat: int = key(4, "In an mv_dataset a lone picture stands so often, as long as 4 views.", low=1)
     mixtoken: bool = key(False, "Pack several samples into one row of at most max_length positions.")
     task_name: str | None = key(None, "Sub-task of a built-in data set.", fixed=_NO_EFFECT)
@@ -157,13 +157,15 @@ class TrainingGroup:
     """The run: batches, steps, rates, precision, files, devices."""
 
     # Output and flow
-    output_dir: str | None = key(None, "Folder of checkpoints and of the result.", needed=True)
+    output_dir: str | None = path_key(None, "Folder of checkpoints and of the result.", needed=True)
     overwrite_output_dir: bool = key(False, "Start anew although output_dir holds checkpoints.")
     do_train: bool = key(False, "Train.")
     do_eval: bool = key(False, "Evaluate the loss on the eval data.")
     do_predict: bool = key(False, "Predict.", fixed=_OWN_FLOW + "; use the chat or the evaluation tools")
     do_export: bool = key(False, "Export.", fixed=_OWN_FLOW + "; use deploy/llava/export_model.py")
-    resume_from_checkpoint: str | None = key(None, "Checkpoint folder to go on from. null: the newest in output_dir.")
+    resume_from_checkpoint: str | None = path_key(
+        None, "Checkpoint folder to go on from. null: the newest in output_dir."
+    )
     seed: int = key(42, "Seed of weights, order and dropout.", low=0, high=2**32 - 1)
     run_name: str | None = key(None, "Name of the run for the loggers of report_to.")
     # Batches and steps
@@ -196,7 +198,7 @@ class TrainingGroup:
     eta_min: float = key(1e-5, "Schedule.", fixed=_CLIP_ONLY)
     lr_scheduler_name: str = key("CosineDecayWithWarmup", "Schedule.", fixed=_CLIP_ONLY)
     # Log, save, evaluate
-    logging_dir: str | None = key(None, "Folder of the loggers of report_to. null: output_dir/runs/...")
+    logging_dir: str | None = path_key(None, "Folder of the loggers of report_to. null: output_dir/runs/...")
     logging_strategy: str = key("steps", "When losses are logged.", choices=_INTERVAL)
     logging_first_step: bool = key(False, "Log the first step too.")
     logging_steps: int = key(500, "Optimizer steps between two log lines.", low=1)
@@ -219,7 +221,7 @@ class TrainingGroup:
     )
     wandb_api_key: str | None = key(None, "Key of Weights & Biases.")
     wandb_http_proxy: str | None = key(None, "Proxy of Weights & Biases.")
-    metrics_output_path: str | None = key(None, "Folder that gets a copy of the metrics.")
+    metrics_output_path: str | None = path_key(None, "Folder that gets a copy of the metrics.")
     benchmark: bool = key(False, "Print samples per second and peak memory at the end.")
     profiler_options: str | None = key(None, "Profiler.", fixed=_OWN_FLOW)
     skip_memory_metrics: bool = key(True, "Do not measure memory at the end of each stage.")

@@ -9,6 +9,7 @@ from paddlemix.settings.strict_json import read_object
 from paddlemix.text import templates
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.templates import Template
+from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
 
 CHAT_TEMPLATE = "chat_template.json"
@@ -51,9 +52,10 @@ def template_for(folder: Path, name: str, *, training: bool = False) -> Template
     if data is not None:
         return ChatTemplate(data, str(folder / CHAT_TEMPLATE))
     if name == CHAT_TEMPLATE:
+        way = options.current().template
         raise CheckpointError(
-            f"{folder}: the model was trained with a {CHAT_TEMPLATE}, which is not in the folder; put it back, or name "
-            'a template ("template" in training, --conv-mode in the chat)'
+            f"{folder}: the model was trained with a {CHAT_TEMPLATE}, which is not in the folder; put it back"
+            + (f", or name a template with {way}" if way else "")
         )
     try:
         return templates.get(name, training=training)

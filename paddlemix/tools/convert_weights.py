@@ -17,29 +17,40 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded
+
+OPTIONS = Options(
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    target="another --dst",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--src", required=True, help="model folder in any published layout, or a published name")
-    found.add_argument("--dst", required=True, help="new folder")
+    found.add_argument(
+        "--src", required=True, type=expanded, help="model folder in any published layout, or a published name"
+    )
+    found.add_argument("--dst", required=True, type=expanded, help="new folder")
     found.add_argument("--to", required=True, choices=("original", "llava-hf", "paddlemix", "own", "projector"))
     found.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the weights (default: each one's own)"
     )
     found.add_argument("--shard-size", type=float, default=5.0, help="largest weight file in GB (default: 5)")
-    found.add_argument("--base", help="language model below a projector or an adapter (default: the one it names)")
-    found.add_argument("--vision-tower", help="folder of the vision tower (default: the one that the model names)")
-    found.add_argument("--projector", help="projector file or folder that replaces the model's own")
-    found.add_argument("--delta-base", help="the weights are differences to this language model: add it to them")
+    model_flags(found)
+    found.add_argument(
+        "--delta-base", type=expanded, help="the weights are differences to this language model: add it to them"
+    )
     found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert and say what was written. Exit code 0; 2 when a folder is wrong or a layout cannot hold the model."""
-    return run_doorway(_run, argv)
+    return run_doorway(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:

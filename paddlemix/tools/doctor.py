@@ -23,12 +23,24 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.utils import device
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded
+
+OPTIONS = Options(
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of both reports."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("folder", nargs="?", help="model or adapter folder; without it the device is looked at")
+    found.add_argument(
+        "folder", nargs="?", type=expanded, help="model or adapter folder; without it the device is looked at"
+    )
+    model_flags(found)
     found.add_argument("--verify", action="store_true", help="read every file of the folder and compare the checksums")
     found.add_argument("--device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
     found.add_argument("--dtype", help="float32, float16 or bfloat16 for the self-check (default: the device's)")
@@ -46,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Look, print, and return the exit code."""
-    return run_doorway(_run, argv)
+    return run_doorway(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -82,7 +94,7 @@ def _folder(args: argparse.Namespace) -> int:
         problems, compared = verify(args.folder)
         print("\n".join([*(f"FAIL {line}" for line in problems), compared]))
         return 1 if problems else 0
-    found = describe(args.folder)
+    found = describe(args.folder, base=args.base, vision_tower=args.vision_tower, projector=args.projector)
     print(json.dumps(found.as_json(), indent=2) if args.json else "\n".join(found.as_lines()))
     return found.exit_code
 

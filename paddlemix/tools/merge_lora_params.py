@@ -16,14 +16,26 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.utils.commands import shown
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded
+
+OPTIONS = Options(
+    base="--model_name_or_path FOLDER",
+    vision_tower="--vision_tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+    target="another --merge_model_path",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's command, and --dtype."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--lora_path", required=True, help="adapter folder (ours or peft's)")
-    found.add_argument("--model_name_or_path", help="base model (default: the one that the adapter names)")
-    found.add_argument("--merge_model_path", help="new folder for the result (default: <lora_path>-merged)")
+    found.add_argument("--lora_path", required=True, type=expanded, help="adapter folder (ours or peft's)")
+    model_flags(found, base=("model_name_or_path",), dash="_")
+    found.add_argument(
+        "--merge_model_path", type=expanded, help="new folder for the result (default: <lora_path>-merged)"
+    )
     found.add_argument("--device", default="cpu", help="cpu, gpu or npu, where the sums are made (default: cpu)")
     found.add_argument(
         "--dtype",
@@ -37,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge and say where the result lies. Exit code 0; 2 when the folders do not fit together."""
-    return run_doorway(_run, argv)
+    return run_doorway(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -55,7 +67,14 @@ def _run(argv: list[str]) -> int:
     from paddlemix.checkpoint.merge import merge_adapter
 
     paddle.set_device(chosen.name)
-    result = merge_adapter(args.lora_path, args.merge_model_path, base=args.model_name_or_path, dtype=args.dtype)
+    result = merge_adapter(
+        args.lora_path,
+        args.merge_model_path,
+        base=args.model_name_or_path,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
+        dtype=args.dtype,
+    )
     size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
     print(f"merged {result.layers} layers into {result.base}")
     print(f"the merged model lies in {result.folder} ({size}, {result.dtype})")

@@ -10,6 +10,7 @@ from typing import Any
 from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
 from paddlemix.utils import env
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.options import Options
 
 
 def check_processes(settings: TrainingSettings) -> None:
@@ -31,6 +32,19 @@ def place_in_run(settings: TrainingSettings) -> tuple[int, int]:
     """
     rank, started = int(env.raw("PADDLE_TRAINER_ID") or "0"), int(env.raw("PADDLE_TRAINERS_NUM") or "1")
     return rank, max(1, started // max(1, settings.training.tensor_parallel_degree))
+
+
+def names_of_keys(settings: TrainingSettings) -> Options:
+    """What errors about the model call its parts in a training: the keys of its settings."""
+    return Options(
+        base='"model_name_or_path": "FOLDER"' if settings.model.lora_path else '"base": "FOLDER"',
+        vision_tower='"vision_tower": "FOLDER"',
+        projector='"pretrain_mm_mlp_adapter": "FILE"',
+        device='"device": "cpu"',
+        template='"template": "NAME"',
+        target='another "output_dir"',
+        new_projector='"vision_tower": "FOLDER", which lets the run begin a new one',
+    )
 
 
 def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:

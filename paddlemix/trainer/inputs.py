@@ -13,6 +13,7 @@ from paddlemix.trainer.conversation import check_conversation
 from paddlemix.utils import env
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.logging import console
+from paddlemix.utils.paths import begins_at
 
 
 def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
@@ -32,7 +33,7 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
         for entry in entries_of(entries or [], settings) if used.get(part) else []:
             missing = next((path for path in entry.data_files if not Path(path).exists()), None)
             if missing is not None:
-                raise DataError(f"{missing}: no such data file (dataset, {part})")
+                raise DataError(f"{missing}: no such data file (dataset, {part}){begins_at(missing)}")
 
 
 def read_rows(settings: TrainingSettings) -> RowsRead:

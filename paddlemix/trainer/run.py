@@ -13,7 +13,7 @@ from typing import Any
 
 from paddlemix.settings.loader import differences_from_default, settings_to_json
 from paddlemix.settings.training import TrainingSettings
-from paddlemix.trainer.arguments import check_processes, place_in_group, training_arguments
+from paddlemix.trainer.arguments import check_processes, names_of_keys, place_in_group, training_arguments
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
 from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
 from paddlemix.trainer.ranks import RankWatch, require_alike, versions
@@ -22,6 +22,7 @@ from paddlemix.utils import early_stop, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
+from paddlemix.utils.options import speaking
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     when the run cannot go on. Settings, device, model folder, template and rows are checked before paddle is imported,
     and a run that does not get to its first step leaves nothing in ``output_dir``.
     """
+    with speaking(names_of_keys(settings)):
+        return _finetune(settings, first_stage)
+
+
+def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:
     from paddlemix.trainer import checkpointing, inputs, stages
 
     stages.stage_of(settings)

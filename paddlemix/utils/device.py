@@ -14,6 +14,7 @@ from paddlemix.utils import env, npu_environment
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import BackendError, ConfigError
 from paddlemix.utils.logging import get_logger
+from paddlemix.utils.options import current
 
 KINDS = ("cpu", "gpu", "npu")
 
@@ -141,7 +142,7 @@ def require_installed(name: str | None) -> None:
         return  # that paddle is missing is told by the command
     package = Path(found.origin).parent
     if kind == "gpu" and _is_cpu_build(package / "version" / "__init__.py"):
-        raise BackendError(_CPU_BUILD)
+        raise BackendError(_cpu_build())
     plugins = Path(env.raw("CUSTOM_DEVICE_ROOT") or package.parent / "paddle_custom_device")
     if kind == "npu" and not any(plugins.rglob("*.so*")):
         raise BackendError(_absent_npu([]))
@@ -156,24 +157,30 @@ def _is_cpu_build(version: Path) -> bool:
     return bool(numbers) and all(value in ("'False'", "None", "False") for value in numbers.values())
 
 
-_CPU_BUILD = (
-    "device gpu: the installed paddle is the CPU build; install paddlepaddle-gpu from paddle's own package "
-    "index, or use --device cpu"
-)
+def _cpu_build() -> str:
+    return (
+        "device gpu: the installed paddle is the CPU build; install paddlepaddle-gpu from paddle's own package "
+        f"index{_or_cpu()}"
+    )
 
 
 def _absent_gpu() -> str:
     import paddle
 
     if not paddle.device.is_compiled_with_cuda():
-        return _CPU_BUILD
-    return "device gpu: paddle sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+        return _cpu_build()
+    return f"device gpu: paddle sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES{_or_cpu()}"
+
+
+def _or_cpu() -> str:
+    way = current().device
+    return f", or use {way}" if way else ""
 
 
 def _absent_npu(found: list[str]) -> str:
     return (
         f"device npu: no npu device; custom devices: {found or '[]'}; install paddle-custom-npu for this paddle, "
-        "source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES, or use --device cpu"
+        "source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES" + _or_cpu()
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from paddlemix.utils import env
 from paddlemix.utils.errors import IN_USE, PaddleMixError
 from paddlemix.utils.install import missing_package
+from paddlemix.utils.options import Options, current, speaking
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
@@ -18,8 +19,10 @@ INTERRUPTED = 130
 _NOISE = ("No ccache found", "Setuptools is replacing distutils")
 
 
-def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run ``main(argv)`` and return the exit code of the process.
+def run_doorway(
+    main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None, options: Options | None = None
+) -> int:
+    """Run ``main(argv)`` and return the exit code of the process. ``options``: what the command's flags are called.
 
     Environment flags are checked first, so that garbage stops before any work. A PaddleMixError becomes one line on
     stderr and its own exit code; ``--debug`` anywhere in ``argv`` adds the traceback. Errors that nobody foresaw keep
@@ -29,7 +32,8 @@ def run_doorway(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     _prepare_process()
     try:
         env.check_all()
-        return main(arguments) or 0
+        with speaking(options or current()):
+            return main(arguments) or 0
     except PaddleMixError as error:
         if "--debug" in arguments:
             traceback.print_exc()

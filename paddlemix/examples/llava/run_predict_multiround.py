@@ -22,6 +22,8 @@ from paddlemix.generation.terminal import Chat, dashed, prepare_streams, split_n
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
     from paddlemix.generation.session import ChatSession
 
 DEFAULT_TEMPERATURE = 0.2
+OPTIONS = Options(
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+    template="--conv-mode NAME",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
     # "--model" was enough for the one before "--model-base" came, and stays so.
     model = "paddlemix/llava/llava-v1.5-7b"
-    flag("model-path", "model", default=model, help="model or adapter folder, or a known name")
-    flag("base", "model-base", help="base model, for an adapter or a projector whose config does not lead to it")
+    flag("model-path", "model", type=expanded, default=model, help="model or adapter folder, or a known name")
+    model_flags(found, base=("base", "model-base"))
     flag("image-file", action="append", nargs="+", default=[], metavar="FILE",
          help="path or URL; several may follow, or stand in one word: a.png,b.png")  # fmt: skip
     flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
@@ -67,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Chat until the input ends. Exit code 0; 2 when a flag, a picture or the model cannot be used."""
-    return run_doorway(_run, argv)
+    return run_doorway(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -118,6 +127,8 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         device=args.device,
         dtype="float16" if args.fp16 else None,
         conv_mode=args.conv_mode,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
         system=args.system,
         decoding=decoding,
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),
@@ -132,7 +143,7 @@ def _open(name: str, args: argparse.Namespace) -> "Image":
     from paddlemix.imaging.load import OWN_LIMITS, load_image
 
     return load_image(
-        name, replace(OWN_LIMITS, private_hosts=args.allow_private_hosts), transpose_exif=args.exif_rotation
+        expanded(name), replace(OWN_LIMITS, private_hosts=args.allow_private_hosts), transpose_exif=args.exif_rotation
     )
 
 

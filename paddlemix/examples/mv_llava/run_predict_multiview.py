@@ -24,6 +24,8 @@ from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import fit
+from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     from paddlemix.generation.session import ChatSession
 
 REPEAT = 4
+
+OPTIONS = Options(
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+    template="--conv-mode NAME",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,10 +50,12 @@ def parser() -> argparse.ArgumentParser:
     def flag(*names: str, **kind: Any) -> None:
         found.add_argument(*(f"--{name}" for name in names), **kind)
 
-    flag("model-path", required=True, help="model or adapter folder, or a known name")
-    flag("base", help="folder of the base model, for an adapter or a projector whose config does not lead to it")
-    flag("image-file", nargs="+", default=[], metavar="FILE", help="the views in order, path or URL")
-    flag("sheet", metavar="FILE", help="one square picture of grid x grid views, in place of --image-file")
+    flag("model-path", required=True, type=expanded, help="model or adapter folder, or a known name")
+    model_flags(found)
+    flag("image-file", type=expanded, nargs="+", default=[], metavar="FILE", help="the views in order, path or URL")
+    flag(
+        "sheet", type=expanded, metavar="FILE", help="one square picture of grid x grid views, in place of --image-file"
+    )
     flag("grid", type=int, help="views along a side of the sheet (default 2)")
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
     flag("repeat", type=int, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
@@ -62,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Chat until the input ends. Exit code 0; 2 when a flag, a picture or the model cannot be used."""
-    return run_doorway(_run, argv)
+    return run_doorway(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -129,6 +141,8 @@ def start(args: argparse.Namespace) -> "ChatSession":
     session = load_chat(
         args.model_path,
         base=args.base,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
         device=args.device,
         dtype="float16" if args.fp16 else None,
         conv_mode=args.conv_mode,

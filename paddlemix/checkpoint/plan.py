@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a load: which stored tensor fills which parameter, and what became of every other one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.formats import TensorSource
+from paddlemix.checkpoint.report import LoadReport
+from paddlemix.utils.errors import CheckpointError
+
+_PROJECTOR_WORD = "mm_projector."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored tensor that fills a parameter."""
+
+    source: TensorSource
+    name: str
+    transpose: bool
+    own: bool
+    """Whether the file is of our own form, whose values were checked when they were made."""
+
+
+@dataclass
+class Plan:
+    """Which stored tensor fills which parameter. Later sources replace earlier ones, and the report says so."""
+
+    report: LoadReport
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
+        """Enter the tensors of a source."""
+        chosen = source.infos() if names is None else names
+        self._enter(source, {name: keymap.ours(name, form) for name in chosen}, own=form == "paddlemix")
+
+    def _enter(
+        self, source: TensorSource, targets: Mapping[str, keymap.Target | keymap.Ignored | None], own: bool = False
+    ) -> None:
+        infos = source.infos()
+        replaced = 0
+        for name, target in targets.items():
+            if target is None:
+                self.report.left_over[name] = infos[name].file.name
+            elif isinstance(target, keymap.Ignored):
+                self.report.ignored[name] = target.reason
+            else:
+                replaced += target.name in self.entries
+                turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
+                self.entries[target.name] = Entry(source, name, turned, own)
+        self.report.notes += source.notes
+        if replaced:
+            self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
+
+    def add_projector(self, source: TensorSource, *, more: bool) -> None:
+        """Enter the projector of a file, and nothing else that it may hold: it may be a shard of a whole model.
+
+        InternVL-Chat's files bring the positions of the tower along. ``more``: a table of tokens counts too, as for
+        LLaVA's loader in the folder of a first stage.
+        """
+        found = {name: keymap.projector(name) for name in source.infos()}
+        targets = [target.name for target in found.values() if target is not None]
+        if not targets:
+            raise CheckpointError(f"{source.where}: it holds no projector that is known")
+        if len(set(targets)) < len(targets):
+            raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
+        for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
+            target = keymap.ours(name, "llava")
+            positions = isinstance(target, keymap.Target) and target.name == keymap.POSITION_TABLE
+            if positions or (more and name.endswith("embed_tokens.weight")):
+                found[name] = target
+            else:
+                found[name] = keymap.Ignored("only the projector is taken from this file")
+        self._enter(source, found)
+
+    def drop(self, prefix: str, reason: str) -> None:
+        """Leave out what was entered below ``prefix``; the report says why."""
+        for name in [name for name in self.entries if name.startswith(prefix)]:
+            self.report.ignored[self.entries.pop(name).name] = reason
+
+    def has(self, prefix: str) -> bool:
+        """Whether any tensor below ``prefix`` is there."""
+        return any(name.startswith(prefix) for name in self.entries)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths as people write them: ``~`` and ``$NAME`` mean the same for every key and flag."""
+
+import os
+import re
+from pathlib import Path
+
+from paddlemix.utils import env
+from paddlemix.utils.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+
+
+def expanded(name: str | os.PathLike[str]) -> str:
+    """``name`` with a leading ``~`` and every ``$NAME`` or ``${NAME}`` replaced; addresses stay as they are.
+
+    ConfigError for a variable that is not set: the text itself would become the name of a folder.
+    """
+    text = os.fspath(name)
+    if "://" in text:
+        return text
+
+    def value(match: re.Match[str]) -> str:
+        variable = match[1] or match[2]
+        found = env.raw(variable)
+        if found is None:
+            raise ConfigError(f'"{text}": the environment variable {variable} is not set')
+        return found
+
+    return os.path.expanduser(_VARIABLE.sub(value, text))
+
+
+def path_at(name: str) -> Path:
+    """``expanded`` as a Path, for flags: ``type=path_at``."""
+    return Path(expanded(name))
+
+
+def begins_at(path: str | os.PathLike[str]) -> str:
+    """What an error says behind a path that was not found: where a relative one begins; nothing for an absolute one."""
+    return "" if os.path.isabs(path) else f" (relative paths begin at the current folder, {Path.cwd()})"
