@@ -320,7 +320,7 @@ def _missing(report: LoadReport, name: str, parts: Parts) -> None:
         report.initialised[name] = "mm_patch_merge_type asks for it, and the model had none"
         return
     if parts.init and (name.startswith(keymap.PREFIX_PROJECTOR) or name == keymap.NEWLINE):
-        report.initialised[name] = 'projector="init"'
+        report.initialised[name] = "a new projector was asked for"
         return
     report.missing[name] = _hint(name)
 
