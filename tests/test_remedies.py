@@ -1,6 +1,7 @@
 """What an error offers is a flag or a key of the very command that shows it."""
 
 import ast
+import functools
 import importlib
 import re
 from dataclasses import asdict
@@ -30,6 +31,7 @@ SHARED = ("generation/batch.py", "generation/journal.py", "generation/objects.py
 """Files whose errors come from the batch tools of MV-LLaVA alone."""
 
 
+@functools.cache
 def flags_of(module: str) -> set[str]:
     found = importlib.import_module(module)
     parsers = [found.parser()] if module != "tools.mv_llava_batch" else [found.parser(n, "") for n in ("obj", "syn")]
@@ -79,6 +81,7 @@ def test_a_command_speaks_of_its_own_flags_while_it_runs(capsys):
         assert current() == options
 
 
+@functools.cache
 def texts() -> list[tuple[str, str]]:
     """(file, text) of every string in the package that is no documentation."""
     found = []

@@ -54,10 +54,13 @@ class Kind:
     base: type
     item: type | None
     optional: bool
+    text: bool = False
+    """A list that may also be written as one text."""
 
     def __str__(self) -> str:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
         text = f"a list of {self.item.__name__}" if self.base is tuple and self.item else names.get(self.base, "a list")
+        text += " or a text" if self.text else ""
         return f"{text} or null" if self.optional else text
 
 
@@ -65,10 +68,10 @@ def kind_of(annotation: Any) -> Kind:
     """Kind of a field annotation such as ``int | None`` or ``tuple[str, ...] | None``."""
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     optional = type(None) in members
-    (bare,) = [member for member in members if member is not type(None)]
-    origin = typing.get_origin(bare) or bare
-    item = typing.get_args(bare)[0] if origin is tuple else None
-    return Kind(origin, item if isinstance(item, type) else None, optional)
+    first, *others = [member for member in members if member is not type(None)]
+    origin = typing.get_origin(first) or first
+    item = typing.get_args(first)[0] if origin is tuple else None
+    return Kind(origin, item if isinstance(item, type) else None, optional, others == [str])
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Known:
             return bool(value)  # shipped recipes of PaddleMIX write "amp_master_grad": 1
         if base is float and type(value) is int:
             return float(value)
+        if self.kind.text and isinstance(value, str):
+            return value
         if base is tuple and isinstance(value, list | tuple):
             return tuple(self._item(item, index, at) for index, item in enumerate(value))
         if type(value) is not base:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.legacy_grid import ASPECTS, read_aspect, read_grid
+from paddlemix.settings.legacy_grid import read_aspect, read_grid
 from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
 from paddlemix.settings.legacy_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.settings.legacy_read import Reader
@@ -285,7 +285,10 @@ def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
         if not -depth - 1 <= vision.select_layer <= depth:
             raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
     if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
-        raise CheckpointError(f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty')
+        raise CheckpointError(
+            f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty; '
+            'write it beside, such as "(1x1),...,(6x6)"'
+        )
     if image is not None and len(image.grid_pinpoints) > MAX_PINPOINTS:
         count = len(image.grid_pinpoints)
         raise CheckpointError(
@@ -311,6 +314,15 @@ def _sized(reader: Reader, vision: VisionConfig, image: ImageConfig) -> tuple[Vi
     return with_side(vision, side), dataclasses.replace(image, crop_size=side, resize_size=side)
 
 
+def _tiled(reader: Reader, image: ImageConfig) -> ImageConfig:
+    """Aspect, merge and grid as the settings say; ``anyres_max_N`` stays where they name no aspect."""
+    merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
+    aspect, most = read_aspect(reader, image.aspect)
+    most = most if "image_aspect_ratio" in reader.data else image.max_tiles
+    grid = read_grid(reader, image.crop_size) or image.grid_pinpoints
+    return dataclasses.replace(image, merge=merge, aspect=aspect, max_tiles=most, grid_pinpoints=grid)
+
+
 OVERRIDES = (
     "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature",
     "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio",
@@ -330,7 +342,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
     data = {name: value for name, value in overrides.items() if value is not None}
     if not data:
         return config
-    if "image_grid_pinpoints" in data:
+    if isinstance(data.get("image_grid_pinpoints"), tuple | list):
         data["image_grid_pinpoints"] = [list(pair) for pair in data["image_grid_pinpoints"]]
     reader = Reader(data, "settings")
     vision, image = config.vision, config.image
@@ -339,13 +351,10 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
         vision = dataclasses.replace(vision, select_layer=layer, select_feature=feature)
     merge = None
-    if image is not None:
-        merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
-        aspect = _choice(reader, "image_aspect_ratio", ASPECTS, image.aspect)
-        grid = reader.pairs("image_grid_pinpoints") or image.grid_pinpoints
-        image = dataclasses.replace(image, merge=merge, aspect=aspect, grid_pinpoints=grid)
     if vision is not None and image is not None:
         vision, image = _sized(reader, vision, image)
+        image = _tiled(reader, image)
+        merge = image.merge
     changed = config.with_changes(
         vision=vision,
         image=image,

@@ -152,7 +152,7 @@ def _value_of(known: Known, texts: list[str], at: str) -> Any:
         return None
     if base is dict or (base is tuple and texts[0].lstrip().startswith("[")):
         return parse(" ".join(texts), at)
-    if base is tuple:
+    if base is tuple and not (known.kind.text and len(texts) == 1):
         return list(texts)
     if len(texts) > 1:
         raise ConfigError(f'{at} has {len(texts)} values ("{texts[0]}", "{texts[1]}"...); expected {known.kind}')

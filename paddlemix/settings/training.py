@@ -7,10 +7,14 @@ acts, or is accepted only at its default (``fixed`` gives the reason). ``None`` 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from paddlemix.settings.keys import Known, key, known_keys, path_key
+from paddlemix.settings.legacy_grid import read_aspect, read_grid
+from paddlemix.settings.legacy_read import Reader
+from paddlemix.utils.errors import CheckpointError
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -44,6 +48,25 @@ def _pairs(value: tuple[Any, ...]) -> str | None:
         fits = isinstance(pair, tuple) and len(pair) == 2
         if not fits or not all(type(number) is int and number > 0 for number in pair):
             return "expected pairs of whole numbers above 0, such as [[336, 672], [672, 336]]"
+    return None
+
+
+def _aspect_word(value: str) -> str | None:
+    return _read(lambda: read_aspect(Reader({"image_aspect_ratio": value}, ""), "square"))
+
+
+def _grid(value: tuple[Any, ...] | str) -> str | None:
+    if not isinstance(value, str):
+        return _pairs(value)
+    return _read(lambda: read_grid(Reader({"image_grid_pinpoints": value}, ""), 1))
+
+
+def _read(read: Callable[[], Any]) -> str | None:
+    """What is wrong with a value, as the reader of a config.json says it."""
+    try:
+        read()
+    except CheckpointError as error:
+        return str(error).partition(": ")[2].partition(": ")[2]
     return None
 
 
@@ -128,11 +151,13 @@ class DataGroup:
     max_length: int = key(2048, "Longest sample in positions, image tokens included.", low=1)
     pad_to_multiple_of: int | None = key(None, "Batches are padded to a multiple of this length.", low=1)
     image_aspect_ratio: str | None = key(
-        None, "How images become tiles. null: as the checkpoint says.", choices=("square", "pad", "anyres")
-    )
-    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = key(
-        None, "Sizes that anyres may choose from, as [width, height] in pixels.", check=_pairs
-    )
+        None, "How images become tiles: square, pad, anyres or anyres_max_N. null: as the checkpoint says.",
+        check=_aspect_word,
+    )  # fmt: skip
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | str | None = key(
+        None, 'Sizes that anyres may choose from, as [width, height] in pixels, or tiles as "(1x1),...,(6x6)".',
+        check=_grid,
+    )  # fmt: skip
     chat_template: str | None = path_key(None, "chat_template.json of every chatml data set that names none.")
     single_view_repeat: int = key(4, "In an mv_dataset a lone picture stands so often, as long as 4 views.", low=1)
     mixtoken: bool = key(False, "Pack several samples into one row of at most max_length positions.")

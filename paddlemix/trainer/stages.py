@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from paddlemix.settings.training import TrainingSettings
+from paddlemix.utils import options
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
@@ -221,9 +222,17 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _checked(key: str, patterns: Sequence[str], names: list[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            hint = nearest(pattern, names) or f" (a parameter is called, for example, {names[0]})"
-            raise ConfigError(f'"{key}": the pattern "{pattern}" matches no parameter{hint}')
+            raise ConfigError(f'"{key}": the pattern "{pattern}" matches no parameter{_why_none(pattern, names)}')
     return tuple(patterns)
+
+
+def _why_none(pattern: str, names: list[str]) -> str:
+    """What a pattern without a match lacks: the part of the model that it names, or the right letters."""
+    blind = not any(name.startswith(_TOWER_PREFIX) for name in names)
+    if blind and any(word in pattern for word in ("vision_tower", "mm_projector", "image_newline")):
+        way = options.current().vision_tower
+        return f", because the model is a language model without a vision tower; name the tower with {way}"
+    return nearest(pattern, names) or f" (a parameter is called, for example, {names[0]})"
 
 
 def _rate(name: str, settings: TrainingSettings) -> float:

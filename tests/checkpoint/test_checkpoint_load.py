@@ -99,6 +99,40 @@ def test_a_missing_tower_lists_the_places(model, tmp_path, monkeypatch):
     assert str(tmp_path / "cache" / "models" / "openai" / "tiny-clip") in str(caught.value)
 
 
+def test_a_tower_that_another_machine_named_is_taken_from_beside_the_model_and_told(model, tmp_path):
+    hub = kit.hub(tmp_path, model)
+    kit.write_config(hub["llava"], kit.llava_config(model, "/mnt/other/vision/tiny-clip"))
+    shutil.move(hub["clip"], hub["llava"].parent / "tiny-clip")
+    loaded = load_model(hub["llava"])
+    assert_same(loaded.model, model)
+    note = f"the vision tower /mnt/other/vision/tiny-clip is not on this machine; {loaded.vision_tower} is taken"
+    assert note in loaded.report.notes
+
+
+def test_such_a_tower_is_also_looked_for_beside_the_base_of_an_adapter(model, tmp_path):
+    hub = kit.hub(tmp_path / "base", model)
+    folder = kit.peft_adapter(tmp_path / "adapter", model, str(hub["vicuna"]))
+    kit.write_config(folder, kit.llava_config(model, "/mnt/other/vision/tiny-clip"))
+    tower = shutil.move(hub["clip"], hub["vicuna"].parent / "tiny-clip")
+    assert load_model(folder).vision_tower == tower
+
+
+def test_a_tower_inside_needs_no_folder_when_its_shapes_are_a_published_ones(model, tmp_path, monkeypatch):
+    from paddlemix.settings import legacy_tower
+
+    facts = {key: getattr(model.config.vision, key) for key in legacy_tower.CLIP_LARGE_336}
+    monkeypatch.setitem(legacy_tower.WELL_KNOWN, "somebody/published", facts)
+    hub = kit.hub(tmp_path, model)
+    shutil.rmtree(hub["clip"])
+    inside = {name: value for name, value in kit.weights_in("llava", model).items() if "vision_tower" in name}
+    edit_weights(hub["llava"], lambda tensors: tensors.update(inside))
+    kit.write_config(hub["llava"], kit.llava_config(model, "/mnt/other/my-tuned-tower"))
+    assert_same(load_model(hub["llava"]).model, model)
+    monkeypatch.delitem(legacy_tower.WELL_KNOWN, "somebody/published")
+    with pytest.raises(CheckpointError, match=r'"mm_vision_tower" is "/mnt/other.*name it with vision_tower=FOLDER'):
+        load_model(hub["llava"])
+
+
 def test_an_extra_tensor_is_an_error(model, tmp_path):
     folder = kit.hub(tmp_path, model)["llava"]
     edit_weights(folder, lambda tensors: tensors.update({"model.extra.weight": ("float32", np.zeros(3, np.float32))}))
@@ -138,7 +172,7 @@ def test_at_most_twenty_problems_are_listed():
 
 def test_a_missing_projector_says_what_to_do(model, tmp_path):
     hub = kit.hub(tmp_path, model)
-    with pytest.raises(CheckpointError, match='projector="init"'):
+    with pytest.raises(CheckpointError, match='begin a new one with projector="init"'):
         load_model(hub["vicuna"], vision_tower=hub["clip"], overrides={"mm_projector_type": "mlp2x_gelu"})
 
 

@@ -7,7 +7,7 @@ from paddlemix.trainer.checkpointing import plain_optimizer
 from paddlemix.trainer.lora_targets import LORA_TARGETS
 from paddlemix.trainer.stages import part_of, plan_stage
 from paddlemix.utils.errors import ConfigError
-from tests.trainer.trainer_kit import make_trainer, settings, tiny
+from tests.trainer.trainer_kit import CONFIG, make_trainer, settings, tiny
 
 
 def parts(plan):
@@ -70,6 +70,20 @@ def test_freeze_exclude_alone_lets_the_vision_tower_train(tmp_path):
 def test_a_pattern_without_a_match_is_an_error_that_names_it(tmp_path, key):
     with pytest.raises(ConfigError, match=rf'"{key}": the pattern "\*mm_projektor\*" matches no parameter'):
         plan_stage(tiny(), settings(tmp_path, **{key: ("*mm_projektor*",)}))
+
+
+def test_a_pattern_for_a_tower_that_is_not_there_says_that_it_is_missing(tmp_path):
+    """PaddleMIX's pretrain.json on a plain Vicuna names the projector, which comes with a tower."""
+    from paddlemix.models.llava import build_empty, init_weights
+    from paddlemix.trainer.arguments import names_of_keys
+    from paddlemix.utils.options import speaking
+
+    model = build_empty(CONFIG.with_changes(vision=None, image=None))
+    init_weights(model, 0)
+    run = settings(tmp_path, freeze_include=("*llama*",), freeze_exclude=("*llama.mm_projector*",))
+    text = r'without a vision tower; name the tower with "vision_tower": "FOLDER"'
+    with speaking(names_of_keys(run)), pytest.raises(ConfigError, match=text):
+        plan_stage(model, run)
 
 
 def test_freezing_everything_is_an_error(tmp_path):
