@@ -132,7 +132,8 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     if args.split_index is not None:
         records = part_of(everything, count, args.split_index)
     names = ("model_path", "base", "vision_tower", "projector", "image_root", "template", "temperature", "top_p",
-             "max_new_tokens", "seed", "split_index", "unknown_score", "fp16", "exif_rotation", "grid", "sheet_order")  # fmt: skip
+             "max_new_tokens", "seed", "split_index", "unknown_score", "fp16", "exif_rotation", "grid",
+             "sheet_order")  # fmt: skip
     settings: dict[str, Any] = {key: getattr(args, key, None) for key in names}
     settings |= {"script": name, "input": sha256(args.input), "image_root": str(args.image_root), "num_splits": count}
     part = "all" if args.split_index is None else str(args.split_index)
