@@ -27,7 +27,7 @@ PARSERS = (
 FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9_-]+)")
 KEY = re.compile(r'"/?([a-z][a-z0-9_]+)": ')
 ARGUMENT = re.compile(r"(?<![\w.{/-])(base|vision_tower|projector|dtype|lora|config|overrides|conv_mode|device)=(?!=)")
-SHARED = ("generation/batch.py", "generation/journal.py", "generation/objects.py")
+SHARED = ("annotate/batch.py", "annotate/objects.py", "annotate/objects_csv.py", "utils/journal.py")
 """Files whose errors come from the batch tools of MV-LLaVA alone."""
 
 
@@ -103,7 +103,7 @@ def allowed_flags(name: str) -> set[str]:
     """Flags that errors of a file may offer."""
     if name == "generation/terminal.py":
         return flags_of(PARSERS[0]) & flags_of(PARSERS[1])
-    if name == "generation/caption_rows.py":
+    if name == "annotate/caption_rows.py":
         return flags_of("tools.mv_llava_convert_captions")
     module = f"paddlemix.{name.removesuffix('.py').replace('/', '.')}"
     if module in PARSERS:
