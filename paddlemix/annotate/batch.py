@@ -118,11 +118,19 @@ def _fits(job: Job, batch: int, records: Sequence[dict[str, Any]]) -> bool:
     """Whether records of a journal are those of this batch's objects, and of the form that ``_batch`` gives them."""
     first = batch * job.batch_size
     objects = job.records[first : first + job.batch_size]
-    key = job.source.key()
+    answers = {question.key for question in job.script.questions}
     return len(records) == len(objects) > 0 and all(
-        value_of(record, key) == value_of(item, key) and isinstance(record.get("unknown", {}), dict)
+        ("error" in record or answers <= record.keys())
+        and isinstance(record.get("unknown", {}), dict)
+        and all(record.get(key) == value for key, value in _kept(job, item).items() if key not in answers)
         for record, item in zip(records, objects, strict=True)
     )
+
+
+def _kept(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """What the output keeps of a record of the input."""
+    kept = record if job.whole else {job.source.key(): value_of(record, job.source.key())}
+    return {key: value for key, value in kept.items() if key not in OWN_KEYS}
 
 
 def _batch(job: Job, ask: Ask, first: int) -> list[dict[str, Any]]:
@@ -138,10 +146,8 @@ def _batch(job: Job, ask: Ask, first: int) -> list[dict[str, Any]]:
     said = dict(zip(views, ask(job.script, list(views.values()), numbers), strict=True)) if views else {}
     found = []
     for number, record in enumerate(records, start=first):
-        kept = dict(record) if job.whole else {job.source.key(): value_of(record, job.source.key())}
-        kept = {key: value for key, value in kept.items() if key not in OWN_KEYS}
         if number in errors:
-            found.append(kept | {"error": str(errors[number])})
+            found.append(_kept(job, record) | {"error": str(errors[number])})
         else:
-            found.append(kept | read_answers(job.script, said[number], job.unknown_score))
+            found.append(_kept(job, record) | read_answers(job.script, said[number], job.unknown_score))
     return found

@@ -73,6 +73,8 @@ def parse(text: str) -> Address:
     try:
         parts = urllib.parse.urlsplit(text)
         host, port = parts.hostname or "", parts.port
+        target = urllib.parse.quote(parts.path or "/", safe=_SAFE)
+        target += "?" + urllib.parse.quote(parts.query, safe=_SAFE) if parts.query else ""
     except ValueError as error:
         raise DataError(f"{shown(text)}: not an address ({error}); check the host and the port in it") from error
     if parts.scheme not in PORTS:
@@ -82,9 +84,6 @@ def parse(text: str) -> Address:
     port = PORTS[parts.scheme] if port is None else port
     if port == 0:
         raise DataError(f"{shown(text)}: port 0 is none; leave it out or give the real one")
-    target = urllib.parse.quote(parts.path or "/", safe=_SAFE)
-    if parts.query:
-        target += "?" + urllib.parse.quote(parts.query, safe=_SAFE)
     return Address(text, parts.scheme, _ascii_host(host, text), port, target)
 
 

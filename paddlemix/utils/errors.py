@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors that a person can do something about. A doorway prints their text and exits with their code."""
 
+from paddlemix.utils.shown import readable
+
 IN_USE: list[str] = []
 """Sentences about parts that are not ours and are in use, with the remedy should one fail: told with such an error."""
 
 
 class PaddleMixError(Exception):
-    """Base of every error whose text names what, where, the value and the remedy."""
+    """Base of every error whose text names what, where, the value and the remedy.
+
+    The text may hold what a foreign file says: long values are cut, and control characters are shown as escapes.
+    """
 
     exit_code = 2
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(readable(item) if isinstance(item, str) else item for item in arguments))
 
 
 class ConfigError(PaddleMixError):

@@ -198,6 +198,63 @@ def test_a_journal_cut_at_any_byte_leads_to_the_same_file(job):
         assert job.output.read_bytes() == straight
 
 
+def line(batch, records) -> str:
+    return json.dumps({"batch": batch, "records": records})
+
+
+SHEETS = [{"image_pth": f"{number}.png", "n": number, "caption": "x", "score": 5} for number in range(3, 6)]
+"""Records as the second batch of ``job`` has them."""
+ODD_LINES = {
+    "no object": "[]",
+    "null": "null",
+    "nested without end": "[" * 100_000,
+    "a number without end": "1" * 5000,
+    "no JSON": '{"batch": 1, "records": [',
+    "not UTF-8": "\udcff",
+    "no number": json.dumps({"records": SHEETS}),
+    "a text for a number": line("1", SHEETS),
+    "true for a number": line(True, SHEETS),
+    "another number": line(2, SHEETS),
+    "the number before": line(0, SHEETS),
+    "no records": json.dumps({"batch": 1}),
+    "records that are none": line(1, "abc"),
+    "records of no form": line(1, [1, 2, 3]),
+    "too few records": line(1, SHEETS[:2]),
+    "too many records": line(1, [*SHEETS, SHEETS[0]]),
+    "records of other objects": line(1, SHEETS[::-1]),
+    "records without answers": line(1, [{"image_pth": one["image_pth"], "n": one["n"]} for one in SHEETS]),
+    "records that lost a key": line(1, [{key: one[key] for key in one if key != "n"} for one in SHEETS]),
+    "unknown answers of no form": line(1, [one | {"unknown": 5} for one in SHEETS]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_a_line_that_is_not_of_this_run_is_done_again(job, odd):
+    run(job, ask, lambda _: None)
+    straight = job.output.read_bytes()
+    job.output.unlink()
+    with pytest.raises(StopError):
+        run(job, lambda *args: ask(*args, stop_at=13), lambda _: None)
+    lines = job.journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    lines[2] = ODD_LINES[odd].encode("utf-8", "surrogateescape") + b"\n"
+    job.journal.write_bytes(b"".join(lines))
+    asked = []
+    run(job, lambda s, o, n: asked.extend(n) or ask(s, o, n), lambda _: None)
+    assert min(asked) == 3
+    assert job.output.read_bytes() == straight
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "{}", '{"settings": []}', "[" * 5000, "x", "\ud800", '{"settings": 1e400}']
+)
+def test_a_file_that_is_no_journal_is_not_written_over(job, text):
+    job.journal.write_bytes(text.encode("utf-8", "surrogatepass") + b"\n")
+    with pytest.raises(ConfigError, match="not the journal of a run; remove it, or --restart"):
+        run(job, ask, lambda _: None)
+    assert job.journal.read_bytes() == text.encode("utf-8", "surrogatepass") + b"\n"
+
+
 def test_unknown_answers_and_missing_pictures_are_kept_and_counted(job):
     told: list[Progress] = []
     records = run(job, ask, told.append)

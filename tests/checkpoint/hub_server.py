@@ -149,7 +149,7 @@ def wrong(times: int) -> Callable:
     def fault(handler, body, attempt):
         if attempt > times:
             return False
-        handler.server_hub.send(handler, bytes(byte ^ 1 for byte in body))
+        handler.server_hub.send(handler, body.translate(bytes(value ^ 1 for value in range(256))))
         return True
 
     return fault
