@@ -8,6 +8,7 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset, pack
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.reading import RowsRead, picture_rules, read_rows
+from paddlemix.datasets.resumed import ResumedDataset, RowsBefore, continued
 from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
@@ -22,7 +23,7 @@ from paddlemix.utils.errors import DataError
 class Datasets:
     """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, the ``order`` of an epoch."""
 
-    train: ChatDataset | PackedDataset | None
+    train: ChatDataset | ResumedDataset | PackedDataset | None
     eval: ChatDataset | None
     collator: Collator
     order: EpochOrder | None
@@ -36,11 +37,12 @@ def build_datasets(
     tokenizer: Tokenizer,
     *,
     rows: RowsRead | None = None,
+    before: RowsBefore | None = None,
     template: Layout | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Datasets:
-    """The data of a run from its ``rows`` (default: they are read now).
+    """The data of a run from its ``rows`` (default: they are read now), numbered as ``before`` when it goes on.
 
     ``config`` is the model's with the run's overrides (image mode, merge type) already applied. ``template`` is the
     layout of rows without one of their own (default: what settings or ``config`` name).
@@ -52,6 +54,8 @@ def build_datasets(
                        for part in (rows.train, rows.eval))  # fmt: skip
     if train is not None and len(train) < world:
         raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
+    if train is not None and before is not None:
+        train = continued(train, before)
     if train is not None and settings.data.mixtoken:
         train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
     order = None if train is None else order_of(settings.training, train, world)

@@ -54,7 +54,8 @@ def read_rows(
             file = Path(settings.training.output_dir) / (
                 "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
             )
-            bad = BadSamples(settings.data.on_bad_sample, file, primary=rank == 0)
+            data = settings.data
+            bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
             samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad, unread)]
             parts[name] = Part(samples, bad)
     for name, part in parts.items():

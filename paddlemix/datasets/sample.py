@@ -12,9 +12,6 @@ from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
 
-SKIPPED_SHARE = 0.01
-"""``on_bad_sample: skip`` gives up when more than this share of the rows (and more than one row) is bad."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -23,8 +20,7 @@ class Sample:
     ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
     in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
     must lie in, empty when no image folder is named; ``chat_template`` the chat_template.json of the entry, if it has
-    one. With ``views`` the pictures are
-    views of one object and stand together at a single place.
+    one. With ``views`` the pictures are views of one object and stand together at a single place.
     """
 
     messages: tuple[Message, ...]
@@ -45,19 +41,22 @@ class BadSamples:
     """What happens to rows that cannot be used: ``error`` raises, ``skip`` counts and names them.
 
     With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl), from ``begin`` on. The marks
-    lie in shared memory, so that worker processes and the main process count together. DataError when the share becomes
-    too large.
-    Every process of a distributed run reads the files; only the ``primary`` one writes down what it finds there.
+    lie in shared memory, so that worker processes and the main process count together. DataError when more than one row
+    and more than the share ``limit`` of them is bad. Every process of a distributed run reads the files; only the
+    ``primary`` one writes down what it finds there.
     """
 
     GOOD, TRUNCATED, BAD = 1, 2, 3
 
-    def __init__(self, policy: str = "error", path: str | Path | None = None, *, primary: bool = True) -> None:
+    def __init__(
+        self, policy: str = "error", path: str | Path | None = None, *, primary: bool = True, limit: float = 0.01
+    ) -> None:
         if policy not in ("error", "skip"):
             raise DataError(f'on_bad_sample is "{policy}": expected "error" or "skip"')
         self.policy = policy
         self.path = None if path is None else Path(path)
         self.primary = primary
+        self.limit = limit
         self.unread = 0
         self.rows = 0
         self._begun = False
@@ -131,9 +130,9 @@ class BadSamples:
 
     def _check_share(self) -> None:
         total = self.rows + self.unread
-        if self.skipped > max(1, SKIPPED_SHARE * total):
+        if self.skipped > max(1, self.limit * total):
             listed = f"; they are listed in {self.path}" if self.path else ""
             raise DataError(
-                f"{self.skipped} of {total} rows cannot be used, more than {SKIPPED_SHARE:.0%}{listed}. "
-                "Correct the data; the limit keeps a wrong image folder from training on what is left"
+                f"{self.skipped} of {total} rows cannot be used, more than {self.limit:.0%}{listed}. Correct the data, "
+                'or raise "skip_limit"; it keeps a wrong image folder from training on what is left'
             )

@@ -148,7 +148,7 @@ def _value_of(known: Known, texts: list[str], at: str) -> Any:
         if base is bool:
             return True
         raise ConfigError(f"{at} has no value; expected {known.kind}")
-    if len(texts) == 1 and texts[0].lower() in ("null", "none"):
+    if len(texts) == 1 and texts[0].lower() in ("null", "none") and texts[0] not in known.facts.choices:
         return None
     if base is dict or (base is tuple and texts[0].lstrip().startswith("[")):
         return parse(" ".join(texts), at)

@@ -144,6 +144,8 @@ class DataGroup:
     max_image_memory: int = key(285_000_000, "Most bytes of memory that decoding one picture may take.", low=1)
     on_bad_sample: str = key("error", "A row that cannot be used stops the run, or is skipped and counted.",
                              choices=("error", "skip"))  # fmt: skip
+    skip_limit: float = key(0.01, "Largest share of bad rows that on_bad_sample skip leaves out; one may always be.",
+                            low=0, high=1)  # fmt: skip
     images_without_mark: str = key("error", "Rows with pictures, but no <image> in the text: a bad row, or the mark "
                                    "goes in front of the first question.", choices=("error", "front"))  # fmt: skip
     mark_without_images: str = key("error", "Rows with <image> in the text, but no picture: a bad row, or the mark "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.datasets.sampler import EpochOrder
+from paddlemix.settings.training import TrainingGroup
 from paddlemix.trainer.workers import read_batches
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import PaddleMixError
@@ -41,6 +42,32 @@ def split_batches(
     return filled[rank::world]
 
 
+def step_counts(
+    rows: int, batch_size: int, *, world: int = 1, accumulate: int = 1, drop_last: bool = False
+) -> tuple[int, int]:
+    """(batches of one process in an epoch, micro-batches of an optimizer step) for a set of ``rows``.
+
+    A set smaller than one optimizer step makes a smaller step and is not repeated within it.
+    """
+    per_rank = math.ceil(_count(rows, batch_size, drop_last) / world)
+    step = max(1, min(accumulate, per_rank))
+    return math.ceil(per_rank / step) * step, step
+
+
+def total_steps(training: TrainingGroup, rows: int, world: int = 1) -> int:
+    """Optimizer steps of a whole run over so many rows."""
+    if training.max_steps > 0:
+        return training.max_steps
+    batches, step = step_counts(
+        rows,
+        training.per_device_train_batch_size,
+        world=world,
+        accumulate=training.gradient_accumulation_steps,
+        drop_last=training.dataloader_drop_last,
+    )
+    return int(max(1, batches // step) * training.num_train_epochs)
+
+
 class TrainBatches:
     """Iterable over the batches of one epoch after the other; the epoch number advances with each pass.
 
@@ -71,14 +98,12 @@ class TrainBatches:
         self.workers = workers
         self.timeout = timeout
         self.failed: PaddleMixError | None = None
-        rows = len(dataset)
-        per_rank = math.ceil(_count(rows, batch_size, drop_last) / world)
-        # A set smaller than one optimizer step makes a smaller step and is not repeated within it.
-        self.accumulate = max(1, min(accumulate, per_rank))
+        self._length, self.accumulate = step_counts(
+            len(dataset), batch_size, world=world, accumulate=accumulate, drop_last=drop_last
+        )
         self._shape = dict(
             batch_size=batch_size, rank=rank, world=world, accumulate=self.accumulate, drop_last=drop_last
         )
-        self._length = math.ceil(per_rank / self.accumulate) * self.accumulate
         self.epoch = 0
         self.skip = 0
         self.recent: list[list[int]] = []

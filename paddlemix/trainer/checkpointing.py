@@ -20,8 +20,8 @@ from typing import Any, get_origin
 
 from paddlemix.checkpoint.formats import open_file
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
-from paddlemix.settings.loader import settings_to_json
-from paddlemix.settings.training import KNOWN, TrainingSettings
+from paddlemix.datasets.resumed import RowsBefore, rows_of
+from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.forks import kept_from_children
@@ -30,24 +30,12 @@ from paddlemix.utils.shown import shown
 
 STATE_FILE = "training_state.json"
 LOG_FILE = "trainer_state.json"
+ROWS_FILE = "training_rows.safetensors"
 LOCK_FILE = ".lock"
 _FORMAT = 1
 _NEEDED = (STATE_FILE, LOG_FILE)
 """Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-# Keys that may differ between the first part of a run and its continuation: they change no number of the training.
-MAY_CHANGE = frozenset((
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "do_eval", "logging_dir",
-    "logging_strategy", "logging_first_step", "logging_steps", "log_on_each_node", "save_strategy", "save_steps",
-    "save_total_limit", "evaluation_strategy", "eval_steps", "minimum_eval_times",
-    "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
-    "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
-    "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",
-    "dataloader_timeout", "device", "recompute", "use_flash_attention", "image_folder", "check_images",
-    "allow_outside_root", "allow_image_urls", "max_image_bytes", "max_image_pixels", "max_image_side",
-    "max_image_aspect", "max_image_memory",
-))  # fmt: skip
 
 
 @dataclass
@@ -229,23 +217,30 @@ def read_state(folder: Path) -> RunState:
         return state
 
 
-def require_same_run(state: RunState, settings: TrainingSettings, world_size: int, data: str, folder: Path) -> None:
-    """A continued run must compute what the straight run would have: ConfigError lists every key that differs.
+def write_rows(folder: Path, dataset: Any) -> None:
+    """``training_rows.safetensors``: by what rows a continued run knows those of this one again."""
+    rows = rows_of(dataset)
+    if rows is not None:
+        kept = {"digests": rows.digests, "lengths": rows.lengths}
+        tensors = [
+            Stored(name, "int64", values.shape, lambda values=values: values)
+            for name, values in kept.items()
+            if values is not None
+        ]
+        write_safetensors(folder / ROWS_FILE, tensors)
 
-    ``data`` is the fingerprint of the training rows.
-    """
-    before, now = state.settings, settings_to_json(settings)
-    names = [name for name in KNOWN if name not in MAY_CHANGE and before.get(name) != now.get(name)]
-    changed = [(name, before.get(name), now.get(name)) for name in names]
-    changed += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
-    changed += [("the training data (fingerprint)", state.data[:12], data[:12])] if state.data != data else []
-    if changed:
-        told = [(name, shown(json.dumps(old)), shown(json.dumps(new))) for name, old, new in changed]
-        lines = "; ".join(f"{name} was {old}, is {new}" for name, old, new in told)
-        raise ConfigError(
-            f"{folder}: the run cannot go on with other settings ({lines}). Set the old values again, or start a new "
-            f"run in another output_dir with model_name_or_path {folder}"
-        )
+
+def read_rows(folder: Path, fingerprint: str) -> RowsBefore | None:
+    """Inverse of ``write_rows``; None in a checkpoint of an earlier version. CheckpointError for a broken file."""
+    path = folder / ROWS_FILE
+    if not path.is_file():
+        return None
+    stored = open_file(path)
+    tensors = {name: stored.read(name) for name in stored.infos()}
+    digests, lengths = tensors.get("digests"), tensors.get("lengths")
+    if digests is None or digests.ndim != 1 or (lengths is not None and lengths.shape != digests.shape):
+        raise CheckpointError(f"{path}: its content is not what a run writes; take an older checkpoint")
+    return RowsBefore(digests, lengths, fingerprint)
 
 
 def plain_optimizer(optimizer: Any) -> Any:

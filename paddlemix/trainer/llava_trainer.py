@@ -19,7 +19,7 @@ from paddlemix.checkpoint.save import Reader, plain_values
 from paddlemix.ops import compat
 from paddlemix.settings.loader import settings_to_json
 from paddlemix.settings.training import TrainingSettings
-from paddlemix.trainer import checkpointing, divided
+from paddlemix.trainer import checkpointing, divided, resuming
 from paddlemix.trainer.batches import (
     Batch,
     Collate,
@@ -27,6 +27,7 @@ from paddlemix.trainer.batches import (
     TrainBatches,
     count_tokens,
     fingerprint,
+    total_steps,
 )
 from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.clip import GlobalNormClip, of_arguments
@@ -245,6 +246,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
                 divided.as_one(self.model, lambda read: self.weights.save(temporary, self.model, read))
                 self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
                 checkpointing.write_state(temporary, state)
+                checkpointing.write_rows(temporary, self.train_dataset)
                 self._save_optimizer(temporary)
             best = self.state.best_model_checkpoint if self.settings.training.load_best_model_at_end else None
             checkpointing.rotate(self.args.output_dir, self.args.save_total_limit, keep=best)
@@ -300,9 +302,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return int(max(1, len(self.batches) // self.batches.accumulate) * self.args.num_train_epochs)
+        return total_steps(self.settings.training, len(self.train_dataset), self.args.dataset_world_size)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **_: Any) -> TrainOutput:
         """Train to the end. A checkpoint of the last step trains nothing and gives its own result back."""
@@ -336,8 +336,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     def _continue_from(self, folder: Path) -> None:
         state = checkpointing.read_state(folder)
-        data = fingerprint(self.train_dataset)
-        checkpointing.require_same_run(state, self.settings, self.args.world_size, data, folder)
+        resuming.require_same_run(state, self.settings, self.args.world_size, self.train_dataset, folder)
         require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
         self._carried, self.saved_step = state, state.global_step
         self.tokens = self._tokens_last_logged = state.tokens

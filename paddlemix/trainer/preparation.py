@@ -5,6 +5,7 @@ What a person can have got wrong is found here, within seconds.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
@@ -14,9 +15,12 @@ from paddlemix.settings.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
-from paddlemix.trainer.arguments import place_in_run
+from paddlemix.trainer.arguments import place_in_run, started_processes
+from paddlemix.trainer.checkpointing import read_rows as rows_before
+from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
 from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
+from paddlemix.trainer.resuming import require_same_run
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 from paddlemix.utils.errors import ConfigError
 
@@ -47,8 +51,11 @@ def model_arguments(settings: TrainingSettings) -> tuple[str, dict[str, Any]]:
     }
 
 
-def prepare(settings: TrainingSettings) -> Prepared:
-    """Find the model, load its tokenizer, read and check the rows. CheckpointError, ConfigError, DataError."""
+def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
+    """Find the model, load its tokenizer, read and check the rows, and whether the run may go on from ``resume``.
+
+    CheckpointError, ConfigError, DataError.
+    """
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
     _check_adapters(sources, settings)
@@ -58,11 +65,13 @@ def prepare(settings: TrainingSettings) -> Prepared:
     fit_rows(tokenizer, rows)
     told = (settings, template_folder(parts), config.template)
     rank, world = place_in_run(settings)
+    state = read_state(resume) if resume is not None and settings.training.do_train else None
     data = build_datasets(
         settings,
         config,
         tokenizer,
         rows=read_rows(settings),
+        before=state and rows_before(resume, state.data),
         template=conversation.training_template(*told),
         rank=rank,
         world=world,
@@ -70,6 +79,8 @@ def prepare(settings: TrainingSettings) -> Prepared:
     layouts = data.train.layouts if data.train is not None else []
     template, chat_template = conversation.asked_with(layouts, *told)
     notes = [*data.notes, *conversation.notes(layouts, *told)]
+    if state is not None:
+        notes += require_same_run(state, settings, started_processes(), data.train, resume)
     return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)
 
 

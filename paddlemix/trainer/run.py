@@ -100,7 +100,7 @@ class TrainingRun:
     def prepare(self) -> None:
         """Everything that needs no paddle: find the model, read the rows."""
         self._greet()
-        self.prepared = prepare(self.settings)
+        self.prepared = prepare(self.settings, self.resume)
         for note in self.prepared.notes:
             self._say(f"note: {note}")
 

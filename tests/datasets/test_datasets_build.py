@@ -31,7 +31,7 @@ def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
 
-    def make(world: int = 1, **keys: object):
+    def make(world: int = 1, before: object = None, **keys: object):
         keys = {
             "model_name_or_path": "model",
             "output_dir": "out",
@@ -43,7 +43,7 @@ def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPat
         }
         (tmp_path / "run.json").write_text(json.dumps(keys))
         settings = load_settings([str(tmp_path / "run.json")])
-        return build_datasets(settings, CONFIG, tokenizer, world=world)
+        return build_datasets(settings, CONFIG, tokenizer, world=world, before=before)
 
     return make
 
@@ -137,3 +137,67 @@ def test_skipped_rows_are_listed_beside_the_result(run, tmp_path):
     assert json.loads(line)["where"] == "rows.json: /102"
     with pytest.raises(DataError, match=r"rows\.json: /102/conversations: empty"):
         run(on_bad_sample="error")
+
+
+def before(data):
+    """What a checkpoint would keep of the rows."""
+    from paddlemix.datasets.resumed import rows_of
+
+    return rows_of(data.train)
+
+
+@pytest.mark.parametrize("keys", [{}, {"group_by_length": True}, {"mixtoken": True, "max_length": 150}])
+def test_rows_that_were_taken_out_leave_the_numbers_the_order_and_the_packs_of_the_others(run, tmp_path, keys):
+    rows = [{**row, "conversations": [[question, f"{answer} {number}"]]}
+            for number in range(4) for row in ROWS for question, answer in row["conversations"]]  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    straight = run(skip_limit=0.5, **keys)
+    kept = before(straight)
+    gone = (0, 4, 5, 11)
+    (tmp_path / "rows.json").write_text(json.dumps([row for number, row in enumerate(rows) if number not in gone]))
+    resumed = run(before=kept, skip_limit=0.5, **keys)
+    assert len(resumed.train) == len(straight.train)
+    assert [resumed.order(epoch) for epoch in (0, 1)] == [straight.order(epoch) for epoch in (0, 1)]
+    assert resumed.train.fingerprint == straight.train.fingerprint
+    assert (before(resumed).digests == kept.digests).all()
+    packed = keys.get("mixtoken", False)
+    for index in range(len(straight.train)):
+        numbers = straight.train.groups[index] if packed else [index]
+        whole = straight.train.dataset if packed else straight.train
+        wanted = [whole[number].ids for number in numbers if number not in gone]
+        found = resumed.train[index]
+        assert (found is None) == (not wanted)
+        assert found is None or found.ids.tolist() == [token for ids in wanted for token in ids]
+
+
+def test_more_rows_gone_than_may_be_bad_are_an_error_that_names_the_setting(run, tmp_path):
+    kept = before(run())
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS[:1]))
+    with pytest.raises(ConfigError, match='2 of 3 training rows .* are gone, more than 1%.*"skip_limit"'):
+        run(before=kept)
+
+
+@pytest.mark.parametrize("rows", [[*ROWS, ROWS[0]], ROWS[::-1], [ROWS[0], {**ROWS[1], "conversations": [["a", "b"]]}]])
+def test_rows_that_are_new_moved_or_changed_are_other_data(run, tmp_path, rows):
+    kept = before(run())
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert run(before=kept).train.fingerprint != kept.fingerprint
+
+
+def test_lengths_are_those_of_the_first_part_whatever_became_of_a_picture(run, tmp_path, pictures):
+    import shutil
+
+    shutil.copytree(pictures, tmp_path / "own")
+    keys = dict(group_by_length=True, image_folder=str(tmp_path / "own"), on_bad_sample="skip")
+    kept = before(run(**keys))
+    (tmp_path / "own" / "a.png").unlink()
+    resumed = run(before=kept, **keys)
+    assert resumed.train.lengths.tolist() == abs(kept.lengths).tolist()
+    assert resumed.train[0] is None
+
+
+def test_the_limit_of_skipped_rows_is_a_setting(run, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([*ROWS, {"conversations": []}, {"conversations": []}]))
+    with pytest.raises(DataError, match=r'2 of 5 rows cannot be used, more than 1%.*raise "skip_limit"'):
+        run(on_bad_sample="skip")
+    assert len(run(on_bad_sample="skip", skip_limit=0.4).train) == 3

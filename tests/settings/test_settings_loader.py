@@ -279,6 +279,11 @@ def test_every_key_takes_its_own_default():
             assert known.accept(value, name) == known.default
 
 
+def test_none_is_null_on_the_command_line_unless_it_is_one_of_the_choices():
+    assert load("--check_images", "none").data.check_images == "none"
+    assert load("--save_total_limit", "none", save_total_limit=3).training.save_total_limit is None
+
+
 # Row 11: conflicts
 
 

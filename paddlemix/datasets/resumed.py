@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a run that goes on: numbered as in its first part, though some may be gone from the files since.
+
+A checkpoint keeps a digest of every training row, and the lengths if the order or the packs were made from them. A row
+that was taken out counts as skipped: batches and order of the others stay what they would have been.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.preprocess import Encoded
+from paddlemix.datasets.sample import BadSamples
+from paddlemix.text.messages import Layout
+from paddlemix.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RowsBefore:
+    """The rows of the first part: ``digests`` int64 [n], ``lengths`` int64 [n] (``modality_lengths``) or None."""
+
+    digests: np.ndarray
+    lengths: np.ndarray | None
+    fingerprint: str
+
+
+def rows_of(dataset: Any) -> RowsBefore | None:
+    """What a checkpoint keeps of its rows; None for data sets of another make, whose rows have no digests."""
+    rows = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    if not isinstance(rows, ChatDataset | ResumedDataset):
+        return None
+    return RowsBefore(rows.digests, rows.modality_lengths if rows.has_lengths else None, rows.fingerprint)
+
+
+def continued(dataset: ChatDataset, before: RowsBefore) -> "ChatDataset | ResumedDataset":
+    """``dataset`` numbered as before; itself when its rows are no part of the former ones.
+
+    ConfigError when more rows are gone than bad rows may be.
+    """
+    places = _places(before.digests, dataset.digests)
+    if places is None:
+        return dataset
+    gone = int((places < 0).sum())
+    limit = dataset.bad.limit
+    if gone > max(1, limit * len(places)):
+        raise ConfigError(
+            f"{gone} of {len(places)} training rows of the run's first part are gone, more than {limit:.0%}: to go on "
+            'without them raise "skip_limit"'
+        )
+    return ResumedDataset(dataset, before, places)
+
+
+def _places(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
+    """For each row before its index now, -1 if it is gone; None when something was added, changed or moved."""
+    if len(now) > len(before):
+        return None
+    places = np.full(len(before), -1, dtype=np.int64)
+    found = 0
+    for index, digest in enumerate(before.tolist()):
+        if found < len(now) and now[found] == digest:
+            places[index] = found
+            found += 1
+    return places if found == len(now) else None
+
+
+class ResumedDataset:
+    """A data set under the numbers of ``before``; rows that are gone are None, as skipped ones are."""
+
+    def __init__(self, dataset: ChatDataset, before: RowsBefore, places: np.ndarray) -> None:
+        self.dataset = dataset
+        self.before = before
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Encoded | None:
+        place = self.places[index]
+        return None if place < 0 else self.dataset[int(place)]
+
+    def where(self, index: int) -> str:
+        """File and record of a row, for messages."""
+        place = self.places[index]
+        return f"row {index} (gone from the data)" if place < 0 else self.dataset.where(int(place))
+
+    @property
+    def gone(self) -> int:
+        """Rows of the first part that are not there any more."""
+        return int((self.places < 0).sum())
+
+    @property
+    def bad(self) -> BadSamples:
+        """The record of rows that could not be used, or were cut."""
+        return self.dataset.bad
+
+    @property
+    def layouts(self) -> Sequence[tuple[Layout, int]]:
+        """Those of the rows that are there."""
+        return self.dataset.layouts
+
+    @property
+    def digests(self) -> np.ndarray:
+        """As before, so that the run can be continued once more."""
+        return self.before.digests
+
+    @property
+    def fingerprint(self) -> str:
+        """As before: the numbers and the order are those of the first part."""
+        return self.before.fingerprint
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether ``lengths`` cost nothing."""
+        return self.before.lengths is not None or self.dataset.has_lengths
+
+    @property
+    def modality_lengths(self) -> np.ndarray:
+        """As before, whatever has become of the pictures since; a row without them in the file counts 1."""
+        if self.before.lengths is not None:
+            return self.before.lengths
+        now = self.dataset.modality_lengths
+        return np.where(self.places < 0, 1, now[np.maximum(self.places, 0)])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Merged positions of every row (int64)."""
+        return np.abs(self.modality_lengths)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""May a run go on with the settings and the data that there are now, and what has changed since? Needs no paddle."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from paddlemix.datasets.multiview import NAME as MULTIVIEW
+from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.resumed import ResumedDataset
+from paddlemix.settings.loader import settings_to_json
+from paddlemix.settings.training import KNOWN, TrainingSettings
+from paddlemix.trainer.batches import fingerprint, total_steps
+from paddlemix.trainer.checkpointing import RunState
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.shown import shown
+
+MAY_CHANGE = frozenset((
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "do_eval", "logging_dir",
+    "logging_strategy", "logging_first_step", "logging_steps", "log_on_each_node", "save_strategy", "save_steps",
+    "save_total_limit", "evaluation_strategy", "eval_steps", "minimum_eval_times",
+    "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
+    "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",
+    "dataloader_timeout", "device", "recompute", "use_flash_attention", "image_folder", "check_images",
+    "allow_outside_root", "allow_image_urls", "max_image_bytes", "max_image_pixels", "max_image_side",
+    "max_image_aspect", "max_image_memory", "on_bad_sample", "skip_limit",
+))  # fmt: skip
+"""Keys that may differ between the first part of a run and its continuation: they change no number of the training, or
+they say how a run goes on after a row that cannot be used."""
+
+LENGTH = ("max_steps", "num_train_epochs")
+"""Keys that may grow: the learning rate then follows the curve of the longer run."""
+
+_PLACES = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
+"""What differs because the run is continued, and needs no line."""
+
+Change = tuple[str, Any, Any]
+
+
+def changes(state: RunState, settings: TrainingSettings) -> list[Change]:
+    """Every key whose value differs from that of the checkpoint: (name, before, now)."""
+    now = settings_to_json(settings)
+    found = []
+    for name, known in KNOWN.items():
+        default = list(known.default) if isinstance(known.default, tuple) else known.default
+        old, new = state.settings.get(name, default), now.get(name)
+        if _compared(name, old) != _compared(name, new):
+            found.append((name, old, new))
+    return found
+
+
+def _compared(name: str, value: Any) -> Any:
+    """Of ``dataset`` only what makes other samples of the same rows; the rows themselves are compared by content."""
+    if name != "dataset" or not isinstance(value, dict):
+        return value
+    entries = value.get("train") or []
+    return list(dict.fromkeys((entry.get("name") == MULTIVIEW, entry.get("chat_template")) for entry in entries))
+
+
+def require_same_run(
+    state: RunState, settings: TrainingSettings, world_size: int, rows: Any, folder: Path
+) -> list[str]:
+    """A continued run must compute what the straight run would have: ConfigError lists every key that differs.
+
+    Returns lines about what has changed and does no harm. ``rows`` is the training data set.
+    """
+    found = changes(state, settings)
+    longer = [change for change in found if change[0] in LENGTH]
+    wrong: list[Change] = []
+    if longer and not _is_longer(state, settings, len(rows), world_size):
+        wrong, longer = longer, wrong
+    wrong += [change for change in found if change[0] not in MAY_CHANGE and change[0] not in LENGTH]
+    wrong += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
+    data = fingerprint(rows)
+    wrong += [("the training data (fingerprint)", state.data[:12], data[:12])] if state.data != data else []
+    if wrong:
+        raise ConfigError(
+            f"{folder}: the run cannot go on with other settings ({_told(wrong)}). Set the old values again, or start "
+            f"a new run in another output_dir with model_name_or_path {folder}"
+        )
+    return list(_lines(folder, found, longer, settings, rows))
+
+
+def _is_longer(state: RunState, settings: TrainingSettings, rows: int, world_size: int) -> bool:
+    training = settings.training
+    world = max(1, world_size // max(1, training.tensor_parallel_degree))
+    values = {name: state.settings.get(name, KNOWN[name].default) for name in LENGTH}
+    return total_steps(training, rows, world) >= total_steps(dataclasses.replace(training, **values), rows, world)
+
+
+def _lines(folder: Path, found: list[Change], longer: list[Change], settings: TrainingSettings, rows: Any) -> list[str]:
+    lines = []
+    harmless = [change for change in found if change[0] in MAY_CHANGE and change[0] not in _PLACES]
+    if harmless:
+        lines.append(f"changed since {folder.name}: {_told(harmless)}")
+    if longer:
+        flat = settings.training.lr_scheduler_type.startswith("constant")
+        curve = "" if flat else "; the learning rate follows the curve of the longer run from here on"
+        lines.append(f"the run is longer than at {folder.name}: {_told(longer)}{curve}")
+    rows = rows.dataset if isinstance(rows, PackedDataset) else rows
+    if isinstance(rows, ResumedDataset) and rows.gone:
+        lines.append(f"{rows.gone} of {len(rows)} training rows are gone since {folder.name}: they count as skipped")
+    return lines
+
+
+def _told(found: list[Change]) -> str:
+    return "; ".join(f"{name} was {shown(json.dumps(old))}, is {shown(json.dumps(new))}" for name, old, new in found)
