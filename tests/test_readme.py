@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,38 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, golden_llava: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout after ``make demo``: a fresh environment in ``.venv``, and a tiny model in place of the demo's."""
+FOLDERS = ("paddlemix", "tools", "config", "examples", "deploy")
+FILES = ("Makefile", "setup.py", "pyproject.toml", "README.md")
+
+
+@pytest.fixture(params=["borrowed", pytest.param("installed", marks=pytest.mark.slow)])
+def checkout(
+    request: pytest.FixtureRequest, tmp_path: Path, golden_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A checkout after ``make demo``, with a tiny model in place of the demo's.
+
+    ``borrowed`` has a fresh environment in ``.venv`` with the packages of this one; in ``installed`` there is none
+    yet, so that ``make venv`` downloads and installs everything.
+    """
     place = tmp_path / "checkout"
     place.mkdir()
-    for name in ("paddlemix", "tools", "config", "examples", "deploy", "Makefile", "setup.py"):
-        (place / name).symlink_to(ROOT / name)
+    if request.param == "borrowed":
+        for name in (*FOLDERS, *FILES):
+            (place / name).symlink_to(ROOT / name)
+        borrow_environment(place, monkeypatch)
+    else:
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in FILES:
+            shutil.copy(ROOT / name, place / name)
+    for name in ("model", "merged"):
+        shutil.copytree(golden_llava / "hub" / MODEL, place / "demo_out" / name)
+    shutil.copytree(golden_llava / "hub" / TOWER, tmp_path / "home" / "models" / TOWER)
+    return place
+
+
+def borrow_environment(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``.venv`` as an installation of the checkout would leave it, in a second."""
     python = environment(place / ".venv", place, PACKAGES)
     given: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
@@ -55,29 +81,27 @@ def checkout(tmp_path: Path, golden_llava: Path, monkeypatch: pytest.MonkeyPatch
         name, _, target = line.partition(" = ")
         add_program(python, name, target)
     (place / ".venv" / ".installed").touch()  # newer than setup.py, so make has nothing to install
-    for name in ("model", "merged"):
-        shutil.copytree(golden_llava / "hub" / MODEL, place / "demo_out" / name)
-    shutil.copytree(golden_llava / "hub" / TOWER, tmp_path / "home" / "models" / TOWER)
-    return place
 
 
 def run(command: str, place: Path, said: str = "") -> subprocess.CompletedProcess[str]:
     """A shell command in the checkout, as in a new terminal; nothing may be downloaded."""
     settings = {"PPMIX_HOME": str(place.parent / "home"), "OMP_NUM_THREADS": "1", "PADDLEMIX_HUB": "off"}
+    settings |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    settings |= {"PYTHON": sys.executable, "HOME": os.environ["HOME"], "LANG": "C.UTF-8"}
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=place,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": os.environ["HOME"], "LANG": "C.UTF-8", **settings},
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", **settings},
         input=said,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1700,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_readme_commands_run_in_order_in_a_fresh_environment(checkout: Path) -> None:
     """Environment, chat, LoRA training, chat with the adapter, merge: as printed in the README, one after the other."""
     lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
@@ -117,7 +141,7 @@ def test_the_walkthrough_names_flags_and_files_that_exist(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_walkthrough_runs_in_order(checkout: Path) -> None:
     """The commands of examples/README.md, with what each of them has to leave."""
     before, said = "", {}

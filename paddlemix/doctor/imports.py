@@ -24,5 +24,5 @@ def _imported(what: str, module: str) -> Finding:
             importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - whatever a broken package raises is the finding
         reason = str(error).strip().splitlines()[-1:] or ["without a text"]
-        return fail(what, f"cannot be started: {type(error).__name__}: {reason[0]}; mend it with: {install_line()}")
+        return fail(what, f"cannot be started: {type(error).__name__}: {reason[0]}; mend it with:\n{install_line()}")
     return ok(what, "everything that it imports can be imported")

@@ -100,12 +100,15 @@ def _things(findings: list[Finding]) -> str:
 
 
 def _rows(title: str, finding: Finding) -> list[str]:
+    """The lines of a finding. What stands behind a line break in its text is a command, which is not broken."""
     head = f"{title:<12} {finding.state:<4} {finding.name + ':':<22} "
+    text, *commands = finding.text.split("\n")
     # Only at spaces: a path or a variable has to stay whole.
-    return textwrap.wrap(
-        finding.text, COLUMNS, initial_indent=head, subsequent_indent=" " * len(head),
+    lines = textwrap.wrap(
+        text, COLUMNS, initial_indent=head, subsequent_indent=" " * len(head),
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+    return [*lines, *(f"{'':<17} {line}" for line in commands)]
 
 
 def examine(wanted: Wanted) -> Report:
@@ -155,8 +158,7 @@ def _packages(on_npu: bool) -> list[Finding]:
     if paddle is None:
         found.append(
             fail(
-                "paddle",
-                f"paddle is not installed: {install_line('cpu')}, or the wheel of your device (docs/install.md)",
+                "paddle", f"paddle is not installed; for a card see docs/install.md, for a CPU:\n{install_line('cpu')}"
             )
         )
     plugin = installed[versions.PLUGIN]

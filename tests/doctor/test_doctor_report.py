@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.doctor import findings, machine, versions
+from paddlemix.doctor import findings, imports, machine, versions
 from paddlemix.doctor.machine import card_findings
 from paddlemix.doctor.report import Report, Wanted, examine
 from paddlemix.tools import doctor
 from paddlemix.utils import npu_cards, npu_environment
+from paddlemix.utils.install import install_line
 from paddlemix.utils.npu_cards import Card, Cards, parse_cards
 from tests.npu_standin import build
 
@@ -223,6 +224,32 @@ def test_the_report_is_one_screen_of_120_columns():
     assert lines[0].startswith("machine      note cards:                 word word")
     assert lines[1].startswith(" " * 41 + "word")
     assert " ".join(" ".join(lines).split()).count("word") == 60
+
+
+def test_a_package_that_cannot_be_imported_is_a_failure_with_a_command_in_one_piece(monkeypatch, tmp_path):
+    (tmp_path / "broken_training.py").write_text("raise AttributeError('pyarrow has no attribute PyExtensionType')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(imports, "TRAINING", "broken_training")
+    report = examine(Wanted(device="cpu", quick=True))
+    assert report.exit_code == 1
+    assert [finding.name for finding in report.failures] == ["training"]
+    text = report.failures[0].text
+    assert "cannot be started: AttributeError: pyarrow has no attribute PyExtensionType" in text
+    command = text.partition("\n")[2]
+    assert command == install_line()
+    assert command in [line.strip() for line in report.as_lines()]
+    monkeypatch.setattr(imports, "CHAT", "broken_training")
+    assert examine(Wanted(device="cpu", quick=True)).sections["device"][0].state == "FAIL"
+
+
+def test_the_doctor_imports_what_a_training_imports():
+    code = (
+        f"import sys, importlib; importlib.import_module('{imports.TRAINING}'); before = set(sys.modules)\n"
+        "import paddlemix.trainer.run, paddlemix.trainer.callbacks, paddlenlp.trainer\n"
+        "print(sorted(name for name in set(sys.modules) - before if not name.startswith('paddlemix')))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]", done.stderr
 
 
 def test_the_report_works_without_paddle():
