@@ -84,7 +84,7 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
     if alone:
         raise CheckpointError(
             f'{adapter.folder}: "{alone[0]}" was trained, too, and peft\'s form for llava-hf has no place for it. '
-            "Merge the adapter first (merge_lora_params.py) and convert the result"
+            "Merge the adapter first (paddlemix merge) and convert the result"
         )
     tensors = [*_halves(adapter, "peft_hf", dtype), *others]
     write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})

@@ -3,7 +3,7 @@
 
     paddlemix pretrain CONFIG.json [--key value ...]
 
-Keys, exit codes and resuming are those of paddlemix/tools/supervised_finetune.py; the template is "plain" unless the
+Keys, exit codes and resuming are those of paddlemix sft; the template is "plain" unless the
 settings name another one. The result is a whole model, with mm_projector.safetensors beside it.
 """
 

@@ -112,8 +112,8 @@ def note_use() -> None:
     """Should something fail from here on, the doorway says that it may be one of these operators."""
     if not IN_USE:
         IN_USE.append(
-            "fused operators of the npu plug-in were in use. If one of them failed: doctor.py --device npu compares "
-            f"each with the math, and {WHOLE}=0 runs without them"
+            "fused operators of the npu plug-in were in use. If one of them failed: paddlemix doctor --device npu "
+            f"compares each with the math, and {WHOLE}=0 runs without them"
         )
 
 
