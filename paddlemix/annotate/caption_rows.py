@@ -20,7 +20,7 @@ from paddlemix.annotate.objects import Source
 from paddlemix.annotate.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.foreign import refuse_pointer
+from paddlemix.utils.foreign import parse_json, refuse_pointer
 
 DESCRIBE = (
     "What is this multi-view photo about? Descript it to me as detailed as possible.",
@@ -159,12 +159,16 @@ def _items(path: Path) -> Iterator[tuple[str, str | None, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         refuse_pointer(text[:64], path, DataError)
-        lines = text.splitlines() if path.suffix.lower() in (".jsonl", ".ndjson") else None
-        found = json.loads(text) if lines is None else [json.loads(line) for line in lines if line.strip()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the annotation file") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON in UTF-8 ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        # Only "\n" ends a line: U+2028 may stand inside a text.
+        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        found: Any = [_json(line, where) for where, line in lines]
+    else:
+        found = _json(text, str(path))
     if isinstance(found, dict):
         yield from ((f"{path}: {name}", name, value) for name, value in found.items())
     elif isinstance(found, list):
@@ -173,19 +177,24 @@ def _items(path: Path) -> Iterator[tuple[str, str | None, Any]]:
         raise DataError(f"{path}: expected a list of annotations, or an object with them by name")
 
 
+def _json(text: str, where: str) -> Any:
+    return parse_json(text, where, DataError, halves=True, max_values=None)
+
+
 def _opened(value: Any) -> Mapping[str, Any]:
     """A record: as it stands, in the text of an answer (also of the OpenAI interface), or a description alone."""
     if isinstance(value, dict):
         choices = value.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            return _opened((choices[0].get("message") or {}).get("content") or "")
+            message = choices[0].get("message")
+            return _opened(message.get("content") or "" if isinstance(message, dict) else "")
         return value
     if not isinstance(value, str):
         return {}
     inner = re.search(r"\{.*\}", value, re.DOTALL)
     try:
         found = json.loads(inner[0]) if inner else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"description": value}
 

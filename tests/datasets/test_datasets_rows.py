@@ -2,13 +2,15 @@
 """Nothing of a row is lost in silence: unread keys are named, and what a row says of itself is obeyed."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from paddlemix.datasets.dataset import ChatDataset
-from paddlemix.datasets.rows import IMAGE_KEYS, MarkRules, UnreadKeys
-from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.multiview import views_of
+from paddlemix.datasets.rows import IMAGE_KEYS, LongNumber, MarkRules, Place, UnreadKeys, normalise
+from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IGNORE_INDEX
@@ -177,3 +179,81 @@ def test_a_long_number_that_nothing_reads_stops_nothing(tmp_path: Path):
     unread = UnreadKeys()
     assert len(read(Entry((str(tmp_path / "rows.json"),)), None, unread)) == 1
     assert unread.counts == {"width": 1}
+
+
+ODD = [None, True, 0, 1, -1.5, 1e400, float("nan"), "", "<image>", "a", "\0", "\ud800", LongNumber(5000), [], {}]
+TEXTS = ["hi", "<image>", "<image>\nq"]
+IMAGES = ["a.png", "http://[::1/x", "http://a:b/x", "data:image/png;base64,", "../a", "/a", ["a.png", "b.png"]]
+
+
+class Rows:
+    """Rows that are nearly right: every value is now and then one of another kind."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def odd(self, depth: int = 0) -> object:
+        kind = self.random.random()
+        if depth > 2 or kind < 0.7:
+            return self.random.choice(ODD)
+        inner = [self.odd(depth + 1) for _ in range(self.random.randrange(3))]
+        return inner if kind < 0.85 else {self.random.choice(["a", "type", "url"]): value for value in inner}
+
+    def one(self, *values: object) -> object:
+        return self.odd() if self.random.random() < 0.1 else self.random.choice(values)
+
+    def some(self, **values: object) -> dict[str, object]:
+        return {name: make() for name, make in values.items() if self.random.random() < 0.8}
+
+    def text(self) -> object:
+        return self.one(*TEXTS)
+
+    def image(self) -> object:
+        return self.one(*IMAGES)
+
+    def part(self) -> object:
+        kind = self.one("text", "image", "image_url")
+        return self.one(self.some(type=lambda: kind, text=self.text, image=self.image, image_url=self.image))
+
+    def turn(self, who: str, said: str, roles: list[str]) -> object:
+        content = [self.part() for _ in range(3)] if said == "content" and self.random.random() < 0.5 else self.text()
+        turn = {who: self.one(*roles), said: self.one(content)}
+        return self.one(turn, {**turn, "weight": self.one(0, 1, 0.5)})
+
+    def row(self) -> object:
+        count = self.random.randrange(4)
+        llava = [self.turn("from", "value", ["human", "gpt"][index % 2 :]) for index in range(count)]
+        chat = [self.turn("role", "content", ["user", "assistant"][index % 2 :]) for index in range(count)]
+        pairs = [[self.text(), self.text()] for _ in range(count)]
+        name = self.random.choice(["conversations", "messages"])
+        talk = {"conversations": lambda: self.one(llava, pairs), "messages": lambda: chat}[name]
+        more = self.some(id=self.odd, extra=self.odd) if self.random.random() < 0.5 else {}
+        for key, make in (("image", self.image), ("images", self.image), ("system", self.text), ("video", self.odd)):
+            if self.random.random() < 0.3:
+                more[key] = make()
+        return self.one({**more, name: talk()})
+
+
+def read_one(encoder, row, rules, multiview):
+    place = Place("f.json", "/0")
+    messages, found = normalise(row, place, rules)
+    images, views = views_of(str(row.get("id")), found, "", 4) if multiview else (found, None)
+    sample = Sample(messages, tuple(images), str(row.get("id")), "f.json: /0", views=views)
+    encoder.check(sample)
+    for image in sample.images:
+        encoder.pictures.path(sample, image)
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_no_row_is_odd_enough_for_another_error_than_ours(encoder, count):
+    own, made, good = encoder(allow_image_urls=True), Rows(count), 0
+    for number in range(count):
+        row, rules = made.row(), MarkRules(*[("error", "error"), ("front", "text")][number % 2])
+        try:
+            read_one(own, row, rules, number % 3 == 0)
+            good += 1
+        except DataError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"row {number}: {row!r}") from error
+    assert good > count // 50, "the rows are to be nearly right"

@@ -107,3 +107,31 @@ def test_the_remedy_works_and_nothing_is_overwritten_unasked(tmp_path, capsys):
     assert convert(tmp_path, found, *keys)[0] == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert convert(tmp_path, found, *keys, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("in.json", b"[" * 100_000, "in.json"),
+        ("in.json", b"[" + b"9" * 5000 + b"]", "digits"),
+        ("in.json", b"[1, \xff]", "byte 4: not UTF-8"),
+        ("in.jsonl", b'{"id": "a"}\n{broken', "in.jsonl:2"),
+        ("in.json", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+    ],
+)
+def test_a_broken_annotation_file_is_named_and_nothing_is_written(tmp_path, capsys, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    assert main([str(tmp_path / name), "--output", str(tmp_path / "out.json")]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_lines_end_at_line_feeds_alone_and_an_odd_answer_is_no_description(tmp_path):
+    record = {"id": "chair", "description": "a\u2028b"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    assert main([str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.json"), "--stage", "pretrain"]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert row["conversations"][1]["value"] == "a\u2028b"
+    answers = {"chair": "A chair.", "table": {"choices": [{"message": "text"}]}, "bed": {"choices": ["text"]}}
+    code, rows = convert(tmp_path, answers, "--stage", "pretrain")
+    assert (code, [row["image"] for row in rows]) == (0, ["chair"])
