@@ -15,8 +15,8 @@ from pathlib import Path
 
 from paddlemix.utils.commands import PROGRAM, ROOT, interpreter, near
 
-EXTRAS = ("cpu", "gpu", "npu")
-"""The extras that hold what a training needs; they differ in whose paddle wheel it is."""
+NEWEST = (3, 13)
+"""The first Python that the packages of this project are not there for (``setup.py``)."""
 
 
 def missing_package(error: ImportError, root: Path = ROOT) -> str | None:
@@ -29,6 +29,8 @@ def missing_package(error: ImportError, root: Path = ROOT) -> str | None:
         return None
     if name == PROGRAM or name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
         return None  # a fault of the program, or of a package that is there
+    if sys.version_info >= NEWEST:
+        return f"Python 3.10, 3.11 or 3.12 is needed, {sys.executable} is {sys.version.split()[0]}"
     where = f'the package "{name}" is not installed for {sys.executable}'
     ready = root / ".venv" / "bin"
     if (ready / "python").is_file() and Path(sys.executable).parent != ready:

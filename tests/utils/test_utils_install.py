@@ -4,6 +4,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 
 from paddlemix.utils import install
 from paddlemix.utils.doorway import run_doorway
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +126,18 @@ def test_the_environment_of_the_checkout_is_named(tmp_path: Path) -> None:
     line = install.missing_package(ModuleNotFoundError("No module named x", name="no_pil.Image"), root)
     assert line is not None
     assert "but this project's environment is here: . x/.venv/bin/activate, and again; or" in line
+
+
+def test_another_python_is_named_before_anything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; sys.version_info = (3, 9, 1, 'final', 0); import paddlemix.utils.doorway"
+    done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: Python 3.10, 3.11 or 3.12 is needed, ")
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    line = install.missing_package(ModuleNotFoundError("No module named x", name="no_pil"))
+    assert line is not None
+    assert line.startswith("Python 3.10, 3.11 or 3.12 is needed, ")
+
+
+def test_the_newest_python_is_that_of_the_installation() -> None:
+    assert f'python_requires=">=3.10,<{".".join(map(str, install.NEWEST))}"' in (ROOT / "setup.py").read_text()
