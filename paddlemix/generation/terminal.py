@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError
 from paddlemix.utils.logging import fit, quiet
+from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Chat:
 
 def picture_names(typed: str) -> list[str]:
     """The names after ``/image``: quoted as in a shell, or one that stands there as it is, blanks included."""
-    if Path(typed).is_file():
+    if Path(expanded(typed)).is_file():
         return [typed]
     try:
         return shlex.split(typed)
@@ -177,7 +178,7 @@ def split_names(name: str, separator: str = ",") -> list[str]:
     if "://" in name:
         starts = name.split(f"{separator}http")
         return [starts[0], *(f"http{part}" for part in starts[1:])]
-    if not separator or Path(name).is_file():
+    if not separator or Path(expanded(name)).is_file():
         return [name]
     return [part for part in name.split(separator) if part] or [name]
 

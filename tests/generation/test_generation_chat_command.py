@@ -199,7 +199,9 @@ def test_names_in_one_word_are_separated_but_not_a_name_that_holds_the_separator
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a,b.png").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert split_names("a,b.png") == ["a,b.png"]
+    assert split_names("~/a,b.png") == ["~/a,b.png"]
     assert split_names("a.png,b.png") == ["a.png", "b.png"]
     assert split_names("a.png;b,c.png", ";") == ["a.png", "b,c.png"]
     assert split_names("https://x.org/a,b.png") == ["https://x.org/a,b.png"]
