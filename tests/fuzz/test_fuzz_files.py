@@ -13,12 +13,12 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
+from paddlemix.annotate import batch
+from paddlemix.annotate.objects import Source, read_objects
+from paddlemix.annotate.scripts import SCRIPTS
 from paddlemix.checkpoint.formats import open_file, open_folder
 from paddlemix.checkpoint.lora_read import read_adapter
 from paddlemix.checkpoint.sources import find_sources
-from paddlemix.generation import batch
-from paddlemix.generation.objects import Source, read_objects
-from paddlemix.generation.scripts import SCRIPTS
 from paddlemix.settings.legacy import load_config
 from paddlemix.settings.loader import load_settings
 from paddlemix.text import chat_template, spm

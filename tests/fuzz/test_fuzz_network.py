@@ -13,7 +13,7 @@ from unittest import mock
 
 from PIL import Image
 
-from paddlemix.imaging.load import DATASET_LIMITS, image_size, load_image
+from paddlemix.imaging.load import OWN_LIMITS, image_size, load_image
 from paddlemix.utils import addresses, exchange, files
 from tests.fuzz.fuzz_kit import drawn, fuzz
 
@@ -179,7 +179,7 @@ def test_pictures(folder: Path, data: bytes) -> None:
     """A picture of any form is RGB within the limits, or an error; so is its size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about tags that it passes over
-        size = image_size(data, DATASET_LIMITS)
-        picture = load_image(data, DATASET_LIMITS, transpose_exif=True)
+        size = image_size(data, OWN_LIMITS)
+        picture = load_image(data, OWN_LIMITS, transpose_exif=True)
     assert picture.mode == "RGB"
     assert sorted(size) == sorted((picture.height, picture.width))
