@@ -121,6 +121,17 @@ def assert_asked_as_trained(folder, sample):
     assert sample.text[len(text) :].strip().startswith(ANSWER)
 
 
+def assert_the_chat_asks_so(folder, sample):
+    from paddlemix.generation.load import load_chat
+    from paddlemix.generation.sampling import Decoding
+
+    session = load_chat(str(folder), device="cpu", decoding=Decoding(max_new_tokens=1))
+    session.answer(QUESTION, [tiny_image()])
+    ids = list(session.stats.prompt_ids)
+    assert sample.ids[: len(ids)] == ids
+    assert sample.text.startswith(session.stats.prompt)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_second_stage_learns_answers_to_questions_and_is_asked_so(home, tmp_path, monkeypatch, trained, family):
     first, second, more = FAMILIES[family]
@@ -205,6 +216,7 @@ def test_a_full_result_in_every_layout_is_asked_as_it_was_trained(model, tmp_pat
     assert said == ("chat_template.json" if way == "file" else "llava_llama_2")
     for folder in (full, full / "checkpoint-1"):
         assert_asked_as_trained(folder, sample)
+    assert_the_chat_asks_so(full, sample)
     for to in ("original", "llava-hf", "paddlemix", "own"):
         convert(full, tmp_path / to, to)
         assert_asked_as_trained(tmp_path / to, sample)
@@ -222,6 +234,7 @@ def test_an_adapter_in_every_layout_is_asked_as_it_was_trained(model, tmp_path, 
     merged = merge_adapter(adapter, tmp_path / "merged").folder
     for folder in (adapter, adapter / "checkpoint-1", merged):
         assert_asked_as_trained(folder, sample)
+    assert_the_chat_asks_so(adapter, sample)
     for to in ("original", "llava-hf", "paddlemix", "own"):
         convert(adapter, tmp_path / to, to)
         assert_asked_as_trained(tmp_path / to, sample)
@@ -301,5 +314,5 @@ def test_a_template_that_is_not_there_is_told_before_anything_is_written(model, 
 def test_a_model_without_its_chat_template_is_told_with_the_remedy(tmp_path):
     made = tiny_model(template="chat_template.json")
     save_model(tmp_path / "model", made, made.config, load_tokenizer(tiny_tokenizer_folder()))
-    with pytest.raises(CheckpointError, match=r'was trained with a chat_template\.json.*"template" in training'):
+    with pytest.raises(CheckpointError, match=r"was trained with a chat_template\.json.*name a template with"):
         template_for(tmp_path / "model", "chat_template.json")
