@@ -3,12 +3,16 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PAIR := .venv-npu-pair
+PAIR_PY := $(PAIR)/bin/python
+PAIR_STAMP := $(PAIR)/.installed
+PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py
 PLAIN := not slow and not reference and not gpu and not npu
 GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-multiview test check golden clean venv
+.PHONY: demo demo-multiview test test-npu-pair check golden clean venv
 
 demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
 	$(PY) -m paddlemix.demo
@@ -20,6 +24,9 @@ test: $(STAMP)  ## lint, floors and the plain tests
 	$(VENV)/bin/ruff check .
 	$(PY) tools/check_layers.py
 	$(PY) -m pytest -n 2 -q -m "$(PLAIN)"
+
+test-npu-pair: $(PAIR_STAMP)  ## what computes, on the Python and the paddle that Ascend's wheels are for: 3.10 and 3.0.0
+	$(PAIR_PY) -m pytest -n 2 -q -m "$(PLAIN)" $(PAIR_TESTS)
 
 check: $(STAMP)  ## what to run before a commit: test and the format
 	$(VENV)/bin/ruff format --check .
@@ -47,6 +54,19 @@ $(STAMP): setup.py
 	$(PY) -m pip install --disable-pip-version-check --quiet -e '.[cpu,dev]'
 	@touch $(STAMP)
 
-clean:  ## remove what the targets made, but not .venv
+# PYTHON310=/path/to/python3.10 chooses the interpreter; see .ci/python310 for where it is looked for.
+$(PAIR_STAMP): setup.py
+	@set -e; \
+	if [ ! -x $(PAIR_PY) ]; then \
+	  if ! found="$$(PYTHON310="$(PYTHON310)" .ci/python310)"; then \
+	    echo "error: Python 3.10 is needed (make test-npu-pair PYTHON310=/path/to/python3.10)"; exit 1; \
+	  fi; \
+	  echo "setting up $(PAIR) with $$found"; \
+	  "$$found" -m venv $(PAIR); \
+	fi
+	$(PAIR_PY) -m pip install --disable-pip-version-check --quiet paddlepaddle==3.0.0 -e '.[npu,dev]'
+	@touch $(PAIR_STAMP)
+
+clean:  ## remove what the targets made, but not the environments
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo_out outputs
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
