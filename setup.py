@@ -34,11 +34,17 @@ TRAINER = [
     "setuptools",  # paddle imports it, Python 3.12 no longer brings it
 ]
 
+# The lowest paddle of every kind of machine. It is also the only one for Ascend: the index has paddle-custom-npu for
+# Python 3.8 to 3.10 and for no later paddle, so that NPU means Python 3.10 here.
+LOWEST_PADDLE = "3.0.0"
+
 EXTRAS = {
     "cpu": ["paddlepaddle==3.3.1", *TRAINER],
-    # PyPI's paddlepaddle-gpu ends at 2.6.2 and paddle-custom-npu is not there at all: install the wheels of paddle's
-    # own package index first.
-    "gpu": TRAINER,
+    # PyPI's paddlepaddle-gpu ends at 2.6.2: the wheel of paddle's own index comes first. What is installed stays (a
+    # nightly build of 3.0.0 too, hence dev0), and without one pip finds no such version, instead of taking 2.6.2.
+    "gpu": [f"paddlepaddle-gpu>={LOWEST_PADDLE}.dev0", *TRAINER],
+    # Names no paddle: the plug-in wants the CPU wheel of exactly its own version, which a range here could replace, and
+    # PyPI has no plug-in. Commands refuse a paddle below LOWEST_PADDLE at their start (utils/install.py).
     "npu": TRAINER,
     # The loggers that "report_to" can name, each under its name.
     "tensorboard": ["tensorboardX>=2.6.2"],

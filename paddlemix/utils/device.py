@@ -4,13 +4,14 @@
 import ctypes
 import functools
 import importlib.util
+import platform
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import env, npu_environment
+from paddlemix.utils import env, install, npu_environment
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import BackendError, ConfigError
 from paddlemix.utils.logging import get_logger
@@ -37,13 +38,16 @@ class Device:
 
 
 def before_paddle(name: str | None = None) -> list[str]:
-    """Check the variables of the Ascend plug-in, and set those that must stand before ``import paddle``.
+    """Refuse an old paddle, check the variables of the Ascend plug-in, and set those that ``import paddle`` reads.
 
-    Does nothing unless ``name`` is an npu device, or None on a machine with Ascend cards. A wrong value is a
+    Does nothing more unless ``name`` is an npu device, or None on a machine with Ascend cards. A wrong value is a
     ConfigError that names the variable; one that the user has set is left alone. Returns (and logs) a line for each
     variable set here. When paddle is imported already it is too late: the lines then say which flags are missing, and
     that ``config/npu/env.sh`` sets them.
     """
+    old = install.old_paddle()
+    if old is not None:
+        raise ConfigError(old)
     if not (name or ("npu" if npu_environment.count_cards() else "")).startswith("npu"):
         return []
     _check_npu_variables()
@@ -178,9 +182,11 @@ def _or_cpu() -> str:
 
 
 def _absent_npu(found: list[str]) -> str:
+    python = ".".join(platform.python_version_tuple()[:2])
+    wheels = "" if python == "3.10" else f" (it has wheels for Python 3.10 and paddle 3.0.0 at most; this is {python})"
     return (
-        f"device npu: no npu device; custom devices: {found or '[]'}; install paddle-custom-npu for this paddle, "
-        "source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES" + _or_cpu()
+        f"device npu: no npu device; custom devices: {found or '[]'}; install paddle-custom-npu for this paddle{wheels}"
+        ", source config/npu/env.sh, check npu-smi and ASCEND_RT_VISIBLE_DEVICES" + _or_cpu()
     )
 
 

@@ -7,6 +7,7 @@ The name ``paddlemix`` on PyPI is another project, so ``pip install paddlemix[cp
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shlex
 import sys
 import sysconfig
@@ -17,6 +18,32 @@ from paddlemix.utils.commands import PROGRAM, ROOT, interpreter, near
 
 NEWEST = (3, 13)
 """The first Python that the packages of this project are not there for (``setup.py``)."""
+
+
+LOWEST_PADDLE = "3.0.0"
+"""As in ``setup.py``, which names none for an NPU: an extra must not replace the wheel that the plug-in belongs to."""
+
+WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
+
+
+def old_paddle() -> str | None:
+    """One line when the installed paddle is below ``LOWEST_PADDLE``, or None; nothing is imported.
+
+    A build from sources calls itself 0.0.0, of which nothing is known.
+    """
+    versions = {name: found.version for name in WHEELS if (found := _distribution(name)) is not None}
+    if not versions or any(_is_supported(version) for version in versions.values()):
+        return None
+    told = " and ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{told} is installed, but {LOWEST_PADDLE} is the lowest paddle that works here; docs/install.md says where "
+        "the wheels of newer ones are (PyPI's paddlepaddle-gpu ends at 2.6.2)"
+    )
+
+
+def _is_supported(version: str) -> bool:
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return numbers == [0, 0, 0] or numbers >= [int(part) for part in LOWEST_PADDLE.split(".")]
 
 
 def missing_package(error: ImportError, root: Path = ROOT) -> str | None:

@@ -3,6 +3,7 @@
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -52,10 +53,16 @@ def test_a_gpu_on_a_cpu_build_is_told_in_plain_words(monkeypatch):
         device.choose("gpu")
 
 
-def test_a_missing_npu_is_told_with_the_custom_devices(monkeypatch):
+@pytest.mark.parametrize(
+    ("python", "words"), [("3.10.9", ""), ("3.11.7", "Python 3.10 and paddle 3.0.0 at most; this")]
+)
+def test_a_missing_npu_is_told_with_the_custom_devices_and_the_python_of_its_wheels(monkeypatch, python, words):
     monkeypatch.setattr(device, "_custom_devices", list)
-    with pytest.raises(BackendError, match=r"device npu: no npu device; custom devices: \[\]"):
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: tuple(python.split(".")))
+    with pytest.raises(BackendError, match=r"device npu: no npu device; custom devices: \[\]") as told:
         device.choose("npu")
+    assert words in str(told.value)
+    assert ("wheels" in str(told.value)) == bool(words)
 
 
 def test_the_first_of_npu_gpu_cpu_is_taken(monkeypatch):

@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from paddlemix.utils import install
+from paddlemix.utils import device, install
 from paddlemix.utils.doorway import run_doorway
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,26 @@ def installed(monkeypatch: pytest.MonkeyPatch, **wheels: Any) -> None:
         return wheels[name.replace("-", "_")]
 
     monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+
+
+@pytest.mark.parametrize(
+    ("wheels", "words"),
+    [
+        ({}, None),
+        ({"paddlepaddle": "3.0.0"}, None),
+        ({"paddlepaddle": "3.0.0.dev20250527"}, None),
+        ({"paddlepaddle": "0.0.0"}, None),
+        ({"paddlepaddle_gpu": "3.3.1", "paddlepaddle": "2.6.2"}, None),
+        ({"paddlepaddle_gpu": "2.6.1.post120"}, "paddlepaddle-gpu 2.6.1.post120 is installed, but 3.0.0 is the lowest"),
+        ({"paddlepaddle": "2.6.2"}, "paddlepaddle 2.6.2 is installed, but 3.0.0 is the lowest"),
+    ],
+)
+def test_a_paddle_that_is_too_old_stops_a_command_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wheels: dict[str, str], words: str | None
+) -> None:
+    installed(monkeypatch, **{name: SimpleNamespace(version=version) for name, version in wheels.items()})
+    assert run_doorway(lambda argv: device.before_paddle("cpu") and 0, []) == (0 if words is None else 2)
+    assert (words or "") in capsys.readouterr().err
 
 
 def test_a_checkout_is_installed_by_its_path(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
