@@ -52,7 +52,7 @@ def checkout(
     """A checkout after ``make demo``, with a tiny model in place of the demo's.
 
     ``borrowed`` has a fresh environment in ``.venv`` with the packages of this one; in ``installed`` there is none
-    yet, so that ``make venv`` downloads and installs everything.
+    yet, so that ``make venv`` downloads and installs everything, for the interpreter that the variable PYTHON names.
     """
     place = tmp_path / "checkout"
     place.mkdir()
@@ -87,7 +87,7 @@ def run(command: str, place: Path, said: str = "") -> subprocess.CompletedProces
     """A shell command in the checkout, as in a new terminal; nothing may be downloaded."""
     settings = {"PPMIX_HOME": str(place.parent / "home"), "OMP_NUM_THREADS": "1", "PADDLEMIX_HUB": "off"}
     settings |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    settings |= {"PYTHON": sys.executable, "HOME": os.environ["HOME"], "LANG": "C.UTF-8"}
+    settings |= {"PYTHON": os.environ.get("PYTHON", sys.executable), "HOME": os.environ["HOME"], "LANG": "C.UTF-8"}
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=place,
@@ -142,6 +142,7 @@ def test_the_walkthrough_names_flags_and_files_that_exist(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("checkout", ["borrowed"], indirect=True)
 def test_the_walkthrough_runs_in_order(checkout: Path) -> None:
     """The commands of examples/README.md, with what each of them has to leave."""
     before, said = "", {}
