@@ -50,6 +50,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6.2"],
     "wandb": ["wandb>=0.17"],
     "visualdl": ["visualdl>=2.5.3"],
+    "swanlab": ["swanlab>=0.10"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.29", "pydantic>=2.6", "prometheus-client>=0.20"],
     "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
     "eval": ["openpyxl>=3.1"],

@@ -15,6 +15,7 @@ from paddlemix.settings.keys import Known, key, known_keys, path_key
 from paddlemix.settings.legacy_grid import read_aspect, read_grid
 from paddlemix.settings.legacy_read import Reader
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.registry import nearest
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -28,6 +29,8 @@ _OWN_DATA = "the data set is read row by row, with every column the model needs"
 _CLIP_ONLY = "it belongs to the trainers of CLIP and EVA; use lr_scheduler_type and warmup_ratio"
 _SHARDING = ("stage1", "stage2", "stage3", "offload")
 _INTERVAL = ("no", "steps", "epoch")
+REPORTERS = ("tensorboard", "visualdl", "wandb", "swanlab")
+"""What ``report_to`` may name."""
 
 
 def _sharding_words(value: str) -> str | None:
@@ -37,6 +40,14 @@ def _sharding_words(value: str) -> str | None:
         return f'unknown word "{bad[0]}"; expected words of {", ".join(_SHARDING)}'
     stages = [word for word in words if word != "offload"]
     return "expected exactly one stage" if words and len(stages) != 1 else None
+
+
+def _reporters(value: tuple[str, ...]) -> str | None:
+    wrong = next((name for name in value if name not in REPORTERS), None)
+    if wrong is None:
+        return None
+    hint = nearest(wrong, REPORTERS) or f" (known: {', '.join(REPORTERS)})"
+    return f'"{wrong}" is not known{hint}; null or an empty list reports to nobody'
 
 
 def _not_zero(value: int) -> str | None:
@@ -244,7 +255,7 @@ class TrainingGroup:
     ignore_data_skip: bool = key(False, "On resume begin with the first row again.")
     disable_tqdm: bool | None = key(None, "No progress bar. null: a bar on a terminal only.")
     report_to: tuple[str, ...] | None = key(
-        None, "Loggers besides the console and the loss file: visualdl, tensorboard, wandb."
+        None, "Programs that draw the curves: tensorboard, visualdl, wandb, swanlab.", check=_reporters
     )
     wandb_api_key: str | None = key(None, "Key of Weights & Biases.")
     wandb_http_proxy: str | None = key(None, "Proxy of Weights & Biases.")

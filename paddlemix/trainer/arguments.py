@@ -69,7 +69,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
         disable_tqdm=True,
         load_best_model_at_end=False,
         resume_from_checkpoint=None,
-        report_to=list(training.report_to or ()),
+        report_to=[],
         do_eval=training.evaluation_strategy != "no",
         bf16=training.bf16 and not on_cpu,
         fp16=training.fp16 and not on_cpu,

@@ -12,6 +12,7 @@ from paddlenlp.trainer import TrainerCallback
 from paddlenlp.utils.log import logger as library_log
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from paddlemix.trainer.reports import Reports
 from paddlemix.utils import early_stop
 from paddlemix.utils.logging import console, get_logger
 
@@ -158,6 +159,18 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From here on there is a result to write, unless a signal has ended the training."""
         self._done = not self.before_the_end
+
+
+class Reporting(TrainerCallback):
+    """Hands every log line on to the programs of ``report_to``."""
+
+    def __init__(self, reports: Reports) -> None:
+        self.reports = reports
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """The numbers of the line."""
+        if logs:
+            self.reports.log(logs, state.global_step)
 
 
 class SeedEachStep(TrainerCallback):

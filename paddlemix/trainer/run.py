@@ -17,6 +17,7 @@ from paddlemix.trainer.arguments import check_processes, names_of_keys, place_in
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
 from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
 from paddlemix.trainer.ranks import RankWatch, require_alike, versions
+from paddlemix.trainer.reports import Reports, require_reporters
 from paddlemix.utils import device as devices
 from paddlemix.utils import early_stop, files
 from paddlemix.utils.commands import shown
@@ -68,6 +69,7 @@ def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:
     stages.stage_of(settings)
     check_processes(settings)
     devices.require_installed(settings.training.device)
+    require_reporters(settings)
     inputs.find_inputs(settings, first_stage=first_stage)
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
@@ -110,20 +112,26 @@ class TrainingRun:
             self.prepare()
         device = self._choose_device()
         self.args = training_arguments(self.settings, device.name)
+        self.reports = Reports(self.settings, self.output, main=is_main())
         require_alike({**settings_to_json(self.settings), **versions()}, self.args.world_size)
         self._load(device)
         self._prepare_training()
 
     def carry_out(self) -> Result:
         """Train, evaluate, save and tell where the result lies."""
-        metrics: dict[str, Any] = {}
-        steps, stopped = 0, None
         training = self.settings.training
         if training.do_train:
             self.trainer.require_alike()
             self._check_space()
-        begin(self.output, self.settings, anew=training.do_train and self.resume is None)
-        self.began = True
+        with self.reports.opened():
+            begin(self.output, self.settings, anew=training.do_train and self.resume is None)
+            self.began = True
+            return self._train_and_evaluate()
+
+    def _train_and_evaluate(self) -> Result:
+        metrics: dict[str, Any] = {}
+        steps, stopped = 0, None
+        training = self.settings.training
         if training.do_train:
             steps, stopped = self._train(metrics)
         if training.do_eval and not stopped:
@@ -213,7 +221,7 @@ class TrainingRun:
         self._build_trainer(self.prepared.data)
 
     def _build_trainer(self, data: Any) -> None:
-        from paddlemix.trainer.callbacks import ProgressBar, StopOnSignal
+        from paddlemix.trainer.callbacks import ProgressBar, Reporting, StopOnSignal
         from paddlemix.trainer.llava_trainer import LlavaTrainer
 
         hidden = self.settings.training.disable_tqdm
@@ -229,7 +237,7 @@ class TrainingRun:
             train_dataset=data.train,
             order=data.order,
             eval_dataset=data.eval,
-            callbacks=[self.bar, self.stop],
+            callbacks=[self.bar, self.stop, Reporting(self.reports)],
         )
         self.trainer.stop_signal = self.stop
         self.bar.watch(self.trainer)

@@ -242,6 +242,7 @@ WRONG = {
     "the template": ({"template": "vicunna_v1"}, 'unknown template "vicunna_v1"'),
     "the device": ({"device": "gpu"}, "the installed paddle is the CPU build"),
     "the adapters": ({"lora": "true", "lora_target_modules": "q_prok"}, 'fits no linear layer, did you mean "q_proj"'),
+    "the curves": ({"report_to": "tensorboard"}, '"report_to" names tensorboard, but the package "tensorboardX"'),
     "the data file": ({"data_path": "nowhere.json"}, "nowhere.json: no such data file"),
     "its syntax": ({"data_path": "broken.json"}, "broken.json:1:"),
     "its rows": ({"data_path": "roles.json"}, "roles.json: /0"),
@@ -249,8 +250,10 @@ WRONG = {
 }
 
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, importlib.util, io, json, sys
 from pathlib import Path
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "tensorboardX" else there(name, *more)
 from paddlemix.tools.supervised_finetune import main
 found = {}
 for name, argv in json.load(sys.stdin).items():
