@@ -222,6 +222,9 @@ class TrainingGroup:
     adam_beta1: float = key(0.9, "AdamW.", low=0, high=0.999999999)
     adam_beta2: float = key(0.999, "AdamW.", low=0, high=0.999999999)
     adam_epsilon: float = key(1e-8, "AdamW.", above=0)
+    loss_jump: float = key(100.0, "A step whose loss is so many times that of the steps before is warned of; 0: never.",
+                           low=0)  # fmt: skip
+    stop_at_loss_jump: bool = key(False, "End the run before the update of such a step.")
     max_grad_norm: float = key(1.0, "Gradients are scaled down to this norm; 0: never.", low=0)
     optim: str = key("adamw", "Optimizer.", fixed="AdamW is the only optimizer", also=("adamw_torch",))
     lr_scheduler_type: str = key(
@@ -378,6 +381,7 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
+    "loss_jump", "stop_at_loss_jump",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

@@ -35,6 +35,7 @@ from paddlemix.trainer.evaluation import BrokenOffError, Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.ranks import require_alike
+from paddlemix.trainer.spikes import LossHistory
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.trainer.stopping import Stopping
 from paddlemix.utils import files, foreign
@@ -78,6 +79,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         self.plan = plan
         self.weights = weights
         self.tokens = self._tokens_last_logged = self._tokens_done = 0
+        self.losses = LossHistory(settings.training.loss_jump)
         self.last_norm = self.last_rate = self.running_loss = float("nan")
         self._open_loss: Any = None
         self._carried: checkpointing.RunState | None = None
@@ -199,6 +201,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             "loss": total / steps,
             "learning_rate": self.last_rate,
             "grad_norm": self.last_norm,
+            **({"loss_jumps": self.losses.jumps} if self.losses.jumps else {}),
             "global_step": int(self.state.global_step),
             "interval_runtime": round(seconds, 4),
             "interval_samples_per_second": round(samples * steps / seconds, 4),

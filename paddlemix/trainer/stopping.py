@@ -18,7 +18,7 @@ from paddlemix.utils.logging import get_logger
 
 T = TypeVar("T")
 
-_UNREAD, _NOT_FINITE, _HEALTHY = 0.0, 1.0, 2.0
+_UNREAD, _NOT_FINITE, _JUMPED, _HEALTHY = 0.0, 1.0, 2.0, 3.0
 
 
 class NotFiniteError(TrainingError):
@@ -39,10 +39,10 @@ class Stopping:
     def _check_loss_valid(self, loss: Tensor) -> None:
         """Called before every update, on every process. Raises the error of a batch that a process could not read.
 
-        NotFiniteError when the loss is not finite on any process.
+        NotFiniteError when the loss is not finite on any process, or jumped where the settings stop then.
         """
         value, unread = float(loss), self.batches.failed
-        state = _UNREAD if unread is not None else _HEALTHY if np.isfinite(value) else _NOT_FINITE
+        state = _UNREAD if unread is not None else self._state_of(value)
         if self.args.world_size > 1:
             everywhere = paddle.to_tensor(state)
             paddle.distributed.all_reduce(everywhere, op=paddle.distributed.ReduceOp.MIN)
@@ -51,7 +51,22 @@ class Stopping:
             self.stop_together(unread)
         if state == _NOT_FINITE:
             raise self._not_finite(f"the loss is {value}")
+        if state == _JUMPED:
+            raise self._not_finite("the loss jumped (stop_at_loss_jump)")
         self.running_loss = value / (self.state.global_step + 1 - self._globalstep_last_logged)
+
+    def _state_of(self, total: float) -> float:
+        """Of this process; warns of a loss that jumped."""
+        if not np.isfinite(total):
+            return _NOT_FINITE
+        times = self.losses.times_above(total, self.state.global_step + 1 - self._globalstep_last_logged)
+        if times is None:
+            return _HEALTHY
+        get_logger(__name__).warning(
+            f"step {self.state.global_step + 1}: the loss is {times:.0f} times that of the steps before it. Rows of "
+            f"this step: {self.batches.describe_recent()}"
+        )
+        return _JUMPED if self.settings.training.stop_at_loss_jump else _HEALTHY
 
     def _note_norm(self, norm: float) -> None:
         """Called by the clip, right before the update, with the norm of all gradients of the run.
