@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR1 before the first step of a training: it ends the run at once, with the exit code of a stopped run.
+"""A signal while a run has nothing to save: it ends the run at once, with the exit code of a stopped run.
+
+That is before the first step and in the evaluation after the result is written. Ctrl-C (SIGINT) needs no care here:
+it is a KeyboardInterrupt, exit code 130.
 
 Launchers send SIGUSR1 to the ranks when a job has to leave its machines (deploy/npu), and start them with that signal
 ignored, because paddle's launcher has no handler for it. A rank that reads a model for minutes must not lose it.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -17,34 +19,70 @@ from typing import Any
 EXIT_STOPPED = 75
 """Exit code of a run that a signal ended, after saving what there was (EX_TEMPFAIL: the same command goes on)."""
 
-_before: list[Any] = []
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1")
+NOTHING_YET = "before the first step: nothing to save; the same command starts again"
+
+_before: dict[int, Any] = {}
+_received: list[str] = []
+_said = [NOTHING_YET]
 
 
 @contextlib.contextmanager
-def ending_on_sigusr1() -> Iterator[None]:
-    """Inside, until ``training_begins``, SIGUSR1 ends the process with ``EXIT_STOPPED``; on the main thread only."""
-    number = getattr(signal, "SIGUSR1", None)
-    if number is None or threading.current_thread() is not threading.main_thread():
+def ending_early(what: str = NOTHING_YET) -> Iterator[None]:
+    """Inside, until ``training_begins``, a signal ends the process with ``EXIT_STOPPED``; ``what`` is said then.
+
+    On the main thread only. A SIGHUP that was ignored before (nohup) stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _before.append(signal.signal(number, _end) or signal.SIG_DFL)
+    _received.clear()
+    _said.append(what)
+    mine = [number for number in _numbers() if number not in _before]
+    for number in mine:
+        _before[number] = signal.signal(number, _end) or signal.SIG_DFL
     try:
         yield
     finally:
-        if _before:
-            signal.signal(number, _before.pop())
+        _said.pop()
+        for number in mine:
+            if number in _before:
+                signal.signal(number, _before.pop(number))
 
 
-def training_begins() -> Any:
-    """Called by the training once it has its own handler: the handler that was there before this module's, or None."""
-    return _before.pop() if _before else None
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, signals wait; used around the import of paddle, which sets a handler of its own for SIGTERM."""
+    numbers = set(_before)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, _end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def training_begins() -> dict[int, Any]:
+    """Called by the training once it has its own handlers: those that were there before this module's.
+
+    Ends the process when a signal came and a library has swallowed the exit.
+    """
+    if _received:
+        raise SystemExit(EXIT_STOPPED)
+    earlier = dict(_before)
+    _before.clear()
+    return earlier
+
+
+def _numbers() -> list[int]:
+    found = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    hangup = getattr(signal, "SIGHUP", None)
+    return [number for number in found if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.stderr.write(
-        f"{signal.Signals(number).name} before the first step: nothing to save; the same command starts again\n"
-    )
-    sys.stderr.flush()
-    # Not by an exception: libraries swallow one that comes while they are imported. Files are written under other
-    # names first, and locks end with the process, so nothing is left half done.
-    os._exit(EXIT_STOPPED)
+    name = signal.Signals(number).name
+    _received.append(name)
+    sys.stderr.write(f"{name} {_said[-1]}\n")
+    raise SystemExit(EXIT_STOPPED)

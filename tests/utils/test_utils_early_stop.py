@@ -1,69 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR1 while a run is being set up."""
+"""Signals while a run has nothing to save."""
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from paddlemix.utils import early_stop
 
-ROOT = Path(__file__).resolve().parents[2]
-
-SWALLOWS = """
-import os, signal
-from paddlemix.utils import early_stop
-signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-with early_stop.ending_on_sigusr1():
-    try:  # as a library does around an import
-        os.kill(os.getpid(), signal.SIGUSR1)
-    except BaseException:
-        pass
-    print("went on")
-"""
-
 
 @pytest.fixture(autouse=True)
 def ignored():
     """As deploy/npu/launch.sh starts a rank."""
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     yield
-    signal.signal(signal.SIGUSR1, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_a_signal_before_the_first_step_ends_the_run_with_75_whatever_a_library_catches():
-    done = subprocess.run([sys.executable, "-c", SWALLOWS], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (75, ""), done.stderr
-    assert done.stderr == "SIGUSR1 before the first step: nothing to save; the same command starts again\n"
+NUMBERS = [getattr(signal, name) for name in early_stop.SIGNALS]
+
+
+def now():
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_before_the_first_step_ends_the_run_with_75(number, capsys):
+    before = now()
+    with pytest.raises(SystemExit) as ended, early_stop.ending_early():
+        os.kill(os.getpid(), number)
+    assert ended.value.code == 75
+    assert f"{number.name} before the first step" in capsys.readouterr().err
+    assert now() == before
+
+
+def test_what_is_said_is_that_of_the_innermost_part(capsys):
+    with early_stop.ending_early(), pytest.raises(SystemExit), early_stop.ending_early("in the evaluation"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capsys.readouterr().err == "SIGTERM in the evaluation\n"
+
+
+def test_nohup_stays_in_force():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with early_stop.ending_early():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_signal_that_a_library_takes_while_it_is_imported_comes_after_the_import():
+    done = []
+
+    def load():
+        with early_stop.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *_: done.append("the library's handler"))
+            done.append("import")
+
+    with pytest.raises(SystemExit), early_stop.ending_early():
+        load()
+    assert done == ["import"]
+
+
+def test_an_exit_that_a_library_swallows_comes_back_when_the_training_begins():
+    with early_stop.ending_early():
+        with contextlib.suppress(BaseException):  # as paddlenlp does around an import
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            early_stop.training_begins()
+    assert ended.value.code == 75
 
 
 def test_the_training_takes_over_and_gives_back_what_was_there_before():
-    with early_stop.ending_on_sigusr1():
-        mine = signal.signal(signal.SIGUSR1, lambda *_: None)
-        assert mine is early_stop._end
-        assert early_stop.training_begins() is signal.SIG_IGN
-        os.kill(os.getpid(), signal.SIGUSR1)  # the training's affair
-    assert early_stop.training_begins() is None
+    before = now()
+    with early_stop.ending_early():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        assert early_stop.training_begins() == dict(zip(NUMBERS, before, strict=True))
+        os.kill(os.getpid(), signal.SIGTERM)  # the training's affair
+    assert early_stop.training_begins() == {}
 
 
-def test_a_run_that_never_trains_gives_the_signal_back():
-    with early_stop.ending_on_sigusr1():
-        pass
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
-
-
-def test_another_thread_leaves_the_signal_alone():
-    seen = []
+def test_another_thread_leaves_the_signals_alone():
+    seen, before = [], now()
 
     def run():
-        with early_stop.ending_on_sigusr1():
-            seen.append(signal.getsignal(signal.SIGUSR1))
+        with early_stop.ending_early():
+            seen.extend(now())
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [signal.SIG_IGN]
+    assert seen == before
