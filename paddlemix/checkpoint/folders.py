@@ -8,8 +8,9 @@ from typing import Any
 from paddlemix.checkpoint import hub
 from paddlemix.checkpoint.formats import WEIGHT_FILES
 from paddlemix.checkpoint.formats_limits import brief, plain_name
+from paddlemix.checkpoint.hub_sites import PREFIX, may_fetch, why_not
 from paddlemix.settings.legacy_tower import published_twins
-from paddlemix.settings.places import has_weights, places
+from paddlemix.settings.places import downloaded, has_weights, places
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
 
@@ -49,19 +50,18 @@ def resolve(
     if found is not None:
         return found
     for published in (text, *published_twins(text)):
-        if hub.may_fetch(published):
+        if may_fetch(published):
             return hub.fetch_model(published, weights=weights)
     tried = "\n".join(f"  {place}" for place in _places(text, near))
     raise CheckpointError(
         f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
-        f"Put the folder into one of these places, or {remedy}"
+        f"Put the folder into one of these places, or {remedy}{why_not(text)}"
     )
 
 
 def find(name: str | Path, *, near: Near = None, weights: bool = False) -> Path | None:
     """Like ``resolve``, but None when there is no such folder. ``weights``: the caches of others must hold some."""
-    text = str(name)
-    for place in _places(text, near):
+    for place in _places(str(name), near):
         if place.is_dir() and not (weights and _is_cached(place) and not has_weights(place)):
             return place
     return None
@@ -74,6 +74,8 @@ def _is_cached(place: Path) -> bool:
 def _places(name: str, near: Near) -> list[Path]:
     if not plain_name(name):
         return []
+    if name.startswith(PREFIX):
+        return downloaded(name.removeprefix(PREFIX))
     folders = [] if near is None else [near] if isinstance(near, Path) else list(near)
     return places(name, folders, published_twins(name))
 

@@ -31,11 +31,16 @@ def places(name: str, near: Sequence[Path] = (), published: Iterable[str] = ()) 
     for folder in _with_targets(near):
         found += _around(path, folder)
     if not path.is_absolute():
-        found += [Path.cwd() / path, cache() / path, *_hub_caches(name)]
+        found += [Path.cwd() / path, *downloaded(name)]
     for twin in published:
         found += [place for folder in _with_targets(near) for place in _around(Path(twin), folder)]
-        found += [Path.cwd() / twin, cache() / twin, *_hub_caches(twin)]
+        found += [Path.cwd() / twin, *downloaded(twin)]
     return list(dict.fromkeys(map(snapshot_of, found)))
+
+
+def downloaded(name: str) -> list[Path]:
+    """Folders that hold the published model ``name`` if some program has downloaded it."""
+    return list(dict.fromkeys(map(snapshot_of, (cache() / name, *_hub_caches(name)))))
 
 
 def cache() -> Path:

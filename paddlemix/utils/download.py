@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import MIB, Answer, sha256, stream
+from paddlemix.utils.meter import Meter
 
 PART = ".part"
 """Ending of a file that is not complete yet."""
@@ -43,21 +44,24 @@ def download(
     digest: str | None = None,
     limits: Limits | None = None,
     note: Callable[[str], None] | None = None,
+    meter: Meter | None = None,
 ) -> None:
     """Put the content of ``url`` into ``target``; a ``.part`` file beside it is gone on with.
 
     ``size`` in bytes and ``digest`` (SHA-256) are checked when they are known; without a size, the server's own
     Content-Length is. A wrong digest is tried once more from the start. MissingError when the server has no such file;
     DataError with the reason when it does not work in ``limits.attempts`` attempts in a row without a step ahead. The
-    ``.part`` file then stays, and the next call goes on with it.
+    ``.part`` file then stays, and the next call goes on with it. ``meter`` is told the bytes; it expects those of a
+    file of known ``size`` already.
     """
     limits = limits or Limits()
+    told = _Told(meter, size is not None)
     part = target.with_name(target.name + PART)
     failures, wrong = 0, 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _receive(url, part, size, digest, limits)
+            _receive(url, part, size, digest, limits, told)
         except MissingError:
             raise
         except DataError as error:
@@ -80,12 +84,29 @@ def download(
             raise DataError(f"{url}: {problem}; it is damaged on the server or changed on the way")
 
 
+@dataclass
+class _Told:
+    """The meter of a file, and whether it expects the bytes."""
+
+    meter: Meter | None
+    expected: bool
+
+    def expect(self, count: int | None) -> None:
+        if self.meter is not None and not self.expected and count is not None:
+            self.expected = True
+            self.meter.expect(count)
+
+    def receive(self, count: int) -> None:
+        if self.meter is not None:
+            self.meter.receive(count)
+
+
 def _tag(part: Path) -> Path:
     """Keeps the server's mark of the version that a ``.part`` file belongs to."""
     return part.with_name(part.name + ".tag")
 
 
-def _receive(url: str, part: Path, size: int | None, digest: str | None, limits: Limits) -> None:
+def _receive(url: str, part: Path, size: int | None, digest: str | None, limits: Limits, told: _Told) -> None:
     """Append to ``part`` until it is complete. DataError when it is not."""
     have = part.stat().st_size if part.exists() else 0
     mark = _tag(part).read_text(encoding="utf-8") if _tag(part).is_file() else ""
@@ -105,8 +126,15 @@ def _receive(url: str, part: Path, size: int | None, digest: str | None, limits:
         whole = size if size is not None else whole
         if not begin:
             _tag(part).write_text(_mark(answer), encoding="utf-8")
+        room = None if whole is None else whole - begin
+        told.expect(room)
         with part.open("ab" if begin else "wb", buffering=0) as handle:
-            _copy(url, answer, handle.write, limits, None if whole is None else whole - begin)
+
+            def write(block: bytes) -> None:
+                handle.write(block)
+                told.receive(len(block))
+
+            _copy(url, answer, write, limits, room)
     got = part.stat().st_size
     if whole is not None and got < whole:
         raise DataError(f"{url}: the transfer broke off after {got} of {whole} bytes")

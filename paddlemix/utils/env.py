@@ -56,7 +56,8 @@ FLAGS: dict[str, Flag] = {
             "PADDLEMIX_HUB",
             "https://huggingface.co",
             (),
-            "Where models are downloaded from when a name is not on this machine; off downloads nothing.",
+            "Where models are downloaded from when a name is not on this machine: huggingface, hf-mirror, modelscope "
+            "or an address; off downloads nothing.",
         ),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),

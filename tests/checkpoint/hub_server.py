@@ -56,6 +56,15 @@ class Hub:
             found.append(row)
         return [*found, {"type": "directory", "path": "sub"}]
 
+    def modelscope_rows(self, folder: Path) -> dict:
+        """The list of modelscope.cn for ``?Revision=master&Recursive=true``."""
+        files = [{"Path": "sub", "Type": "tree", "Size": 0, "Sha256": ""}]
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            data = file.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            files.append({"Path": file.name, "Name": file.name, "Type": "blob", "Size": len(data), "Sha256": digest})
+        return {"Code": 200, "Data": {"Files": files}}
+
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path.lstrip("/")
         if path.startswith("api/models/"):
@@ -63,6 +72,11 @@ class Hub:
             found = folder.is_dir() and self.lists
             self.send(handler, json.dumps(self.rows(folder) if found else {}).encode(), 200 if found else 404)
             return
+        if path.startswith("api/v1/models/"):
+            folder = self.root / path.removeprefix("api/v1/models/").partition("/repo/files?")[0]
+            self.send(handler, json.dumps(self.modelscope_rows(folder)).encode())
+            return
+        path = path.removeprefix("models/").replace("resolve/master/", "")
         file = self.root / path.removeprefix("community/").replace("resolve/main/", "")
         self.asked.append((file.name, handler.headers.get("Range")))
         self.attempts[file.name] += 1

@@ -2,7 +2,10 @@
 """Downloads from a local hub that stalls, breaks off, lies and refuses: complete and checked, or an error."""
 
 import json
+import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +19,11 @@ import pytest
 from paddlemix.auto import AutoConfigMIX
 from paddlemix.checkpoint import hub as module
 from paddlemix.checkpoint.folders import resolve
-from paddlemix.checkpoint.hub import fetch_model, may_fetch
+from paddlemix.checkpoint.hub import fetch_model
+from paddlemix.checkpoint.hub_sites import may_fetch
 from paddlemix.checkpoint.load import load_model
 from paddlemix.utils.download import Limits, download
-from paddlemix.utils.errors import CheckpointError, DataError
+from paddlemix.utils.errors import CheckpointError, ConfigError, DataError
 from paddlemix.utils.files import verify_folder
 from tests.checkpoint import checkpoint_kit as kit
 from tests.checkpoint import hub_server as faults
@@ -290,6 +294,82 @@ def test_a_folder_that_is_here_is_no_owner_on_the_hub(hub):
     assert not may_fetch("outputs/checkpoint-10")
     assert may_fetch("liuhaotian/llava-v1.5-7b")
     assert may_fetch("paddlemix/llava/llava-v1.5-7b")
+
+
+@pytest.mark.parametrize("address", ["https://huggingface.co", "hf-mirror", "modelscope"])
+def test_a_mistyped_path_is_no_name_of_a_hub(address, hub, monkeypatch):
+    monkeypatch.setenv("PADDLEMIX_HUB", address)
+    assert not may_fetch("demo_ot/start")
+    with pytest.raises(CheckpointError, match=r'no owner "demo_ot" is known; for a model .* write hub:demo_ot/start'):
+        resolve("demo_ot/start", "the model")
+    assert hub.asked == []
+    assert may_fetch("hub:demo_ot/start")
+    assert may_fetch("liuhaotian/llava-v1.5-7b")
+    Path("openai").mkdir()
+    with pytest.raises(CheckpointError, match=r"taken as a path, because openai is a folder here; .*hub:openai/clip"):
+        resolve("openai/clip", "the vision tower")
+
+
+def test_hub_in_front_of_a_name_means_the_hub_whatever_lies_here(hub, tmp_path):
+    Path("liuhaotian/tiny").mkdir(parents=True)
+    assert resolve("liuhaotian/tiny", "the model") == Path("liuhaotian/tiny").absolute()
+    assert resolve("hub:liuhaotian/tiny", "the model") == tmp_path / "home" / "models" / "liuhaotian" / "tiny"
+    asked = len(hub.asked)
+    assert resolve("hub:liuhaotian/tiny", "the model") == tmp_path / "home" / "models" / "liuhaotian" / "tiny"
+    assert len(hub.asked) == asked
+
+
+def test_modelscope_lists_in_its_own_way_and_is_checked_alike(hub, monkeypatch):
+    from paddlemix.checkpoint import hub_sites
+
+    monkeypatch.setitem(hub_sites.HUBS, "modelscope", hub.address)
+    monkeypatch.setenv("PADDLEMIX_HUB", "modelscope")
+    folder = fetch_model("liuhaotian/tiny", limits=QUICK)
+    assert verify_folder(folder) == []
+    assert {"config.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
+    hub.faults["model.safetensors"] = faults.wrong(9)
+    with pytest.raises(CheckpointError, match="its SHA-256 is"):
+        fetch_model("openai/tiny-clip", limits=QUICK)
+
+
+def test_a_hub_that_nobody_knows_is_an_error_that_names_those_that_are(monkeypatch):
+    monkeypatch.setenv("PADDLEMIX_HUB", "modelscop")
+    with pytest.raises(ConfigError, match=r'PADDLEMIX_HUB="modelscop", did you mean "modelscope".*one of huggingface'):
+        may_fetch("liuhaotian/tiny")
+
+
+def test_progress_tells_bytes_rate_and_the_time_that_is_left(hub, caplog, monkeypatch):
+    from paddlemix.utils import meter
+
+    now = [0.0]
+    found = meter.Meter("x", clock=lambda: now[0])
+    found.expect(400_000_000)
+    now[0] = 2.0
+    found.receive(100_000_000)
+    assert found.line() == "0.10 GB of 0.40 GB, 50.0 MB/s, 6 s left"
+    now[0] = 400.0
+    assert found.line().endswith("20 min 0 s left")
+    now[0] = 40_000.0
+    assert found.line().endswith("33 h 20 min left")
+    monkeypatch.setattr(meter, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(logging.getLogger("paddlemix"), "propagate", True)
+    with caplog.at_level("INFO", logger="paddlemix"):
+        fetch_model("liuhaotian/tiny", limits=QUICK)
+    lines = [record.message for record in caplog.records if " MB/s" in record.message]
+    last = re.search(r"liuhaotian/tiny: (\S+ MB) of (\S+ MB), \S+ MB/s$", lines[-1])
+    assert last[1] == last[2]
+
+
+def test_a_cache_of_huggingface_hub_is_used_before_the_hub_is_asked(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+    snapshot = tmp_path / "hf" / "models--liuhaotian--tiny" / "snapshots" / "abc"
+    shutil.copytree(hub.root / "liuhaotian" / "tiny", snapshot)
+    assert resolve("liuhaotian/tiny", "the model") == snapshot
+    assert resolve(snapshot.parents[1], "the model") == snapshot
+    (snapshot / "model.safetensors").unlink()  # the small files alone, as a look at the tokenizer leaves them
+    assert resolve("liuhaotian/tiny", "the model", weights=False) == snapshot
+    assert hub.asked == []
+    assert resolve("liuhaotian/tiny", "the model") == tmp_path / "home" / "models" / "liuhaotian" / "tiny"
 
 
 def test_off_downloads_nothing(hub, monkeypatch):

@@ -22,6 +22,7 @@ from paddlemix.generation.terminal import COMMANDS, Chat, dashed, split_names
 from paddlemix.imaging.load import load_image
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.errors import ConfigError
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -343,3 +344,35 @@ def test_debug_shows_the_prompt_and_what_was_reused(
     assert 'USER: <image>\\nwhat? ASSISTANT:"' in errors
     assert "of which reused 0; pictures encoded 1; tokens generated 6" in errors
     assert "pictures encoded 0; tokens generated 6" in errors
+
+
+class _Person:
+    """A terminal at which somebody types one line."""
+
+    def __init__(self, typed: str, is_terminal: bool = True) -> None:
+        self.typed, self.is_terminal = typed, is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def readline(self) -> str:
+        return self.typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"), [("\n", "nothing is downloaded; give --model-path"), ("n\n", "nothing is downloaded")]
+)
+def test_the_default_model_is_downloaded_after_a_yes_only(typed, text, monkeypatch, tmp_path, capsys):
+    from paddlemix.examples.llava import run_predict_multiround as command
+
+    monkeypatch.setenv("PPMIX_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.sys, "stdin", _Person(typed))
+    with pytest.raises(ConfigError, match=text):
+        command._default_model()
+    assert "about 14 GB" in capsys.readouterr().err
+    monkeypatch.setattr(command.sys, "stdin", _Person("yes\n"))
+    assert command._default_model() == command.DEFAULT_MODEL
+    monkeypatch.setattr(command.sys, "stdin", _Person("yes\n", is_terminal=False))
+    with pytest.raises(ConfigError, match="no --model-path is given.*to download it"):
+        command._default_model()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from paddlemix.generation.session import ChatSession
 
 DEFAULT_TEMPERATURE = 0.2
+DEFAULT_MODEL = "paddlemix/llava/llava-v1.5-7b"
+DEFAULT_SIZE = "about 14 GB"
+"""13.5 GB of weights in 16 bits and the small files."""
 OPTIONS = Options(
     base="--base FOLDER",
     vision_tower="--vision-tower FOLDER",
@@ -48,8 +51,7 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument(*(f"--{name}" for name in names), **kind)
 
     # "--model" was enough for the one before "--model-base" came, and stays so.
-    model = "paddlemix/llava/llava-v1.5-7b"
-    flag("model-path", "model", type=expanded, default=model, help="model or adapter folder, or a known name")
+    flag("model-path", "model", type=expanded, help=f"model or adapter folder, or a known name ({DEFAULT_MODEL})")
     model_flags(found, base=("base", "model-base"))
     flag("image-file", action="append", nargs="+", default=[], metavar="FILE",
          help="path or URL; several may follow, or stand in one word: a.png,b.png")  # fmt: skip
@@ -116,13 +118,14 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         from paddlemix.text import templates
 
         templates.get(args.conv_mode)
+    model = args.model_path or _default_model()
     device.before_paddle(args.device)
     if (args.device or "cpu") == "cpu":
         device.tune_cpu()
     from paddlemix.generation.load import load_chat
 
     session = load_chat(
-        args.model_path,
+        model,
         base=args.base,
         device=args.device,
         dtype="float16" if args.fp16 else None,
@@ -134,9 +137,26 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),
     )
     if pictures and session.predictor.processor is None:
-        raise ConfigError(f"{args.model_path} has no vision tower; leave --image-file out or give a model that has one")
+        raise ConfigError(f"{model} has no vision tower; leave --image-file out or give a model that has one")
     print(fit(session.about), file=sys.stderr)
     return session, pictures
+
+
+def _default_model() -> str:
+    """The model of a chat that names none. What is not on this machine is downloaded only after a yes."""
+    from paddlemix.checkpoint.folders import find
+    from paddlemix.settings.places import cache
+
+    if find(DEFAULT_MODEL, weights=True) is not None:
+        return DEFAULT_MODEL
+    told = f"no --model-path is given, and the default {DEFAULT_MODEL} is not on this machine"
+    way = f"give --model-path FOLDER, or --model-path {DEFAULT_MODEL} to download it ({DEFAULT_SIZE})"
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigError(f"{told}; {way}")
+    print(f"{told}.\nDownload {DEFAULT_SIZE} to {cache() / DEFAULT_MODEL}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError(f"nothing is downloaded; {way}")
+    return DEFAULT_MODEL
 
 
 def _open(name: str, args: argparse.Namespace) -> "Image":
