@@ -12,6 +12,19 @@ from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.registry import nearest
 
 
+def _is_harmless(name: str, value: Any) -> bool:
+    """Whether an unknown key can be passed over: it says nothing, belongs to the writer's program, or is a token's id.
+
+    Published files keep collecting such keys (``_model_name_or_path``, ``unk_token_id``, ``"use_x": false``).
+    """
+    empty = value is None or value is False or value in ("", [], {})
+    return empty or name.startswith("_") or (name.endswith(("token_id", "token_ids")) and _is_ids(value))
+
+
+def _is_ids(value: Any) -> bool:
+    return all(type(item) is int for item in (value if isinstance(value, list) else [value]))
+
+
 class Reader:
     """One object of a config.json. ``pointer`` is its place in the file, empty at the top.
 
@@ -127,14 +140,14 @@ class Reader:
             self._taken.update(table)
 
     def finish(self) -> None:
-        """Refuse the keys that were neither used nor ignored by name."""
-        left = sorted(set(self.data) - self._taken)
+        """Refuse the keys that were neither used nor ignored by name, unless they can change nothing."""
+        left = [name for name in sorted(set(self.data) - self._taken) if not _is_harmless(name, self.data[name])]
         if left:
             hint = nearest(left[0], sorted(self._taken))
             more = f" (and {len(left) - 1} more: {', '.join(left[1:6])})" if len(left) > 1 else ""
             raise CheckpointError(
                 f'{self.file}: unknown key "{self.pointer}{left[0]}"{hint}{more}; it might change what the model '
-                "computes, so it is not skipped"
+                "computes, so it is not skipped. If the model computes the same without it, take it out of the file"
             )
 
     def _refuse_code(self) -> None:

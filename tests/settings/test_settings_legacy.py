@@ -199,6 +199,28 @@ def test_the_newer_of_two_vision_configs_wins(hub):
     assert load_config(hub.model()).vision.patch_size == 14
 
 
+HARMLESS = {
+    "_model_name_or_path": "meta-llama/x", "unk_token_id": 0, "stop_token_ids": [2, 7], "use_moe": False,
+    "quantization_config": None, "extra_layers": [], "rope_extras": {}, "note": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(HARMLESS))
+def test_keys_that_can_change_nothing_pass_wherever_they_stand(key, hub):
+    assert load_config(hub.model(**{key: HARMLESS[key]})) == load_config(hub.model())
+    hub.write("openai/tower", {**VISION, "model_type": "clip_vision_model", key: HARMLESS[key]})
+    assert load_config(hub.model()).vision.hidden_size == VISION["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("blur", 0), ("blur", True), ("blur", "no"), ("blur_token_id", "x"), ("blur_token_id", 1.5), ("token_ids_max", 3)],
+)
+def test_other_unknown_keys_are_told_with_a_way_on(key, value, hub):
+    with pytest.raises(CheckpointError, match=rf'unknown key "{key}".*take it out of the file'):
+        load_config(hub.model(**{key: value}))
+
+
 def test_a_tower_is_found_beside_the_model_and_in_the_cache(hub, tmp_path):
     assert find_tower(hub.root / "author/model", "openai/tower") == hub.tower
     assert find_tower(tmp_path / "elsewhere", "openai/tower") is None
