@@ -81,6 +81,8 @@ def parse(text: str) -> Address:
         raise DataError(f'{shown(text)}: only http and https addresses can be read, not "{shown(parts.scheme, 40)}"')
     if "@" in parts.netloc:
         raise DataError(f"{shown(text)}: expected a host name without user and password")
+    if "[" in parts.netloc and ":" not in host:  # Python 3.11 and later refuse it themselves
+        raise DataError(f"{shown(text)}: brackets in a host are for IPv6 addresses")
     port = PORTS[parts.scheme] if port is None else port
     if port == 0:
         raise DataError(f"{shown(text)}: port 0 is none; leave it out or give the real one")

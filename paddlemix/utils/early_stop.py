@@ -53,7 +53,9 @@ def ending_early(what: str = NOTHING_YET) -> Iterator[None]:
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Inside, signals wait; used around the import of paddle, which sets a handler of its own for SIGTERM."""
-    numbers = set(_before)
+    numbers, waiting = set(_before), []
+    for number in numbers:  # a signal to the process may reach another thread, which does not block it
+        signal.signal(number, lambda number, _: waiting.append(number))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -61,6 +63,8 @@ def held_back() -> Iterator[None]:
         for number in numbers:
             signal.signal(number, _end)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if waiting:
+            _end(waiting[0], None)
 
 
 def training_begins() -> dict[int, Any]:

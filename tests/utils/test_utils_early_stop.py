@@ -55,12 +55,36 @@ def test_a_signal_that_a_library_takes_while_it_is_imported_comes_after_the_impo
 
     def load():
         with early_stop.held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
             signal.signal(signal.SIGTERM, lambda *_: done.append("the library's handler"))
             done.append("import")
 
     with pytest.raises(SystemExit), early_stop.ending_early():
         load()
+    assert done == ["import"]
+
+
+def test_a_signal_that_another_thread_takes_during_an_import_comes_after_it_too():
+    done, over = [], threading.Event()
+    waits = threading.Thread(target=over.wait)  # started before: a thread inherits what the one that starts it blocks
+    waits.start()
+    arrived, write = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(arrived, True)
+
+    def load():
+        with early_stop.held_back():
+            signal.pthread_kill(waits.ident, signal.SIGTERM)
+            os.read(arrived, 1)
+            done.append("import")
+
+    before = signal.set_wakeup_fd(write)
+    try:
+        with pytest.raises(SystemExit), early_stop.ending_early():
+            load()
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        waits.join()
     assert done == ["import"]
 
 
