@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings import idle
 from paddlemix.settings.keys import expanded_at, json_kind, show
 from paddlemix.settings.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
@@ -72,6 +73,14 @@ CONFLICTS: tuple[Rule, ...] = (
         "layers of the tower train only with one of the two",
     ),
     (
+        ("vision_tower_lr", "tune_entire_model", "tune_vision_tower"),
+        lambda s: (
+            s.training.vision_tower_lr is not None
+            and not (s.model.tune_entire_model or s.model.tune_vision_tower or s.model.freeze_exclude)
+        ),
+        "the vision tower is frozen; let it train with one of the two, or name its parameters in freeze_exclude",
+    ),
+    (
         ("tensor_parallel_degree", "sharding"),
         lambda s: s.training.tensor_parallel_degree > 1 and "stage3" in s.training.sharding,
         "tensor parallel goes with stage1 and stage2",
@@ -119,6 +128,13 @@ CONFLICTS: tuple[Rule, ...] = (
             and (s.training.evaluation_strategy == "no" or s.training.evaluation_strategy != s.training.save_strategy)
         ),
         "the best checkpoint is known only if each one is evaluated: make both strategies equal, and not no",
+    ),
+    (
+        ("load_best_model_at_end", "metric_for_best_model"),
+        lambda s: (
+            s.training.load_best_model_at_end and s.training.metric_for_best_model not in (None, "loss", "eval_loss")
+        ),
+        'evaluation measures the loss; leave "metric_for_best_model" out',
     ),
     (
         ("load_best_model_at_end", "save_steps", "eval_steps"),
@@ -214,7 +230,7 @@ def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:
     changes |= {"optim": "adamw", "count_trained_tokens": False}
     changes.update(_resolved_data(settings))
     settings = settings.with_changes(**changes)
-    notes.extend(_idle(settings, given))
+    notes.extend(idle.notes(settings, given))
     return dataclasses.replace(settings, notes=tuple(notes))
 
 
@@ -231,40 +247,6 @@ def _resolved_data(settings: TrainingSettings) -> dict[str, Any]:
             for part, entries in dataset.items()
         }
     return {"dataset": dataset, "data_path": None}
-
-
-def _idle(settings: TrainingSettings, given: set[str]) -> list[str]:
-    """One line for each key that was given and does nothing beside the others."""
-    model, training = settings.model, settings.training
-    strategies = {"save_steps": training.save_strategy, "eval_steps": training.evaluation_strategy}
-    idle = [
-        f'{name} has no effect: the strategy is "{strategy}"'
-        for name, strategy in strategies.items()
-        if name in given and strategy != "steps"
-    ]
-    entries = [entry for part in (settings.data.dataset or {}).values() for entry in part]
-    if "single_view_repeat" in given and not any(entry.get("name") == "mv_dataset" for entry in entries):
-        idle.append('single_view_repeat has no effect: no data set has the name "mv_dataset"')
-    idle += _own_folders(settings, entries)
-    if not model.lora:
-        idle += [f"{name} has no effect without lora" for name in sorted(given) if name.startswith("lora_")]
-    if training.amp_master_grad and training.fp16_opt_level != "O2":
-        idle.append("amp_master_grad has no effect without fp16_opt_level O2")
-    if training.eval_accumulation_steps is not None:
-        idle.append("eval_accumulation_steps has no effect: evaluation keeps one number a batch")
-    if model.use_flash_attention:
-        idle.append(
-            "use_flash_attention: every device takes its best attention kernel anyway; PADDLEMIX_ATTENTION forces one"
-        )
-    return idle
-
-
-def _own_folders(settings: TrainingSettings, entries: list[dict[str, Any]]) -> list[str]:
-    own = [entry["image_folder"] for entry in entries if entry.get("image_folder")]
-    if not own or settings.data.image_folder is None:
-        return []
-    share = "has no effect" if len(own) == len(entries) else f"has no effect on {len(own)} of {len(entries)} data sets"
-    return [f'image_folder {share}: the "image_folder" in the data set ("{own[0]}") goes before it']
 
 
 def check_paths(settings: TrainingSettings, where: str) -> None:

@@ -7,15 +7,11 @@ acts, or is accepted only at its default (``fixed`` gives the reason). ``None`` 
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from paddlemix.settings import checks
 from paddlemix.settings.keys import Known, key, known_keys, path_key
-from paddlemix.settings.legacy_grid import read_aspect, read_grid
-from paddlemix.settings.legacy_read import Reader
-from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.registry import nearest
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -27,58 +23,7 @@ _EVALUATION = "evaluation computes in the precision of the training"
 _OWN_FLOW = "the training loop has no such mode"
 _OWN_DATA = "the data set is read row by row, with every column the model needs"
 _CLIP_ONLY = "it belongs to the trainers of CLIP and EVA; use lr_scheduler_type and warmup_ratio"
-_SHARDING = ("stage1", "stage2", "stage3", "offload")
 _INTERVAL = ("no", "steps", "epoch")
-REPORTERS = ("tensorboard", "visualdl", "wandb", "swanlab")
-"""What ``report_to`` may name."""
-
-
-def _sharding_words(value: str) -> str | None:
-    words = value.split()
-    bad = [word for word in words if word not in _SHARDING]
-    if bad:
-        return f'unknown word "{bad[0]}"; expected words of {", ".join(_SHARDING)}'
-    stages = [word for word in words if word != "offload"]
-    return "expected exactly one stage" if words and len(stages) != 1 else None
-
-
-def _reporters(value: tuple[str, ...]) -> str | None:
-    wrong = next((name for name in value if name not in REPORTERS), None)
-    if wrong is None:
-        return None
-    hint = nearest(wrong, REPORTERS) or f" (known: {', '.join(REPORTERS)})"
-    return f'"{wrong}" is not known{hint}; null or an empty list reports to nobody'
-
-
-def _not_zero(value: int) -> str | None:
-    return "expected -1, or a number of devices" if value == 0 else None
-
-
-def _pairs(value: tuple[Any, ...]) -> str | None:
-    for pair in value:
-        fits = isinstance(pair, tuple) and len(pair) == 2
-        if not fits or not all(type(number) is int and number > 0 for number in pair):
-            return "expected pairs of whole numbers above 0, such as [[336, 672], [672, 336]]"
-    return None
-
-
-def _aspect_word(value: str) -> str | None:
-    return _read(lambda: read_aspect(Reader({"image_aspect_ratio": value}, ""), "square"))
-
-
-def _grid(value: tuple[Any, ...] | str) -> str | None:
-    if not isinstance(value, str):
-        return _pairs(value)
-    return _read(lambda: read_grid(Reader({"image_grid_pinpoints": value}, ""), 1))
-
-
-def _read(read: Callable[[], Any]) -> str | None:
-    """What is wrong with a value, as the reader of a config.json says it."""
-    try:
-        read()
-    except CheckpointError as error:
-        return str(error).partition(": ")[2].partition(": ")[2]
-    return None
 
 
 @dataclass(frozen=True)
@@ -165,11 +110,11 @@ class DataGroup:
     pad_to_multiple_of: int | None = key(None, "Batches are padded to a multiple of this length.", low=1)
     image_aspect_ratio: str | None = key(
         None, "How images become tiles: square, pad, anyres or anyres_max_N. null: as the checkpoint says.",
-        check=_aspect_word,
+        check=checks.aspect_word,
     )  # fmt: skip
     image_grid_pinpoints: tuple[tuple[int, int], ...] | str | None = key(
         None, 'Sizes that anyres may choose from, as [width, height] in pixels, or tiles as "(1x1),...,(6x6)".',
-        check=_grid,
+        check=checks.grid,
     )  # fmt: skip
     chat_template: str | None = path_key(None, "chat_template.json of every chatml data set that names none.")
     single_view_repeat: int = key(4, "In an mv_dataset a lone picture stands so often, as long as 4 views.", low=1)
@@ -258,7 +203,7 @@ class TrainingGroup:
     ignore_data_skip: bool = key(False, "On resume begin with the first row again.")
     disable_tqdm: bool | None = key(None, "No progress bar. null: a bar on a terminal only.")
     report_to: tuple[str, ...] | None = key(
-        None, "Programs that draw the curves: tensorboard, visualdl, wandb, swanlab.", check=_reporters
+        None, "Programs that draw the curves: tensorboard, visualdl, wandb, swanlab.", check=checks.reporters
     )
     wandb_api_key: str | None = key(None, "Key of Weights & Biases.")
     wandb_http_proxy: str | None = key(None, "Proxy of Weights & Biases.")
@@ -290,15 +235,15 @@ class TrainingGroup:
                              choices=("cpu", "gpu", "npu"))  # fmt: skip
     no_cuda: bool = key(False, "Never use CUDA.", fixed='write "device": "cpu"')
     local_rank: int = key(-1, "Rank.", fixed="the launcher sets it")
-    sharding: str = key("", "stage1, stage2 or stage3, with offload if wanted.", check=_sharding_words)
+    sharding: str = key("", "stage1, stage2 or stage3, with offload if wanted.", check=checks.sharding_words)
     sharding_degree: int = key(-1, "Old name.", fixed="use sharding_parallel_degree")
     sharding_parallel_degree: int = key(-1, "Devices that share one copy of the state; -1: all.", low=-1)
-    sharding_parallel_config: str = key("", "Options of the sharding.")
+    sharding_parallel_config: str = key("", "Options of the sharding.", check=checks.sharding_options)
     sharding_comm_buffer_size_MB: int = key(-1, "Sharding buffer in MB; -1: default.", low=-1)  # noqa: N815 - given name
-    data_parallel_config: str = key("", "Options of data parallel training.")
+    data_parallel_config: str = key("", "Options of data parallel training.", check=checks.data_parallel_options)
     sharding_parallel_mesh_dimension: str = key("dp", "Mesh.", fixed="it belongs to auto parallel training")
     tensor_parallel_degree: int = key(-1, "Devices that hold one model together, in slices; -1 or 1: none.",
-                                      low=-1, check=_not_zero)  # fmt: skip
+                                      low=-1, check=checks.not_zero)  # fmt: skip
     pipeline_parallel_degree: int = key(-1, "Pipeline parallel.", fixed=_NO_PARALLEL, also=(1,))
     sep_parallel_degree: int = key(-1, "Sequence parallel.", fixed=_NO_PARALLEL, also=(1,))
     context_parallel_degree: int = key(-1, "Context parallel.", fixed=_NO_PARALLEL, also=(1,))
@@ -328,7 +273,7 @@ class TrainingGroup:
     group_by_modality_length: bool = key(False, "Batches of like length, with images or without, as LLaVA does.")
     group_by_length: bool = key(False, "Batches of like length.")
     skip_data_intervals: tuple[tuple[int, int], ...] | None = key(
-        None, "Steps whose data is skipped, [first, last].", check=_pairs
+        None, "Steps whose data is skipped, [first, last].", check=checks.pairs
     )
     distributed_dataloader: bool = key(False, "Loader.", fixed="every rank reads its own rows")
     remove_unused_columns: bool = key(True, "Loader.", fixed=_OWN_DATA, also=(False,))

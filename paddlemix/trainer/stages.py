@@ -155,6 +155,7 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
     _check_tower(trains, settings)
+    _check_projector(trains, settings)
     if not any(trains.values()):
         raise ConfigError(
             f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
@@ -204,6 +205,16 @@ def _check_tower(trains: dict[str, bool], settings: TrainingSettings) -> None:
         raise ConfigError(
             f'"vision_tower_lr" is {settings.training.vision_tower_lr:g}, but no parameter of the vision tower trains; '
             'write "tune_entire_model": true, or name its parameters in freeze_exclude'
+        )
+
+
+def _check_projector(trains: dict[str, bool], settings: TrainingSettings) -> None:
+    """ConfigError for a rate of a projector that does not train."""
+    rate = settings.training.mm_projector_lr
+    if rate is not None and not any(trains[name] for name in trains if part_of(name) == PROJECTOR_PART):
+        raise ConfigError(
+            f'"mm_projector_lr" is {rate:g}, but no parameter of the projector trains; take the key away, or let the '
+            'projector train ("freeze_include", "tune_mm_mlp_adapter")'
         )
 
 

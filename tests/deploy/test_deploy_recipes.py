@@ -39,7 +39,8 @@ def test_the_table_holds_every_recipe_of_the_folder():
 
 
 @pytest.mark.parametrize("recipe", RECIPES.RECIPES, ids=lambda recipe: recipe.file)
-def test_a_recipe_loads_fits_the_card_and_keeps_shapes_static(recipe):
+def test_a_recipe_loads_fits_the_card_and_keeps_shapes_static(recipe, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
     settings = RECIPES.load(recipe)
     training, data = settings.training, settings.data
     assert training.device == "npu"

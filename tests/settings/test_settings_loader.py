@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings loader: what is accepted, and what is said about everything that is not."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix.settings.idle import IDLE
 from paddlemix.settings.loader import differences_from_default, help_text, load_settings, settings_to_json
 from paddlemix.settings.training import ALIASES, FOREIGN, KNOWN
 from paddlemix.utils.errors import ConfigError
@@ -107,7 +109,75 @@ def test_an_evaluation_strategy_switches_evaluation_on():
 def test_a_key_that_does_nothing_beside_the_others_is_noted():
     notes = " | ".join(load(save_strategy="epoch", save_steps=100, lora_rank=4).notes)
     assert "save_steps has no effect" in notes
-    assert "lora_rank has no effect without lora" in notes
+    assert "lora_rank has no effect: without lora" in notes
+
+
+EFFECTS = {
+    # key: (value, keys beside it that leave it idle, keys that make it work)
+    "num_cycles": (1.5, {}, {"lr_scheduler_type": "cosine"}),
+    "lr_end": (1e-6, {"lr_scheduler_type": "cosine"}, {"lr_scheduler_type": "polynomial"}),
+    "power": (2.0, {}, {"lr_scheduler_type": "polynomial"}),
+    "warmup_steps": (3, {"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"}),
+    "warmup_ratio": (0.1, {"warmup_steps": 3}, {}),
+    "num_train_epochs": (2.0, {"max_steps": 5}, {}),
+    "logging_steps": (3, {"logging_strategy": "epoch"}, {}),
+    "save_steps": (3, {"save_strategy": "no"}, {}),
+    "eval_steps": (3, {}, {"do_eval": True}),
+    "minimum_eval_times": (3, {"do_eval": True, "evaluation_strategy": "epoch"}, {"do_eval": True}),
+    "per_device_eval_batch_size": (3, {}, {"do_eval": True}),
+    "max_evaluate_steps": (3, {}, {"do_eval": True}),
+    "eval_accumulation_steps": (3, {"do_eval": True}, None),
+    "metric_for_best_model": ("any text", {"do_eval": True}, None),
+    "greater_is_better": (True, {}, {"do_eval": True, "evaluation_strategy": "epoch", "save_strategy": "epoch",
+                                     "load_best_model_at_end": True}),
+    "log_on_each_node": (False, {}, None),
+    "run_name": ("mine", {"report_to": ["tensorboard"]}, {"report_to": ["swanlab"]}),
+    "logging_dir": ("curves", {}, {"report_to": ["tensorboard"]}),
+    "wandb_api_key": ("key", {"report_to": ["swanlab"]}, {"report_to": ["wandb"]}),
+    "wandb_http_proxy": ("proxy", {}, {"report_to": ["wandb"]}),
+    "scale_loss": (8.0, {"bf16": True}, {"fp16": True}),
+    "amp_custom_black_list": (["softmax"], {}, {"bf16": True}),
+    "amp_custom_white_list": (["matmul"], {}, {"fp16": True}),
+    "fp16_opt_level": ("O0", {}, {"bf16": True}),
+    "amp_master_grad": (True, {"bf16": True}, {"bf16": True, "fp16_opt_level": "O2"}),
+    "use_flash_attention": (True, {}, None),
+    "sharding": ("stage2", {}, {"processes": "2"}),
+    "sharding_parallel_degree": (2, {"processes": "2"}, {"sharding": "stage2", "processes": "2"}),
+    "sharding_parallel_config": ("split_param", {"sharding": "stage1"}, {"sharding": "stage1", "processes": "2"}),
+    "sharding_comm_buffer_size_MB": (64, {"processes": "2"}, {"sharding": "stage1", "processes": "2"}),
+    "data_parallel_config": ("gradient_sync_after_accumulate", {}, {"processes": "2"}),
+    "dataloader_timeout": (5.0, {}, {"dataloader_num_workers": 2}),
+    "lora_path": ("adapter", None, {"lora": True}),
+    "lora_rank": (4, {"lora": True, "lora_path": "adapter"}, {"lora": True}),
+    "lora_alpha": (4, {}, {"lora": True}),
+    "lora_dropout": (0.5, {"lora": True, "lora_path": "adapter"}, {"lora": True}),
+    "lora_target_modules": (["q_proj"], {"lora": True, "lora_path": "adapter"}, {"lora": True}),
+    "template": ("v1", {"chat_template": "chat_template.json"}, {}),
+    "single_view_repeat": (2, {}, {"dataset": {"train": [{"data_files": "a.json", "name": "mv_dataset"}]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_key_without_effect_beside_the_others_is_noted_and_one_with_effect_is_not(name, monkeypatch):
+    value, idle, works = EFFECTS[name]
+    for beside, expected in ((idle, True), (works, False)):
+        if beside is None:
+            continue
+        keys = dict(beside)
+        monkeypatch.setenv("PADDLE_TRAINERS_NUM", keys.pop("processes", "1"))
+        if keys.get("do_eval"):
+            keys["dataset"] = LEAST["dataset"] | {"eval": [{"data_files": "val.json"}]}
+        found = [note for note in load(**{name: value}, **keys).notes if note.startswith(f"{name} has no effect: ")]
+        assert len(found) == expected, (beside, found)
+
+
+def test_a_key_at_its_default_needs_no_note():
+    assert load(num_cycles=0.5, lora_rank=8, eval_steps=None).notes == ()
+
+
+@pytest.mark.parametrize("name", ["sharding_parallel_config", "data_parallel_config"])
+def test_options_that_nobody_knows_are_refused(name):
+    assert f'"/{name}" is "nonsense": unknown word "nonsense"' in told(lambda: load(**{name: "nonsense"}))
 
 
 def test_help_names_every_key():
@@ -303,6 +373,7 @@ def test_none_is_null_on_the_command_line_unless_it_is_one_of_the_choices():
         ({"data_path": "x"}, ("dataset",)),
         ({"dataset": None}, ("do_train",)),
         ({"learning_rate": 0}, ("do_train",)),
+        ({"vision_tower_lr": 1e-5}, ("tune_entire_model",)),
         ({"do_eval": True}, ("dataset",)),
         ({"do_train": False}, ("do_eval",)),
         ({"load_best_model_at_end": True}, ("evaluation_strategy", "save_strategy")),
@@ -312,6 +383,15 @@ def test_keys_that_do_not_go_together_are_all_named(keys, also):
     message = told(lambda: load(**keys))
     assert [name for name in (*keys, *also) if f'"{name}"' not in message] == []
     assert "do not go together" in message
+
+
+def test_a_measure_that_evaluation_does_not_give_is_refused_before_the_first_evaluation():
+    files = {name: [{"data_files": f"{name}.json"}] for name in ("train", "eval")}
+    keys = dict(load_best_model_at_end=True, evaluation_strategy="epoch", save_strategy="epoch", dataset=files)
+    assert load(metric_for_best_model="eval_loss", **keys).training.load_best_model_at_end
+    assert '"metric_for_best_model" = "accuracy" do not go' in told(
+        lambda: load(metric_for_best_model="accuracy", **keys)
+    )
 
 
 # Row 13: paths
@@ -420,7 +500,8 @@ def test_settings_are_read_without_any_heavy_import():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_shipped_recipe_loads_without_a_note(path):
+def test_a_shipped_recipe_loads_without_a_note(path, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
     settings = load_settings([str(path)])
     assert settings.notes == ()
     assert settings.training.bf16
@@ -448,3 +529,15 @@ def test_a_new_training_file_keeps_what_the_entries_of_the_file_agree_on():
     entries = [{"name": "mv_dataset", "data_files": name, "image_folder": folder} for name, folder in ("ab", "cd")]
     named = load("--data_path", "c.json", dataset={"train": entries}).data
     assert named.dataset["train"] == [{"name": "mv_dataset", "data_files": "c.json"}]
+
+
+def test_a_grid_on_a_model_that_does_not_cut_is_noted(tmp_path):
+    from paddlemix.settings.idle import notes_with
+    from tests.tiny import tiny_config
+
+    config, settings = tiny_config(), load(image_grid_pinpoints=[[28, 56]])
+    (note,) = notes_with(config, settings)
+    assert note.startswith('image_grid_pinpoints has no effect ([(28, 56)]): the model\'s images are "pad"')
+    anyres = config.with_changes(image=dataclasses.replace(config.image, aspect="anyres_max_9"))
+    assert list(notes_with(anyres, settings)) == []
+    assert list(notes_with(config, load())) == []

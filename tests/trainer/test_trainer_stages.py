@@ -210,3 +210,9 @@ def test_a_part_may_have_the_rate_zero_beside_others(tmp_path):
     assert plan_stage(
         tiny(), settings(tmp_path, tune_entire_model=True, mm_projector_lr=0.0, vision_tower_lr=0.0)
     ).rules
+
+
+@pytest.mark.parametrize("keys", [{"freeze_include": ("*mm_projector*",)}, {"tune_vision_tower": True}])
+def test_a_rate_of_a_projector_that_does_not_train_is_refused(tmp_path, keys):
+    with pytest.raises(ConfigError, match='"mm_projector_lr" is 0.001, but no parameter of the projector trains'):
+        plan_stage(tiny(), settings(tmp_path, mm_projector_lr=1e-3, **keys))
