@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Chinese pages keep step with the English ones: same headings, commands, code names and rows of tables."""
+"""The Chinese pages keep step with the English ones: same headings, commands, names in code, figures, table rows."""
 
 import re
 from collections import Counter
@@ -38,6 +38,11 @@ def names(text: str) -> Counter[str]:
     return Counter(re.sub(r"\s+", " ", name) for name in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose(text)))
 
 
+def numbers(text: str) -> Counter[str]:
+    """The figures outside code, so that a new measurement reaches both pages."""
+    return Counter(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"`[^`]*`", "", prose(text))))
+
+
 def pair(name: str) -> tuple[str, str]:
     return tuple((folder / f"{name}.md").read_text(encoding="utf-8") for folder in (DOCS, DOCS / "zh"))
 
@@ -48,8 +53,9 @@ def test_a_chinese_page_says_what_the_english_one_says(name: str) -> None:
     assert blocks(chinese) == blocks(english)
     assert headings(chinese) == headings(english)
     assert rows(chinese) == rows(english)
-    missing, more = names(english) - names(chinese), names(chinese) - names(english)
-    assert (missing, more) == (Counter(), Counter())
+    for held in (names, numbers):
+        missing, more = held(english) - held(chinese), held(chinese) - held(english)
+        assert (missing, more) == (Counter(), Counter()), held.__name__
 
 
 @pytest.mark.parametrize("name", PAGES)
