@@ -17,7 +17,7 @@ OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
 COSTS = {
     "ATTENTION": "plain attention is 11 operators in place of 1 and keeps every score in memory, about 13 bytes each "
     "at the peak (rows x heads x length x length): docs/cluster.md has the GB of each recipe",
-    "RMS_NORM": "each norm is 9 operators and float32 copies of its rows in place of 1 operator",
+    "RMS_NORM": "each norm is 9 operators and float32 copies of its rows in place of 2 operators",
     "ROPE": "each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
     "SWIGLU": "each MLP has one operator more, and keeps one product more",
 }
