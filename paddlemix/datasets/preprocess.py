@@ -139,7 +139,7 @@ class SampleEncoder:
         except DataError as error:
             raise _named(error, sample) from error
         if not any(part.learns and part.text for part in segments):
-            raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty")
+            raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty or has weight 0")
 
     def layout_of(self, path: str | None) -> Layout:
         """The layout of a chat_template.json; for None, that of rows without one."""
@@ -176,7 +176,7 @@ class SampleEncoder:
                 f"nothing to learn in the first {self.max_length} of {length} positions; "
                 'raise max_length, or set on_bad_sample to "skip"'
             )
-        return "no token to learn; every assistant text is empty"
+        return "no token to learn; every assistant text is empty or has weight 0"
 
 
 def _named(error: DataError, sample: Sample) -> DataError:

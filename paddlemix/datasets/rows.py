@@ -139,7 +139,8 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
         return _chat(row["messages"], place, unread)
     if "conversations" in row:
         return _conversations(row["conversations"], place, unread), []
-    hint = nearest("conversations", [str(name) for name in row])
+    near = ((key, nearest(key.lower(), ("conversations", "messages"))) for key in row)
+    hint = next((f'; "{key[:80]}" is not read{found}' for key, found in near if found), "")
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')
 
 
@@ -213,7 +214,8 @@ def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
     if weight is None:
         return True
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
-        raise place.fault(f"{at}/weight", f"{str(weight)[:80]}; expected 0 (not learnt) or 1")
+        written = kind_of(weight) if isinstance(weight, LongNumber) else f"{kind_of(weight)} ({weight!r:.80})"
+        raise place.fault(f"{at}/weight", f"{written}; expected 0 (not learnt) or 1")
     return bool(weight)
 
 
@@ -261,7 +263,7 @@ def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple
 
 
 def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str:
-    value = part.get(kind, part.get("path"))
+    value = part.get(kind) or part.get("path")
     if isinstance(value, dict):
         value = value.get("url")
     if not isinstance(value, str) or not value:

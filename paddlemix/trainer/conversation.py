@@ -41,11 +41,12 @@ def check_conversation(settings: TrainingSettings, folder: Path, *, first_stage:
         return
     if all(entry.get("chat_template") for entry in entries) or (given and settings.model.tune_mm_mlp_adapter):
         return
+    no_lora = ' with "lora": false' if settings.model.lora else ""
     why = "is given" if given else f"is what {folder} was trained with"
     raise ConfigError(
         f'"template": "{name}" {why}: it learns captions of pictures and drops the questions. For conversations write '
         f'"template": "{_suggested(folder)}"; to go on with the first stage write "template": "{name}" and '
-        '"tune_mm_mlp_adapter": true'
+        f'"tune_mm_mlp_adapter": true{no_lora}'
     )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoint.folders import PROJECTOR_FILES
 from paddlemix.datasets.multiview import NAME as MULTIVIEW
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.resumed import ResumedDataset
@@ -78,9 +79,18 @@ def require_same_run(
     if wrong:
         raise ConfigError(
             f"{folder}: the run cannot go on with other settings ({_told(wrong)}). Set the old values again, or start "
-            f"a new run in another output_dir with model_name_or_path {folder}"
+            f"a new run in another output_dir with {_beginning(state, folder)}"
         )
     return list(_lines(folder, found, longer, settings, rows))
+
+
+def _beginning(state: RunState, folder: Path) -> str:
+    """The key and value with which a new run begins where the checkpoint in ``folder`` stands."""
+    if state.settings.get("lora"):
+        return f"lora_path {folder}"
+    if state.settings.get("tune_mm_mlp_adapter"):
+        return f"pretrain_mm_mlp_adapter {folder / PROJECTOR_FILES[0]}"
+    return f"model_name_or_path {folder}"
 
 
 def _is_longer(state: RunState, settings: TrainingSettings, rows: int, world_size: int) -> bool:

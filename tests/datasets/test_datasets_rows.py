@@ -124,11 +124,18 @@ def test_answers_of_weight_zero_are_shown_and_not_learnt(rows, encoder, tmp_path
 
 
 def test_a_row_that_learns_nothing_and_a_weight_that_is_none_are_bad(rows, encoder):
-    with pytest.raises(DataError, match="no answer to learn"):
+    with pytest.raises(DataError, match="no answer to learn; .* has weight 0"):
         ChatDataset(rows(weighted("openai", 0, 0)), encoder())
     for weight in (2, -1, 0.5, True, "0", [0]):
-        with pytest.raises(DataError, match="/0/messages/1/weight: .*expected 0"):
+        with pytest.raises(DataError, match="/0/messages/1/weight: .*expected 0") as caught:
             rows(weighted("openai", weight))
+        assert repr(weight) in str(caught.value)
+
+
+def test_null_beside_the_path_of_a_part_stands_for_nothing(rows):
+    part = {"type": "image", "image": None, "path": "a.png"}
+    row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "red"}]}
+    assert rows(row)[0].images[0].endswith("a.png")
 
 
 def test_null_stands_for_nothing_whatever_the_key(rows, talk):

@@ -63,7 +63,8 @@ HUMAN = {"from": "human", "value": "hi"}
     [
         (7, "/0: a number; expected an object with conversations or messages"),
         ({}, 'neither "conversations" nor "messages" is there'),
-        ({"conversation": []}, 'did you mean "conversation"'),
+        ({"conversation": []}, '"conversation" is not read, did you mean "conversations"'),
+        ({"message": []}, '"message" is not read, did you mean "messages"'),
         ({"conversations": []}, "/0/conversations: empty; expected a list of turns"),
         ({"conversations": None}, "/0/conversations: null"),
         (turns(HUMAN, {"from": "gpt"}), '/0/conversations/1: "value" is missing'),

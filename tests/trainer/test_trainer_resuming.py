@@ -108,6 +108,20 @@ def test_a_longer_run_is_told_and_a_shorter_one_refused(tmp_path, before, now):
 
 
 @pytest.mark.parametrize(
+    ("kind", "beginning"),
+    [
+        ({}, "model_name_or_path {}"),
+        ({"lora": True}, "lora_path {}"),
+        ({"tune_mm_mlp_adapter": True}, "pretrain_mm_mlp_adapter {}/mm_projector.safetensors"),
+    ],
+)
+def test_the_new_run_that_is_offered_takes_the_checkpoint_as_what_it_is(tmp_path, kind, beginning):
+    with pytest.raises(ConfigError, match="another output_dir with") as caught:
+        told(tmp_path, kind, {**kind, "learning_rate": 0.5})
+    assert str(caught.value).endswith(beginning.format(tmp_path / "checkpoint-3"))
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"on_bad_sample": "skip"},

@@ -283,6 +283,7 @@ def test_a_fine_tune_that_would_learn_captions_only_is_refused_with_keys_that_he
     name = keys.get("template", "plain")
     for remedy in ('"template": "v1"', f'write "template": "{name}" and "tune_mm_mlp_adapter": true'):
         assert remedy in str(caught.value)
+    assert ('with "lora": false' in str(caught.value)) == ("lora" in keys)
     assert not (tmp_path / "out").exists()
     keys_for_loss = {"do_train": "false", "do_eval": "true", "data_path": None, "dataset": json.dumps(eval_rows(model))}
     finetune(settings(model, tmp_path / "loss", **{**keys, **keys_for_loss}))
