@@ -96,16 +96,17 @@ def _check_inside(sample: Sample, image: str) -> None:
     ways = [os.path.relpath(image, start).split(os.sep) for start in (sample.image_root, root)]
     steps = next((way for way in ways if way[0] != os.pardir), None)
     if steps is None:
+        # A row that climbs by ".." does so from any folder; an absolute path lies where it lies.
+        climbs = image.startswith(os.path.join(sample.image_root, ""))
+        above = "" if climbs else "set image_folder to a folder above it, or leave it out, or "
         raise DataError(
-            f"{sample.where}: {image} lies outside of the image folder {root}; "
-            "set image_folder to a folder above it, or allow_outside_root to true"
+            f"{sample.where}: {image} lies outside of the image folder {root}; {above}set allow_outside_root to true"
         )
     links = [link for link in _links_at_the_top(sample, steps) if _within(target, os.path.realpath(link))]
     if not links:
         raise DataError(
             f"{sample.where}: {image} is {target} by a link and lies outside of the image folder {root}. Links at the "
-            "top of that folder are followed; for others set image_folder to the folder that they lie in, or "
-            "allow_outside_root to true"
+            "top of that folder are followed; for others set allow_outside_root to true"
         )
 
 

@@ -13,8 +13,6 @@ from paddlemix.utils.registry import nearest
 if TYPE_CHECKING:
     from paddle import nn
 
-    from paddlemix.checkpoint.lora_read import Adapter
-
 LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
 """Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
 
@@ -66,28 +64,6 @@ def add_adapters(model: "nn.Layer", settings: TrainingSettings) -> list[str]:
     whole = [re.escape(name) for name in names]
     add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed)
     return notes
-
-
-def kept_by_adapter(adapter: "Adapter", names: Sequence[str], settings: TrainingSettings) -> Iterator[str]:
-    """A line about keys that say something else than the adapter that is trained on: they have no effect.
-
-    ``names`` are the linear layers of the model. ConfigError: see ``find_targets``.
-    """
-    group = settings.model
-    pairs = adapter.pairs.values()
-    own = {
-        "lora_rank": {pair.r for pair in pairs},
-        "lora_alpha": {round(pair.scaling * pair.r, 6) for pair in pairs},
-        "lora_dropout": {adapter.dropout},
-    }
-    other = [f"{key} {getattr(group, key):g} (it has {', '.join(f'{value:g}' for value in sorted(values))})"
-             for key, values in own.items() if values != {getattr(group, key)}]  # fmt: skip
-    if group.lora_target_modules:
-        found, _ = find_targets(names, group.lora_target_modules)
-        if {f"{name}.weight" for name in found} != set(adapter.pairs):
-            other.append(f"lora_target_modules (it has {len(adapter.pairs)} layers, they mean {len(found)})")
-    if other:
-        yield f"the adapter {adapter.folder} is trained on as it is, without effect: {'; '.join(other)}"
 
 
 def _spellings(name: str) -> Iterator[str]:

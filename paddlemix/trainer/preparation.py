@@ -20,7 +20,7 @@ from paddlemix.trainer.arguments import place_in_run, started_processes
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
-from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets, kept_by_adapter
+from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
 from paddlemix.trainer.resuming import require_same_run
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 from paddlemix.utils.errors import ConfigError
@@ -59,7 +59,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     """
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
-    notes = _check_adapters(sources, settings)
+    _check_adapters(sources, settings)
     config, parts = sources.config, sources.parts
     tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(parts))
     rows = _add_marks(tokenizer, config)
@@ -79,7 +79,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     )
     layouts = data.train.layouts if data.train is not None else []
     template, chat_template = conversation.asked_with(layouts, *told)
-    notes += [*idle.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
+    notes = [*idle.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
     if state is not None:
         notes += require_same_run(state, settings, started_processes(), data.train, resume)
     return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)
@@ -93,13 +93,12 @@ def _add_marks(tokenizer: Tokenizer, config: LlavaConfig) -> int:
     return max(config.text.vocab_size, tokenizer.vocab_size if new else 0)
 
 
-def _check_adapters(sources: Sources, settings: TrainingSettings) -> list[str]:
-    """Lines about keys that an adapter overrules. ConfigError for an adapter as the base of another, and for patterns
-    that mean no layer."""
-    model, adapter = settings.model, sources.parts.adapter
-    if not model.lora:
-        return []
-    if adapter is not None and not model.lora_path:
+def _check_adapters(sources: Sources, settings: TrainingSettings) -> None:
+    """ConfigError for an adapter as the base of another, and for patterns that mean no layer."""
+    model = settings.model
+    if not model.lora or model.lora_path:
+        return
+    if sources.parts.adapter is not None:
         raise ConfigError(
             f'"model_name_or_path": {sources.parts.folder} is an adapter itself; to train it on give it as '
             '"lora_path" and its base as "model_name_or_path", or merge it first'
@@ -110,10 +109,7 @@ def _check_adapters(sources: Sources, settings: TrainingSettings) -> list[str]:
         if name.endswith(".weight") and len(entry.source.infos()[entry.name].shape) == 2
     ]
     new = [f"llama.mm_projector.{number}" for number in range(8)]  # there may be no file of it yet
-    if adapter is not None:
-        return list(kept_by_adapter(adapter, [*matrices, *new], settings))
     find_targets([*matrices, *new], model.lora_target_modules or LORA_TARGETS)
-    return []
 
 
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:

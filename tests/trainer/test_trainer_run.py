@@ -88,18 +88,12 @@ def test_the_result_is_what_was_trained(place, tmp_path):
     assert moved == set(run.plan.rules)
 
 
-def test_an_adapter_opens_without_flags_and_goes_on_as_lora_path(place, tmp_path, capsys):
+def test_an_adapter_opens_without_flags_and_goes_on_as_lora_path(place, tmp_path):
     go(place, tmp_path / "a", lora="true", lora_rank=2, save_strategy="steps", save_steps=6)
     assert (tmp_path / "a" / "lora_config.json").is_file()
     assert not (tmp_path / "a" / "model.safetensors").exists()
     assert answer(tmp_path / "a") == answer(tmp_path / "a" / "checkpoint-6")
-    own = dict(lora_rank=2, lora_alpha=16, lora_dropout=0.05, learning_rate=1e-30)
-    go(place, tmp_path / "b", lora="true", lora_path=tmp_path / "a", **own)
-    assert "without effect" not in capsys.readouterr().out
-    changes = {**own, "lora_rank": 4, "lora_dropout": 0.5, "lora_target_modules": '["q_proj"]', "max_steps": 1}
-    go(place, tmp_path / "c", lora="true", lora_path=tmp_path / "a", **changes)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "without effect: lora_rank 4 (it has 2); lora_dropout 0.5 (it has 0.05); lora_target_modules (" in said
+    go(place, tmp_path / "b", lora="true", lora_path=tmp_path / "a", learning_rate=1e-30)
     first, second = (load_file(tmp_path / name / "lora_model_state.safetensors") for name in "ab")
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
