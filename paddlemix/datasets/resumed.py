@@ -2,7 +2,8 @@
 """The rows of a run that goes on: numbered as in its first part, though some may be gone from the files since.
 
 A checkpoint keeps a digest of every training row, and the lengths if the order or the packs were made from them. A row
-that was taken out counts as skipped: batches and order of the others stay what they would have been.
+that was taken out counts as skipped, one that was repaired keeps its place: batches and order of the others stay what
+they would have been.
 """
 
 from collections.abc import Sequence
@@ -39,13 +40,18 @@ def rows_of(dataset: Any) -> RowsBefore | None:
 def continued(dataset: ChatDataset, before: RowsBefore) -> "ChatDataset | ResumedDataset":
     """``dataset`` numbered as before; itself when its rows are no part of the former ones.
 
+    As many rows as may be bad may say something else than before, at their old places: they were repaired.
     ConfigError when more rows are gone than bad rows may be.
     """
+    limit = dataset.bad.limit
+    if len(dataset) == len(before.digests):
+        changed = int((dataset.digests != before.digests).sum())
+        few = changed <= max(1, limit * len(dataset))
+        return ResumedDataset(dataset, before, np.arange(len(dataset)), changed) if few else dataset
     places = _places(before.digests, dataset.digests)
     if places is None:
         return dataset
     gone = int((places < 0).sum())
-    limit = dataset.bad.limit
     if gone > max(1, limit * len(places)):
         raise ConfigError(
             f"{gone} of {len(places)} training rows of the run's first part are gone, more than {limit:.0%}: to go on "
@@ -56,8 +62,6 @@ def continued(dataset: ChatDataset, before: RowsBefore) -> "ChatDataset | Resume
 
 def _places(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
     """For each row before its index now, -1 if it is gone; None when something was added, changed or moved."""
-    if len(now) > len(before):
-        return None
     places = np.full(len(before), -1, dtype=np.int64)
     found = 0
     for index, digest in enumerate(before.tolist()):
@@ -68,9 +72,13 @@ def _places(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
 
 
 class ResumedDataset:
-    """A data set under the numbers of ``before``; rows that are gone are None, as skipped ones are."""
+    """A data set under the numbers of ``before``; rows that are gone are None, as skipped ones are.
 
-    def __init__(self, dataset: ChatDataset, before: RowsBefore, places: np.ndarray) -> None:
+    ``changed`` rows say something else than before.
+    """
+
+    def __init__(self, dataset: ChatDataset, before: RowsBefore, places: np.ndarray, changed: int = 0) -> None:
+        self.changed = changed
         self.dataset = dataset
         self.before = before
         self.places = places

@@ -112,6 +112,8 @@ def _lines(folder: Path, found: list[Change], longer: list[Change], settings: Tr
     rows = rows.dataset if isinstance(rows, PackedDataset) else rows
     if isinstance(rows, ResumedDataset) and rows.gone:
         lines.append(f"{rows.gone} of {len(rows)} training rows are gone since {folder.name}: they count as skipped")
+    if isinstance(rows, ResumedDataset) and rows.changed:
+        lines.append(f"{rows.changed} of {len(rows)} training rows say something else than at {folder.name}")
     return lines
 
 

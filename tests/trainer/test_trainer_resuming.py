@@ -61,6 +61,28 @@ def test_a_run_that_met_a_bad_row_goes_on_as_if_it_had_skipped_it(stopped, tmp_p
     assert result == wanted
 
 
+def test_a_run_that_met_a_bad_row_goes_on_with_the_row_repaired(stopped, tmp_path, capsys):
+    root, row = stopped
+    rows = json.loads((root / "data" / "train.json").read_text())
+    good = next(index for index in range(5) if index != row)
+    rows[row]["image"] = rows[good]["image"]
+    path = tmp_path / "repaired.json"
+    path.write_text(json.dumps(rows))
+    shutil.copytree(root / "stopped", tmp_path / "out")
+    go(root / "data", tmp_path / "out", **KEYS | {"data_path": path})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: 1 of 6 training rows say something else than at checkpoint-" in said
+    go(root / "data", tmp_path / "straight", **KEYS | {"data_path": path})
+    result, wanted = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "straight"))
+    assert result == wanted
+    rows[good]["conversations"][-1]["value"] = "something else"
+    path.write_text(json.dumps(rows))
+    shutil.rmtree(tmp_path / "out")
+    shutil.copytree(root / "stopped", tmp_path / "out")
+    with pytest.raises(ConfigError, match="the training data"):
+        go(root / "data", tmp_path / "out", **KEYS | {"data_path": path})
+
+
 def test_more_rows_taken_out_than_may_be_bad_are_refused_before_paddle_is_needed(stopped, tmp_path):
     root, row = stopped
     shutil.copytree(root / "stopped", tmp_path / "out")
