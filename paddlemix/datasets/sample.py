@@ -11,6 +11,7 @@ import numpy as np
 from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.shown import readable
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class BadSamples:
             # The folder belongs to a run only when that has looked at everything that could stop it.
             self._waiting.append((where, error))
             return
-        line = json.dumps({"where": where, "reason": str(error)}, ensure_ascii=False)
+        line = json.dumps({"where": readable(where), "reason": str(error)}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the next token is picked from the scores: greedy, temperature, top-k, top-p, repetition penalty. Numpy only."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +8,11 @@ from typing import Any
 import numpy as np
 
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.shown import shown
+
+MAX_BEAMS = 64
+"""Each beam keeps keys and values of its own: 64 of a 7B model with 1,000 tokens take 32 GB."""
+_LARGE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class Decoding:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        _number("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number from 1")
+        _number("max_new_tokens", self.max_new_tokens, 1 <= self.max_new_tokens < _LARGE, "a whole number from 1")
         _number("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or a positive number")
         _number("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
-        _number("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive whole number")
-        _number("num_beams", self.num_beams, self.num_beams >= 1, "a whole number from 1")
+        _number("top_k", self.top_k, 0 <= self.top_k < _LARGE, "0 (off) or a positive whole number")
+        _number("num_beams", self.num_beams, 1 <= self.num_beams <= MAX_BEAMS, f"a whole number from 1 to {MAX_BEAMS}")
         _number("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "a positive number")
-        _number("seed", self.seed or 0, (self.seed or 0) >= 0, "a whole number from 0")
+        _number("seed", self.seed or 0, 0 <= (self.seed or 0) < 1 << 64, "a whole number from 0 to 2^64 - 1")
         _number("length_penalty", self.length_penalty, True, "a number")
         if self.num_beams > 1 and (self.temperature > 0 or self.repetition_penalty != 1.0):
             raise ConfigError(
@@ -60,8 +64,8 @@ class Decoding:
 
 
 def _number(name: str, value: float, good: bool, expected: str) -> None:
-    if not math.isfinite(value) or not good:
-        raise ConfigError(f"{name} is {value}: expected {expected}")
+    if not good or not abs(value) < 1e300:  # also for NaN, and for whole numbers that no float holds
+        raise ConfigError(f"{name} is {shown(value)}: expected {expected}")
 
 
 class Sampler:

@@ -7,16 +7,17 @@ Paddle is not imported here, so that flags are checked before it loads.
 
 import contextlib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError
 from paddlemix.utils.logging import fit, quiet
 from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
+from paddlemix.utils.shown import escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +74,7 @@ class Terminal:
         said = False
         try:
             for piece in pieces:
-                _out(piece if said else label + piece)
+                _out(label * (not said) + (escaped(piece) if self.labels else piece))
                 said = True
             _out("\n" if said else f"{label}\n")
             return True
@@ -162,7 +163,7 @@ class Chat:
 
 def picture_names(typed: str) -> list[str]:
     """The names after ``/image``: quoted as in a shell, or one that stands there as it is, blanks included."""
-    if Path(expanded(typed)).is_file():
+    if os.path.isfile(expanded(typed)):
         return [typed]
     try:
         return shlex.split(typed)
@@ -178,7 +179,7 @@ def split_names(name: str, separator: str = ",") -> list[str]:
     if "://" in name:
         starts = name.split(f"{separator}http")
         return [starts[0], *(f"http{part}" for part in starts[1:])]
-    if not separator or Path(expanded(name)).is_file():
+    if not separator or os.path.isfile(expanded(name)):  # also for a name that no file can have
         return [name]
     return [part for part in name.split(separator) if part] or [name]
 

@@ -114,6 +114,8 @@ class _Reader:
             return self.fail(min(cause.pos, len(self.text)), _STRING_TAIL.sub("", cause.msg).lower())
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             self.fail(position, "half of a surrogate pair")
+        if "\0" in text:
+            self.fail(position, "a NUL character, which no name of a file can hold")
         return text, end
 
     def array(self, position: int, depth: int) -> tuple[list[Any], int]:

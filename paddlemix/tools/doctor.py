@@ -25,6 +25,7 @@ from paddlemix.utils.doorway import run_doorway
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.options import Options, model_flags
 from paddlemix.utils.paths import expanded
+from paddlemix.utils.shown import readable
 
 OPTIONS = Options(
     base="--base FOLDER",
@@ -83,7 +84,7 @@ def _run(argv: list[str]) -> int:
         set_here=tuple(device.before_paddle(args.device)),
     )
     report = examine(wanted)
-    print(json.dumps(report.as_json(), indent=2) if args.json else "\n".join(report.as_lines()))
+    print(json.dumps(report.as_json(), indent=2) if args.json else "\n".join(map(readable, report.as_lines())))
     return report.exit_code
 
 
@@ -92,10 +93,10 @@ def _folder(args: argparse.Namespace) -> int:
 
     if args.verify:
         problems, compared = verify(args.folder)
-        print("\n".join([*(f"FAIL {line}" for line in problems), compared]))
+        print("\n".join([*(f"FAIL {readable(line)}" for line in problems), compared]))
         return 1 if problems else 0
     found = describe(args.folder, base=args.base, vision_tower=args.vision_tower, projector=args.projector)
-    print(json.dumps(found.as_json(), indent=2) if args.json else "\n".join(found.as_lines()))
+    print(json.dumps(found.as_json(), indent=2) if args.json else "\n".join(map(readable, found.as_lines())))
     return found.exit_code
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import env, install, npu_environment
+from paddlemix.utils import env, home, install, npu_environment
 from paddlemix.utils.dtypes import dtype_named
 from paddlemix.utils.errors import BackendError, ConfigError
 from paddlemix.utils.logging import get_logger
@@ -43,11 +43,13 @@ def before_paddle(name: str | None = None) -> list[str]:
     Does nothing more unless ``name`` is an npu device, or None on a machine with Ascend cards. A wrong value is a
     ConfigError that names the variable; one that the user has set is left alone. Returns (and logs) a line for each
     variable set here. When paddle is imported already it is too late: the lines then say which flags are missing, and
-    that ``config/npu/env.sh`` sets them.
+    that ``config/npu/env.sh`` sets them. A home folder that cannot be written gives way to a temporary one.
     """
     old = install.old_paddle()
     if old is not None:
         raise ConfigError(old)
+    if "paddle" not in sys.modules:
+        home.make_usable()
     if not (name or ("npu" if npu_environment.count_cards() else "")).startswith("npu"):
         return []
     _check_npu_variables()

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.shown import shown
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,27 @@ FLAGS: dict[str, Flag] = {
 }
 
 
+NUMBERS = (
+    "PADDLE_TRAINER_ID",
+    "PADDLE_TRAINERS_NUM",
+    "PADDLE_RANK_IN_NODE",
+    "PADDLE_LOCAL_RANK",
+    "PADDLE_LOCAL_SIZE",
+    "PADDLE_GLOBAL_RANK",
+    "PADDLE_GLOBAL_SIZE",
+    "PADDLE_NNODES",
+    "PADDLE_PORT",
+    "FLAGS_START_PORT",
+)
+"""Variables of paddle's launcher that are whole numbers."""
+
+
 def get(name: str) -> str:
     """Value of a flag of the table. ConfigError names the variable and the accepted values."""
     flag = FLAGS[name]
     value = os.environ.get(name, flag.default)
     if flag.choices and value not in flag.choices:
-        raise ConfigError(f'environment variable {name}="{value}": expected one of {", ".join(flag.choices)}')
+        raise ConfigError(f'environment variable {name}="{shown(value)}": expected one of {", ".join(flag.choices)}')
     return value
 
 
@@ -97,7 +113,22 @@ def set_default(name: str, value: str) -> bool:
     return True
 
 
+def put(name: str, value: str) -> None:
+    """Set a foreign variable for this process and those that it starts."""
+    os.environ[name] = value
+
+
 def check_all() -> None:
-    """Read every flag once, so that garbage is an error at start and not in the middle of a run."""
+    """Read every flag once, so that garbage is an error at start and not in the middle of a run.
+
+    So are the numbers that paddle reads, which it would fail at while it is imported.
+    """
     for name in FLAGS:
         get(name)
+    for name in NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.isdigit()):
+            raise ConfigError(
+                f'environment variable {name}="{shown(value)}": expected a whole number; it is for paddle\'s launcher '
+                "to set, so unset it"
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.utils import env
+from paddlemix.utils.shown import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,13 +68,16 @@ def quiet(*names: str) -> None:
 
 
 def fit(text: str) -> str:
-    """``text`` in lines of at most ``COLUMNS`` characters, broken at blanks only: a path or a variable stays whole."""
+    """``text`` in lines of at most ``COLUMNS`` characters, broken at blanks only: a path or a variable stays whole.
+
+    Control characters, which may come from a file of somebody else, are shown as escapes.
+    """
     return "\n".join(
         textwrap.fill(
             line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False,
             drop_whitespace=True, replace_whitespace=False,
         )
-        for line in text.split("\n")
+        for line in escaped(text).split("\n")
     )  # fmt: skip
 
 

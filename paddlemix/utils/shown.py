@@ -41,8 +41,8 @@ def cut(text: str, limit: int) -> str:
 def readable(message: str) -> str:
     """A whole message as it may be shown or written to a log: lines stay, each long word is cut like a value."""
     if len(message) > VALUE:
-        message = cut(message, MESSAGE)
         message = "\n".join(" ".join(cut(word, VALUE) for word in line.split(" ")) for line in message.split("\n"))
+        message = cut(message, MESSAGE)
     return escaped(message)
 
 

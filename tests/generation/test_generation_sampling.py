@@ -80,14 +80,22 @@ def test_repetition_penalty_lowers_seen_ids_of_either_sign_once() -> None:
         ({"temperature": float("nan")}, "temperature is nan: expected 0 (greedy) or a positive number"),
         ({"top_p": 0.0}, "top_p is 0.0: expected above 0 and at most 1 (1 is off)"),
         ({"top_k": -1}, "top_k is -1: expected 0 (off) or a positive whole number"),
-        ({"num_beams": 0}, "num_beams is 0: expected a whole number from 1"),
-        ({"seed": -3}, "seed is -3: expected a whole number from 0"),
+        ({"num_beams": 0}, "num_beams is 0: expected a whole number from 1 to 64"),
+        ({"num_beams": 1_000_000}, "num_beams is 1000000: expected a whole number from 1 to 64"),
+        ({"seed": -3}, "seed is -3: expected a whole number from 0 to 2^64 - 1"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_expected(wrong: dict[str, float], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Decoding(**wrong)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("name", ["num_beams", "max_new_tokens", "top_k", "seed", "temperature", "top_p"])
+def test_a_number_without_end_is_refused_in_a_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is 1000.* expected") as caught:
+        Decoding(**{name: 10**400})
+    assert len(str(caught.value)) < 400
 
 
 def test_beams_with_a_temperature_are_refused_and_not_ignored() -> None:
