@@ -4,6 +4,8 @@
     paddlemix sft CONFIG.json [--key value ...]
     python -m paddle.distributed.launch --devices 0,1 paddlemix/tools/supervised_finetune.py CONFIG.json
 
+On npus the launcher of paddle 3.0 needs PADDLE_XCCL_BACKEND=npu, which config/npu/env.sh, train.sh and launch.sh set.
+
 The same command goes on from the newest checkpoint in output_dir. Exit code 0; 2 when the settings, the data or a
 model folder are wrong (nothing is written); 1 when the training cannot go on; 75 when a signal ended it after saving.
 """

@@ -20,8 +20,8 @@ def check_processes(settings: TrainingSettings) -> None:
         were = "1 process was" if started == 1 else f"{started} processes were"
         raise ConfigError(
             f'"tensor_parallel_degree" is {degree}, but {were} started; '
-            f"start a multiple of {degree}, for example with python -m paddle.distributed.launch --npus "
-            f"{','.join(map(str, range(degree)))} (deploy/npu does it)"
+            f"start a multiple of {degree}, for example with DEVICES={','.join(map(str, range(degree)))} sh "
+            "paddlemix/tools/train.sh CONFIG.json (deploy/npu/launch.sh does it)"
         )
 
 
