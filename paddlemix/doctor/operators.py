@@ -17,7 +17,7 @@ from paddlemix.ops import activation, rope
 from paddlemix.ops.attention import math as plain_attention
 from paddlemix.ops.attention import npu as fused_attention
 from paddlemix.ops.attention.contract import Mask, make_request
-from paddlemix.ops.npu import fused, library, switches
+from paddlemix.ops.npu import fused, library, mc2, switches
 from paddlemix.utils.errors import BackendError
 
 ALLOWED = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -34,7 +34,10 @@ Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], list[Tensor], st
 
 def forms(on_npu: bool = False) -> list[Finding]:
     """One line for each operator: the form in the plug-in, and what the flags say. ``on_npu``: a missing one costs."""
-    return [_form(switch, name, on_npu) for switch, name in NAMES.items()]
+    found = [_form(switch, name, on_npu) for switch, name in NAMES.items()]
+    if switches.setting("MC2")[0] != "0":  # off unless asked for
+        found.append(_form("MC2", mc2.OPERATOR, on_npu))
+    return found
 
 
 def _form(switch: str, name: str, on_npu: bool) -> Finding:
@@ -50,7 +53,7 @@ def _form(switch: str, name: str, on_npu: bool) -> Finding:
     else:
         form = library.form_of(name)
         known = not isinstance(form, str)
-        good = known and library.has_gradient(name)
+        good = known and (switch == "MC2" or library.has_gradient(name))  # that gradient is ours
         text = f"form: {form.name}" if known else str(form)
         text += "; without its gradient: the plain path trains" if known and not good else ""
         values = {"form": form.name, "gradient": good} if known else {"form": None}

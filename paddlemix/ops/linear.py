@@ -42,7 +42,7 @@ class Linear(nn.Layer):
         """``[..., in]`` to ``[..., out]``."""
         if not self.sums:
             return apply_linear(x, self.weight, self.bias)
-        out = self.rows.parallel.leave(paddle.matmul(x, self.weight))
+        out = self.rows.parallel.product(x, self.weight, even=self.rows.even)
         return out if self.bias is None else out + self.bias
 
     @property

@@ -15,6 +15,7 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from paddlemix.ops.npu import mc2, switches
 from paddlemix.utils.errors import ConfigError
 
 Values = TypeVar("Values", np.ndarray, Tensor)
@@ -51,6 +52,14 @@ class TensorParallel:
     def leave(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the devices, for what follows on all of them alike: the gradient passes as it is."""
         return x if self.size == 1 else _Leave.apply(x, self)
+
+    def product(self, x: Tensor, weight: Tensor, even: bool = False) -> Tensor:
+        """``leave(x W)``, in one operator where the npu has it. ``even``: every device has as many rows of W."""
+        if self.size == 1:
+            return paddle.matmul(x, weight)
+        if switches.setting("MC2")[0] == "0":
+            return self.leave(paddle.matmul(x, weight))
+        return _Product.apply(x, weight, self, even)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the devices, for what differs between them: the gradient is summed as well."""
@@ -104,6 +113,11 @@ class Share:
     def count(self) -> int:
         """Places on this device."""
         return sum(stop - start for start, stop in self.ranges)
+
+    @property
+    def even(self) -> bool:
+        """Whether all devices have as many places."""
+        return self.units % self.parallel.size == 0
 
     @property
     def is_part(self) -> bool:
@@ -231,3 +245,20 @@ class _Leave(PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
+
+
+class _Product(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, parallel: TensorParallel, even: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out = mc2.product(x, weight, parallel.rank, parallel.size, parallel.group, even)
+        return parallel.reduce(paddle.matmul(x, weight)) if out is None else out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensor()
+        of_x = None if x.stop_gradient else paddle.matmul(gradient, weight, transpose_y=True)
+        if weight.stop_gradient:
+            return of_x, None
+        rows, down = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, gradient))
+        return of_x, paddle.matmul(rows, down, transpose_x=True)

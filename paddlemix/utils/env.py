@@ -41,6 +41,12 @@ FLAGS: dict[str, Flag] = {
         Flag("PADDLEMIX_NPU_FUSED_ROPE", "auto", _SWITCH, "Fused NPU rotary embedding."),
         Flag("PADDLEMIX_NPU_FUSED_SWIGLU", "auto", _SWITCH, "Fused NPU SwiGLU."),
         Flag(
+            "PADDLEMIX_NPU_FUSED_MC2",
+            "0",
+            _SWITCH,
+            "Products of tensor parallel with their sum in one NPU operator. Off unless asked for, as in PaddleNLP.",
+        ),
+        Flag(
             "PADDLEMIX_MEMORY_CHECK",
             "1",
             ("0", "1"),

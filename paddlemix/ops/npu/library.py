@@ -69,6 +69,9 @@ KNOWN: dict[str, tuple[Form, ...]] = {
     ),
     "rms_norm_npu": (Form("x, gamma, epsilon", ("x", "gamma"), ("epsilon:float",), "y"),),
     "fused_rope": (Form("query, cos, sin", ("query", "cos", "sin"), (), "query_out"),),
+    "fused_mm_allreduce": (
+        Form("x1, x2, bias", ("x1", "x2", "bias"), ("hcom:STRING", "reduce_op:STRING", "comm_turn:LONG"), "result"),
+    ),
 }
 """Forms that are called, by the operator's name in the plug-in."""
 

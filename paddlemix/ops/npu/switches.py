@@ -11,7 +11,7 @@ from paddlemix.utils.errors import IN_USE, BackendError
 from paddlemix.utils.logging import get_logger
 
 WHOLE = "PADDLEMIX_NPU_FUSED"
-OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU")
+OPERATORS = ("ATTENTION", "RMS_NORM", "ROPE", "SWIGLU", "MC2")
 """``PADDLEMIX_NPU_FUSED_<operator>``; what is ``auto`` there follows ``PADDLEMIX_NPU_FUSED``."""
 
 COSTS = {
@@ -20,6 +20,7 @@ COSTS = {
     "RMS_NORM": "each norm is 9 operators and float32 copies of its rows in place of 2 operators",
     "ROPE": "each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
     "SWIGLU": "each MLP has one operator more, and keeps one product more",
+    "MC2": "the sums of tensor parallel wait for the products in front of them",
 }
 """What it costs on an npu when the plain path serves in place of one of ``OPERATORS`` (tools/npu_counts.py)."""
 
