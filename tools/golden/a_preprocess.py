@@ -14,7 +14,7 @@ from paddlemix.imaging.layout import choose_resolution, layout_of, tile_grid, to
 from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.preprocess import background_colour, expand_to_square, preprocess, resize_and_pad
 from paddlemix.settings.model import ImageConfig, VisionConfig
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 
 FOLDER = "a_preprocess"
 PIXELS = 1e-5
@@ -26,21 +26,31 @@ def run(folder: Path) -> Iterator[Case]:
     if not (folder / FOLDER).is_dir():
         return
     facts = json.loads((folder / FOLDER / "images.json").read_text(encoding="utf-8"))
-    pictures = {item["name"]: load_image(folder / item["file"], LIMITS) for item in facts["images"]}
+    pictures = Pictures(folder, facts)
     arrays = _folder_of_this_pillow(folder)
     for path in sorted(arrays.glob("process_images_*.npz")):
-        yield from _pixels(path, pictures, facts)
+        yield from guarded(f"a/{path.stem}", _pixels, path, pictures, facts)
     stages, tables, windows = (
         arrays / "intermediates_uint8.npz",
         folder / FOLDER / "anyres_tables.json",
         folder / FOLDER / "unpad_table.json",
     )
     if stages.is_file():
-        yield from _stages(stages, pictures, facts)
+        yield from guarded("a/intermediates", _stages, stages, pictures, facts)
     if tables.is_file():
-        yield from _tables(tables)
+        yield from guarded("a/anyres_tables", _tables, tables)
     if windows.is_file():
-        yield from _unpad(windows)
+        yield from guarded("a/unpad_table", _unpad, windows)
+
+
+class Pictures:
+    """The pictures that ``images.json`` names, each read when a case needs it."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self.files = {item["name"]: folder / item["file"] for item in facts["images"]}
+
+    def __getitem__(self, name: str) -> Any:
+        return load_image(self.files[name], LIMITS)
 
 
 def image_config(facts: dict[str, Any], aspect: str) -> ImageConfig:
@@ -66,20 +76,32 @@ def _folder_of_this_pillow(folder: Path) -> Path:
     return newer if int(PIL.__version__.split(".")[0]) >= 13 and newer.is_dir() else folder / FOLDER
 
 
-def _pixels(path: Path, pictures: dict[str, Any], facts: dict[str, Any]) -> Iterator[Case]:
+def _pixels(path: Path, pictures: Pictures, facts: dict[str, Any]) -> Iterator[Case]:
     aspect = path.stem.removeprefix("process_images_")
     config = image_config(facts, aspect)
     modes = {item["name"]: item["mode"] for item in facts["images"]}
     with np.load(path) as expected:
         for name in expected.files:
-            theirs = expected[name][0] if aspect == "anyres" else expected[name]
-            case = _near(f"a/{aspect}/{name}", preprocess(pictures[name], config), theirs)
-            reason = _why_different(pictures[name], modes[name], aspect)
-            yield replace(case, status="deviates", reason=reason) if case.status == "fail" and reason else case
-        for name in sorted(set(pictures) - set(expected.files)):
-            works = bool(np.isfinite(preprocess(pictures[name], config)).all())
-            status = "deviates" if works else "fail"
-            yield Case(f"a/{aspect}/{name}", 0.0, PIXELS, status, "the original fails on this picture, ours reads it")
+            label = f"a/{aspect}/{name}"
+            yield from guarded(label, _picture, label, pictures, name, modes, config, expected)
+        for name in sorted(set(pictures.files) - set(expected.files)):
+            yield from guarded(f"a/{aspect}/{name}", _only_ours, f"a/{aspect}/{name}", pictures, name, config)
+
+
+def _picture(
+    label: str, pictures: Pictures, name: str, modes: dict[str, str], config: ImageConfig, expected: Any
+) -> Case:
+    picture = pictures[name]
+    theirs = expected[name][0] if config.aspect == "anyres" else expected[name]
+    case = _near(label, preprocess(picture, config), theirs)
+    reason = _why_different(picture, modes[name], config.aspect)
+    return replace(case, status="deviates", reason=reason) if case.status == "fail" and reason else case
+
+
+def _only_ours(label: str, pictures: Pictures, name: str, config: ImageConfig) -> Case:
+    works = bool(np.isfinite(preprocess(pictures[name], config)).all())
+    status = "deviates" if works else "fail"
+    return Case(label, 0.0, PIXELS, status, "the original fails on this picture, ours reads it")
 
 
 def _why_different(picture: Any, mode: str, aspect: str) -> str:
@@ -92,20 +114,24 @@ def _why_different(picture: Any, mode: str, aspect: str) -> str:
     return ""
 
 
-def _stages(path: Path, pictures: dict[str, Any], facts: dict[str, Any]) -> Iterator[Case]:
+def _stages(path: Path, pictures: Pictures, facts: dict[str, Any]) -> Iterator[Case]:
     config = image_config(facts, "anyres")
     with np.load(path) as expected:
         for key in expected.files:
             if not expected[key].size:
                 continue
             name, stage = key.split("__")
-            picture = pictures[name]
-            if stage == "expand2square":
-                ours = expand_to_square(picture, background_colour(config))
-            else:
-                target = choose_resolution((picture.height, picture.width), config.grid_pinpoints)
-                ours = resize_and_pad(picture, target)
-            yield _near(f"a/{stage}/{name}", np.asarray(ours), expected[key], 0.0)
+            yield from guarded(f"a/{stage}/{name}", _stage, pictures, name, stage, config, expected[key])
+
+
+def _stage(pictures: Pictures, name: str, stage: str, config: ImageConfig, expected: np.ndarray) -> Case:
+    picture = pictures[name]
+    if stage == "expand2square":
+        ours = expand_to_square(picture, background_colour(config))
+    else:
+        target = choose_resolution((picture.height, picture.width), config.grid_pinpoints)
+        ours = resize_and_pad(picture, target)
+    return _near(f"a/{stage}/{name}", np.asarray(ours), expected, 0.0)
 
 
 def _tables(path: Path) -> Iterator[Case]:

@@ -4,7 +4,6 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -14,9 +13,8 @@ from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.models.llava import LlavaForCausalLM, allocate
 from paddlemix.models.projector import build_projector
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.utils.errors import PaddleMixError
 from tools.golden.adapter import Adapted, case_names, load_case
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 from tools.golden.e_generate import find_model
 
 FEATURES = 2e-5
@@ -25,21 +23,13 @@ LOSS = 1e-5
 
 
 def run(folder: Path) -> Iterator[Case]:
-    """Every file of c_features and c_multimodal; a model that is not there skips its cases, with the reason."""
+    """Every file of c_features and c_multimodal; a model that is not there fails its cases."""
     for file in sorted((folder / "c_features").glob("*.npz")):
         label = f"c_features/{file.stem}"
-        arrays = dict(np.load(file))
-        if file.stem == "projectors":
-            yield from _projectors(label, arrays)
-        else:
-            yield from _with_model(folder, label, lambda loaded: _tower(label, loaded.model, arrays))  # noqa: B023
+        make = _projectors if file.stem == "projectors" else _tower
+        yield from guarded(label, make, folder, label, file)
     for name in case_names(folder):
-        label = f"c_multimodal/{name}"
-        yield from _with_model(
-            folder,
-            label,
-            lambda loaded: _multimodal(label, loaded.model, load_case(folder, name, loaded.config)),  # noqa: B023
-        )
+        yield from guarded(f"c_multimodal/{name}", _multimodal, folder, f"c_multimodal/{name}", name)
 
 
 @functools.lru_cache(maxsize=1)
@@ -50,17 +40,13 @@ def model_of(folder: Path, prefix: str) -> Loaded:
     return loaded
 
 
-def _with_model(folder: Path, label: str, cases: Any) -> Iterator[Case]:
-    try:
-        loaded = model_of(folder, label.split("/")[1].split("_")[0])
-    except PaddleMixError as error:
-        yield Case(label, 0.0, 0.0, "skipped", " ".join(str(error).split()))
-        return
-    with paddle.no_grad():
-        yield from list(cases(loaded))
+@paddle.no_grad()
+def _tower(folder: Path, label: str, file: Path) -> list[Case]:
+    expected, model = dict(np.load(file)), model_of(folder, file.stem.split("_")[0]).model
+    return list(_states(label, model, expected))
 
 
-def _tower(label: str, model: LlavaForCausalLM, expected: dict[str, np.ndarray]) -> Iterator[Case]:
+def _states(label: str, model: LlavaForCausalLM, expected: dict[str, np.ndarray]) -> Iterator[Case]:
     pixels = paddle.to_tensor(expected["pixel_values"])
     encoder, depth = model.llama.vision_tower.vision_tower, model.config.vision.num_hidden_layers
     for key in sorted(set(expected) - {"pixel_values"}):
@@ -87,7 +73,8 @@ def _tower(label: str, model: LlavaForCausalLM, expected: dict[str, np.ndarray])
         yield near(f"{label}/{key}", ours.numpy(), expected[key], FEATURES)
 
 
-def _projectors(label: str, arrays: dict[str, np.ndarray]) -> Iterator[Case]:
+def _projectors(folder: Path, label: str, file: Path) -> Iterator[Case]:
+    arrays = dict(np.load(file))
     x = paddle.to_tensor(arrays["x"])
     for kind in sorted({key.split("/")[0] for key in arrays} - {"x"}):
         wanted = arrays[f"{kind}/y"]
@@ -118,7 +105,13 @@ def batch_of(case: Adapted) -> dict[str, paddle.Tensor]:
     return {key: paddle.to_tensor(value) for key, value in arrays.items()}
 
 
-def _multimodal(label: str, model: LlavaForCausalLM, case: Adapted) -> Iterator[Case]:
+@paddle.no_grad()
+def _multimodal(folder: Path, label: str, name: str) -> list[Case]:
+    loaded = model_of(folder, name.split("_")[0])
+    return list(_merged(label, loaded.model, load_case(folder, name, loaded.config)))
+
+
+def _merged(label: str, model: LlavaForCausalLM, case: Adapted) -> Iterator[Case]:
     plan, batch, expected = case.plan(), batch_of(case), case.expected
     places = {"out_labels": plan.labels, "out_attention_mask": plan.mask, "out_position_ids": plan.positions}
     for key in sorted(set(places) & set(expected)):

@@ -32,7 +32,7 @@ from paddlemix.text.messages import Message
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import PaddleMixError
 from tools.golden.adapter import plan_rows
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 from tools.golden.e_generate import compare
 
 FEATURES, RELATIVE = 2e-5, 1e-4
@@ -280,23 +280,30 @@ def prompt_cases(label: str, data: Mapping[str, Any]) -> Iterator[Case]:
     """Templates: system text and the prompts of one and two turns."""
     turns = [Message("user", "<image>\nWhat is it?"), Message("assistant", "A cat."), Message("user", "Which colour?")]
     for name, facts in data.items():
-        if "error" in facts:
-            reason = f"the original fails: {facts['error']}"
-            known = name in templates.TEMPLATES
-            yield Case(f"{label}/{name}", 0.0, 0.0, "deviates" if known else "fail", reason)
-            continue
-        template = templates.get(name)
-        system = facts["system"].removeprefix("<|im_start|>system\n")
-        ours = [templates.prompt_text(template, turns[:count], answer_open=True) for count in (1, 3)]
-        yield exact(f"{label}/{name}", [template.system, *ours], [system, facts["prompt_turn1"], facts["prompt_turn2"]])
+        yield from guarded(f"{label}/{name}", _prompts, f"{label}/{name}", name, facts, turns)
+
+
+def _prompts(label: str, name: str, facts: Mapping[str, Any], turns: list[Message]) -> Case:
+    if "error" in facts:
+        known = name in templates.TEMPLATES
+        reason = f"the original fails: {facts['error']}"
+        return Case(label, 0.0, 0.0, "deviates" if known else "fail", reason)
+    template = templates.get(name)
+    system = facts["system"].removeprefix("<|im_start|>system\n")
+    ours = [templates.prompt_text(template, turns[:count], answer_open=True) for count in (1, 3)]
+    return exact(label, [template.system, *ours], [system, facts["prompt_turn1"], facts["prompt_turn2"]])
 
 
 def token_cases(label: str, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> Iterator[Case]:
     """Ids with and without image places, and the text of ids."""
     for number, row in enumerate(rows):
-        ours = [tokenizer.encode(row["text"]), tokenizer.encode_with_images(row["text"])]
-        theirs = [row["ids"], row["image_ids"]]
-        if "decoded" in row:
-            ours.append(tokenizer.decode(row["ids"]))
-            theirs.append(row["decoded"])
-        yield exact(f"{label}/{number}", ours, theirs)
+        yield from guarded(f"{label}/{number}", _tokens, f"{label}/{number}", row, tokenizer)
+
+
+def _tokens(label: str, row: Mapping[str, Any], tokenizer: Tokenizer) -> Case:
+    ours = [tokenizer.encode(row["text"]), tokenizer.encode_with_images(row["text"])]
+    theirs = [row["ids"], row["image_ids"]]
+    if "decoded" in row:
+        ours.append(tokenizer.decode(row["ids"]))
+        theirs.append(row["decoded"])
+    return exact(label, ours, theirs)

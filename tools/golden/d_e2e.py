@@ -15,7 +15,7 @@ import paddle
 from paddlemix.checkpoint import keymap
 from paddlemix.settings.loader import load_settings
 from paddlemix.settings.training import TrainingSettings
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 
 ROUNDED_LOSS = 1e-3
 """Relative; the original logged losses with four digits behind the point."""
@@ -37,12 +37,12 @@ _PATHS = {"--data_path": "", "--image_folder": "", "--model_name_or_path": "hub"
 def run(folder: Path) -> Iterator[Case]:
     """Every ``e2e_*.json`` of d_train: losses, learning rates, mean loss and final tensors."""
     for file in sorted((folder / "d_train").glob("e2e_*.json")):
-        facts = json.loads(file.read_text(encoding="utf-8"))
         with tempfile.TemporaryDirectory() as output:
-            yield from _compare(folder, file, facts, Path(output))
+            yield from guarded(f"d_train/{file.stem}", _compare, folder, file, Path(output))
 
 
-def _compare(folder: Path, file: Path, facts: dict[str, Any], output: Path) -> Iterator[Case]:
+def _compare(folder: Path, file: Path, output: Path) -> Iterator[Case]:
+    facts = json.loads(file.read_text(encoding="utf-8"))
     name = f"d_train/{file.stem}"
     arrays = dict(np.load(file.with_suffix(".npz")))
     settings = settings_of(folder, facts["args"], output)

@@ -12,10 +12,9 @@ from paddle import Tensor
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.load import load_model
-from paddlemix.utils.errors import PaddleMixError
 from tools.golden.adapter import load_case
 from tools.golden.c_models import batch_of, near, relative
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 
 LOSS = 2e-4
 GRAD_NORM = 1e-3
@@ -31,20 +30,18 @@ BATCHES = ("mixed_right", "unpad_mixed")
 def run(folder: Path) -> Iterator[Case]:
     """Every ``<model>_<mode>_<optimizer>.json`` of d_train; the end-to-end runs are another family."""
     for file in sorted((folder / "d_train").glob("v*_*.json")):
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        label = f"d_train/{file.stem}"
-        prefix = file.stem.split("_")[0]
-        batch = next((f"{prefix}_{name}" for name in BATCHES if _has(folder, f"{prefix}_{name}")), None)
-        if batch is None:
-            yield Case(label, 0.0, LOSS, "skipped", f"no batch {prefix}_{{{','.join(BATCHES)}}} in c_multimodal")
-            continue
-        try:
-            loaded = load_model(folder / "hub" / facts["model"], dtype="float32")
-        except PaddleMixError as error:
-            yield Case(label, 0.0, LOSS, "skipped", " ".join(str(error).split()))
-            continue
-        arguments = batch_of(load_case(folder, batch, loaded.config))
-        yield from _steps(label, loaded.model, arguments, facts, dict(np.load(file.with_suffix(".npz"))))
+        yield from guarded(f"d_train/{file.stem}", _file, folder, file)
+
+
+def _file(folder: Path, file: Path) -> Iterator[Case]:
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    prefix = file.stem.split("_")[0]
+    batch = next((f"{prefix}_{name}" for name in BATCHES if _has(folder, f"{prefix}_{name}")), None)
+    if batch is None:
+        raise FileNotFoundError(f"{folder}: no batch {prefix}_{{{','.join(BATCHES)}}} in c_multimodal")
+    loaded = load_model(folder / "hub" / facts["model"], dtype="float32")
+    arguments = batch_of(load_case(folder, batch, loaded.config))
+    return _steps(f"d_train/{file.stem}", loaded.model, arguments, facts, dict(np.load(file.with_suffix(".npz"))))
 
 
 def _has(folder: Path, name: str) -> bool:

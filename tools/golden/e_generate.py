@@ -26,7 +26,7 @@ from paddlemix.text import templates
 from paddlemix.text.messages import Message
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded, unused_text
 
 FILE = Path("e_generate") / "generate.json"
 MARGIN = 1e-3
@@ -34,19 +34,18 @@ MARGIN = 1e-3
 
 
 def run(folder: Path) -> Iterator[Case]:
-    """Every entry of ``generate.json``; a model that is not there or does not load skips its cases, with the reason."""
+    """Every entry of ``generate.json``; a model that is not there or does not load fails its cases."""
     path = folder / FILE
     if not path.is_file():
         return
     entries = json.loads(path.read_text(encoding="utf-8"))
     for name, entry in entries.items():
         label = f"e_generate/{name}"
-        try:
-            model = _Golden.of(folder, name.split("_")[0])
-        except PaddleMixError as error:
-            yield Case(label, 0.0, 0.0, "skipped", " ".join(str(error).split()))
-            continue
-        yield from model.cases(label, entry)
+        yield from guarded(label, _entry, folder, name, label, entry)
+
+
+def _entry(folder: Path, name: str, label: str, entry: dict[str, Any]) -> Iterator[Case]:
+    return _Golden.of(folder, name.split("_")[0]).cases(label, entry)
 
 
 class _Golden:
@@ -188,7 +187,7 @@ def questions(entry: dict[str, Any]) -> list[str]:
     found: list[str] = []
     messages: list[Message] = []
     for item in entry["rounds"]:
-        marker = "\u0001"
+        marker = unused_text(item["prompt"], *(message.text for message in messages))
         text = templates.prompt_text(template, [*messages, Message("user", marker)], answer_open=True)
         before, after = text.split(marker)
         question = item["prompt"].removeprefix(before).removesuffix(after)

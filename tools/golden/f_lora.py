@@ -15,7 +15,7 @@ from paddlemix.checkpoint.vocab import grow_vocabulary
 from paddlemix.imaging.layout import layout_for
 from paddlemix.splice.plan import build_plan
 from tools.golden.adapter import plan_rows
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 
 LOGITS = 1e-4
 LOSS = 1e-5
@@ -31,18 +31,17 @@ def run(folder: Path) -> Iterator[Case]:
         return
     info = json.loads(path.read_text(encoding="utf-8"))
     for file in sorted((folder / "f_lora").glob("*.npz")):
-        facts = info[f"f_lora/{file.name}"]
-        yield from _adapter(folder, file, facts)
+        yield from guarded(f"f_lora/{file.stem}", _adapter, folder, file, info)
     for file in sorted((folder / "g_projector").glob("*.npz")):
-        facts = info[f"g_projector/{file.name}"]
-        yield from (_projector(folder, file, facts) if "dir" in facts else _new_rows(folder, file, info))
+        make = _projector if "dir" in info.get(f"g_projector/{file.name}", {}) else _new_rows
+        yield from guarded(f"g_projector/{file.stem}", make, folder, file, info)
     train = folder / "f_lora" / "lora_train.json"
     if train.is_file():
-        yield from _training(folder, folder / "f_lora" / "lora.npz", info["f_lora/lora.npz"], train)
+        yield from guarded("f_lora/lora_train", _training, folder, folder / "f_lora" / "lora.npz", info, train)
 
 
-def _adapter(folder: Path, file: Path, facts: dict[str, Any]) -> Iterator[Case]:
-    data = np.load(file)
+def _adapter(folder: Path, file: Path, info: dict[str, Any]) -> Iterator[Case]:
+    data, facts = np.load(file), info[f"f_lora/{file.name}"]
     hub = folder / "hub"
     name = f"f_lora/{file.stem}"
     merged = load_model(hub / facts["dir"], base=hub / facts["base"])
@@ -54,8 +53,8 @@ def _adapter(folder: Path, file: Path, facts: dict[str, Any]) -> Iterator[Case]:
     yield from _outputs(f"{name}/unmerged", kept, data, "unmerged")
 
 
-def _projector(folder: Path, file: Path, facts: dict[str, Any]) -> Iterator[Case]:
-    data = np.load(file)
+def _projector(folder: Path, file: Path, info: dict[str, Any]) -> Iterator[Case]:
+    data, facts = np.load(file), info[f"g_projector/{file.name}"]
     name = f"g_projector/{file.stem}"
     loaded = load_model(folder / "hub" / facts["dir"], base=folder / "hub" / facts["base"])
     values = _values(loaded)
@@ -112,9 +111,9 @@ def _outputs(name: str, loaded: Loaded, data: Any, kind: str) -> Iterator[Case]:
     yield _relative(f"{name}/loss", loss, expected, LOSS)
 
 
-def _training(folder: Path, file: Path, facts: dict[str, Any], path: Path) -> Iterator[Case]:
+def _training(folder: Path, file: Path, info: dict[str, Any], path: Path) -> Iterator[Case]:
     """AdamW steps on adapter and projector from the saved state (rate 1e-3, no decay, as the file's desc says)."""
-    expected = json.loads(path.read_text(encoding="utf-8"))
+    expected, facts = json.loads(path.read_text(encoding="utf-8")), info["f_lora/lora.npz"]
     hub = folder / "hub"
     loaded = load_model(hub / facts["dir"], base=hub / facts["base"], lora="keep")
     batch = _batch(loaded, np.load(file))

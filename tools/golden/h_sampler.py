@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets.sampler import even_chunks, length_grouped, modality_grouped
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 
 FILE = Path("h_sampler") / "sampler.json"
 GROUPINGS = {"modality": modality_grouped, "length": length_grouped}
@@ -33,10 +33,14 @@ def run(folder: Path) -> Iterator[Case]:
     for number, case in enumerate(data["cases"]):
         for name, group in GROUPINGS.items():
             if name in case:
-                yield _order(f"h/{name}/{number}_{case['kind']}", group, case, case[name])
+                label = f"h/{name}/{number}_{case.get('kind', '')}"
+                yield from guarded(label, _order, label, group, case, case[name])
     for number, case in enumerate(data.get("split_to_even_chunks", [])):
-        out = even_chunks(case["indices"], case["lengths"], case["num_chunks"])
-        yield _exact(f"h/even_chunks/{number}", out == case["out"], "")
+        yield from guarded(f"h/even_chunks/{number}", _chunks, f"h/even_chunks/{number}", case)
+
+
+def _chunks(name: str, case: dict[str, Any]) -> Case:
+    return _exact(name, even_chunks(case["indices"], case["lengths"], case["num_chunks"]) == case["out"], "")
 
 
 def _order(name: str, group: Any, case: dict[str, Any], expected: dict[str, Any]) -> Case:

@@ -21,7 +21,8 @@ from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.optimization import build_schedule, warmup_steps
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case
+from tools.golden.b_prompts import LOST, learnt_fault
+from tools.golden.case import Case, guarded
 from tools.golden.common import (
     Batch,
     exact,
@@ -48,17 +49,20 @@ def run(folder: Path) -> Iterator[Case]:
     if not root.is_dir():
         return
     if (root / "lr_schedule.json").is_file():
-        yield from _rates(read_json(root / "lr_schedule.json"))
+        yield from guarded("i/lr_schedule", _rates, root / "lr_schedule.json")
     if (root / "conversations.json").is_file():
-        yield from prompt_cases("i/conversations", read_json(root / "conversations.json"))
+        yield from guarded("i/conversations", _conversations, root / "conversations.json")
     chats = [path.parent for path in sorted(root.glob("*/config.json")) if read_json(path).get("mm_vision_tower")]
     for chat in chats:
-        try:
-            model = Golden(folder, chat)
-        except PaddleMixError as error:
-            yield Case(f"i/{chat.name}", 0.0, 0.0, "fail", " ".join(str(error).split()))
-            continue
-        yield from model.cases()
+        yield from guarded(f"i/{chat.name}", _model, folder, chat)
+
+
+def _model(folder: Path, chat: Path) -> Iterator[Case]:
+    return Golden(folder, chat).cases()
+
+
+def _conversations(path: Path) -> Iterator[Case]:
+    return prompt_cases("i/conversations", read_json(path))
 
 
 class Golden:
@@ -77,18 +81,21 @@ class Golden:
 
     def cases(self) -> Iterator[Case]:
         """Every comparison."""
-        yield from self._loader()
-        yield from self._tokens()
-        yield from self._dataset()
+        yield from guarded("i/loader", self._loader)
+        yield from guarded("i/tokenize", self._tokens)
+        yield from guarded("i/dataset", self._dataset)
         for path in sorted(self.root.glob("collated_*.npz")):
-            yield from self._collated(path)
+            yield from guarded(f"i/{path.stem}", self._collated, path)
         batches: dict[str, Batch] = {}
         for path in sorted(self.root.glob("forward_*.npz")):
-            name, expected = path.stem.removeprefix("forward_"), dict(np.load(path))
-            batches[name] = self._batch(name, expected)
-            yield from forward_cases(f"i/{path.stem}", self.loaded, batches[name], expected)
-        yield from self._generate()
-        yield from self._train(batches)
+            yield from guarded(f"i/{path.stem}", self._forward, path, batches)
+        yield from guarded("i/generate", self._generate)
+        yield from guarded("i/train", self._train, batches)
+
+    def _forward(self, path: Path, batches: dict[str, Batch]) -> Iterator[Case]:
+        name, expected = path.stem.removeprefix("forward_"), dict(np.load(path))
+        batches[name] = self._batch(name, expected)
+        return forward_cases(f"i/{path.stem}", self.loaded, batches[name], expected)
 
     def _loader(self) -> Iterator[Case]:
         facts, config = read_json(self.root / "loader.json"), self.loaded.config
@@ -135,7 +142,6 @@ class Golden:
         )
 
     def _dataset(self) -> Iterator[Case]:
-        lost = "the original loses the row to its count of tokens; ours learns exactly the answers"
         for key, rows in self.dataset.items():
             template, _, legacy = key.partition("_legacy_")
             if not legacy:
@@ -143,13 +149,17 @@ class Golden:
             encoder = self.encoder(template, legacy == "True")
             for row in rows:
                 label = f"i/dataset/{key}/{row['id']}"
-                ours = encoder.render(self.sample(self.rows[row["id"]]))
-                if ours.ids == row["input_ids"] and set(row["labels"]) == {IGNORE_INDEX} != set(ours.labels):
-                    yield Case(label, 1.0, 0.0, "deviates", lost)
-                else:
-                    yield exact(label, [ours.ids, ours.labels], [row["input_ids"], row["labels"]])
+                yield from guarded(label, self._row, label, encoder, row)
         if "modality_lengths" in self.dataset:
             yield from self._lengths()
+
+    def _row(self, label: str, encoder: SampleEncoder, row: dict[str, Any]) -> Case:
+        sample = self.sample(self.rows[row["id"]])
+        ours = encoder.render(sample)
+        if ours.ids == row["input_ids"] and set(row["labels"]) == {IGNORE_INDEX} != set(ours.labels):
+            fault = learnt_fault(ours, encoder.tokenizer, sample.messages)
+            return Case(label, 1.0, 0.0, "fail" if fault else "deviates", fault or LOST)
+        return exact(label, [ours.ids, ours.labels], [row["input_ids"], row["labels"]])
 
     def _lengths(self) -> Iterator[Case]:
         encoder = self.encoder("v1")
@@ -263,8 +273,9 @@ class Golden:
         return Case(label, 0.0 if moved else 1.0, 0.0, "deviates" if moved else "fail", reason)
 
 
-def _rates(facts: dict[str, Any]) -> Iterator[Case]:
+def _rates(path: Path) -> Iterator[Case]:
     """The cosine schedule with warmup, step by step."""
+    facts = read_json(path)
     for steps in sorted((key for key in facts if key.isdigit()), key=int):
         training = TrainingGroup(
             learning_rate=facts["base_lr"], warmup_ratio=facts["warmup_ratio"], lr_scheduler_type="cosine"

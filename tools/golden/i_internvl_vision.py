@@ -16,7 +16,7 @@ from paddlemix.models.projector import build_projector
 from paddlemix.settings.legacy_intern import IMAGENET_MEAN, IMAGENET_STD, with_side
 from paddlemix.settings.legacy_tower import pixels_for, read_tower
 from paddlemix.settings.model import ImageConfig
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 from tools.golden.common import (
     FEATURES,
     GRADIENT,
@@ -44,13 +44,18 @@ def run(folder: Path) -> Iterator[Case]:
         return
     for path in sorted(root.glob("*.npz")):
         if (root / path.stem / "config.json").is_file():
-            _, encoder = load_encoder(root / path.stem)
-            with paddle.no_grad():
-                yield from tower_cases(f"i/{path.stem}", encoder, dict(np.load(path)))
-    yield from _tower(root)
+            yield from guarded(f"i/{path.stem}", _encoder_file, path, root / path.stem)
+    yield from guarded("i/vision", _tower, root)
     if (root / "projectors.npz").is_file():
-        yield from _projectors(dict(np.load(root / "projectors.npz")))
-    yield from _pictures(folder)
+        yield from guarded("i/projectors", _projectors, root / "projectors.npz")
+    yield from guarded("i/pictures", _pictures, folder)
+
+
+@paddle.no_grad()
+def _encoder_file(path: Path, folder: Path | None, encoder: Any = None) -> list[Case]:
+    """The cases of one file of hidden states, with the tower in ``folder`` or ``encoder``."""
+    encoder = load_encoder(folder)[1] if folder is not None else encoder
+    return list(tower_cases(f"i/{path.stem}", encoder, dict(np.load(path))))
 
 
 def tower_folder(root: Path) -> Path | None:
@@ -68,23 +73,28 @@ def _tower(root: Path) -> Iterator[Case]:
         return
     _, encoder = load_encoder(folder)
     for path in sorted(root.glob("vision_*.npz")):
-        data = dict(np.load(path))
-        if "R" in data:
-            yield from _gradients(path, encoder, data)
-        else:
-            with paddle.no_grad():
-                yield from tower_cases(f"i/{path.stem}", encoder, data)
+        yield from guarded(f"i/{path.stem}", _vision_file, path, encoder)
     path = root / "resize_pos_embeddings.npz"
     if path.is_file():
-        yield from _resized(encoder, np.load(path)["position_embedding"])
+        yield from guarded("i/resize_pos_embeddings", _resized, encoder, path)
     path = root / "state_dict_keys_vision.json"
     if path.is_file():
-        parameters = {f"{keymap.PREFIX_TOWER}{name}": item for name, item in encoder.named_parameters()}
-        yield from name_cases("i/state_dict_keys_vision", read_json(path), "intern_vit", parameters)
+        yield from guarded("i/state_dict_keys_vision", _names, path, encoder)
 
 
-def _resized(encoder: Any, expected: np.ndarray) -> Iterator[Case]:
+def _vision_file(path: Path, encoder: Any) -> Iterator[Case] | list[Case]:
+    data = dict(np.load(path))
+    return _gradients(path, encoder, data) if "R" in data else _encoder_file(path, None, encoder)
+
+
+def _names(path: Path, encoder: Any) -> Iterator[Case]:
+    parameters = {f"{keymap.PREFIX_TOWER}{name}": item for name, item in encoder.named_parameters()}
+    return name_cases("i/state_dict_keys_vision", read_json(path), "intern_vit", parameters)
+
+
+def _resized(encoder: Any, path: Path) -> Iterator[Case]:
     """The original's study that resizes the table for good gives what is computed here at every call."""
+    expected = np.load(path)["position_embedding"]
     side = int(np.sqrt(expected.shape[1] - 1))
     with paddle.no_grad():
         first = encoder.embeddings.position_embedding[:, :1]
@@ -119,7 +129,8 @@ def _gradients(path: Path, encoder: Any, data: dict[str, np.ndarray]) -> Iterato
     encoder.clear_gradients()
 
 
-def _projectors(arrays: dict[str, np.ndarray]) -> Iterator[Case]:
+def _projectors(path: Path) -> Iterator[Case]:
+    arrays = dict(np.load(path))
     given = paddle.to_tensor(arrays["input"])
     for kind in sorted({key.split("/")[0] for key in arrays} - {"input"}):
         wanted = arrays[f"{kind}/output"]
@@ -155,12 +166,17 @@ def _pictures(folder: Path) -> Iterator[Case]:
     path = root / "preprocess_tiny.npz"
     if path.is_file():
         for key, wanted in sorted(np.load(path).items()):
-            name, _, mode = key.rpartition("_")
-            picture = load_image(folder / "images" / f"{name}.png")
-            ours = preprocess(picture, image_config(wanted.shape[-1], mode))[0]
-            yield near(f"i/preprocess_tiny/{key}", ours, wanted, PIXELS)
+            yield from guarded(f"i/preprocess_tiny/{key}", _tiny, folder, key, wanted)
     for path in sorted(root.glob("preprocess_*_*.npz")):
-        yield from _large(folder, path)
+        yield from guarded(f"i/{path.stem}", _large, folder, path)
+
+
+def _tiny(folder: Path, key: str, wanted: np.ndarray) -> Case:
+    name, _, mode = key.rpartition("_")
+    picture = load_image(folder / "images" / f"{name}.png")
+    return near(
+        f"i/preprocess_tiny/{key}", preprocess(picture, image_config(wanted.shape[-1], mode))[0], wanted, PIXELS
+    )
 
 
 def _large(folder: Path, path: Path) -> Iterator[Case]:

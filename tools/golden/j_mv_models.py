@@ -18,7 +18,7 @@ from paddlemix.settings.legacy_tower import pixels_for, read_tower
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case
+from tools.golden.case import Case, guarded
 from tools.golden.common import (
     Batch,
     exact,
@@ -42,14 +42,13 @@ def run(folder: Path) -> Iterator[Case]:
         return
     for path in sorted(root.glob("*/config.json")):
         if read_json(path).get("model_type") == "share4v" and _has_weights(path.parent):
-            try:
-                model = Golden(folder, path.parent)
-            except PaddleMixError as error:
-                yield Case(f"j/{path.parent.name}", 0.0, 0.0, "fail", " ".join(str(error).split()))
-                continue
-            yield from model.cases()
+            yield from guarded(f"j/{path.parent.name}", _model, folder, path.parent)
         elif "vision_config" in read_json(path):
-            yield from _clip(root, path.parent)
+            yield from guarded("j/image_processor", _clip, root, path.parent)
+
+
+def _model(folder: Path, chat: Path) -> Iterator[Case]:
+    return Golden(folder, chat).cases()
 
 
 def _has_weights(folder: Path) -> bool:
@@ -83,15 +82,18 @@ class Golden:
 
     def cases(self) -> Iterator[Case]:
         """Every comparison."""
-        yield from self._loader()
-        yield from self._tower()
+        yield from guarded("j/loader", self._loader)
+        yield from guarded("j/vision", self._tower)
         batches: dict[str, Batch] = {}
         for stem in [stem for stem in self.files if stem.startswith("forward_")]:
-            expected = self.files[stem]
-            batches[stem] = self._batch(stem, expected)
-            yield from forward_cases(f"j/{stem}", self.loaded, batches[stem], self._comparable(expected))
-        yield from self._generate()
-        yield from self._train(batches)
+            yield from guarded(f"j/{stem}", self._forward, stem, batches)
+        yield from guarded("j/generate", self._generate)
+        yield from guarded("j/train", self._train, batches)
+
+    def _forward(self, stem: str, batches: dict[str, Batch]) -> Iterator[Case]:
+        expected = self.files[stem]
+        batches[stem] = self._batch(stem, expected)
+        return forward_cases(f"j/{stem}", self.loaded, batches[stem], self._comparable(expected))
 
     def _comparable(self, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         inputs = ("input_ids", "labels", "attention_mask", "images")

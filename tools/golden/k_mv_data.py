@@ -19,12 +19,14 @@ from paddlemix.imaging.preprocess import preprocess
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.text.messages import Message
-from paddlemix.text.render import Rendered, render
-from paddlemix.text.templates import TEMPLATES, get, prompt_text
+from paddlemix.text.render import render
+from paddlemix.text.templates import TEMPLATES, Template, get, prompt_text
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case
+from tools.golden.b_prompts import LOST, learnt_fault
+from tools.golden.case import Case, guarded
+from tools.golden.common import token_cases
 
 FOLDER = "mv_llava"
 PIXELS = 1e-5
@@ -47,7 +49,7 @@ def run(folder: Path) -> Iterator[Case]:
         ("optimizer_groups.json", _groups),
     ):
         if (source / name).is_file():
-            yield from compare(root, source / name)
+            yield from guarded(f"k/{name}", compare, root, source / name)
 
 
 def checkpoint(root: Path) -> Path:
@@ -91,29 +93,29 @@ def _near(name: str, ours: np.ndarray, theirs: np.ndarray) -> Case:
 def _tokenize(root: Path, path: Path) -> Iterator[Case]:
     for kind, rows in json.loads(path.read_text(encoding="utf-8")).items():
         tokenizer = load_tokenizer(checkpoint(root), legacy=kind == "legacy_True")
-        for i, row in enumerate(rows):
-            ours = [tokenizer.encode(row["text"]), tokenizer.encode_with_images(row["text"])]
-            yield _exact(f"k/tokenize/{kind}/{i}", ours, [row["ids"], row["image_ids"]])
+        yield from token_cases(f"k/tokenize/{kind}", rows, tokenizer)
 
 
 def _conversations(root: Path, path: Path) -> Iterator[Case]:
     turns = [Message("user", "<image>\nWhat is it?"), Message("assistant", "A cat."), Message("user", "Which colour?")]
     for name, facts in json.loads(path.read_text(encoding="utf-8")).items():
-        case = f"k/conversations/{name}"
-        if name not in TEMPLATES:
-            yield Case(case, 1.0, 0.0, "fail", "no template of this name")
-            continue
-        if "error" in facts:
-            reason = f"the original raises {facts['error']:.60}; ours gives a prompt"
-            yield Case(case, 0.0, 0.0, "deviates", reason)
-            continue
-        template = get(name)
-        ours = [
-            template.system,
-            prompt_text(template, turns[:1], answer_open=True),
-            prompt_text(template, turns, answer_open=True),
-        ]
-        yield _exact(case, ours, [facts["system"], facts["prompt_turn1"], facts["prompt_turn2"]])
+        yield from guarded(f"k/conversations/{name}", _conversation, name, facts, turns)
+
+
+def _conversation(name: str, facts: dict[str, Any], turns: list[Message]) -> Case:
+    case = f"k/conversations/{name}"
+    if name not in TEMPLATES:
+        return Case(case, 1.0, 0.0, "fail", "no template of this name")
+    if "error" in facts:
+        reason = f"the original raises {facts['error']:.60}; ours gives a prompt"
+        return Case(case, 0.0, 0.0, "deviates", reason)
+    template = get(name)
+    ours = [
+        template.system,
+        prompt_text(template, turns[:1], answer_open=True),
+        prompt_text(template, turns, answer_open=True),
+    ]
+    return _exact(case, ours, [facts["system"], facts["prompt_turn1"], facts["prompt_turn2"]])
 
 
 def _batch_prompts(root: Path, path: Path) -> Iterator[Case]:
@@ -123,14 +125,18 @@ def _batch_prompts(root: Path, path: Path) -> Iterator[Case]:
         messages: list[Message] = []
         for i, row in enumerate(data[script]):
             messages.append(Message("user", row["question"]))
-            yield _exact(
-                f"k/batch_prompts/{script}/{i}/text", prompt_text(template, messages, answer_open=True), row["prompt"]
-            )
-            for kind in sorted(key for key in row if key.startswith("input_ids_")):
-                tokenizer = load_tokenizer(checkpoint(root), legacy=kind.endswith("True"))
-                ours = render(template, messages, tokenizer, answer_open=True).ids
-                yield _exact(f"k/batch_prompts/{script}/{i}/{kind}", ours, row[kind])
+            label = f"k/batch_prompts/{script}/{i}"
+            yield from guarded(label, _batch_prompt, label, root, template, list(messages), row)
             messages.append(Message("assistant", row["fed_back_answer"]))
+
+
+def _batch_prompt(
+    label: str, root: Path, template: Template, messages: list[Message], row: dict[str, Any]
+) -> Iterator[Case]:
+    yield _exact(f"{label}/text", prompt_text(template, messages, answer_open=True), row["prompt"])
+    for kind in sorted(key for key in row if key.startswith("input_ids_")):
+        tokenizer = load_tokenizer(checkpoint(root), legacy=kind.endswith("True"))
+        yield _exact(f"{label}/{kind}", render(template, messages, tokenizer, answer_open=True).ids, row[kind])
 
 
 def _template_of(data: dict[str, Any]) -> Any:
@@ -154,7 +160,7 @@ def _rows(root: Path, path: Path) -> Iterator[Case]:
         for key in sorted(key for key in data if key.startswith(stage)):
             tokenizer = load_tokenizer(checkpoint(root), legacy=key.endswith("True"))
             encoder = encoder_of(root, tokenizer, template, aspect)
-            yield from _row_cases(key, data[key], {sample.id: encoder.render(sample) for sample in samples})
+            yield from _row_cases(key, data[key], encoder, {sample.id: sample for sample in samples})
         if stage == "instruct_v1":
             yield from _length_cases(data, samples)
         if not (root / "images" / "mv").is_dir():
@@ -205,20 +211,23 @@ def encoder_of(root: Path, tokenizer: Tokenizer, template: str, aspect: str) -> 
     return SampleEncoder(tokenizer, processor, get(template, training=True), max_length=10**6, specials=True)
 
 
-def _row_cases(key: str, rows: Sequence[dict[str, Any]], rendered: dict[str, Rendered]) -> Iterator[Case]:
+def _row_cases(
+    key: str, rows: Sequence[dict[str, Any]], encoder: SampleEncoder, samples: dict[str, Sample]
+) -> Iterator[Case]:
     for row in rows:
-        ours = rendered[row["id"]]
-        yield _exact(f"k/dataset/{key}/{row['id']}/ids", ours.ids, row["input_ids"])
-        yield _labels(f"k/dataset/{key}/{row['id']}/labels", ours.labels, row["labels"])
+        label = f"k/dataset/{key}/{row['id']}"
+        yield from guarded(label, _row, label, row, encoder, samples)
 
 
-LOST = "the original loses the row to its count of tokens; ours learns exactly the answers"
-
-
-def _labels(name: str, ours: list[int], theirs: list[int]) -> Case:
-    case = _exact(name, ours, theirs)
-    lost = case.status == "fail" and set(theirs) == {IGNORE_INDEX}
-    return dataclasses.replace(case, status="deviates", reason=LOST) if lost else case
+def _row(label: str, row: dict[str, Any], encoder: SampleEncoder, samples: dict[str, Sample]) -> Iterator[Case]:
+    sample = samples[row["id"]]
+    ours = encoder.render(sample)
+    yield _exact(f"{label}/ids", ours.ids, row["input_ids"])
+    case = _exact(f"{label}/labels", ours.labels, row["labels"])
+    if case.status == "fail" and set(row["labels"]) == {IGNORE_INDEX}:
+        fault = learnt_fault(ours, encoder.tokenizer, sample.messages)
+        case = dataclasses.replace(case, status="fail" if fault else "deviates", reason=fault or LOST)
+    yield case
 
 
 def shown(encoded: Encoded) -> np.ndarray:
@@ -250,16 +259,20 @@ def _pixel_cases(root: Path, prefix: str, samples: Sequence[Sample], encoded: Se
 def _batch_cases(root: Path, stage: str, encoded: Sequence[Encoded], tokenizer: Tokenizer) -> Iterator[Case]:
     """The original's collated batches: found by their stage's name, rows in the order of the file."""
     for path in sorted((root / FOLDER).glob(f"collated_{stage}*.npz")):
-        with np.load(path) as expected:
-            rows = _same_rows(expected["input_ids"], expected["attention_mask"], encoded)
-            width = expected["input_ids"].shape[1]
-            for key, fill in (("input_ids", tokenizer.pad_id), ("labels", IGNORE_INDEX)):
-                values = [(item.ids if key == "input_ids" else item.labels).tolist()[:width] for item in rows]
-                ours = [row + [fill] * (width - len(row)) for row in values]
-                yield _exact(f"k/{path.stem}/{key}", ours, expected[key].tolist())
-            mask = [[True] * min(len(item.ids), width) + [False] * (width - len(item.ids)) for item in rows]
-            yield _exact(f"k/{path.stem}/attention_mask", mask, expected["attention_mask"].tolist())
-            yield _near(f"k/{path.stem}/images", np.stack([shown(item) for item in rows]), expected["images"])
+        yield from guarded(f"k/{path.stem}", _batch_file, path, encoded, tokenizer)
+
+
+def _batch_file(path: Path, encoded: Sequence[Encoded], tokenizer: Tokenizer) -> Iterator[Case]:
+    with np.load(path) as expected:
+        rows = _same_rows(expected["input_ids"], expected["attention_mask"], encoded)
+        width = expected["input_ids"].shape[1]
+        for key, fill in (("input_ids", tokenizer.pad_id), ("labels", IGNORE_INDEX)):
+            values = [(item.ids if key == "input_ids" else item.labels).tolist()[:width] for item in rows]
+            ours = [row + [fill] * (width - len(row)) for row in values]
+            yield _exact(f"k/{path.stem}/{key}", ours, expected[key].tolist())
+        mask = [[True] * min(len(item.ids), width) + [False] * (width - len(item.ids)) for item in rows]
+        yield _exact(f"k/{path.stem}/attention_mask", mask, expected["attention_mask"].tolist())
+        yield _near(f"k/{path.stem}/images", np.stack([shown(item) for item in rows]), expected["images"])
 
 
 def _same_rows(ids: np.ndarray, mask: np.ndarray, encoded: Sequence[Encoded]) -> list[Encoded]:
@@ -288,11 +301,15 @@ def _views(root: Path, path: Path) -> Iterator[Case]:
         return
     with np.load(path) as expected:
         for key in expected.files:
-            name, _, aspect = key.rpartition("_")
-            config = image_config(root, aspect)
-            files = [root / "images" / "mv" / CAP3D_FOLDER.format(view) / f"{name}.jpg" for view in CAP3D_VIEWS]
-            ours = np.concatenate([preprocess(load_image(file), config) for file in files])
-            yield _near(f"k/preprocess_views/{key}", ours, expected[key])
+            yield from guarded(f"k/preprocess_views/{key}", _object, root, key, expected[key])
+
+
+def _object(root: Path, key: str, expected: np.ndarray) -> Case:
+    name, _, aspect = key.rpartition("_")
+    config = image_config(root, aspect)
+    files = [root / "images" / "mv" / CAP3D_FOLDER.format(view) / f"{name}.jpg" for view in CAP3D_VIEWS]
+    ours = np.concatenate([preprocess(load_image(file), config) for file in files])
+    return _near(f"k/preprocess_views/{key}", ours, expected)
 
 
 # ---- what trains, at which rate --------------------------------------------------------------------------------
