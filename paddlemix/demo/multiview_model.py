@@ -9,7 +9,7 @@ from paddlemix.checkpoint.save import save_model
 from paddlemix.demo.model import draw_start, tiny_config, write_tokenizer
 from paddlemix.demo.solids import SIDE
 from paddlemix.models.llava import build_empty
-from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.model import ImageConfig, LlavaConfig
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.files import publish_folder
 
@@ -17,10 +17,11 @@ PATCH = 16
 
 
 def config_of(vocabulary: int) -> LlavaConfig:
-    """The demo's tiny LLaVA with larger patches: a colour fills half of a view."""
+    """The demo's tiny LLaVA on views of another size: a colour fills half of a view."""
     config = tiny_config(vocabulary)
     vision = replace(config.vision, image_size=SIDE, patch_size=PATCH)
-    return config.with_changes(vision=vision, image=replace(config.image, crop_size=SIDE, resize_size=SIDE))
+    # Pictures of solids are bright: CLIP's own mean and deviation suit them.
+    return config.with_changes(vision=vision, image=ImageConfig(crop_size=SIDE, resize_size=SIDE))
 
 
 def write_start(folder: Path, sentences: Iterable[str], seed: int) -> int:

@@ -22,7 +22,7 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 SIDE = 96
 """Side of a picture file in pixels."""
 
-_OVERSAMPLE = 3
+_OVERSAMPLE = 2
 _CROSS = 0.36
 """Half the width of a cross's arm over its reach."""
 

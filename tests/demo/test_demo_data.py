@@ -5,10 +5,14 @@ import itertools
 import json
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from paddlemix.demo import data, shapes
+from paddlemix.demo.model import tiny_config
+from paddlemix.imaging.load import load_image
+from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.utils.errors import DataError
 
 
@@ -145,3 +149,25 @@ def test_accuracy_is_counted_letter_for_letter_and_by_kind():
     answers = [data.Answer(data.Question(kind, "?", right), words) for kind, right, words in said]
     assert data.accuracy(answers) == pytest.approx(2 / 3)
     assert data.by_kind(answers) == {"a": (1, 2), "b": (1, 1)}
+
+
+def test_a_training_asks_what_takes_longest_twice_as_often_and_a_test_everything_alike():
+    scenes = _scenes(0, "train", 3000, unseen=False)
+
+    def shares(often):
+        rng = random.Random(1)
+        first = [data.ask(scene, data.LOOK, rng, 1, often)[0].kind for scene in scenes]
+        return {kind: first.count(kind) / len(first) for kind in ("thing", "shape", "colour", "place")}
+
+    assert shares(None) == pytest.approx(dict.fromkeys(("thing", "shape", "colour", "place"), 1 / 4), abs=0.03)
+    often = {"thing": 1 / 3, "shape": 1 / 3, "colour": 1 / 6, "place": 1 / 6}
+    assert shares(data.OFTEN) == pytest.approx(often, abs=0.03)
+
+
+def test_the_tower_gets_numbers_about_zero_of_the_demos_pictures(tmp_path):
+    """With the mean of photographs a run needs more steps, and chance decides how many."""
+    data.write_training(tmp_path, "train", [(data.LOOK, 1)], 0, 150)
+    config = tiny_config(64)
+    processor = ImageProcessor(config.image, config.vision)
+    pixels = np.concatenate([processor(load_image(path)).pixels for path in sorted(tmp_path.rglob("*.png"))])
+    assert np.abs(pixels.mean(axis=(0, 2, 3))).max() < 0.3
