@@ -45,7 +45,8 @@ class RunState:
     Batches, dropout and rates are functions of the seed and of ``global_step``, so no generator state is kept.
     ``data`` is a fingerprint of the training rows.
     ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
-    ``open_loss`` is the float32 sum of the losses since the last log line, ``logged_loss`` the sum up to it.
+    ``open_losses`` are the float32 sums of the losses since the last log line, one for each process: sums of their mean
+    would be rounded otherwise. ``open_loss`` is that mean, ``logged_loss`` the sum up to the last line.
     """
 
     global_step: int
@@ -53,6 +54,7 @@ class RunState:
     world_size: int
     data: str
     open_loss: float = 0.0
+    open_losses: list[float] = field(default_factory=list)
     logged_loss: float = 0.0
     last_logged_step: int = 0
     tokens: int = 0

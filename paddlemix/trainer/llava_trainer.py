@@ -161,7 +161,10 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             raise self.out_of_memory(inputs) from error
         if self._carried is not None and self._carried.open_loss:
             # The straight run would have this sum in its accumulator already; float32, in the same order.
-            loss = paddle.to_tensor(self._carried.open_loss, dtype="float32") + loss
+            own = (self._carried.open_losses or [self._carried.open_loss] * self.args.world_size)[
+                self.args.process_index
+            ]
+            loss = paddle.to_tensor(own, dtype="float32") + loss
         self._carried = None
         return loss
 
@@ -281,12 +284,14 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         return f"optimizer-{self.args.process_index:05d}-of-{self.args.world_size:05d}.safetensors"
 
     def _run_state(self) -> checkpointing.RunState:
+        open_losses = self.gathered(float(self._open_loss))
         return checkpointing.RunState(
             global_step=self.state.global_step,
             schedule_step=self.lr_scheduler.last_epoch,
             world_size=self.args.world_size,
             data=fingerprint(self.train_dataset),
-            open_loss=self._mean_over_ranks(self._open_loss),
+            open_loss=sum(open_losses) / len(open_losses),
+            open_losses=open_losses,
             logged_loss=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
             tokens=self._tokens_done,

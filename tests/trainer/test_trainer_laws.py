@@ -187,6 +187,17 @@ def test_a_row_that_cannot_be_read_ends_the_run_as_a_signal_does(tmp_path, worke
     assert losses(resumed) == losses(straight)
 
 
+def test_each_process_goes_on_with_its_own_sum_of_losses_and_not_with_their_mean(tmp_path):
+    straight = trained(settings(tmp_path, save_strategy="steps", save_steps=4, logging_steps=3))
+    folder = tmp_path / "checkpoint-4"
+    state = checkpointing.read_state(folder)
+    assert state.open_losses == [state.open_loss]
+    checkpointing.write_state(folder, dataclasses.replace(state, open_loss=123.0))
+    resumed = make_trainer(settings(tmp_path, logging_steps=3))
+    resumed.train(folder)
+    assert losses(resumed) == losses(straight)
+
+
 def test_a_row_that_cannot_be_read_in_evaluation_ends_the_run_as_a_signal_does(tmp_path):
     run = settings(tmp_path, do_eval=True, evaluation_strategy="steps", eval_steps=3)
     with pytest.raises(DataError, match="synthetic record 2"):
