@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 TEMPLATE = "vicuna_v1"
 TILE = 32
 MEAN, STD = (0.14, 0.14, 0.19), (0.27, 0.26, 0.28)
-"""Of the demo's own pictures, which are dark: with CLIP's numbers the black around the shapes is most of what the tower
-gets, and how many steps a run needs hangs on chance (docs/demo.md)."""
+"""The demo's pictures are dark: their own mean, and CLIP's deviation. With CLIP's mean, that of photographs, the ground
+around the shapes is most of what the tower gets, and chance decides how many steps a run needs (docs/demo.md)."""
 VOCABULARY = 640
 """Upper limit. 256 of the pieces are single bytes, so that anything a person types can be read."""
 
