@@ -90,6 +90,7 @@ def kind_of(folder: Path) -> str:
 
     CheckpointError lists what was looked for when the folder is none of them.
     """
+    foreign.refuse_special(folder, CheckpointError)
     foreign.require_regular(folder, (ADAPTER_CONFIG, PEFT_CONFIG, *WEIGHT_FILES, *PROJECTOR_FILES), CheckpointError)
     if (folder / ADAPTER_CONFIG).is_file():
         return "adapter"

@@ -28,7 +28,7 @@ from paddlemix.settings.legacy_tower import vision_of as _vision_of
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
-from paddlemix.utils.foreign import reading
+from paddlemix.utils.foreign import reading, refuse_special
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
@@ -68,6 +68,9 @@ def load_config(
     if not root.is_dir():
         raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
     given = Path(tower_folder) if tower_folder is not None else None
+    for folder in (root, given):
+        if folder is not None:
+            refuse_special(folder, CheckpointError)
     with reading(f"{root / 'config.json'}: the configuration is", CheckpointError):
         config = _load(root, given, inside)
     return apply_overrides(config, overrides or {})

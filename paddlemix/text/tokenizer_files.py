@@ -70,6 +70,7 @@ def read_files(folder: str | Path) -> TokenizerFiles:
 
 def _read_files(folder: Path) -> TokenizerFiles:
     path = folder / MODEL_FILE
+    foreign.refuse_special(folder, CheckpointError)
     foreign.require_regular(folder, (MODEL_FILE, JSON_FILE), CheckpointError)
     if not has_tokenizer(folder):
         raise CheckpointError(f"{path}: no such file; copy {MODEL_FILE} from the base language model into this folder")

@@ -113,6 +113,10 @@ def _name(host: str) -> str:
     return name
 
 
+class NotFoundError(DataError):
+    """The resolver does not know the host."""
+
+
 def lookup(address: Address, seconds: float, *, private: bool = False) -> list[Endpoint]:
     """Where the host is, asked once. DataError when one of the answers is no public address, unless ``private``."""
     found = _resolve(address, seconds)
@@ -162,5 +166,7 @@ def _resolve(address: Address, seconds: float) -> list[Endpoint]:
         raise DataError(f"{shown(address.text)}: the host {address.host} was not found in time; check the network")
     if isinstance(answers[0], Exception):
         reason = getattr(answers[0], "strerror", None) or "no such name"
-        raise DataError(f"{shown(address.text)}: the host {address.host} cannot be found ({reason}); check the address")
+        raise NotFoundError(
+            f"{shown(address.text)}: the host {address.host} cannot be found ({reason}); check the address"
+        )
     return [Endpoint(family, place) for family, _, _, _, place in answers[0]]

@@ -66,6 +66,12 @@ FLAGS: dict[str, Flag] = {
             "Where models are downloaded from when a name is not on this machine: huggingface, hf-mirror, modelscope "
             "or an address; off downloads nothing.",
         ),
+        Flag(
+            "PADDLEMIX_FETCH_PROXY",
+            "",
+            (),
+            "http://HOST:PORT of a proxy that pictures by address go through; http_proxy and the like are not used.",
+        ),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),
     )

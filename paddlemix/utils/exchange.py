@@ -82,16 +82,21 @@ class _Line:
         pass
 
 
-def get(address: Address, deadline: Deadline, max_bytes: int, *, private: bool = False) -> bytes | str:
+def get(
+    address: Address, deadline: Deadline, max_bytes: int, *, private: bool = False, proxy: Address | None = None
+) -> bytes | str:
     """The body of an answer with status 200, or where a redirect points to (a text, still to be checked).
 
     The host is looked up once and all its addresses must be public unless ``private``. DataError names the address and
     what is wrong: it cannot be reached, is late, answers with another status, or sends more than ``max_bytes``.
+
+    With a ``proxy`` the connection goes there. A name that only the proxy can look up is left to its rules.
     """
     try:
-        endpoints = addresses.lookup(address, deadline.left(), private=private)
-        with _connected(address, endpoints, deadline) as sock:
-            return _exchange(address, _Line(sock, deadline), max_bytes)
+        endpoints = _endpoints(address, deadline, private, proxy)
+        with _connected(address, endpoints, deadline, proxy) as sock:
+            target = address.target if proxy is None or address.scheme == "https" else _whole(address)
+            return _exchange(address, target, _Line(sock, deadline), max_bytes)
     except TimeoutError as error:
         raise DataError(f"{shown(address.text)}: not complete after {deadline.seconds:g} s") from error
     except ssl.SSLError as error:
@@ -108,11 +113,27 @@ def _reason(error: Exception) -> str:
     return f"the answer is not HTTP ({type(error).__name__})"
 
 
+def _endpoints(address: Address, deadline: Deadline, private: bool, proxy: Address | None) -> list[Endpoint]:
+    if proxy is None:
+        return addresses.lookup(address, deadline.left(), private=private)
+    with contextlib.suppress(addresses.NotFoundError):
+        addresses.lookup(address, deadline.left(), private=private)
+    return addresses.lookup(proxy, deadline.left(), private=True)
+
+
+def _whole(address: Address) -> str:
+    return f"{address.scheme}://{address.host_header}{address.target}"
+
+
 @contextlib.contextmanager
-def _connected(address: Address, endpoints: list[Endpoint], deadline: Deadline) -> Iterator[socket.socket]:
+def _connected(
+    address: Address, endpoints: list[Endpoint], deadline: Deadline, proxy: Address | None
+) -> Iterator[socket.socket]:
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(_connect(endpoints, deadline))
         if address.scheme == "https":
+            if proxy is not None:
+                _tunnel(address, _Line(sock, deadline))
             sock.settimeout(deadline.left())
             sock = stack.enter_context(_trust().wrap_socket(sock, server_hostname=address.host))
         yield sock
@@ -133,6 +154,16 @@ def _connect(endpoints: list[Endpoint], deadline: Deadline) -> socket.socket:
     raise OSError
 
 
+def _tunnel(address: Address, line: _Line) -> None:
+    """Ask the proxy at the other end for a connection to the host."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    line.sendall(f"CONNECT {host}:{address.port} HTTP/1.1\r\nHost: {host}:{address.port}\r\n\r\n".encode())
+    response = http.client.HTTPResponse(line, method="CONNECT")  # type: ignore[arg-type]
+    response.begin()
+    if response.status != 200:
+        raise DataError(f"{shown(address.text)}: the proxy answers {response.status} {shown(response.reason)}")
+
+
 def _trust() -> ssl.SSLContext:
     import certifi
 
@@ -141,10 +172,10 @@ def _trust() -> ssl.SSLContext:
     return context
 
 
-def _exchange(address: Address, line: _Line, max_bytes: int) -> bytes | str:
+def _exchange(address: Address, target: str, line: _Line, max_bytes: int) -> bytes | str:
     connection = http.client.HTTPConnection(address.host, address.port)
     connection.sock = line
-    connection.request("GET", address.target, headers={"Host": address.host_header, **_HEADERS})
+    connection.request("GET", target, headers={"Host": address.host_header, **_HEADERS})
     with connection.getresponse() as response:
         location = response.getheader("location")
         if response.status in _REDIRECTS and location:

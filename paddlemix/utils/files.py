@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paddlemix.utils import addresses, foreign, leftovers
-from paddlemix.utils.errors import CheckpointError, DataError, TrainingError
+from paddlemix.utils import addresses, env, foreign, leftovers
+from paddlemix.utils.errors import CheckpointError, ConfigError, DataError, TrainingError
 from paddlemix.utils.leftovers import TEMPORARY_PREFIX
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.shown import shown
@@ -186,15 +186,17 @@ def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0, *, private
 
     Only hosts of the public internet are read unless ``private``; each host is looked up once, and the address that
     was checked is the one that is connected to. At most 3 redirects, each checked like the first; no credentials, no
-    proxies of the environment, never more than ``max_bytes`` in memory. DataError names the address and the reason.
+    proxies but that of ``PADDLEMIX_FETCH_PROXY``, never more than ``max_bytes`` in memory. DataError names the address
+    and the reason.
     """
     from paddlemix.utils import exchange
 
+    proxy = _proxy()
     deadline = exchange.Deadline(timeout)
     address = addresses.parse(url)
     for _ in range(4):
         try:
-            answer = exchange.get(address, deadline, max_bytes, private=private)
+            answer = exchange.get(address, deadline, max_bytes, private=private, proxy=proxy)
             if isinstance(answer, bytes):
                 return answer
             address = addresses.redirected(address, answer)
@@ -203,6 +205,19 @@ def fetch(url: str, max_bytes: int = 20 * MIB, timeout: float = 10.0, *, private
                 raise
             raise DataError(f"{shown(url)} leads to {error}") from error
     raise DataError(f"{shown(url)}: more than 3 redirects")
+
+
+def _proxy() -> addresses.Address | None:
+    named = env.get("PADDLEMIX_FETCH_PROXY")
+    if not named:
+        return None
+    try:
+        proxy = addresses.parse(named)
+    except DataError as error:
+        raise ConfigError(f"environment variable PADDLEMIX_FETCH_PROXY: {error}") from error
+    if proxy.scheme != "http" or proxy.target != "/":
+        raise ConfigError(f'environment variable PADDLEMIX_FETCH_PROXY="{shown(named)}": expected http://HOST:PORT')
+    return proxy
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ ODD = (
 
 _POINTER = b"version https://git-lfs"
 
+_SPECIAL = "is not a regular file (a pipe or a device); put the file itself there"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -85,7 +86,7 @@ def open_regular(path: str | Path, error: type[PaddleMixError]) -> BinaryIO:
     os.close(handle)
     if stat.S_ISDIR(mode):
         raise error(f"{path}: is a folder; expected a file")
-    raise error(f"{path}: is not a regular file (a pipe or a device); put the file itself there")
+    raise error(f"{path}: {_SPECIAL}")
 
 
 def refuse_pointer(head: bytes | str, path: str | Path, error: type[PaddleMixError]) -> None:
@@ -104,6 +105,13 @@ def require_regular(folder: Path, names: Iterable[str], error: type[PaddleMixErr
             if not path.exists():
                 raise error(f"{path}: a link to a file that is not there; put the file itself there")
             open_regular(path, error).close()
+
+
+def refuse_special(folder: Path, error: type[PaddleMixError]) -> None:
+    """``error`` for a pipe, a device or a socket among the files of a folder: left out, it would count as absent."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise error(f"{path}: {_SPECIAL}")
 
 
 def read_text(path: str | Path, error: type[PaddleMixError], max_bytes: int = CONFIG_BYTES) -> str:

@@ -37,7 +37,7 @@ def _sparse(path: Path, size: int) -> None:
 def _zip(path: Path, members: int) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(members):
-            archive.writestr(zipfile.ZipInfo(f"a/{number}"), b"")
+            archive.writestr(zipfile.ZipInfo(f"a/{number:050000}"), b"")
 
 
 def _names(count: int) -> bytes:
@@ -62,26 +62,26 @@ CONTENT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "header of lists": (_HEADER, lambda: _header(_lists(_LONG, 99 * MIB, _SHORT))),
     "header of lists, small": (_HEADER, lambda: _header(_lists(_LONG, 15 * MIB, _SHORT))),
     "header of names": (_HEADER, lambda: _header(_names(1_200_000))),
-    "header of fewer names": (_HEADER, lambda: _header(_names(990_000))),
+    "header of fewer names": (_HEADER, lambda: _header(_names(900_000))),
     "header of one name": (_HEADER, lambda: _header(_filled(b'{"', _WIDE, 15 * MIB, b'":1}'))),
     "index of lists": (_INDEX, lambda: _lists(_LONG, 60 * MIB, _SHORT)),
     "index of lists, small": (_INDEX, lambda: _lists(_LONG, 15 * MIB, _SHORT)),
-    "index of names": (_INDEX, lambda: b'{"weight_map":' + _names(990_000) + b"}"),
+    "index of names": (_INDEX, lambda: b'{"weight_map":' + _names(900_000) + b"}"),
     "index of one name": (_INDEX, lambda: _filled(b'{"weight_map":{"', _WIDE, 15 * MIB, b'":1}}')),
     "tokenizer of lists": (_JSON, lambda: _lists(_LONG, 128 * MIB, _SHORT)),
     "tokenizer of lists, small": (_JSON, lambda: _lists(_LONG, 23 * MIB, _SHORT)),
     "tokenizer of names": (_JSON, lambda: b'{"model":' + _names(990_000) + b"}"),
     "tokenizer of one text": (_JSON, lambda: _filled(b'{"a":"', _WIDE, 23 * MIB, b'"}')),
-    "tokenizer of pieces": (_MODEL, lambda: _pieces(1_300_000)),
-    "tokenizer of fewer pieces": (_MODEL, lambda: _pieces(520_000)),
+    "tokenizer of pieces": (_MODEL, lambda: _pieces(530_000)),
+    "tokenizer of fewer pieces": (_MODEL, lambda: _pieces(500_000)),
     "settings of a tokenizer of lists": ("tokenizer_config.json", lambda: _lists(_LONG, 4 * MIB, _SHORT)),
-    "configuration of lists": (_CONFIG, lambda: _lists(_LONG, 4 * MIB - 9, _SHORT)),
+    "configuration of lists": (_CONFIG, lambda: _lists(_LONG, 2 * MIB, _SHORT)),
     "adapter of lists": ("adapter_config.json", lambda: _lists(_LONG, 15 * MIB, _SHORT)),
     "manifest of lists": ("manifest.json", lambda: _lists(b'{"files":[', 4 * MIB, _SHORT)),
 }
 """What is wrong, the name of the file, and its content."""
 WRITTEN: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "archive of many members": (_BIN, lambda path: _zip(path, 200_000)),
+    "archive of many names": (_BIN, lambda path: _zip(path, 200)),
     "pickle of dicts": (_BIN, lambda path: _pickle(path, b"\x80\x02" + b"}" * 16_000_000)),
     "pickle of one text": (
         _BIN,
@@ -92,6 +92,8 @@ WRITTEN: dict[str, tuple[str, Callable[[Path], object]]] = {
     **{f"{name} without end": (name, lambda path: os.symlink("/dev/zero", path)) for name in (_HEADER, _INDEX, _BIN)},
     **{f"{name} without end": (name, lambda path: os.symlink("/dev/zero", path)) for name in (_JSON, _MODEL, _CONFIG)},
     **{f"{name} that is a pipe": (name, os.mkfifo) for name in (_HEADER, _INDEX, _BIN, _JSON, _MODEL, _CONFIG)},
+    "settings of pictures that are a pipe": ("preprocessor_config.json", os.mkfifo),
+    "tokens that are a pipe": ("special_tokens_map.json", os.mkfifo),
     "adapter that is a pipe": ("adapter_config.json", os.mkfifo),
     "manifest that is a pipe": ("manifest.json", os.mkfifo),
 }
@@ -111,7 +113,14 @@ def main() -> None:
     def verify(folder: Path) -> None:
         raise CheckpointError(verify_folder(folder)[0])
 
-    uses = {"tokenizer": load_tokenizer, "config.json": load_config, "adapter": read_adapter, "manifest": verify}
+    uses = {
+        "tokenizer": load_tokenizer,
+        "special": load_tokenizer,
+        "preprocessor": load_config,
+        "config.json": load_config,
+        "adapter": read_adapter,
+        "manifest": verify,
+    }
     written = {name: (file, lambda path, make=make: path.write_bytes(make())) for name, (file, make) in CONTENT.items()}
     for number, (name, (file, write)) in enumerate({**written, **WRITTEN}.items()):
         folder = Path(sys.argv[1]) / str(number)

@@ -9,12 +9,14 @@ import pytest
 
 from tests.checkpoint import file_bombs
 
+pytestmark = pytest.mark.timeout(900)  # seconds on an idle machine
+
 
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory) -> dict[str, dict]:
     """What reading each file of the list cost, measured in processes of their own."""
     command = [sys.executable, file_bombs.__file__, str(tmp_path_factory.mktemp("bombs"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
 

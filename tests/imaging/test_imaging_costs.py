@@ -15,11 +15,13 @@ from paddlemix.imaging.preprocess import expand_to_square, resize_on_square
 from paddlemix.utils.errors import DataError
 from tests.imaging import bombs
 
+pytestmark = pytest.mark.timeout(900)  # seconds on an idle machine
+
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict]:
     """What each file of the list cost, measured in processes of their own."""
-    done = subprocess.run([sys.executable, bombs.__file__], capture_output=True, text=True, timeout=110)
+    done = subprocess.run([sys.executable, bombs.__file__], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
 

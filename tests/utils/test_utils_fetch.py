@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from paddlemix.utils import addresses, exchange, files
-from paddlemix.utils.errors import DataError
+from paddlemix.utils.errors import ConfigError, DataError
 from tests.local_server import LocalServer
 
 PUBLIC = "93.184.215.14"
@@ -24,6 +24,12 @@ PUBLIC = "93.184.215.14"
 class _Answers(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
+
+    def do_CONNECT(self):
+        self.server.asked.append((self.path, dict(self.headers)))
+        self.send_response(200 if self.path.startswith("safe") else 403)
+        self.end_headers()
+        self.close_connection = False
 
     def do_GET(self):
         self.server.asked.append((self.path, dict(self.headers)))
@@ -291,15 +297,51 @@ def test_proxies_of_the_environment_are_not_asked(net, server, site, monkeypatch
     assert net.connected == [(PUBLIC, 80)]
 
 
-def test_tls_is_asked_for_the_name_and_not_for_the_number(net, server, monkeypatch):
-    net.names["safe.example"] = ["127.0.0.1"]
-    names = []
+@pytest.fixture
+def names(monkeypatch):
+    """The names that certificates were asked for; the connections stay plain."""
+    found = []
 
     def wrap_socket(sock, server_hostname):
-        names.append(server_hostname)
+        found.append(server_hostname)
         return sock
 
     monkeypatch.setattr(exchange, "_trust", lambda: SimpleNamespace(wrap_socket=wrap_socket))
+    return found
+
+
+def test_the_proxy_that_is_named_for_it_is_asked(net, server, site, monkeypatch, names):
+    monkeypatch.setenv("PADDLEMIX_FETCH_PROXY", site)
+    assert files.fetch("http://only-the-proxy.example/ok?a=b") == b"y" * 10  # nobody here knows the name
+    assert server.asked[-1][0] == "http://only-the-proxy.example/ok?a=b"
+    assert server.asked[-1][1]["Host"] == "only-the-proxy.example"
+    assert files.fetch("https://safe.example/ok") == b"y" * 10
+    assert [path for path, _ in server.asked[-2:]] == ["safe.example:443", "/ok"]
+    assert names == ["safe.example"]
+    with pytest.raises(DataError, match="the proxy answers 403"):
+        files.fetch("https://other.example/ok")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "[::1]", "localhost", "10.0.0.1", "mixed.example"])
+def test_a_proxy_is_not_asked_for_a_host_that_is_known_to_be_private(net, server, site, monkeypatch, host):
+    monkeypatch.setenv("PADDLEMIX_FETCH_PROXY", site)
+    for scheme in ("http", "https"):
+        with pytest.raises(DataError, match="not a public address"):
+            files.fetch(f"{scheme}://{host}/ok")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "value", ["proxy:80", "https://proxy", "http://a:b@proxy", "http://proxy/x", "socks5://proxy", "x"]
+)
+def test_a_proxy_of_another_form_is_named_as_the_variable(monkeypatch, value):
+    monkeypatch.setenv("PADDLEMIX_FETCH_PROXY", value)
+    with pytest.raises(ConfigError, match="environment variable PADDLEMIX_FETCH_PROXY"):
+        files.fetch("http://good.example/x")
+
+
+def test_tls_is_asked_for_the_name_and_not_for_the_number(net, server, names):
+    net.names["safe.example"] = ["127.0.0.1"]
     server.asked.clear()
     assert files.fetch(f"https://Safe.example:{server.server_port}/ok", private=True) == b"y" * 10
     assert names == ["safe.example"]
