@@ -108,7 +108,7 @@ IDLE: dict[str, Why] = {
     "data_parallel_config": _SEVERAL,
     "dataloader_timeout": _unless(lambda s: s.training.dataloader_num_workers, "the main process prepares the batches"),
     # Adapters and data
-    "lora_path": _unless(lambda s: s.model.lora, "without lora"),
+    "lora_path": _unless(lambda s: s.model.lora or not s.training.do_train, "without lora"),
     "lora_rank": _adapter_key,
     "lora_alpha": _adapter_key,
     "lora_dropout": _adapter_key,

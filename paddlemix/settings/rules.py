@@ -39,7 +39,11 @@ CONFLICTS: tuple[Rule, ...] = (
         lambda s: s.model.lora and s.model.tune_mm_mlp_adapter,
         "adapters, or the projector alone: choose one",
     ),
-    (("lora_path", "lora"), lambda s: bool(s.model.lora_path) and not s.model.lora, 'lora_path needs "lora": true'),
+    (
+        ("lora_path", "lora"),
+        lambda s: bool(s.model.lora_path) and not s.model.lora and s.training.do_train,
+        'lora_path needs "lora": true',
+    ),
     (
         ("tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
         lambda s: s.model.tune_mm_mlp_adapter and s.model.freeze_mm_mlp_adapter,

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
-from paddlemix.checkpoint.formats import open_file
+from paddlemix.checkpoint.folders import ADAPTER_CONFIG
+from paddlemix.checkpoint.formats import WEIGHT_FILES, open_file
 from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
 from paddlemix.datasets.resumed import RowsBefore, rows_of
 from paddlemix.settings.training import TrainingSettings
@@ -108,10 +109,19 @@ def find_resume(settings: TrainingSettings) -> Path | None:
         )
     if found is None and _holds_something(output):
         raise ConfigError(
-            f'"output_dir": {output} is not empty and holds no checkpoint to go on from; choose another folder, or '
-            "start anew with --overwrite_output_dir true"
+            f'"output_dir": {output} {_what_it_holds(output)}; choose another folder, or start anew with '
+            "--overwrite_output_dir true"
         )
     return found
+
+
+def _what_it_holds(output: Path) -> str:
+    if any((output / name).is_file() for name in (ADAPTER_CONFIG, *WEIGHT_FILES)):
+        return (
+            "holds the result of a finished run and no checkpoint; to train that result on give it as "
+            '"model_name_or_path" (an adapter too) beside another "output_dir"'
+        )
+    return "is not empty and holds no checkpoint to go on from"
 
 
 def _holds_something(output: Path) -> bool:

@@ -2,6 +2,7 @@
 """What a run reads, found and looked at before paddle is imported and before anything is written."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,30 @@ from paddlemix.utils import env
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.logging import console
 from paddlemix.utils.paths import begins_at
+
+
+def with_adapter(settings: TrainingSettings) -> TrainingSettings:
+    """The settings of a run whose ``model_name_or_path`` is a LoRA adapter: it goes on with it, on the adapter's base.
+
+    ``lora`` has to be set: without it the adapter is folded into the model, which then trains as a whole. Other
+    settings come back as they are.
+    """
+    from paddlemix.checkpoint.folders import find, kind_of
+    from paddlemix.checkpoint.lora_read import read_adapter
+
+    model = settings.model
+    folder = find(model.model_name_or_path or "", weights=True)
+    if not model.lora or model.lora_path or folder is None or kind_of(folder) not in ("adapter", "peft"):
+        return settings
+    adapter = read_adapter(folder)
+    base = adapter.find_base(model.base)
+    ranks = sorted({pair.r for pair in adapter.pairs.values()})
+    note = (
+        f"the adapter {folder} goes on, on its base {base}; its rank {', '.join(map(str, ranks))}, alpha, dropout and "
+        "layers stay as they are"
+    )
+    changed = settings.with_changes(model_name_or_path=str(base), lora_path=str(folder), base=None)
+    return dataclasses.replace(changed, notes=(*settings.notes, note))
 
 
 def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:

@@ -23,7 +23,6 @@ from paddlemix.trainer.inputs import read_rows
 from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
 from paddlemix.trainer.resuming import require_same_run
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
-from paddlemix.utils.errors import ConfigError
 
 
 @dataclass
@@ -94,15 +93,10 @@ def _add_marks(tokenizer: Tokenizer, config: LlavaConfig) -> int:
 
 
 def _check_adapters(sources: Sources, settings: TrainingSettings) -> None:
-    """ConfigError for an adapter as the base of another, and for patterns that mean no layer."""
+    """ConfigError for patterns that mean no layer."""
     model = settings.model
     if not model.lora or model.lora_path:
         return
-    if sources.parts.adapter is not None:
-        raise ConfigError(
-            f'"model_name_or_path": {sources.parts.folder} is an adapter itself; to train it on give it as '
-            '"lora_path" and its base as "model_name_or_path", or merge it first'
-        )
     matrices = [
         name.removesuffix(".weight")
         for name, entry in sources.plan.entries.items()

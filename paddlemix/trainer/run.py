@@ -59,8 +59,12 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     when the run cannot go on. Settings, device, model folder, template and rows are checked before paddle is imported,
     and a run that does not get to its first step leaves nothing in ``output_dir``.
     """
+    from paddlemix.trainer.inputs import with_adapter
+
     with speaking(names_of_keys(settings)):
-        return _finetune(settings, first_stage)
+        settings = with_adapter(settings)
+        with speaking(names_of_keys(settings)):
+            return _finetune(settings, first_stage)
 
 
 def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:

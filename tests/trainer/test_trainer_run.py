@@ -106,10 +106,37 @@ def test_an_adapter_folder_can_be_moved_together_with_its_base(place, tmp_path):
     assert answer(tmp_path / "two" / "adapter") == told
 
 
-def test_an_adapter_is_no_base_for_another(place, tmp_path):
-    go(place, tmp_path / "a", lora="true", lora_rank=2, max_steps=1)
-    with pytest.raises(ConfigError, match='give it as "lora_path"'):
-        go(place, tmp_path / "b", lora="true", lora_rank=2, model_name_or_path=tmp_path / "a")
+def test_a_finished_adapter_goes_on_as_the_model_of_another_run(place, tmp_path, capsys):
+    first = go(place, tmp_path / "a", lora="true", lora_rank=2, max_steps=1).folder
+    with pytest.raises(ConfigError, match=r'holds the result of a finished run .* give it as "model_name_or_path"'):
+        go(place, first, lora="true", lora_rank=2, max_steps=2)
+    capsys.readouterr()
+    still = go(place, tmp_path / "b", lora="true", model_name_or_path=first, learning_rate=1e-30, max_steps=1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the adapter {first} goes on, on its base {place / 'model'}; its rank 2" in shown
+    one, two = (load_file(folder / "lora_model_state.safetensors") for folder in (first, still.folder))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    config = json.loads((still.folder / "lora_config.json").read_text())
+    assert Path(config["base_model_name_or_path"]) == place / "model"
+    moved = go(place, tmp_path / "c", lora="true", model_name_or_path=first, max_steps=2)
+    assert answer(moved.folder)
+    with pytest.raises(ConfigError, match='lora_path needs "lora": true'):
+        go(place, tmp_path / "d", lora_path=first, max_steps=1)
+
+
+def test_an_adapter_is_evaluated_alone_in_each_of_the_documented_ways(place, tmp_path):
+    adapter = go(place, tmp_path / "a", lora="true", lora_rank=2, max_steps=2).folder
+    only = {"do_train": "false", "do_eval": "true", **with_eval(place)}
+    ways = [
+        {"model_name_or_path": adapter},
+        {"model_name_or_path": adapter, "lora": "true"},
+        {"lora_path": adapter},
+        {"lora_path": adapter, "lora": "true"},
+    ]
+    losses = [go(place, tmp_path / str(i), **only, **way).metrics["eval_loss"] for i, way in enumerate(ways)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    base = go(place, tmp_path / "base", **only).metrics["eval_loss"]
+    assert abs(base - losses[0]) > 1e-3
 
 
 def test_pretraining_saves_a_projector_that_reads_back(place, tmp_path):
