@@ -47,7 +47,7 @@ def test_a_changed_number_is_a_failure(golden_llava, tmp_path):
     assert failed == {"c_multimodal/v15_mixed_right/embeds", "c_multimodal/v15_mixed_right/loss"}
 
 
-def test_a_checkpoint_that_is_not_there_is_skipped_with_a_reason(golden_llava, tmp_path):
+def test_a_checkpoint_that_is_named_and_not_there_is_a_failure_with_its_name(golden_llava, tmp_path):
     shutil.copytree(golden_llava / "c_multimodal", tmp_path / "c_multimodal")
     (tmp_path / "hub").mkdir()
     (tmp_path / "d_train").mkdir()
@@ -56,5 +56,5 @@ def test_a_checkpoint_that_is_not_there_is_skipped_with_a_reason(golden_llava, t
     c_models.model_of.cache_clear()
     cases = [*c_models.run(tmp_path), *d_train.run(tmp_path)]
     assert cases
-    assert {case.status for case in cases} == {"skipped"}
-    assert all("no" in case.reason for case in cases)
+    assert {case.status for case in cases} == {"fail"}
+    assert all("is not on this machine" in case.reason or "no original checkpoint" in case.reason for case in cases)

@@ -169,7 +169,7 @@ def test_evaluation_alone_gives_the_loss_and_trains_nothing(place, tmp_path):
 
 def test_a_folder_with_a_result_is_not_overwritten_unasked(place, tmp_path):
     go(place, tmp_path, max_steps=1)
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="holds the result of a finished run .*overwrite_output_dir true"):
         go(place, tmp_path, max_steps=1)
     go(place, tmp_path, max_steps=1, overwrite_output_dir="true", save_strategy="steps", save_steps=1)
     go(place, tmp_path, max_steps=1, overwrite_output_dir="true")
