@@ -16,6 +16,8 @@ import pytest
 from paddlemix.trainer.workers import SIGNALS, read_batches
 from paddlemix.utils.errors import DataError, PaddleMixError, TrainingError
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 
 class Rows:
     """Row n is n numbers; ``act`` is called in the process that reads row ``at``."""

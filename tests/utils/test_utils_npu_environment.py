@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The variables of an Ascend machine, in made-up environments."""
 
+import logging
 import os
 import re
 import shutil
@@ -133,7 +134,8 @@ def test_on_a_machine_with_cards_no_device_means_the_npu(monkeypatch):
     assert device.before_paddle("cpu") == []
 
 
-def test_missing_flags_are_named_in_one_line_when_they_are_set(monkeypatch, capsys):
+def test_missing_flags_are_named_in_one_line_when_they_are_set(monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO, logger="paddlemix.utils.device")  # a chat may have made it quiet
     for name in RECOMMENDED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(env, "set_default", lambda name, value: name != "FLAGS_use_stride_kernel")
