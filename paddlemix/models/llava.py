@@ -9,15 +9,17 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.models.head_loss import loss_through_head
 from paddlemix.models.llm.cache import KVCache
 from paddlemix.models.llm.llama import LlamaModel
-from paddlemix.models.loss import next_token_loss, next_token_loss_of_parts
+from paddlemix.models.loss import next_labels, next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
+from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -41,6 +43,7 @@ class LlavaForCausalLM(nn.Layer):
             self.llama.mm_projector = build_projector(config.projector_type, config.vision.hidden_size, width)
             if config.has_image_newline:
                 self.llama.image_newline = self.llama.create_parameter([width])
+        self.loss_portion = 0
         if not config.text.tie_word_embeddings:
             self.vocabulary = parallel.share(config.text.vocab_size)
             self.lm_head = Linear(config.text.hidden_size, self.vocabulary, bias=False)
@@ -109,6 +112,11 @@ class LlavaForCausalLM(nn.Layer):
         hidden = self.decode(embeds, positions, mask)
         if labels is None:
             return self.logits(hidden)
+        if self.loss_portion and self.parallel.size == 1:
+            tied = self.config.text.tie_word_embeddings
+            weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
+            targets = next_labels(labels, segments, starts)
+            return loss_through_head(hidden, weight, targets, transposed=tied, portion=self.loss_portion)
         if self.parallel.size > 1 and not self.config.text.tie_word_embeddings:
             part = self.lm_head(self.parallel.enter(hidden)).astype("float32")
             return next_token_loss_of_parts(part, labels, self.vocabulary, segments, starts)
@@ -134,6 +142,10 @@ class LlavaForCausalLM(nn.Layer):
         """As nn.Layer has it; fused projections become plain layers first."""
         self.llama.unfuse()
         return super().state_dict(*args, **kwargs)
+
+    def fuse_head_and_loss(self, portion: int = HEAD_PORTION) -> None:
+        """Compute the loss of so many positions at a time, without a table of all logits; 0: of all at once."""
+        self.loss_portion = portion
 
     def enable_recompute(self, on: bool = True) -> None:
         """Keep only the input of each layer that trains for the backward pass, and compute the rest again."""

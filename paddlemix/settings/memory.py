@@ -13,7 +13,8 @@ model width, V vocabulary.
     tower        the tensors of one layer of the vision tower (of all its layers when it trains)
     scores       13 B H L L     plain attention only: H heads, one layer at its peak in the backward pass; without
                                 recompute another 6 B H L L is kept in each layer. Fused attention has none
-    logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient
+    logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient; with
+                                use_fused_head_and_loss_fn 16 x 1024 V + 6 D V (gradient of the head, float32 and bf16)
     reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks (none between scores, few and large)
 
 With tensor parallel over T cards, w and t are what lies on one card (the projector, the norms and one matrix of each
@@ -33,6 +34,10 @@ SCORE_PEAK, SCORE_KEPT = 13, 6
 """Bytes for each score of plain attention: at the peak of its backward pass, and kept from the forward pass until then
 (float32 softmax, its half-precision copy). Measured with paddle's own counter on the stand-in device: 12.3 to 13.0 and
 6.3 to 6.5 in bfloat16, 12.6 to 13.0 and 4.6 to 5.0 in float32 (tests/npu_standin)."""
+
+
+HEAD_PORTION = 1024
+"""Positions whose logits ``use_fused_head_and_loss_fn`` has in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def expected_memory(
         // (shared if stage in ("stage2", "stage3") else 1),
         "optimizer": 0 if "offload" in training.sharding else trained * (12 if half else 8) // (shared if stage else 1),
         "activations": wide * (kept + _tower_bytes(config, settings, rows * tiles)),
-        "logits": 16 * rows * length * config.text.vocab_size // (1 if config.text.tie_word_embeddings else together),
+        "logits": _logit_bytes(config.text, settings, rows * length, together),
     }
     scores = _score_bytes(config, settings, tiles, together) if plain_attention else 0
     return Memory(**parts, reserve=RESERVE + int(GAPS * sum(parts.values())), scores=scores)
@@ -189,6 +194,12 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
     heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
     inner = 2 * (2 * heads + 2 * keys) + 2 * 4 * text.intermediate_size
     return 2 * (2 * 4 * text.hidden_size + 2 * 2 * text.hidden_size + inner // together)
+
+
+def _logit_bytes(text: TextConfig, settings: TrainingSettings, positions: int, together: int) -> int:
+    if settings.training.use_fused_head_and_loss_fn:
+        return (16 * min(positions, HEAD_PORTION) + 6 * text.hidden_size) * text.vocab_size
+    return 16 * positions * text.vocab_size // (1 if text.tie_word_embeddings else together)
 
 
 def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, together: int) -> int:

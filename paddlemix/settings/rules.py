@@ -90,6 +90,16 @@ CONFLICTS: tuple[Rule, ...] = (
         "tensor parallel goes with stage1 and stage2",
     ),
     (
+        ("use_fused_head_and_loss_fn", "tensor_parallel_degree"),
+        lambda s: s.training.use_fused_head_and_loss_fn and s.training.tensor_parallel_degree > 1,
+        "in tensor parallel the logits are divided already",
+    ),
+    (
+        ("use_fused_head_and_loss_fn", "sharding"),
+        lambda s: s.training.use_fused_head_and_loss_fn and "stage3" in s.training.sharding,
+        "stage3 has the head at hand only while its own layer runs; use stage2",
+    ),
+    (
         ("resume_from_checkpoint", "overwrite_output_dir"),
         lambda s: s.training.resume_from_checkpoint is not None and s.training.overwrite_output_dir,
         "go on from a checkpoint, or start anew: choose one",

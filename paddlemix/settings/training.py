@@ -226,6 +226,7 @@ class TrainingGroup:
     scale_loss: float = key(32768.0, "First loss scale of fp16.", above=0)
     # Memory
     recompute: bool = key(False, "Compute activations again in the backward pass instead of keeping them.")
+    use_fused_head_and_loss_fn: bool = key(False, "Compute head and loss of 1024 positions at a time; saves memory.")
     refined_recompute: str = key("", "Recompute of single operators.", fixed="recompute is per layer")
     flatten_param_grads: bool = key(False, "One buffer for all gradients (NPU).", fixed=_FLAT_GRADIENTS)
     offload_optim: bool = key(False, "Optimizer state lives in host memory between steps.")
@@ -326,7 +327,7 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
-    "loss_jump", "stop_at_loss_jump",
+    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

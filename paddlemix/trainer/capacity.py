@@ -72,9 +72,12 @@ def _changes(settings: TrainingSettings, cards: int, *, tied: bool) -> Iterator[
     together = max(training.tensor_parallel_degree, 1)
     fewer = list(_fewer_rows(training.per_device_train_batch_size, training.gradient_accumulation_steps))
     saving = [] if training.recompute else [{"recompute": True}]
+    if not training.use_fused_head_and_loss_fn and together == 1 and "stage3" not in training.sharding:
+        saving.append({"use_fused_head_and_loss_fn": True})
     stages = ["stage2"] if together > 1 else ["stage2", "stage3"]
     if cards // together > 1 and "offload" not in training.sharding:
-        wanted = [stage for stage in stages if not (stage == "stage3" and tied)]
+        whole_head = tied or training.use_fused_head_and_loss_fn
+        wanted = [stage for stage in stages if not (stage == "stage3" and whole_head)]
         later = wanted[wanted.index(training.sharding) + 1 :] if training.sharding in wanted else wanted
         saving += [{"sharding": stage} for stage in later]
     yield from saving
@@ -82,6 +85,8 @@ def _changes(settings: TrainingSettings, cards: int, *, tied: bool) -> Iterator[
     sofar: dict[str, Any] = {}
     for change in saving:
         sofar = {**sofar, **change}
+        if "stage3" in sofar.get("sharding", ""):
+            sofar.pop("use_fused_head_and_loss_fn", None)  # the two do not go together
         yield sofar
         for rows in fewer:
             yield {**sofar, **rows}

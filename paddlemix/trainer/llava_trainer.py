@@ -88,6 +88,8 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         divided.check_sharding(model, settings.training.sharding or "")
         if settings.training.recompute:
             model.enable_recompute()
+        if settings.training.use_fused_head_and_loss_fn:
+            model.fuse_head_and_loss()
         super().__init__(
             model=model,
             args=args,

@@ -150,6 +150,13 @@ def test_plain_attention_counts_the_scores_of_one_layer_or_of_all():
     assert need(plain_attention=True).total == need().total + 13 * score
 
 
+def test_head_and_loss_by_portions_need_no_table_of_all_logits():
+    width, words = 64, 1000
+    assert need(use_fused_head_and_loss_fn=True).logits == (16 * 1024 + 6 * width) * words
+    short = need(use_fused_head_and_loss_fn=True, max_length=16, per_device_train_batch_size=2)
+    assert short.logits == (16 * 32 + 6 * width) * words
+
+
 def test_the_scores_of_a_tower_count_where_they_are_more_than_those_of_the_decoder():
     tower = RECIPES.INTERN_VIT
     config = LlavaConfig(TextConfig(1000, 64, 128, 2, 4, 4), tower, ImageConfig(336, 336))

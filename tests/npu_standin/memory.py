@@ -35,5 +35,26 @@ def case_peak() -> dict[str, Any]:
     return {"bytes": found}
 
 
+def case_head() -> dict[str, Any]:
+    """A bfloat16 step with head and loss by portions, against the whole, with paddle's log of kernels on."""
+    from tests.npu_standin import worker
+
+    paddle.set_device("npu")
+    model = worker.model("bfloat16")
+    model.train()
+    arguments = {name: paddle.to_tensor(value) for name, value in worker.batch("right").items()}
+    arguments["pixels"] = arguments["pixels"].astype("bfloat16")
+    found: dict[str, Any] = {}
+    for portion in (0, 8):
+        model.fuse_head_and_loss(portion)
+        print(f"PHASE {portion}", file=sys.stderr, flush=True)
+        loss = model(**arguments)
+        loss.backward()
+        print("PHASE end", file=sys.stderr, flush=True)
+        found[str(portion)] = [float(loss), model.lm_head.weight.grad.astype("float32").numpy().tolist()]
+        model.clear_gradients()
+    return found
+
+
 if __name__ == "__main__":
     print("RESULT " + json.dumps(globals()[f"case_{sys.argv[1]}"]()))

@@ -15,7 +15,7 @@ TEXT = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of 64, which the fused operators take."""
 
 CASES: dict[str, dict[str, Any]] = {
-    "stage1": {"sharding": "stage1"},
+    "stage1": {"sharding": "stage1", "use_fused_head_and_loss_fn": True},
     "stage2": {"sharding": "stage2"},
     "stage3": {"sharding": "stage3", "recompute": True},
     "plain": {},  # last: a run without sharding sets paddle up in a way that none with it can follow in one process

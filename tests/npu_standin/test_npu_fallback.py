@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paddlemix.ops.npu import record
 from paddlemix.settings.memory import SCORE_KEPT, SCORE_PEAK
 from tests.npu_standin import build
 
@@ -54,6 +56,17 @@ def test_the_bytes_of_a_score_are_those_that_paddle_counts(worker: Worker) -> No
         assert 0.9 * SCORE_PEAK <= peak <= SCORE_PEAK + 0.1, name
         # In float32 the copy of half precision is not there.
         assert (4.5 if "float32" in name else SCORE_KEPT) <= kept <= SCORE_KEPT + 0.6, name
+
+
+def test_head_and_loss_by_portions_keep_to_the_plug_in_and_to_the_numbers(worker: Worker) -> None:
+    found = worker("memory.head", **record.LOG)
+    log = found["log"].split("PHASE 8", 1)[1].split("PHASE end", 1)[0]
+    used = record.read_log(log.splitlines(), "npu")
+    assert record.Used("cross_entropy_with_softmax", "float32", True) in used
+    assert record.objections(used) == []
+    (whole, of_whole), (loss, of_head) = found["0"], found["8"]
+    assert loss == pytest.approx(whole, rel=1e-5)
+    np.testing.assert_allclose(of_head, of_whole, atol=2e-2 * np.abs(of_whole).max(), rtol=0)
 
 
 def test_a_run_that_does_not_fit_with_plain_attention_is_refused_before_the_weights_are_read(

@@ -73,7 +73,12 @@ def test_with_plain_attention_a_recipe_fits_or_is_refused_with_keys_that_make_it
     [
         ({"recompute": False}, 80, ["--recompute", "true"]),
         ({"sharding": ""}, 80, ["--sharding", "stage2"]),
-        ({"sharding": "stage2"}, 50, ["--sharding", "stage3"]),
+        ({"sharding": "stage2"}, 50, ["--use_fused_head_and_loss_fn", "true"]),
+        (
+            {"sharding": "stage2", "use_fused_head_and_loss_fn": True},
+            40,
+            ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"],
+        ),
         ({"sharding": "stage1"}, 60, ["--sharding", "stage2"]),
     ],
 )
@@ -84,9 +89,8 @@ def test_what_saves_most_easily_is_named_first(card, keys, gb, expected):
     with pytest.raises(ConfigError) as refused:
         capacity.check_memory(recipe.config, settings, RECIPES.CARDS)
     assert remedy_of(refused.value) == expected
-    fits = settings.with_changes(
-        **{expected[0][2:]: json.loads(expected[1]) if keys == {"recompute": False} else expected[1]}
-    )
+    words = [word if word[:5] == "stage" else json.loads(word) for word in expected[1::2]]
+    fits = settings.with_changes(**dict(zip((flag[2:] for flag in expected[::2]), words, strict=True)))
     assert capacity.check_memory(recipe.config, fits, RECIPES.CARDS)
 
 

@@ -324,3 +324,20 @@ def test_optimizer_states_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "checkpoint-12" / "optimizer.safetensors"
     with pytest.raises(CheckpointError, match="do not fit the run; .*lm_head.weight is not expected"):
         checkpointing.load_optimizer(path, trainer.optimizer, some)
+
+
+def test_head_and_loss_by_portions_train_as_the_whole(tmp_path, monkeypatch):
+    from paddlemix.models import head_loss
+
+    portions = []
+    of_part = head_loss._of_part
+    monkeypatch.setattr(head_loss, "_of_part", lambda *args: portions.append(1) or of_part(*args))
+    found = []
+    for fused in (False, True):
+        trainer = make_trainer(settings(tmp_path / str(fused), max_steps=3, use_fused_head_and_loss_fn=fused))
+        trainer.train()
+        found.append((losses(trainer), weights(trainer.model)))
+        assert bool(portions) == fused
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+    for name, value in found[0][1].items():
+        np.testing.assert_allclose(found[1][1][name], value, atol=2e-5, err_msg=name)
