@@ -32,13 +32,16 @@ _OFTEN = 20
 """Sentences are many and words few; each different sentence counts this often at most."""
 
 
-def write_tokenizer(folder: Path, sentences: Iterable[str]) -> None:
-    """Train a sentencepiece vocabulary (ids 0, 1, 2: unk, bos, eos) and write it as a Llama tokenizer folder."""
+def write_tokenizer(folder: Path, sentences: Iterable[str], *, short: bool = True) -> None:
+    """Train a sentencepiece vocabulary (ids 0, 1, 2: unk, bos, eos) and write it as a Llama tokenizer folder.
+
+    ``short`` makes the system text one piece, which saves time. The multi-view demo learns less reliably that way.
+    """
     import sentencepiece
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_corpus(sentences)),
+        sentence_iterator=iter(_corpus(sentences, short)),
         model_writer=model,
         vocab_size=VOCABULARY,
         hard_vocab_limit=False,
@@ -46,7 +49,7 @@ def write_tokenizer(folder: Path, sentences: Iterable[str]) -> None:
         byte_fallback=True,
         split_digits=True,
         split_by_unicode_script=False,  # "ASSISTANT:" is one piece, which makes rounds short
-        user_defined_symbols=["?", _SYSTEM, "USER:"],
+        user_defined_symbols=["?", _SYSTEM, "USER:"] if short else ["?"],
         character_coverage=1.0,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -65,11 +68,11 @@ def write_tokenizer(folder: Path, sentences: Iterable[str]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def _corpus(sentences: Iterable[str]) -> list[str]:
+def _corpus(sentences: Iterable[str], short: bool) -> list[str]:
     """The different sentences, as they begin and behind a picture's line break, and the template's own words."""
     frame = prompt_text(get(TEMPLATE), [Message("user", "\n")], answer_open=True)
     distinct = sorted(set(sentences))
-    behind = [f"\n{sentence}" for sentence in distinct]
+    behind = [f"\n{sentence}" for sentence in distinct] if short else []
     words = sorted({word for sentence in distinct for word in sentence.split()})
     return [*itertools.chain.from_iterable([frame, *distinct, *behind, *words] for _ in range(_OFTEN))]
 

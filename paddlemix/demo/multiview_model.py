@@ -27,7 +27,7 @@ def config_of(vocabulary: int) -> LlavaConfig:
 def write_start(folder: Path, sentences: Iterable[str], seed: int) -> int:
     """The model folder that training starts from; returns the number of parameters."""
     with publish_folder(folder.with_name(f"{folder.name}-tokenizer"), replace=True) as staging:
-        write_tokenizer(staging, sentences)
+        write_tokenizer(staging, sentences, short=False)
         tokenizer = load_tokenizer(staging)
     config = config_of(tokenizer.vocab_size)
     model = build_empty(config)
