@@ -91,6 +91,11 @@ def _start(
     return run, run.prefill(plan, features)
 
 
+def next_scores(model: LlavaForCausalLM, plan: Plan, features: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Scores ``[B, V]`` (float32) of the token that follows each row of a left-padded plan."""
+    return _start(model, plan, None, features, None, None)[1]
+
+
 def generate(
     model: LlavaForCausalLM,
     plan: Plan,

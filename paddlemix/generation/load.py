@@ -27,7 +27,7 @@ def load_chat(
     ``base`` is needed only where the folder does not say (or no longer finds) what it belongs to. ``device`` and
     ``dtype`` None take the best there is (``utils.device.choose``). ``conv_mode`` replaces the folder's template;
     without it a PaddleNLP ``chat_template.json`` in the folder counts, else the name in its configuration.
-    Sampling is what ``decoding`` says: a folder's ``generation_config.json`` is not applied.
+    Sampling is what ``decoding`` says: of a folder's ``generation_config.json`` only the ending ids are taken.
     """
     predictor = Predictor.load(
         path, base=base, device=device, dtype=dtype, conv_mode=conv_mode, vision_tower=vision_tower, projector=projector

@@ -19,7 +19,7 @@ import paddle
 
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
-from paddlemix.generation.engine import encode_images, generate
+from paddlemix.generation.engine import encode_images, generate, next_scores
 from paddlemix.generation.features import FeatureCache, Picture, key_of
 from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, processor_for, template_for
 from paddlemix.generation.prefix import PrefixCache
@@ -28,7 +28,6 @@ from paddlemix.generation.sampling import Decoding, Sampler
 from paddlemix.imaging.load import OWN_LIMITS, Source, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
-from paddlemix.ops.attention.contract import Mask
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.messages import Message, question
 from paddlemix.text.render import render
@@ -217,15 +216,7 @@ class Predictor:
         vision = self.model.config.vision
         return vision.tokens_per_tile if vision is not None else 1
 
-    @paddle.no_grad()
     def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""
         plan, features = plan_of(prompts, self._tokens_per_tile)
-        blend = None
-        if plan.blend_index is not None:
-            blend = paddle.to_tensor(plan.blend_index), paddle.to_tensor(plan.blend_weight)
-        tokens, source = paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source)
-        embeds = self.model.embed(tokens, source, features, blend)
-        mask = Mask(causal=True, key_starts=paddle.to_tensor(plan.starts) if plan.starts.any() else None)
-        hidden = self.model.decode(embeds, paddle.to_tensor(plan.positions), mask)
-        return self.model.logits(hidden[:, -1]).numpy()
+        return next_scores(self.model, plan, features).numpy()
