@@ -13,10 +13,11 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin
+from typing import IO, Any, get_origin
 
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG
 from paddlemix.checkpoint.formats import WEIGHT_FILES, open_file
@@ -37,6 +38,8 @@ _FORMAT = 1
 _NEEDED = (STATE_FILE, LOG_FILE)
 """Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
+_LETTING_GO = 30.0
+"""Seconds that the processes of a killed run have for their first line, in which they let go of its folder."""
 
 
 @dataclass
@@ -162,7 +165,7 @@ def rotate(output_dir: str | Path, limit: int | None, keep: str | Path | None = 
 def lock(output_dir: str | Path) -> Iterator[None]:
     """Hold ``output_dir`` for this run. ConfigError names the process that holds it.
 
-    A kill frees it, whatever processes the run has started.
+    A kill frees it, whatever processes the run has started: they let go with their first line, which is waited for.
     """
     root = Path(output_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -172,19 +175,43 @@ def lock(output_dir: str | Path) -> Iterator[None]:
         _opened(root) as folder,
         kept_from_children(folder),
     ):
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _lock_folder(folder)  # holds also when somebody removes the file
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise ConfigError(
-                f'"output_dir": {root} is in use by {stream.read().strip() or "another run"}; '
-                "wait for it, stop it, or choose another folder"
-            ) from error
+        given_up = time.monotonic() + _LETTING_GO
+        while (holder := _held_by_another(stream, folder)) is not None:
+            if _runs(holder) or time.monotonic() >= given_up:
+                raise ConfigError(
+                    f'"output_dir": {root} is in use by {holder or "another run"}; '
+                    "wait for it, stop it, or choose another folder"
+                )
+            time.sleep(0.05)
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
         yield
+
+
+def _held_by_another(stream: IO[str], folder: int) -> str | None:
+    """What the lock file says of the run that holds it; None when this process holds file and folder from now on."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_folder(folder)  # holds also when somebody removes the file
+    except BlockingIOError:
+        stream.seek(0)
+        return stream.read().strip()
+    return None
+
+
+def _runs(holder: str) -> bool:
+    """Whether the process that the lock file names may still run. A process of another machine may."""
+    found = re.fullmatch(r"process (\d+) on (.*)", holder, re.DOTALL)
+    if found is None or found[2] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextlib.contextmanager
