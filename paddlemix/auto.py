@@ -298,7 +298,7 @@ def _folder(name: str | Path) -> Path:
 
 def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, Any]) -> Any:
     from paddlemix.checkpoint.folders import CONFIG, find, read_json, resolve, tower_name
-    from paddlemix.settings.legacy import load_config
+    from paddlemix.settings.published.config import load_config
 
     if vision_tower is not None:
         tower = resolve(vision_tower, "the vision tower", near=folder)
@@ -311,7 +311,7 @@ def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, 
 
 def _tokenizer_folder(folder: Path) -> Path:
     from paddlemix.checkpoint.folders import kind_of
-    from paddlemix.checkpoint.lora_read import read_adapter
+    from paddlemix.checkpoint.lora.read import read_adapter
     from paddlemix.text.tokenizer_files import has_tokenizer
 
     if has_tokenizer(folder) or kind_of(folder) not in ("adapter", "peft"):

@@ -10,7 +10,7 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 
-from paddlemix.settings.training import KNOWN
+from paddlemix.settings.run.training import KNOWN
 from paddlemix.utils import install
 
 ROOT = Path(__file__).resolve().parent.parent

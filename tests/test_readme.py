@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import setuptools
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.utils.commands import COMMANDS
 from tests.environments import PACKAGES, add_program, environment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings.training import ALIASES, KNOWN, TrainingSettings
+from paddlemix.settings.run.training import ALIASES, KNOWN, TrainingSettings
 from paddlemix.trainer.arguments import names_of_keys
 from paddlemix.utils.commands import COMMANDS
 from paddlemix.utils.doorway import run_doorway
@@ -147,7 +147,7 @@ def test_no_error_of_a_shared_file_names_an_argument_of_python():
     )
 
 
-@pytest.mark.parametrize("room", ["trainer/", "settings/rules.py", "settings/loader.py", "datasets/build.py"])
+@pytest.mark.parametrize("room", ["trainer/", "settings/run/rules.py", "settings/run/loader.py", "datasets/build.py"])
 def test_keys_that_errors_of_a_training_name_exist(room):
     named = {key for name, text in texts() if name.startswith(room) for key in KEY.findall(text)}
     files = {"image", "conversations", "train", "data_files", "weight_map", "images", "files", "template", "name"}

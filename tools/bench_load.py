@@ -63,7 +63,7 @@ _WORK = {
     + "tune_cpu()\nwork = lambda folder: load_model(folder).model\n"
     + "count = lambda model: sum(p.size for p in model.parameters()) * 4\n",
     "convert": _OURS
-    + "from paddlemix.checkpoint.convert import convert\nimport paddlemix.models.llava\n"
+    + "from paddlemix.checkpoint.convert.layouts import convert\nimport paddlemix.models.llava\n"
     + "work = lambda folder: convert(folder, sys.argv[2], 'own', dtype='float32')\ncount = lambda made: made.nbytes\n",
     "peer": _PEER
     + "work = lambda folder: transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)\n"
@@ -107,9 +107,9 @@ def write_checkpoint(folder: Path, size: float, dtype: str) -> None:
     """A LLaVA-1.5 of ``size`` GB in llava-hf's layout, in shards, with random values, one tensor at a time."""
     sys.path.insert(0, str(ROOT))
     from paddlemix.checkpoint import keymap
-    from paddlemix.checkpoint.convert_config import hf_data, hf_processor
-    from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32
-    from paddlemix.checkpoint.formats_safetensors import Stored
+    from paddlemix.checkpoint.convert.config import hf_data, hf_processor
+    from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32
+    from paddlemix.checkpoint.formats.safetensors import Stored
     from paddlemix.checkpoint.save_files import write_json, write_weights
     from paddlemix.models.llava import build_empty
     from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig

@@ -14,10 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.memory import GB, Memory, count_parameters, expected_memory
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import TrainingSettings
 
 CARDS, CARD_BYTES = 8, 65536 * 2**20
 FOLDER = ROOT / "config" / "cluster" / "npu_8x64g"

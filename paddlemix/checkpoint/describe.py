@@ -12,14 +12,14 @@ from typing import Any
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, find, kind_of, read_json, resolve, tower_name
-from paddlemix.checkpoint.formats import TensorSource, open_folder
-from paddlemix.checkpoint.lora_read import read_adapter
+from paddlemix.checkpoint.formats.source import TensorSource, open_folder
+from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
 from paddlemix.imaging.layout import token_count
-from paddlemix.settings.legacy import load_config
 from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.published.config import load_config
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.text.vocabulary import require_rows

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import hub
-from paddlemix.checkpoint.formats import WEIGHT_FILES
-from paddlemix.checkpoint.formats_limits import brief, plain_name
+from paddlemix.checkpoint.formats.limits import brief, plain_name
+from paddlemix.checkpoint.formats.source import WEIGHT_FILES
 from paddlemix.checkpoint.hub_sites import PREFIX, may_fetch, why_not
-from paddlemix.settings.legacy_tower import published_twins
 from paddlemix.settings.places import downloaded, has_weights, places
+from paddlemix.settings.published.tower import published_twins
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
 

@@ -12,9 +12,9 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats_base import ARRAY_TYPES, from_float32, is_finite, to_float32
-from paddlemix.checkpoint.lora import attach
-from paddlemix.checkpoint.lora_read import Adapter
+from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32, is_finite, to_float32
+from paddlemix.checkpoint.lora.adapter import attach
+from paddlemix.checkpoint.lora.read import Adapter
 from paddlemix.checkpoint.plan import Entry, Plan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.sources import INIT as INIT

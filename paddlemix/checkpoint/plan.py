@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats import TensorSource
+from paddlemix.checkpoint.formats.source import TensorSource
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.utils.errors import CheckpointError
 

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats_safetensors import Stored
+from paddlemix.checkpoint.formats.safetensors import Stored
 from paddlemix.checkpoint.save_files import (
     MAX_SHARD_BYTES,
     SavesItself,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.settings.model import ImageConfig, LlavaConfig
 
 MAX_SHARD_BYTES = 5 * 10**9

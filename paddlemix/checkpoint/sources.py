@@ -23,17 +23,17 @@ from paddlemix.checkpoint.folders import (
     resolve,
     tower_name,
 )
-from paddlemix.checkpoint.formats import WEIGHT_FILES, TensorSource, open_file, open_folder
-from paddlemix.checkpoint.formats_base import FLOATS
-from paddlemix.checkpoint.lora_base import doubts, require_base
-from paddlemix.checkpoint.lora_read import Adapter, check_targets, read_adapter
+from paddlemix.checkpoint.formats.base import FLOATS
+from paddlemix.checkpoint.formats.source import WEIGHT_FILES, TensorSource, open_file, open_folder
+from paddlemix.checkpoint.lora.base import doubts, require_base
+from paddlemix.checkpoint.lora.read import Adapter, check_targets, read_adapter
 from paddlemix.checkpoint.plan import Plan
 from paddlemix.checkpoint.report import LoadReport
-from paddlemix.settings.legacy import load_config
-from paddlemix.settings.legacy_intern import INTERN_VIT_TYPE, refuse_chat_14b
-from paddlemix.settings.legacy_read import Reader
-from paddlemix.settings.legacy_tower import tower_like
 from paddlemix.settings.model import LlavaConfig, VisionConfig
+from paddlemix.settings.published.config import load_config
+from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b
+from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.tower import tower_like
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils import options

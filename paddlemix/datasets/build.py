@@ -12,7 +12,7 @@ from paddlemix.datasets.resumed import ResumedDataset, RowsBefore, continued
 from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.settings.training import TrainingGroup, TrainingSettings
+from paddlemix.settings.run.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
 from paddlemix.text.messages import Layout
 from paddlemix.text.tokenizer import Tokenizer

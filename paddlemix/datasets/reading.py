@@ -11,7 +11,7 @@ from paddlemix.datasets.rows import MarkRules, UnreadKeys
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.imaging.load import OWN_LIMITS
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError, DataError
 
 NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset", multiview.NAME)

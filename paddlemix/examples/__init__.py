@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Commands in PaddleMIX's places: chat, pretraining and multi-view examples."""

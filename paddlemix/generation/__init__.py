@@ -1,1 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+"""A model that answers: opened once, asked with messages and pictures, token by token.
+
+Begin with ``predictor.Predictor``; ``engine`` decodes, ``session`` is the chat of a terminal.
+"""

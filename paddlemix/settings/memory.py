@@ -25,7 +25,7 @@ Kept, layer and tower count half-precision values; a float32 run holds twice as 
 from dataclasses import dataclass
 
 from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 
 GB = 10**9
 RESERVE, GAPS = 4 * GB, 0.05

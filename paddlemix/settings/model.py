@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architecture of a model as frozen data. Foreign config.json files become this in ``settings/legacy.py``.
+"""The architecture of a model as frozen data; ``settings/published/config.py`` makes it of any published config.json.
 
 Letters: B batch, L merged length, T text tokens, N tiles, P patches, C vision width, D model width, H heads.
 Sizes are (height, width) in pixels unless a name says otherwise.

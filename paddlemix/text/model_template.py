@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.legacy import OWN_MODEL_TYPE, TEMPLATE_KEY
+from paddlemix.settings.published.config import OWN_MODEL_TYPE, TEMPLATE_KEY
 from paddlemix.settings.strict_json import read_object
 from paddlemix.text import templates
 from paddlemix.text.chat_template import ChatTemplate

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from paddlemix.checkpoint.convert import convert
+    from paddlemix.checkpoint.convert.layouts import convert
     from paddlemix.utils.errors import ConfigError
 
     if not 1e-6 <= args.shard_size <= 1e6:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from paddlemix.checkpoint.lora_read import merge_paths, read_adapter
+    from paddlemix.checkpoint.lora.read import merge_paths, read_adapter
     from paddlemix.utils import device
 
     # What is wrong with the folders is told before paddle is loaded, which takes seconds.
@@ -64,7 +64,7 @@ def _run(argv: list[str]) -> int:
     chosen = device.choose(args.device)
     import paddle
 
-    from paddlemix.checkpoint.merge import merge_adapter
+    from paddlemix.checkpoint.lora.merge import merge_adapter
 
     paddle.set_device(chosen.name)
     result = merge_adapter(

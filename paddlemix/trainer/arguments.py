@@ -7,7 +7,7 @@ Paddle and PaddleNLP are imported inside the functions.
 import dataclasses
 from typing import Any
 
-from paddlemix.settings.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
+from paddlemix.settings.run.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
 from paddlemix.utils import env
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.options import Options

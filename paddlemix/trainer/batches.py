@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.datasets.sampler import EpochOrder
-from paddlemix.settings.training import TrainingGroup
+from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.workers import read_batches
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import PaddleMixError

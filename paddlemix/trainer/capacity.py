@@ -6,7 +6,7 @@ from typing import Any
 
 from paddlemix.settings.memory import GB, Memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils import env, npu_cards
 from paddlemix.utils.errors import ConfigError
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO, Any, get_origin
 
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG
-from paddlemix.checkpoint.formats import WEIGHT_FILES, open_file
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.source import WEIGHT_FILES, open_file
 from paddlemix.datasets.resumed import RowsBefore, rows_of
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.forks import kept_from_children

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text import chat_template, templates
 from paddlemix.text.messages import Layout
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of, own_template, template_for
@@ -57,7 +57,7 @@ def _entries(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
 
 
 def _suggested(folder: Path) -> str:
-    from paddlemix.settings.legacy import default_template, load_config
+    from paddlemix.settings.published.config import default_template, load_config
 
     try:
         found = default_template(load_config(folder).text)

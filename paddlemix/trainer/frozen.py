@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoint.formats_base import to_float32
+from paddlemix.checkpoint.formats.base import to_float32
 from paddlemix.checkpoint.save import dtype_name
 from paddlemix.ops.parallel import part_of
 from paddlemix.utils.errors import CheckpointError

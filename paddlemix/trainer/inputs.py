@@ -9,7 +9,7 @@ from pathlib import Path
 from paddlemix.datasets.pictures import Progress
 from paddlemix.datasets.reading import RowsRead, entries_of
 from paddlemix.datasets.reading import read_rows as _read_rows
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.conversation import check_conversation
 from paddlemix.utils import env
 from paddlemix.utils.errors import DataError
@@ -24,7 +24,7 @@ def with_adapter(settings: TrainingSettings) -> TrainingSettings:
     settings come back as they are.
     """
     from paddlemix.checkpoint.folders import find, kind_of
-    from paddlemix.checkpoint.lora_read import read_adapter
+    from paddlemix.checkpoint.lora.read import read_adapter
 
     model = settings.model
     folder = find(model.model_name_or_path or "", weights=True)

@@ -17,8 +17,8 @@ from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 
 from paddlemix.checkpoint.save import Reader, plain_values
 from paddlemix.ops import compat
-from paddlemix.settings.loader import settings_to_json
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import settings_to_json
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing, divided, resuming
 from paddlemix.trainer.batches import (
     Batch,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from paddlemix.checkpoint import keymap
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 

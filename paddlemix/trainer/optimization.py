@@ -8,7 +8,7 @@ from paddle import nn
 from paddle.optimizer import AdamW
 from paddle.optimizer.lr import LambdaDecay
 
-from paddlemix.settings.training import TrainingGroup
+from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.clip import GlobalNormClip
 from paddlemix.trainer.divided import SLICE
 from paddlemix.trainer.stages import StagePlan

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.loader import settings_to_json
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import settings_to_json
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing
 from paddlemix.utils import early_stop, env, files
 from paddlemix.utils.logging import forget_library_logs, redirect_library_logs

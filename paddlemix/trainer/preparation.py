@@ -10,9 +10,9 @@ from typing import Any
 
 from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
 from paddlemix.datasets.build import Datasets, build_datasets
-from paddlemix.settings import idle
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run import without_effect
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
@@ -78,7 +78,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     )
     layouts = data.train.layouts if data.train is not None else []
     template, chat_template = conversation.asked_with(layouts, *told)
-    notes = [*idle.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
+    notes = [*without_effect.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
     if state is not None:
         notes += require_same_run(state, settings, started_processes(), data.train, resume)
     return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from paddlemix.settings.loader import settings_to_json
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import settings_to_json
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.install import install_line
 from paddlemix.utils.logging import get_logger

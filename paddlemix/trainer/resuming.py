@@ -10,8 +10,8 @@ from paddlemix.checkpoint.folders import PROJECTOR_FILES
 from paddlemix.datasets.multiview import NAME as MULTIVIEW
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.resumed import ResumedDataset
-from paddlemix.settings.loader import settings_to_json
-from paddlemix.settings.training import KNOWN, TrainingSettings
+from paddlemix.settings.run.loader import settings_to_json
+from paddlemix.settings.run.training import KNOWN, TrainingSettings
 from paddlemix.trainer.batches import fingerprint, total_steps
 from paddlemix.trainer.checkpointing import RunState
 from paddlemix.utils.errors import ConfigError

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.loader import differences_from_default, settings_to_json
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import differences_from_default, settings_to_json
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, names_of_keys, place_in_group, training_arguments
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
 from paddlemix.trainer.preparation import Prepared, model_arguments, prepare

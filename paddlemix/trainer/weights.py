@@ -15,10 +15,10 @@ import paddle
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTOR_FILES
-from paddlemix.checkpoint.formats import TensorSource, open_file, open_folder
-from paddlemix.checkpoint.formats_base import to_float32
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
-from paddlemix.checkpoint.lora import save_adapter
+from paddlemix.checkpoint.formats.base import to_float32
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.lora.adapter import save_adapter
 from paddlemix.checkpoint.save import Reader, dtype_name, plain_values, save_model
 from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.ops.parallel import whole_shape

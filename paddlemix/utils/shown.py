@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Foreign text in messages: cut to a readable length, without the characters that rule a terminal."""
 
+import re
 import unicodedata
+from typing import Any
 
 VALUE = 200
 """Characters that are shown of one value."""
@@ -28,6 +30,16 @@ def shown(value: object, limit: int = VALUE) -> str:
     """
     text = value if isinstance(value, str) else str(value)
     return escaped(cut(text, limit), kept="")
+
+
+def as_json(value: Any) -> str:
+    """A value for a message: as JSON writes it, and never longer than a line."""
+    named = {True: "true", False: "false", None: "null"}
+    if value is None or isinstance(value, bool):
+        return named[value]
+    text = f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    text = re.sub(r"\s+", " ", text)
+    return text if len(text) <= 80 else text[:76] + "..."
 
 
 def cut(text: str, limit: int) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats_base import from_float32
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.base import from_float32
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from tests.tiny import tiny_tokenizer_folder
 
 STORAGE = {

@@ -102,9 +102,9 @@ WRITTEN: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 def main() -> None:
     """One JSON line for each file, each read by the function that it is meant for."""
-    from paddlemix.checkpoint.formats import open_folder
-    from paddlemix.checkpoint.lora_read import read_adapter
-    from paddlemix.settings.legacy import load_config
+    from paddlemix.checkpoint.formats.source import open_folder
+    from paddlemix.checkpoint.lora.read import read_adapter
+    from paddlemix.settings.published.config import load_config
     from paddlemix.text.tokenizer import load_tokenizer
     from paddlemix.utils.errors import CheckpointError
     from paddlemix.utils.files import verify_folder

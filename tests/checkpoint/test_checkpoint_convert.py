@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint import convert_tensors as module
-from paddlemix.checkpoint.convert import CONVERSION, convert
-from paddlemix.checkpoint.convert_vocab import with_rows
-from paddlemix.checkpoint.formats import open_file, open_folder
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
-from paddlemix.checkpoint.formats_torch_write import write_torch
+from paddlemix.checkpoint.convert import tensors as module
+from paddlemix.checkpoint.convert.layouts import CONVERSION, convert
+from paddlemix.checkpoint.convert.vocab import with_rows
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.source import open_file, open_folder
+from paddlemix.checkpoint.formats.torch_write import write_torch
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.lora import save_adapter
-from paddlemix.checkpoint.lora_read import read_adapter
+from paddlemix.checkpoint.lora.adapter import save_adapter
+from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.ops.linear import add_lora
-from paddlemix.settings.legacy import load_config
 from paddlemix.settings.model import ImageConfig
+from paddlemix.settings.published.config import load_config
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.tools import convert_weights
 from paddlemix.utils.errors import CheckpointError
@@ -321,10 +321,10 @@ def test_a_killed_conversion_leaves_no_folder_of_that_name(tmp_path):
     source = kit.hub(tmp_path, tiny_model(2))["llava"]
     code = (
         "import sys, time\n"
-        "from paddlemix.checkpoint import convert, convert_tensors\n"
-        "kept = convert_tensors._values\n"
+        "from paddlemix.checkpoint.convert import layouts as convert, tensors\n"
+        "kept = tensors._values\n"
         "def slow(*a):\n    print('at work', flush=True); time.sleep(0.5); return kept(*a)\n"
-        "convert_tensors._values = slow\n"
+        "tensors._values = slow\n"
         "convert.convert(sys.argv[1], sys.argv[2], 'own')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -350,7 +350,7 @@ def test_memory_while_converting_is_two_tensors(tmp_path):
     write_safetensors(source / "model.safetensors", items)
     code = (
         "import sys, resource\n"
-        "import paddlemix.checkpoint.convert as c, paddlemix.models.llava\n"
+        "import paddlemix.checkpoint.convert.layouts as c, paddlemix.models.llava\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "c.convert(sys.argv[1], sys.argv[2], 'own', dtype='bfloat16')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.save import save_model
 from paddlemix.generation.folder import processor_for
-from paddlemix.settings.legacy import load_config
+from paddlemix.settings.published.config import load_config
 from paddlemix.text.messages import Message, first_turn_with_images
 from paddlemix.text.model_template import template_for
 from paddlemix.text.render import render
@@ -176,7 +176,7 @@ def test_a_tokenizer_that_changes_the_text_is_told(tmp_path):
 
 def test_a_single_file_wins_over_an_index_of_other_shards(tmp_path):
     """As in transformers: an index that an earlier result left says nothing about the file beside it."""
-    from paddlemix.checkpoint.formats import open_folder
+    from paddlemix.checkpoint.formats.source import open_folder
 
     old, new = tiny_model(seed=1), tiny_model(seed=2)
     folder = save_model(tmp_path / "one", old, old.config, None, max_shard_bytes=60_000)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.folder import processor_for

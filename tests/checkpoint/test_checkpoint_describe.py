@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.describe import describe, memory_needs, verify
 from paddlemix.settings.memory import expected_memory, most_tiles
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.tools import doctor
 from tests.checkpoint import checkpoint_kit as kit
 from tests.tiny import tiny_model

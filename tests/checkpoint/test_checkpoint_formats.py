@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint import formats_base
-from paddlemix.checkpoint.formats import open_file, open_folder
-from paddlemix.checkpoint.formats_base import BLOCK_VALUES, cast, fill, from_float32, is_finite, to_float32
-from paddlemix.checkpoint.formats_safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats import base
+from paddlemix.checkpoint.formats.base import BLOCK_VALUES, cast, fill, from_float32, is_finite, to_float32
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.source import open_file, open_folder
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint import checkpoint_kit as kit
 
@@ -399,7 +399,7 @@ def test_filling_gives_every_half_precision_value_its_exact_bits(source, transpo
 
 
 def test_float16_is_widened_where_subnormal_numbers_are_switched_off(monkeypatch):
-    monkeypatch.setattr(formats_base, "_HALF_SCALE", np.float32(0))  # what the processor makes of a subnormal then
+    monkeypatch.setattr(base, "_HALF_SCALE", np.float32(0))  # what the processor makes of a subnormal then
     values = np.array([[6e-8, -0.0, 0.02, 65504]], np.float16)
     out = np.empty((4, 1), np.float32)
     assert fill(values, "float16", out, "float32", transpose=True)
@@ -409,12 +409,12 @@ def test_float16_is_widened_where_subnormal_numbers_are_switched_off(monkeypatch
 @pytest.mark.parametrize("source", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(700, 1200), (1100, 600), (513, 257), (5, 170_000), (700, 3, 20, 20)])
 def test_threads_fill_what_one_thread_fills(shape, source, monkeypatch):
-    monkeypatch.setattr(formats_base, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(base, "_WORTH_THREADS", 0)
     values = from_float32(RNG.normal(size=shape).astype(np.float32), source)
     transpose = len(shape) == 2
     made = []
     for threads in (1, 5):
-        monkeypatch.setattr(formats_base, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(base, "_threads", lambda threads=threads: threads)
         made.append(np.zeros(shape[::-1] if transpose else shape, np.float32))
         assert fill(values, source, made[-1], "float32", transpose=transpose)
     assert made[0].tobytes() == made[1].tobytes()
@@ -435,7 +435,7 @@ def test_an_error_of_one_thread_ends_the_others(stop):
         return True
 
     with pytest.raises(stop, match="the file and the tensor"):
-        formats_base._share(write, list(range(1000)), 2)
+        base._share(write, list(range(1000)), 2)
     assert len(done) < 500
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
 
@@ -455,7 +455,7 @@ def test_ctrl_c_ends_the_threads():
         return True
 
     with pytest.raises(KeyboardInterrupt):
-        formats_base._share(write, list(range(2000)), 2)
+        base._share(write, list(range(2000)), 2)
     assert sum(seen.values()) < 1500
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
 
@@ -562,7 +562,7 @@ def test_an_old_bin_says_how_to_convert_it(tmp_path):
 
 @pytest.mark.slow
 def test_mutated_pickles_never_run_anything_nor_escape(tmp_path):
-    from paddlemix.checkpoint.formats_pickle import Machine, PickleRefusedError
+    from paddlemix.checkpoint.formats.pickle_machine import Machine, PickleRefusedError
 
     honest = kit.dict_of({f"w{i}": kit.tensor("bfloat16", str(i), 6, (2, 3)) for i in range(4)})
     rng = np.random.default_rng(1)
@@ -617,9 +617,9 @@ def test_bin_files_of_torch_itself_are_read_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_a_tensor_is_filled_in_parts_of_which_the_pages_are_given_back(transpose, tmp_path, monkeypatch):
-    from paddlemix.checkpoint import formats
+    from paddlemix.checkpoint.formats import source
 
-    monkeypatch.setattr(formats, "_RELEASED", 100)
+    monkeypatch.setattr(source, "_RELEASED", 100)
     array = RNG.normal(size=(37, 5)).astype(np.float32)
     items = [Stored("w", "float32", (37, 5), lambda: array), Stored("s", "float32", (), lambda: np.float32(7))]
     write_safetensors(tmp_path / "x.safetensors", items)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.lora_read import read_adapter
+from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.save import save_model
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.model import ImageConfig
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text.tokenizer import load_tokenizer
 from tests.checkpoint import checkpoint_kit as kit
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoint.formats import open_file
-from paddlemix.checkpoint.formats_pdparams import PIECES_TABLE
+from paddlemix.checkpoint.formats.pdparams import PIECES_TABLE
+from paddlemix.checkpoint.formats.source import open_file
 from paddlemix.tools import convert_weights, doctor
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint import checkpoint_kit as kit

@@ -10,8 +10,8 @@ import pytest
 
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.save import save_model
-from paddlemix.settings.legacy import load_config
-from paddlemix.settings.legacy_tower import find_tower, known_tower, read_tower
+from paddlemix.settings.published.config import load_config
+from paddlemix.settings.published.tower import find_tower, known_tower, read_tower
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint.checkpoint_kit import (
     clip_config,

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoint import formats
+from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.save import save_model
@@ -49,7 +49,7 @@ def copy_of(folder: Path, target: Path) -> Path:
 
 def edit_weights(folder: Path, change) -> Path:
     """Rewrite ``model.safetensors`` after ``change(tensors)``."""
-    source = formats.open_folder(folder)
+    source = open_folder(folder)
     tensors = {name: (info.dtype, source.read(name)) for name, info in source.infos().items()}
     change(tensors)
     kit.write_weights(folder, "safetensors", tensors)
@@ -118,17 +118,17 @@ def test_such_a_tower_is_also_looked_for_beside_the_base_of_an_adapter(model, tm
 
 
 def test_a_tower_inside_needs_no_folder_when_its_shapes_are_a_published_ones(model, tmp_path, monkeypatch):
-    from paddlemix.settings import legacy_tower
+    from paddlemix.settings.published import tower
 
-    facts = {key: getattr(model.config.vision, key) for key in legacy_tower.CLIP_LARGE_336}
-    monkeypatch.setitem(legacy_tower.WELL_KNOWN, "somebody/published", facts)
+    facts = {key: getattr(model.config.vision, key) for key in tower.CLIP_LARGE_336}
+    monkeypatch.setitem(tower.WELL_KNOWN, "somebody/published", facts)
     hub = kit.hub(tmp_path, model)
     shutil.rmtree(hub["clip"])
     inside = {name: value for name, value in kit.weights_in("llava", model).items() if "vision_tower" in name}
     edit_weights(hub["llava"], lambda tensors: tensors.update(inside))
     kit.write_config(hub["llava"], kit.llava_config(model, "/mnt/other/my-tuned-tower"))
     assert_same(load_model(hub["llava"]).model, model)
-    monkeypatch.delitem(legacy_tower.WELL_KNOWN, "somebody/published")
+    monkeypatch.delitem(tower.WELL_KNOWN, "somebody/published")
     with pytest.raises(CheckpointError, match=r'"mm_vision_tower" is "/mnt/other.*name it with vision_tower=FOLDER'):
         load_model(hub["llava"])
 
@@ -338,7 +338,7 @@ def test_our_folder_is_mapped_and_not_copied(own, model, monkeypatch):
 
     odd = [name for name, parameter in model.named_parameters() if parameter.numpy().nbytes % 64]
     assert odd == []  # only tensors whose neighbours have odd sizes are copied, for alignment
-    monkeypatch.setattr(formats.TensorSource, "fill", no_copy)
+    monkeypatch.setattr(TensorSource, "fill", no_copy)
     assert_same(load_model(own).model, model)
 
 
@@ -365,7 +365,7 @@ def test_a_used_folder_is_not_overwritten(own, model):
 def test_a_bfloat16_model_is_saved_and_loaded_in_bfloat16(own, tmp_path):
     loaded = load_model(own, dtype="bfloat16")
     folder = save_model(tmp_path / "bf16", loaded.model, loaded.config, None)
-    assert {info.dtype for info in formats.open_folder(folder).infos().values()} == {"bfloat16"}
+    assert {info.dtype for info in open_folder(folder).infos().values()} == {"bfloat16"}
     assert_same(load_model(folder, dtype="bfloat16").model, loaded.model)
 
 
@@ -382,7 +382,7 @@ def test_there_and_back_gives_the_same_bytes(model, tmp_path):
     loaded = load_model(hub["llava"])
     again = load_model(save_model(tmp_path / "own", loaded.model, loaded.config, None)).model
     back = {n: v for n, v in kit.weights_in("llava", again).items() if "vision_tower" not in n}
-    source = formats.open_folder(hub["llava"])
+    source = open_folder(hub["llava"])
     assert set(back) == set(source.infos())
     for name, (_, array) in back.items():
         assert array.tobytes() == source.read(name).tobytes(), name

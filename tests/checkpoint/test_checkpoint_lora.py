@@ -9,12 +9,12 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoint.convert import convert
-from paddlemix.checkpoint.formats import open_file
+from paddlemix.checkpoint.convert.layouts import convert
+from paddlemix.checkpoint.formats.source import open_file
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.lora import load_adapter, save_adapter
-from paddlemix.checkpoint.lora_read import read_adapter
-from paddlemix.checkpoint.merge import merge_adapter
+from paddlemix.checkpoint.lora.adapter import load_adapter, save_adapter
+from paddlemix.checkpoint.lora.merge import merge_adapter
+from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.ops.linear import add_lora, lora_layers
 from paddlemix.text.tokenizer import load_tokenizer
@@ -371,7 +371,7 @@ def test_a_moved_base_that_the_fingerprint_proves_is_not_told(adapter, base, tmp
 
 
 def test_converting_such_an_adapter_tells_it_too(peft, tmp_path):
-    from paddlemix.checkpoint.convert import convert
+    from paddlemix.checkpoint.convert.layouts import convert
 
     folder, hub = without_projector(peft[0]), peft[1]
     notes = convert(folder, tmp_path / "own", "own", base=hub["llava"]).notes

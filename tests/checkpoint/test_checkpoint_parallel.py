@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.lora import save_adapter
+from paddlemix.checkpoint.lora.adapter import save_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.ops.linear import add_lora, lora_layers
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, part_of, whole_shape

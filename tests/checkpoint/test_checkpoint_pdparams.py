@@ -12,10 +12,10 @@ import paddle
 import pytest
 from paddle.framework import io_utils
 
-from paddlemix.checkpoint import formats_pdparams
-from paddlemix.checkpoint.formats import open_file
-from paddlemix.checkpoint.formats_pdparams import NAMES_TABLE, PIECES_TABLE, write_pdparams
-from paddlemix.checkpoint.formats_safetensors import Stored
+from paddlemix.checkpoint.formats import pdparams
+from paddlemix.checkpoint.formats.pdparams import NAMES_TABLE, PIECES_TABLE, write_pdparams
+from paddlemix.checkpoint.formats.safetensors import Stored
+from paddlemix.checkpoint.formats.source import open_file
 from paddlemix.checkpoint.load import load_model
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint import checkpoint_kit as kit
@@ -84,7 +84,7 @@ def test_pieces_that_paddle_itself_cuts_are_joined(protocol, tmp_path, monkeypat
 
 
 def test_values_written_as_text_are_decoded_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats_pdparams, "_BLOCK", 17)
+    monkeypatch.setattr(pdparams, "_BLOCK", 17)
     array = RNG.integers(0, 255, 9000).astype(np.uint8)
     (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"w": array}, protocol=2))
     np.testing.assert_array_equal(open_file(tmp_path / "x.pdparams").read("w"), array)

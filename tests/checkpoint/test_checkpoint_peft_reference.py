@@ -10,9 +10,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.lora import save_adapter
+from paddlemix.checkpoint.lora.adapter import save_adapter
 from paddlemix.generation.folder import processor_for
 from paddlemix.ops.linear import add_lora, lora_layers
 from paddlemix.splice.plan import PlanRow, build_plan

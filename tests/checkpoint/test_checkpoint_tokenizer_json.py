@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from paddlemix.auto import AutoTokenizerMIX
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.describe import describe
 from paddlemix.checkpoint.hub import fetch_model
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.merge import merge_adapter
+from paddlemix.checkpoint.lora.merge import merge_adapter
 from paddlemix.generation.load import load_chat
 from paddlemix.generation.sampling import Decoding
 from paddlemix.text.tokenizer import load_tokenizer

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from paddlemix.datasets.build import build_datasets, order_of
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
-from paddlemix.settings.training import TrainingGroup
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.utils.errors import ConfigError, DataError
 
 CONFIG = LlavaConfig(

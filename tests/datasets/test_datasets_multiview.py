@@ -16,7 +16,7 @@ from paddlemix.datasets.reading import entries_of
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.imaging.processor import ImageProcessor
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.templates import get
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import DataError

@@ -13,8 +13,8 @@ from paddlemix.datasets import pictures as module
 from paddlemix.datasets.pictures import PictureRules, check_pictures
 from paddlemix.datasets.reading import picture_rules, read_rows
 from paddlemix.imaging.load import OWN_LIMITS
-from paddlemix.settings.loader import load_settings
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import DataError
 
 TALK = {"conversations": [["<image>\nwhat?", "red"]]}

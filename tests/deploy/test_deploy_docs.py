@@ -76,7 +76,7 @@ def test_the_number_of_tests_for_a_card_is_told_as_it_is():
 
 
 def test_configs_with_overrides_of_the_documents_load():
-    from paddlemix.settings.loader import load_settings
+    from paddlemix.settings.run.loader import load_settings
 
     checked = 0
     for command in commands():

@@ -144,7 +144,7 @@ def test_the_volcano_command_is_a_run_that_the_scripts_accept(bench):
     hosts = {"VC_WORKER_HOSTS": "a,b", "VC_TASK_INDEX": "1"}
     done = bench.start("launch.sh", *container["args"], DRY_RUN="1", **hosts)
     assert done.returncode == 0, done.stderr
-    from paddlemix.settings.loader import load_settings
+    from paddlemix.settings.run.loader import load_settings
 
     settings = load_settings([str(ROOT / container["args"][0]), *container["args"][1:], "--device", "npu"])
     assert settings.training.device == "npu"

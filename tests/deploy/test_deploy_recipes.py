@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.memory import RESERVE, count_parameters, expected_memory
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import TrainingSettings
 from tests.tiny import tiny_config, tiny_intern_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from paddlemix.annotate import batch
 from paddlemix.annotate.objects import Source, read_objects
 from paddlemix.annotate.scripts import SCRIPTS
-from paddlemix.checkpoint.formats import open_file, open_folder
-from paddlemix.checkpoint.lora_read import read_adapter
+from paddlemix.checkpoint.formats.source import open_file, open_folder
+from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import find_sources
-from paddlemix.settings.legacy import load_config
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.published.config import load_config
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text import chat_template, spm
 from paddlemix.text.messages import Message
 from paddlemix.text.model_template import own_template, template_for

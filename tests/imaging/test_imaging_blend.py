@@ -16,8 +16,8 @@ from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.layout import BLENDED, NEWLINE, layout_for, layout_of, shrunk, token_count, unpad_window
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.imaging.views import joined
-from paddlemix.settings.legacy import load_config
 from paddlemix.settings.model import ImageConfig, VisionConfig
+from paddlemix.settings.published.config import load_config
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError, ConfigError

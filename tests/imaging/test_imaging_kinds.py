@@ -8,12 +8,12 @@ from PIL import Image
 
 from paddlemix.annotate.objects import Source, read_objects
 from paddlemix.checkpoint.folders import read_json
-from paddlemix.checkpoint.formats import open_file
+from paddlemix.checkpoint.formats.source import open_file
 from paddlemix.datasets.sources import Entry, read
 from paddlemix.examples.llava import run_predict_multiround as chat
 from paddlemix.examples.mv_llava import run_predict_multiview as multiview
 from paddlemix.imaging.load import LIMITS, OWN_LIMITS, image_size, load_image
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text.chat_template import load as load_template
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import DataError, PaddleMixError

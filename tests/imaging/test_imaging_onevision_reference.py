@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.save import save_model
 from paddlemix.imaging.layout import token_count
 from paddlemix.imaging.processor import ImageProcessor

@@ -12,8 +12,8 @@ from paddlemix.models.llava import init_weights
 from paddlemix.models.projector import build_projector
 from paddlemix.models.vision.build import ENCODERS
 from paddlemix.models.vision.intern_vit import resize_matrix
-from paddlemix.settings.legacy_intern import EVA_TYPE, INTERN_VIT_TYPE
 from paddlemix.settings.model import VisionConfig
+from paddlemix.settings.published.intern import EVA_TYPE, INTERN_VIT_TYPE
 from paddlemix.utils.errors import ConfigError
 from tests.tiny import tiny_intern_config, tiny_model
 

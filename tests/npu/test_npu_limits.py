@@ -91,7 +91,7 @@ def test_a_gradient_is_looked_up_without_a_call(abi, gradient):
 def test_a_training_computes_on_the_device_of_its_settings(device, found):
     # Paddle itself starts on the first card there is.
     program = (
-        "import json, sys; from pathlib import Path; from paddlemix.settings.loader import load_settings;"
+        "import json, sys; from pathlib import Path; from paddlemix.settings.run.loader import load_settings;"
         "from paddlemix.trainer.run import TrainingRun; import paddle;"
         f"given = ['--model_name_or_path', 'm', '--do_train', 'true', '--data_path', 'd.json', '--device', {device!r}];"
         "TrainingRun(load_settings([*given, '--output_dir', 'out']), Path('out'), None)._choose_device();"

@@ -10,7 +10,7 @@ def main(folder: Path) -> None:
     """Every case is a list of command line arguments; the first process tells which fused operators were called."""
     import paddle
 
-    from paddlemix.settings.loader import load_settings
+    from paddlemix.settings.run.loader import load_settings
     from paddlemix.trainer.run import finetune
     from tests.npu_standin.worker import Calls
 

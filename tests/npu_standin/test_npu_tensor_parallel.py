@@ -72,7 +72,7 @@ CASES = {
 @pytest.fixture(scope="session")
 def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with each case run on the CPU and on two devices."""
-    from paddlemix.settings.loader import load_settings
+    from paddlemix.settings.run.loader import load_settings
     from paddlemix.trainer.run import finetune
 
     def make(root: Path) -> None:
@@ -153,7 +153,7 @@ def test_fused_operators_serve_the_slices(runs: Path) -> None:
 )
 def test_two_groups_of_two_devices_share_data_and_state_as_well(standin: Path, tmp_path: Path, sharding: str) -> None:
     """Two pairs, each with half of the rows: the micro-batches of one CPU that accumulates two."""
-    from paddlemix.settings.loader import load_settings
+    from paddlemix.settings.run.loader import load_settings
     from paddlemix.trainer.run import finetune
 
     write_place(tmp_path)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings import loader
-from paddlemix.settings.loader import load_settings
-from paddlemix.settings.training import ALIASES, KNOWN, OWN_TRAINING_KEYS
+from paddlemix.settings.run import loader
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import ALIASES, KNOWN, OWN_TRAINING_KEYS
 from paddlemix.utils.errors import ConfigError
 
 # Facts about the recipes that PaddleMIX publishes: which keys they hold, and with which values.

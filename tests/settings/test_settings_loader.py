@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings.idle import IDLE
-from paddlemix.settings.loader import differences_from_default, help_text, load_settings, settings_to_json
-from paddlemix.settings.training import ALIASES, FOREIGN, KNOWN
+from paddlemix.settings.run.loader import differences_from_default, help_text, load_settings, settings_to_json
+from paddlemix.settings.run.training import ALIASES, FOREIGN, KNOWN
+from paddlemix.settings.run.without_effect import IDLE
 from paddlemix.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -489,7 +489,7 @@ def test_settings_are_read_without_any_heavy_import():
     Path("c.json").write_text(json.dumps(LEAST))
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from paddlemix.settings.loader import load_settings\nload_settings(['c.json'])\n"
+        "from paddlemix.settings.run.loader import load_settings\nload_settings(['c.json'])\n"
         "print([name for name in ('paddle', 'paddlenlp', 'numpy', 'PIL', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -532,7 +532,7 @@ def test_a_new_training_file_keeps_what_the_entries_of_the_file_agree_on():
 
 
 def test_a_grid_on_a_model_that_does_not_cut_is_noted(tmp_path):
-    from paddlemix.settings.idle import notes_with
+    from paddlemix.settings.run.without_effect import notes_with
     from tests.tiny import tiny_config
 
     config, settings = tiny_config(), load(image_grid_pinpoints=[[28, 56]])

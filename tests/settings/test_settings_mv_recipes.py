@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 
 CONFIG = Path(__file__).resolve().parents[2] / "paddlemix" / "config" / "mv_llava"
 DEVICES = 16

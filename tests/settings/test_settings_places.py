@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings.legacy_tower import find_tower, known_tower, published_twins, tower_like
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.places import places, published_name, snapshot_of
-from paddlemix.settings.rules import flat_values
-from paddlemix.settings.training import KNOWN
+from paddlemix.settings.published.tower import find_tower, known_tower, published_twins, tower_like
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.rules import flat_values
+from paddlemix.settings.run.training import KNOWN
 from paddlemix.utils.errors import ConfigError
 
 CLIP = "openai/clip-vit-large-patch14-336"
@@ -202,7 +202,7 @@ def test_other_spellings_are_told_with_the_known_ones(key, value, text, tmp_path
 
 
 def test_settings_turn_a_model_to_the_tiles_that_they_name():
-    from paddlemix.settings.legacy import apply_overrides
+    from paddlemix.settings.published.config import apply_overrides
     from tests.tiny import tiny_config
 
     changes = {"image_aspect_ratio": "anyres_max_3", "image_grid_pinpoints": "(1x1),...,(2x1)"}

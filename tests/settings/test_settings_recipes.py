@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text import templates
 
 ROOT = Path(__file__).resolve().parents[2]

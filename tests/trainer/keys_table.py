@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from paddlemix.settings.training import KNOWN
+from paddlemix.settings.run.training import KNOWN
 
 README = Path(__file__).resolve().parents[2] / "paddlemix" / "tools" / "README.md"
 BEGIN, END = "<!-- keys:begin -->\n", "<!-- keys:end -->"

@@ -3,7 +3,7 @@
 
 import json
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 
 
 def arguments(place, output, **changes):

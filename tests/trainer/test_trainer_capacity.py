@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from paddlemix.settings.loader import load_settings
 from paddlemix.settings.memory import GB
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.trainer import capacity
 from paddlemix.utils import npu_cards
 from paddlemix.utils.errors import ConfigError

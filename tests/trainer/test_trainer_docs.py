@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.trainer.resuming import LENGTH, MAY_CHANGE
 from tests.trainer.keys_table import table, written
 
@@ -29,6 +29,6 @@ def test_every_command_of_the_training_document_is_read_without_an_error(tmp_pat
 
 
 def test_keys_that_may_change_on_resume_exist():
-    from paddlemix.settings.training import KNOWN
+    from paddlemix.settings.run.training import KNOWN
 
     assert set(KNOWN) >= MAY_CHANGE | set(LENGTH)

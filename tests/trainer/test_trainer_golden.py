@@ -18,7 +18,7 @@ def test_rates_and_decay_are_those_of_the_original(golden_llava, tmp_path):
 
     from paddlemix.checkpoint import keymap
     from paddlemix.models.llava import build_empty
-    from paddlemix.settings.legacy import load_config
+    from paddlemix.settings.published.config import load_config
     from paddlemix.trainer.stages import plan_stage
     from tests.trainer.trainer_kit import settings
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from paddlemix.checkpoint.save import save_model
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.run import finetune
 from paddlemix.utils.errors import DataError
@@ -46,7 +46,7 @@ def arguments(place, output, **keys):
 def test_a_missing_picture_is_told_before_paddle_is_imported_and_before_anything_is_written(place, tmp_path):
     code = (
         "import sys\n"
-        "from paddlemix.settings.loader import load_settings\n"
+        "from paddlemix.settings.run.loader import load_settings\n"
         "from paddlemix.trainer.run import finetune\n"
         "try:\n    finetune(load_settings(sys.argv[1:]))\n"
         "finally:\n    print('paddle' in sys.modules)\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from tests.checkpoint.checkpoint_kit import llama_config, weights_in, write_config, write_weights
 from tests.tiny import tiny_image, tiny_intern_config, tiny_model, tiny_tokenizer_folder
 

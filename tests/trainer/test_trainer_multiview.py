@@ -9,7 +9,7 @@ import pytest
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.save import save_model
 from paddlemix.datasets.multiview import _is_folder
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.run import finetune, pretrain
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder

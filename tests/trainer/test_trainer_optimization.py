@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.settings.training import TrainingGroup
+from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.clip import Spread, global_norm
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, rate_curve, warmup_steps
 from paddlemix.trainer.stages import plan_stage

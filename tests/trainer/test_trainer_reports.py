@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from paddlemix.settings.checks import REPORTERS as NAMES
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.checks import REPORTERS as NAMES
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.trainer.reports import REPORTERS, Reports, require_reporters
 from paddlemix.utils.errors import ConfigError
 from tests.trainer.run_kit import arguments, go

@@ -103,7 +103,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_says_so(place, tmp_path, cap
 
 
 def state(run, **changes):
-    from paddlemix.settings.loader import settings_to_json
+    from paddlemix.settings.run.loader import settings_to_json
 
     return RunState(3, 3, 1, "12 rows", settings={**settings_to_json(run), **changes})
 

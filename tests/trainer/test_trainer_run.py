@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.trainer import checkpointing
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.checkpoint.convert import convert
+from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
-from paddlemix.checkpoint.merge import merge_adapter
+from paddlemix.checkpoint.lora.merge import merge_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.datasets.multiview import _is_folder
 from paddlemix.datasets.preprocess import SampleEncoder
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.text.messages import first_turn_with_images
 from paddlemix.text.model_template import template_for
 from paddlemix.text.render import render

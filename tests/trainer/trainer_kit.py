@@ -14,7 +14,7 @@ from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
 from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.divided import put
 from paddlemix.trainer.lora_targets import LORA_TARGETS
 from paddlemix.trainer.stages import plan_stage

@@ -16,7 +16,7 @@ import paddle
 from paddle import nn
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats import open_folder
+from paddlemix.checkpoint.formats.source import open_folder
 from paddlemix.checkpoint.load import Loaded
 from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.sampling import Decoding
@@ -24,8 +24,8 @@ from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import allocate
 from paddlemix.models.vision.build import ENCODERS
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.settings.legacy_tower import read_tower
 from paddlemix.settings.model import VisionConfig
+from paddlemix.settings.published.tower import read_tower
 from paddlemix.splice.plan import Plan, build_plan
 from paddlemix.text import templates
 from paddlemix.text.messages import Message

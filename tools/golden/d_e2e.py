@@ -13,8 +13,8 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.settings.loader import load_settings
-from paddlemix.settings.training import TrainingSettings
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.settings.run.training import TrainingSettings
 from tools.golden.case import Case, guarded
 
 ROUNDED_LOSS = 1e-3

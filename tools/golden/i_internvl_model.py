@@ -14,7 +14,7 @@ from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.load import load_image
 from paddlemix.imaging.processor import ImageProcessor
-from paddlemix.settings.training import TrainingGroup
+from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.text import templates
 from paddlemix.text.messages import Message
 from paddlemix.text.tokenizer import load_tokenizer

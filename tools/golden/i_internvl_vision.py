@@ -13,9 +13,9 @@ from paddlemix.imaging.load import load_image
 from paddlemix.imaging.preprocess import preprocess, tiles_of, to_uint8
 from paddlemix.models.llava import allocate
 from paddlemix.models.projector import build_projector
-from paddlemix.settings.legacy_intern import IMAGENET_MEAN, IMAGENET_STD, with_side
-from paddlemix.settings.legacy_tower import pixels_for, read_tower
 from paddlemix.settings.model import ImageConfig
+from paddlemix.settings.published.intern import IMAGENET_MEAN, IMAGENET_STD, with_side
+from paddlemix.settings.published.tower import pixels_for, read_tower
 from tools.golden.case import Case, guarded
 from tools.golden.common import (
     FEATURES,

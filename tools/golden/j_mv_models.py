@@ -12,9 +12,9 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.formats import WEIGHT_FILES, open_file
+from paddlemix.checkpoint.formats.source import WEIGHT_FILES, open_file
 from paddlemix.checkpoint.load import Loaded, load_model
-from paddlemix.settings.legacy_tower import pixels_for, read_tower
+from paddlemix.settings.published.tower import pixels_for, read_tower
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError

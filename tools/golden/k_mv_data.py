@@ -321,8 +321,8 @@ TOWER_RATE = "the original ignores vision_tower_lr unless mm_projector_lr is set
 def _groups(root: Path, path: Path) -> Iterator[Case]:
     from paddlemix.checkpoint import keymap
     from paddlemix.models.llava import build_empty
-    from paddlemix.settings.legacy import load_config
-    from paddlemix.settings.training import TrainingSettings
+    from paddlemix.settings.published.config import load_config
+    from paddlemix.settings.run.training import TrainingSettings
     from paddlemix.trainer.stages import plan_stage
 
     try:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""PaddleMIX's LLaVA example: ``run_predict_multiround.py`` (chat) and ``pretrain.py``."""

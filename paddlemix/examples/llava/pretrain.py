@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.settings.loader import load_settings
+from paddlemix.settings.run.loader import load_settings
 from paddlemix.utils import device, early_stop
 from paddlemix.utils.doorway import run_doorway
 

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``LlavaConfig`` -> the config.json of another layout: the way back of ``settings/published/config.py``."""
+
+from dataclasses import asdict
+from typing import Any
+
+from paddlemix.checkpoint.save_files import processor_data
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.utils.errors import CheckpointError
+
+TOWER_FOLDER = "vision_tower"
+"""Sub-folder for the tower of a model that does not know the tower's published name."""
+
+_ORIGINAL_TYPES = {
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
+}
+_HF_BODIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+
+
+def text_data(text: TextConfig) -> dict[str, Any]:
+    """The language model's keys, as Llama and Mistral have them."""
+    data = {key: value for key, value in asdict(text).items() if value is not None and key != "model_type"}
+    # Absent, it would be transformers' default of 4096 for a Mistral.
+    return {**data, "sliding_window": None} if text.model_type == "mistral" and not text.sliding_window else data
+
+
+def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool, dtype: str) -> dict[str, Any]:
+    """LLaVA's own config.json. ``tower``: what ``mm_vision_tower`` is to name.
+
+    ``unfreeze_mm_vision_tower`` makes LLaVA's loader take a tower inside the checkpoint; without it the weights are
+    those of the named folder (model/llava_arch.py, clip_encoder.py).
+    """
+    if config.vision is None or config.image is None:
+        body = _HF_BODIES[config.text.model_type]
+        return {
+            "architectures": [body],
+            "model_type": config.text.model_type,
+            **text_data(config.text),
+            "torch_dtype": dtype,
+            "tokenizer_model_max_length": config.model_max_length,
+        }
+    kind, name = _ORIGINAL_TYPES[config.text.model_type]
+    data = {
+        "architectures": [name],
+        "model_type": kind,
+        **text_data(config.text),
+        "torch_dtype": dtype,
+        "use_mm_proj": True,
+        "mm_vision_tower": tower,
+        "mm_hidden_size": config.vision.hidden_size,
+        "mm_projector_type": config.projector_type,
+        "mm_vision_select_layer": config.vision.select_layer,
+        "mm_vision_select_feature": config.vision.select_feature,
+        "mm_use_im_start_end": config.use_im_start_end,
+        "mm_use_im_patch_token": config.use_im_patch_token,
+        "image_aspect_ratio": _aspect(config.image),
+        "mm_patch_merge_type": config.image.merge,
+        "tokenizer_padding_side": config.padding_side,
+        "tokenizer_model_max_length": config.model_max_length,
+        "unfreeze_mm_vision_tower": tower_inside,
+        "use_cache": True,
+    }
+    if config.image.grid_pinpoints:
+        data["image_grid_pinpoints"] = [list(pair) for pair in config.image.grid_pinpoints]
+    return data
+
+
+def _aspect(image: ImageConfig) -> str:
+    return image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
+
+
+def clip_data(vision: VisionConfig) -> dict[str, Any]:
+    """The config.json of a CLIP vision tower."""
+    if vision.model_type != "clip_vision_model" or vision.extra:
+        raise CheckpointError(f'a vision tower of the kind "{vision.model_type}" has no form in other layouts')
+    left_out = ("select_layer", "select_feature", "extra")
+    return {key: value for key, value in asdict(vision).items() if key not in left_out}
+
+
+def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int | None, dtype: str) -> dict[str, Any]:
+    """The config.json of llava-hf. CheckpointError for what transformers' LLaVA classes cannot express."""
+    vision, image = require_hf(config)
+    anyres = image.aspect == "anyres"
+    data = {
+        "architectures": ["LlavaNextForConditionalGeneration" if anyres else "LlavaForConditionalGeneration"],
+        "model_type": "llava_next" if anyres else "llava",
+        "torch_dtype": dtype,
+        "text_config": {
+            "architectures": [_HF_BODIES[config.text.model_type]],
+            "model_type": config.text.model_type,
+            **text_data(config.text),
+            "vocab_size": vocabulary,
+            "torch_dtype": dtype,
+        },
+        "vision_config": clip_data(vision),
+        "vision_feature_layer": vision.select_layer,
+        "vision_feature_select_strategy": _STRATEGIES[vision.select_feature],
+        "image_token_index": image_id,
+        "pad_token_id": pad_id,
+        "projector_hidden_act": "gelu",
+        "ignore_index": -100,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": config.text.tie_word_embeddings,
+    }
+    if anyres:
+        # transformers reads each pair as (height, width); ours are (width, height) as in the original.
+        data["image_grid_pinpoints"] = [[height, width] for width, height in image.grid_pinpoints]
+        data["use_image_newline_parameter"] = True
+    return data
+
+
+def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
+    """The tower and the image settings of a model that llava-hf can hold; CheckpointError for any other."""
+    vision, image = config.vision, config.image
+    if vision is None or image is None:
+        raise CheckpointError("llava-hf has no form for a language model without a vision tower")
+    if config.projector_type != "mlp2x_gelu":
+        raise CheckpointError(f'llava-hf has no form for the projector "{config.projector_type}", only for mlp2x_gelu')
+    wanted = "spatial_unpad" if image.aspect == "anyres" else "flat"
+    fits = image.aspect in ("anyres", "pad", "square") and image.merge == wanted and image.max_tiles is None
+    if not fits or config.has_image_newline != (image.aspect == "anyres"):
+        raise CheckpointError(
+            f'llava-hf has no form for image_aspect_ratio "{_aspect(image)}" with mm_patch_merge_type "{image.merge}"'
+        )
+    return vision, image
+
+
+def hf_processor(config: LlavaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``preprocessor_config.json`` and ``processor_config.json`` of llava-hf."""
+    vision, image = require_hf(config)
+    data = processor_data(image)
+    left_out = ("image_aspect_ratio", "image_grid_pinpoints")
+    pixels = {key: value for key, value in data.items() if key not in left_out}
+    anyres = image.aspect == "anyres"
+    name = "LlavaNextProcessor" if anyres else "LlavaProcessor"
+    pixels["processor_class"] = name
+    if anyres:
+        pairs = [[height, width] for width, height in image.grid_pinpoints]
+        pixels |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pairs, "do_pad": True}
+    elif image.aspect == "pad":
+        # Published llava-hf folders say CLIPImageProcessor, which crops instead of padding: other pixels.
+        pixels |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    processor = {
+        "processor_class": name,
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": _STRATEGIES[vision.select_feature],
+    }
+    return pixels, processor

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters between peft's form, ours and PaddleMIX's; and the projector of any model as a file of its own."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.convert import config as convert_config
+from paddlemix.checkpoint.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    FINGERPRINT,
+    MODEL_TYPE,
+    PEFT_CONFIG,
+    kind_of,
+    projector_file,
+    read_json,
+)
+from paddlemix.checkpoint.formats.base import cast
+from paddlemix.checkpoint.formats.pdparams import write_pdparams
+from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
+from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
+from paddlemix.checkpoint.formats.torch_write import write_torch
+from paddlemix.checkpoint.lora.base import fingerprint
+from paddlemix.checkpoint.lora.read import PADDLE_WEIGHTS, PEFT_PROJECTOR, Adapter, Half, read_adapter
+from paddlemix.checkpoint.save_files import write_json, write_side_files
+from paddlemix.checkpoint.sources import Sources, find_sources, template_folder
+from paddlemix.settings.published.config import TEMPLATE_KEY, default_template, load_config
+from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, own_template
+from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.tokenizer_files import has_tokenizer
+from paddlemix.utils.errors import CheckpointError
+
+PROJECTOR = "mm_projector.bin"
+
+
+def write_adapter(
+    folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any, notes: list[str]
+) -> list[Stored]:
+    """Write the adapter in ``folder`` into ``staging``, which becomes ``target``; the tensors that were written.
+
+    ``original`` is peft's form with non_lora_trainables.bin, as LLaVA's training leaves it: it fits a Llama and LLaVA's
+    own classes. ``llava-hf`` is peft's form for transformers' LLaVA classes. ``own`` needs the base, of which it keeps
+    a fingerprint.
+    """
+    adapter = read_adapter(folder)
+    named = adapter.base if base is None else str(base)
+    if to == "original":
+        return _write_peft(adapter, staging, dtype, named, _config_folder(adapter, base))
+    if to == "llava-hf":
+        return _write_peft_hf(adapter, staging, dtype, named)
+    sources = find_sources(folder, base=base) if to == "own" else None
+    notes += sources.plan.report.warnings if sources is not None else []
+    return _write_paddle(adapter, staging, target, dtype, sources, base)
+
+
+def _config_folder(adapter: Adapter, base: Any) -> Path:
+    """Where the model's config.json is: with the adapter, as LLaVA leaves it, or with the base, as peft does."""
+    return adapter.folder if (adapter.folder / CONFIG).is_file() else adapter.find_base(base)
+
+
+def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | None, model: Path) -> list[Stored]:
+    halves = _halves(adapter, "peft", dtype)
+    others = list(_others(adapter, "peft", dtype))
+    write_safetensors(staging / "adapter_model.safetensors", halves, {"format": "pt"})
+    if others:
+        write_torch(staging / "non_lora_trainables.bin", others)
+    _write_peft_config(adapter, staging, _peft_data(adapter, base, _modules(adapter), None))
+    write_json(staging / CONFIG, _original_config(model))
+    _keep_template(model, staging)
+    _copy_tokenizer(adapter.folder, staging)
+    return [*halves, *others]
+
+
+def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str | None) -> list[Stored]:
+    """The projector goes along as peft's ``modules_to_save``; no other tensor can beside LoRA's."""
+    others = list(_others(adapter, "peft_hf", dtype))
+    prefix = f"base_model.model.model.{PEFT_PROJECTOR}."
+    alone = [item.name for item in others if not item.name.startswith(prefix)]
+    if alone:
+        raise CheckpointError(
+            f'{adapter.folder}: "{alone[0]}" was trained, too, and peft\'s form for llava-hf has no place for it. '
+            "Merge the adapter first (paddlemix merge) and convert the result"
+        )
+    tensors = [*_halves(adapter, "peft_hf", dtype), *others]
+    write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
+    # Bare kinds such as "q_proj" would name the tower's layers, too.
+    layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
+    _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None))
+    _copy_tokenizer(adapter.folder, staging)
+    # There is no config.json here to say it, and transformers would take a chat_template.json for its own.
+    facts = {"template": own_template(adapter.folder), "chat_template": file_of(adapter.folder)}
+    if any(facts.values()):
+        write_json(staging / CONVERSION, {key: value for key, value in facts.items() if value is not None})
+    return tensors
+
+
+def _write_peft_config(adapter: Adapter, staging: Path, data: dict[str, Any]) -> None:
+    write_json(staging / PEFT_CONFIG, data)
+    if adapter.fingerprint:
+        # In a file of its own: peft of some versions refuses a key of its config that it does not know.
+        write_json(staging / FINGERPRINT, {"base_fingerprint": adapter.fingerprint})
+
+
+def _halves(adapter: Adapter, form: str, dtype: str | None) -> list[Stored]:
+    halves = []
+    for weight, pair in sorted(adapter.pairs.items()):
+        name = _name(weight, form).removesuffix(".weight")
+        halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
+        halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+    return halves
+
+
+def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: list[str] | None) -> dict[str, Any]:
+    rank, alpha = _ranks(adapter)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": saved,
+        "target_modules": modules,
+    }
+
+
+def _write_paddle(
+    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: Any
+) -> list[Stored]:
+    """Our form when ``sources`` are given, else PaddleMIX's."""
+    tensors = []
+    for weight, pair in sorted(adapter.pairs.items()):
+        name = weight.removesuffix(".weight")
+        tensors.append(_half(adapter, pair.a, f"{name}.lora_A", dtype, False))
+        tensors.append(_half(adapter, pair.b, f"{name}.lora_B", dtype, False))
+    tensors += _others(adapter, "paddlemix", dtype)
+    rank, alpha = _ranks(adapter)
+    data: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": [weight.removesuffix(".weight") for weight in sorted(adapter.pairs)],
+        "merge_weights": False,
+        "dtype": dtype or tensors[0].dtype,
+        "base_model_name_or_path": adapter.base if base is None else str(base),
+    }
+    if sources is None:
+        write_pdparams(staging / PADDLE_WEIGHTS, tensors)
+        model = _config_folder(adapter, base)
+        write_json(staging / CONFIG, _original_config(model))
+        _keep_template(model, staging)
+        _copy_tokenizer(adapter.folder, staging)
+    else:
+        write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
+        data |= _base_facts(sources, target)
+        where = sources.parts.base if not has_tokenizer(adapter.folder) else adapter.folder
+        write_side_files(staging, sources.config, load_tokenizer(where) if has_tokenizer(where) else None)
+        _keep_template(template_folder(sources.parts), staging)
+    write_json(staging / ADAPTER_CONFIG, data)
+    return tensors
+
+
+def _base_facts(sources: Sources, target: Path) -> dict[str, Any]:
+    base = sources.parts.base.absolute()
+    data: dict[str, Any] = {
+        "base_model_name_or_path": str(base),
+        "base_relative_path": os.path.relpath(base, target.absolute()),
+        "base_fingerprint": fingerprint(open_folder(base), sources.form),
+    }
+    if sources.tower is not None:
+        data["vision_tower"] = str(sources.tower.absolute())
+        data["vision_tower_relative_path"] = os.path.relpath(sources.tower.absolute(), target.absolute())
+    return data
+
+
+def _half(adapter: Adapter, half: Half, name: str, dtype: str | None, theirs: bool) -> Stored:
+    """A or B, lying as peft has it (``theirs``) or as we do."""
+    return _stored(adapter.source, half.name, name, dtype, half.transpose != theirs)
+
+
+def _others(adapter: Adapter, form: str, dtype: str | None) -> Iterable[Stored]:
+    for source, written, names in adapter.others:
+        for name in names:
+            target = keymap.ours(name, written)
+            if isinstance(target, keymap.Ignored):
+                continue
+            if target is None:
+                raise CheckpointError(f'{adapter.folder}: "{name}" has no place in the model')
+            back = keymap.theirs(target.name, form)
+            yield _stored(source, name, _name(target.name, form), dtype, target.transpose != back.transpose)
+
+
+def _name(ours: str, form: str) -> str:
+    target = keymap.theirs(ours, form)
+    if target is None:
+        raise CheckpointError(f'there is no name for "{ours}" in the form "{form}"')
+    return target.name
+
+
+def _stored(source: TensorSource, name: str, new: str, dtype: str | None, turn: bool) -> Stored:
+    info = source.infos()[name]
+    wanted = dtype or info.dtype
+
+    def values() -> np.ndarray:
+        made = cast(source.view(name), info.dtype, wanted)
+        return made.T if turn else made
+
+    return Stored(new, wanted, info.shape[::-1] if turn else info.shape, values)
+
+
+def _ranks(adapter: Adapter) -> tuple[int, float]:
+    """Rank and alpha of all layers. CheckpointError when they differ."""
+    pairs = list(adapter.pairs.values())
+    first = pairs[0]
+    if any((pair.r, pair.scaling) != (first.r, first.scaling) for pair in pairs):
+        raise CheckpointError(f"{adapter.folder}: its layers have different ranks; merge it instead")
+    alpha = first.scaling * first.r
+    return first.r, int(alpha) if alpha == int(alpha) else alpha
+
+
+def _modules(adapter: Adapter) -> list[str]:
+    """The last parts of the layers' names when the adapter is on all of their kind, else their whole names."""
+    names = [_name(weight, "llava").removesuffix(".weight") for weight in adapter.pairs]
+    kinds: dict[str, int] = {}
+    for name in names:
+        kinds[name.rpartition(".")[2]] = kinds.get(name.rpartition(".")[2], 0) + 1
+    depths = {name.split(".layers.")[1].split(".")[0] for name in names if ".layers." in name}
+    return sorted(kinds) if set(kinds.values()) == {len(depths)} else sorted(names)
+
+
+def _original_config(folder: Path) -> dict[str, Any]:
+    """A config.json as LLaVA writes it: the one that is there, or one made of ours."""
+    raw = read_json(folder / CONFIG)
+    if raw.get("model_type") != MODEL_TYPE and "text_config" not in raw:
+        return raw
+    config = load_config(folder)
+    data = convert_config.original_data(config, tower=config.vision_tower_name, tower_inside=False, dtype=config.dtype)
+    if config.template != default_template(config.text):
+        data[TEMPLATE_KEY] = config.template
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _keep_template(folder: Path, staging: Path) -> None:
+    data = file_of(folder)
+    if data is not None:
+        write_json(staging / CHAT_TEMPLATE, data)
+
+
+def _copy_tokenizer(folder: Path, staging: Path) -> None:
+    if has_tokenizer(folder):
+        load_tokenizer(folder).save(staging)
+
+
+def write_projector(folder: Path, staging: Path, dtype: str | None) -> list[Stored]:
+    """``mm_projector.bin`` (with the newline row, if there is one) and config.json, as LLaVA's first stage does."""
+    tensors = []
+    for source, names in _projector_sources(folder):
+        for name in names:
+            target = keymap.projector(name)
+            if target is not None:
+                back = keymap.theirs(target.name, "llava")
+                tensors.append(_stored(source, name, back.name, dtype, target.transpose != back.transpose))
+    if not tensors:
+        raise CheckpointError(f"{folder}: it holds no projector")
+    write_torch(staging / PROJECTOR, sorted(tensors, key=lambda item: item.name))
+    write_json(staging / CONFIG, _original_config(folder))
+    return tensors
+
+
+def _projector_sources(folder: Path) -> Iterable[tuple[TensorSource, Iterable[str]]]:
+    kind = kind_of(folder)
+    if kind in ("adapter", "peft"):
+        return [(source, names) for source, _, names in read_adapter(folder).others]
+    source = open_folder(folder) if kind == "full" else open_file(projector_file(folder))
+    return [(source, source.infos())]

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign config.json -> ``LlavaConfig``: LLaVA as published, llava-hf, PaddleMIX, a plain language model, our own.
+
+Every key of a file is used here, ignored by name with a reason (``unused_keys.py``), or an error. What a model does
+follows from what its config.json says, never from the name of its folder.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.published.grid import read_aspect, read_grid
+from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
+from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.text import TEXT_DEFAULTS, read_text
+from paddlemix.settings.published.tower import (
+    CLIP_LARGE_336,
+    Pixels,
+    find_tower,
+    known_tower,
+    pixels_for,
+    read_pixels,
+    read_tower,
+)
+from paddlemix.settings.published.tower import vision_of as _vision_of
+from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA, LLAVA_HF
+from paddlemix.utils import options
+from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.foreign import reading, refuse_special
+from paddlemix.utils.registry import nearest
+
+OWN_MODEL_TYPE = "paddlemix_llava"
+TEMPLATE_KEY = "paddlemix_template"
+"""Key of a config.json in another layout for the template of a model, where it is not ``default_template``."""
+
+_ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
+_HF_TYPES = ("llava", "llava_next")
+_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
+_MERGES = ("flat", "spatial", "spatial_unpad")
+_SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
+_STRATEGIES = {"default": "patch", "full": "cls_patch"}
+MAX_PINPOINTS = 1024
+MAX_CANVAS = 1 << 24
+"""Pixels of a picture's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
+_YI_VOCABULARY = range(64000, 64257)
+"""Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
+
+
+def load_config(
+    folder: str | Path,
+    *,
+    tower_folder: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    inside: VisionConfig | None = None,
+) -> LlavaConfig:
+    """The architecture of the model in ``folder``.
+
+    ``tower_folder`` is the CLIP folder to use; without it the tower that config.json names is looked up
+    (``tower.find_tower``). A language model without a tower gives ``vision=None, image=None`` unless
+    ``tower_folder`` is given. ``inside`` is the tower that weights in the folder tell of, for one whose own folder is
+    not on this machine. ``overrides`` are keys of ``OVERRIDES`` by LLaVA's names; None leaves a key as it is.
+
+    CheckpointError names the file, the key, its value and what was expected. Nothing in the folder is executed.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
+    given = Path(tower_folder) if tower_folder is not None else None
+    for folder in (root, given):
+        if folder is not None:
+            refuse_special(folder, CheckpointError)
+    with reading(f"{root / 'config.json'}: the configuration is", CheckpointError):
+        config = _load(root, given, inside)
+    return apply_overrides(config, overrides or {})
+
+
+def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaConfig:
+    reader = Reader.of_file(root / "config.json")
+    kind = reader.take("model_type", str, None)
+    if kind == OWN_MODEL_TYPE:
+        config = _own(reader)
+    elif kind in _HF_TYPES and _is_hf(reader):
+        config = _llava_hf(reader, root)
+    elif kind in _ORIGINAL_TYPES or (kind in TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
+        config = _original(reader, root, given, inside)
+    elif kind in TEXT_DEFAULTS:
+        config = _language_model(reader, given)
+    else:
+        known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *TEXT_DEFAULTS)
+        hint = nearest(str(kind), known)
+        reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
+    return config
+
+
+def default_template(text: TextConfig) -> str:
+    """Name of the conversation template a model was trained with, from facts about its architecture.
+
+    LLaVA's Vicuna models were trained and evaluated with ``vicuna_v1`` (a curious user); its command line chat uses
+    ``llava_v1`` (a curious human) instead. We take the training template everywhere, so that a prompt is what the
+    model has learnt from; ``llava_v1`` can be asked for.
+    """
+    if text.model_type == "mistral":
+        return "mistral_instruct"
+    return "chatml_direct" if text.vocab_size in _YI_VOCABULARY else "vicuna_v1"
+
+
+def _own(reader: Reader) -> LlavaConfig:
+    data = {key: value for key, value in reader.data.items() if key not in ("model_type", "architectures", "format")}
+    try:
+        return LlavaConfig.from_dict(data, str(reader.file))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _is_hf(reader: Reader) -> bool:
+    return reader.data.get("model_type") == "llava_next" or "text_config" in reader.data
+
+
+def _original(reader: Reader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
+    """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
+    refuse_chat_14b(reader)
+    declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
+    names = reader.data.get("architectures") or []
+    family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared
+    text = read_text(reader, family, complete=True)
+    name = reader.take("mm_vision_tower", str, None) or reader.take("vision_tower", str, None)
+    if name is None and tower_folder is None:
+        raise CheckpointError(
+            f'{reader.file}: "mm_vision_tower" is missing; name the tower with {options.current().vision_tower}'
+        )
+    tower = tower_folder or find_tower(root, name)
+    vision = _selected(reader, _tower(tower, inside, name, root, reader))
+    wide = reader.take("mm_hidden_size", int, vision.hidden_size)
+    if wide != vision.hidden_size:
+        reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
+    pixels = pixels_for(vision, [tower, root] if tower else [root])
+    merge = _choice(reader, "mm_patch_merge_type", _MERGES, "flat")
+    aspect, max_tiles = read_aspect(reader, "square")
+    image = _image(pixels, aspect, merge, read_grid(reader, pixels.crop_size))
+    image = dataclasses.replace(image, max_tiles=max_tiles)
+    side = _choice(reader, "tokenizer_padding_side", ("right", "left"), "right")
+    config = LlavaConfig(
+        text=text,
+        vision=vision,
+        image=image,
+        projector_type=_projector(reader, "linear"),
+        has_image_newline="unpad" in merge,
+        template=reader.take(TEMPLATE_KEY, str, default_template(text)),
+        use_im_start_end=reader.take("mm_use_im_start_end", bool, False),
+        use_im_patch_token=reader.take("mm_use_im_patch_token", bool, False),
+        padding_side=side,
+        model_max_length=_length(reader),
+        vision_tower_name=name,
+        dtype=reader.dtype() or "float32",
+    )
+    reader.expect("use_mm_proj", True, why="a model without a projector cannot see")
+    reader.expect("mm_resampler_type", "identity", why="resamplers are not supported")
+    reader.expect("s2", False, why="the multi-scale tower is not supported")
+    reader.ignore(LLAVA, {"s2_scales": "belongs to s2"}, ANYWHERE)
+    reader.finish()
+    return _checked(config, reader)
+
+
+def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
+    """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
+    next_model = reader.take("model_type", str, "") == "llava_next"
+    part = reader.child("text_config", {})
+    family = part.take("model_type", str, "llama")
+    if family not in TEXT_DEFAULTS:
+        part.wrong("model_type", family, f"expected one of {', '.join(TEXT_DEFAULTS)}")
+    text = read_text(part, family, complete=False)
+    dtype = reader.dtype() or part.dtype() or "float32"
+    part.dtype()
+    part.ignore(ANYWHERE)
+    part.finish()
+    vision = _vision_of(reader.child("vision_config", {"model_type": "clip_vision_model", **CLIP_LARGE_336}))
+    strategy = _choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), "default")
+    vision = dataclasses.replace(
+        vision, select_layer=reader.take("vision_feature_layer", int, -2), select_feature=_STRATEGIES[strategy]
+    )
+    reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
+    reader.expect("multimodal_projector_bias", True, why="the projector has biases")
+    pixels = read_pixels([root], vision.image_size)
+    # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
+    grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
+    aspect = "anyres" if next_model else ("pad" if pixels.pads else "square")
+    template = reader.take(TEMPLATE_KEY, str, default_template(text))
+    reader.ignore(LLAVA_HF, ANYWHERE)
+    reader.finish()
+    config = LlavaConfig(
+        text=text,
+        vision=vision,
+        image=_image(pixels, aspect, "spatial_unpad" if next_model else "flat", grid),
+        projector_type="mlp2x_gelu",
+        has_image_newline=next_model,
+        template=template,
+        model_max_length=min(text.max_position_embeddings, 4096),
+        vision_tower_name=None,
+        dtype=dtype,
+    )
+    return _checked(config, reader)
+
+
+def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
+    """A Llama or Mistral without eyes. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
+    text = read_text(reader, reader.take("model_type", str, "llama"), complete=True)
+    length = min(_length(reader, text.max_position_embeddings), text.max_position_embeddings)
+    config = LlavaConfig(
+        text=text,
+        vision=None,
+        image=None,
+        template=reader.take(TEMPLATE_KEY, str, default_template(text)),
+        model_max_length=length,
+        dtype=reader.dtype() or "float32",
+    )
+    reader.ignore(ANYWHERE)
+    reader.finish()
+    if tower_folder is not None:
+        vision = read_tower(tower_folder)
+        image = _image(pixels_for(vision, [tower_folder]), "square", "flat", ())
+        config = config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
+    return _checked(config, reader)
+
+
+def _tower(
+    folder: Path | None, inside: VisionConfig | None, name: str | None, root: Path, reader: Reader
+) -> VisionConfig:
+    if folder is not None:
+        return read_tower(folder)
+    known = inside or known_tower(name)
+    if known is None:
+        reader.wrong(
+            "mm_vision_tower",
+            name,
+            f"no folder of that name (looked in the current folder, beside {root} and in the cache); "
+            f"name it with {options.current().vision_tower}",
+        )
+    return known
+
+
+def _selected(reader: Reader, vision: VisionConfig) -> VisionConfig:
+    layer = reader.need("mm_vision_select_layer", int)
+    feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
+    return dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+
+
+def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int], ...]) -> ImageConfig:
+    return ImageConfig(
+        crop_size=pixels.crop_size,
+        resize_size=pixels.resize_size,
+        aspect=aspect,
+        merge=merge,
+        grid_pinpoints=grid,
+        mean=pixels.mean,
+        std=pixels.std,
+    )
+
+
+def _length(reader: Reader, default: int = 2048) -> int:
+    longest = reader.take("max_sequence_length", int, None)
+    trained = reader.take("tokenizer_model_max_length", int, None)
+    length = trained or longest or default
+    if length <= 0:
+        reader.wrong("tokenizer_model_max_length", length, "expected a number above 0")
+    return length
+
+
+def _projector(reader: Reader, default: str) -> str:
+    value = reader.take("mm_projector_type", str, default)
+    if not _PROJECTOR.fullmatch(value):
+        reader.wrong("mm_projector_type", value, "expected linear, identity or mlpNx_gelu (also with _ln)")
+    return value
+
+
+def _choice(reader: Reader, name: str, accepted: tuple[str, ...], default: str) -> str:
+    value = reader.take(name, str, default)
+    if value not in accepted:
+        reader.wrong(name, value, f"expected one of {', '.join(accepted)}{nearest(value, accepted)}")
+    return value
+
+
+def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
+    vision, image = config.vision, config.image
+    if vision is not None:
+        depth = vision.num_hidden_layers
+        if not -depth - 1 <= vision.select_layer <= depth:
+            raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
+    if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
+        raise CheckpointError(
+            f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty; '
+            'write it beside, such as "(1x1),...,(6x6)"'
+        )
+    if image is not None and len(image.grid_pinpoints) > MAX_PINPOINTS:
+        count = len(image.grid_pinpoints)
+        raise CheckpointError(
+            f'{reader.file}: "image_grid_pinpoints" has {count} sizes, at most {MAX_PINPOINTS} are read'
+        )
+    for width, height in image.grid_pinpoints if image is not None else ():
+        if width * height > MAX_CANVAS:
+            raise CheckpointError(
+                f'{reader.file}: "image_grid_pinpoints" has {width} x {height} pixels; expected at most {MAX_CANVAS}'
+            )
+    return config
+
+
+def _sized(reader: Reader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
+    """Tower and tiles of ``mm_image_size`` pixels: InternViT takes any size, the others have one place per patch."""
+    side = reader.take("mm_image_size", int, vision.image_size)
+    if side == vision.image_size:
+        return vision, image
+    if vision.model_type != INTERN_VIT_TYPE:
+        reader.wrong("mm_image_size", side, f"this vision tower takes {vision.image_size} pixels only")
+    if side < vision.patch_size:
+        reader.wrong("mm_image_size", side, f"smaller than one patch of {vision.patch_size} pixels")
+    return with_side(vision, side), dataclasses.replace(image, crop_size=side, resize_size=side)
+
+
+def _tiled(reader: Reader, image: ImageConfig) -> ImageConfig:
+    """Aspect, merge and grid as the settings say; ``anyres_max_N`` stays where they name no aspect."""
+    merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
+    aspect, most = read_aspect(reader, image.aspect)
+    most = most if "image_aspect_ratio" in reader.data else image.max_tiles
+    grid = read_grid(reader, image.crop_size) or image.grid_pinpoints
+    return dataclasses.replace(image, merge=merge, aspect=aspect, max_tiles=most, grid_pinpoints=grid)
+
+
+OVERRIDES = (
+    "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature",
+    "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio",
+    "image_grid_pinpoints", "mm_image_size", "tokenizer_model_max_length", "tokenizer_padding_side", "template",
+    "dtype",
+)  # fmt: skip
+"""Keys that a caller may set over what a folder says, by LLaVA's names. ``mm_image_size`` is ours."""
+
+_NEEDS_TOWER = {"mm_vision_select_layer", "image_aspect_ratio", "mm_patch_merge_type", "mm_image_size"}
+
+
+def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConfig:
+    """``config`` with the given keys of ``OVERRIDES`` replaced; None leaves a key as it is."""
+    unknown = [name for name in overrides if name not in OVERRIDES]
+    if unknown:
+        raise ConfigError(f'unknown override "{unknown[0]}"{nearest(unknown[0], OVERRIDES)}')
+    data = {name: value for name, value in overrides.items() if value is not None}
+    if not data:
+        return config
+    if isinstance(data.get("image_grid_pinpoints"), tuple | list):
+        data["image_grid_pinpoints"] = [list(pair) for pair in data["image_grid_pinpoints"]]
+    reader = Reader(data, "settings")
+    vision, image = config.vision, config.image
+    if vision is not None:
+        layer = reader.take("mm_vision_select_layer", int, vision.select_layer)
+        feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
+        vision = dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+    merge = None
+    if vision is not None and image is not None:
+        vision, image = _sized(reader, vision, image)
+        image = _tiled(reader, image)
+        merge = image.merge
+    changed = config.with_changes(
+        vision=vision,
+        image=image,
+        projector_type=_projector(reader, config.projector_type),
+        has_image_newline=config.has_image_newline or "unpad" in (merge or ""),
+        template=reader.take("template", str, config.template),
+        use_im_start_end=reader.take("mm_use_im_start_end", bool, config.use_im_start_end),
+        use_im_patch_token=reader.take("mm_use_im_patch_token", bool, config.use_im_patch_token),
+        padding_side=_choice(reader, "tokenizer_padding_side", ("right", "left"), config.padding_side),
+        model_max_length=reader.take("tokenizer_model_max_length", int, config.model_max_length),
+        vision_tower_name=reader.take("mm_vision_tower", str, config.vision_tower_name),
+        dtype=reader.dtype() or config.dtype,
+    )
+    if vision is None and set(data) & _NEEDS_TOWER:
+        given = ", ".join(sorted(set(data) & _NEEDS_TOWER))
+        way = options.current().vision_tower
+        raise ConfigError(f"{given}: the model has no vision tower that it could belong to; name one with {way}")
+    return _checked(changed, reader)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The language model of a foreign config.json: Llama's and Mistral's keys, with transformers' defaults."""
+
+import math
+from typing import Any
+
+from paddlemix.settings.model import TextConfig
+from paddlemix.settings.published.reader import Reader
+
+# Defaults of transformers' LlamaConfig and MistralConfig, for the keys that a file leaves out.
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+}
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "mistral": {
+        **_LLAMA,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+_LARGEST = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "max_position_embeddings": 1 << 27,
+    "head_dim": 1 << 14,
+}
+_CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def read_text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
+    """The language model. ``complete``: the file must hold the sizes itself."""
+    reader.take("model_type", str, family)
+    values: dict[str, Any] = {}
+    for name, default in TEXT_DEFAULTS[family].items():
+        kind = float if isinstance(default, float) else int
+        needed = complete and name in _CORE
+        values[name] = reader.need(name, kind) if needed else reader.take(name, kind, default)
+    if "sliding_window" in reader.data and reader.data["sliding_window"] is None:
+        values["sliding_window"] = None
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    values["head_dim"] = reader.take("head_dim", int, None)
+    values["rope_theta"], values["rope_scaling"] = _rope(reader, values["rope_theta"])
+    values["attention_bias"] = reader.take("attention_bias", bool, False)
+    values["tie_word_embeddings"] = reader.take("tie_word_embeddings", bool, False)
+    values["initializer_range"] = reader.take("initializer_range", float, 0.02)
+    for name, default in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", None)):
+        values[name] = reader.take(name, int, default)
+    reader.expect("hidden_act", "silu", why="only silu is supported")
+    reader.expect("mlp_bias", False, why="only layers without bias are supported")
+    reader.expect("alibi", False, why="only rotary positions are supported")
+    for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
+        reader.expect(name, False, why="fused weights cannot be read; save the model with separate ones")
+    _check_text(reader, values)
+    return TextConfig(model_type=family, **values)
+
+
+def _check_text(reader: Reader, values: dict[str, Any]) -> None:
+    reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
+    reader.at_most(values, _LARGEST)
+    for name in ("head_dim", "sliding_window"):
+        if values[name] is not None:
+            reader.positive(values, name)
+    heads = values["num_attention_heads"]
+    if (values["head_dim"] or 2) % 2:
+        reader.wrong("head_dim", values["head_dim"], "expected an even number; rotary positions turn pairs")
+    if values["head_dim"] is None and values["hidden_size"] % heads:
+        reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple of it")
+    if heads % values["num_key_value_heads"]:
+        reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
+
+
+def _rope(reader: Reader, theta: float) -> tuple[float, dict[str, Any] | None]:
+    """``rope_theta`` and ``rope_scaling`` in the three spellings: transformers' old keys and its ``rope_parameters``
+    (since version 5, theta inside), and PaddleNLP's two keys.
+    """
+    newest = reader.take("rope_parameters", dict, None)
+    name = "rope_scaling" if newest is None else "rope_parameters"
+    scaling = reader.take("rope_scaling", dict, None)
+    kind = reader.take("rope_scaling_type", str, None)
+    factor = reader.take("rope_scaling_factor", float, 1.0)
+    if newest is not None:
+        inner = Reader(newest, reader.file, f"{reader.pointer}rope_parameters/")
+        theta = inner.take("rope_theta", float, theta)
+        inner.positive({"rope_theta": theta}, "rope_theta")
+        inner.expect("partial_rotary_factor", 1.0, why="only whole heads are turned")
+        scaling = {key: value for key, value in newest.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if kind is not None and scaling is None:
+        scaling = {"type": kind, "factor": factor}
+    if scaling is None:
+        return theta, None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "dynamic":
+        reader.wrong(
+            name, scaling, "dynamic scaling is not supported; without the key the model is right up to "
+            "max_position_embeddings"
+        )  # fmt: skip
+    if kind not in _ROPE_NUMBERS:
+        reader.wrong(name, scaling, "expected a type of default, linear or llama3")
+    for key in _ROPE_NUMBERS[kind]:
+        number = scaling.get(key)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+            reader.wrong(name, scaling, f'"{key}" is to be a number above 0')
+    return theta, None if newest is not None and kind == "default" else scaling
+
+
+_ROPE_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of rotary scaling, and the numbers that each needs."""

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What single keys cannot tell: conflicts between keys, the entries of ``dataset``, whether paths can be used."""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paddlemix.settings.run import without_effect
+from paddlemix.settings.run.keys import expanded_at, json_kind
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.registry import nearest
+from paddlemix.utils.shown import as_json
+
+_PARTS = ("train", "eval")
+_PATHS = ("data_files", "chat_template", "image_folder")
+_ENTRY = ("name", "data_files", "chat_template", "image_folder", "splits")
+
+Rule = tuple[tuple[str, ...], Callable[[TrainingSettings], bool], str]
+
+CONFLICTS: tuple[Rule, ...] = (
+    (("fp16", "bf16"), lambda s: s.training.fp16 and s.training.bf16, "choose one"),
+    (
+        ("fp16_opt_level", "fp16", "bf16"),
+        lambda s: s.training.fp16_opt_level == "O2" and not (s.training.fp16 or s.training.bf16),
+        'O2 needs "bf16": true or "fp16": true',
+    ),
+    (
+        ("lora", "freeze_include"),
+        lambda s: s.model.lora and "*" in (s.model.freeze_include or ()) and not s.model.freeze_exclude,
+        "everything is frozen; name the parts in freeze_include",
+    ),
+    (
+        ("lora", "tune_mm_mlp_adapter"),
+        lambda s: s.model.lora and s.model.tune_mm_mlp_adapter,
+        "adapters, or the projector alone: choose one",
+    ),
+    (
+        ("lora_path", "lora"),
+        lambda s: bool(s.model.lora_path) and not s.model.lora and s.training.do_train,
+        'lora_path needs "lora": true',
+    ),
+    (
+        ("tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
+        lambda s: s.model.tune_mm_mlp_adapter and s.model.freeze_mm_mlp_adapter,
+        "nothing would train",
+    ),
+    (
+        ("freeze_mm_mlp_adapter", "mm_projector_lr"),
+        lambda s: s.model.freeze_mm_mlp_adapter and s.training.mm_projector_lr is not None,
+        "a frozen projector has no learning rate",
+    ),
+    (
+        ("tune_entire_model", "tune_vision_tower"),
+        lambda s: s.model.tune_entire_model and s.model.tune_vision_tower,
+        "the tower with everything else, or alone: choose one",
+    ),
+    (
+        ("tune_entire_model", "tune_mm_mlp_adapter"),
+        lambda s: s.model.tune_entire_model and s.model.tune_mm_mlp_adapter,
+        "everything, or the projector alone: choose one",
+    ),
+    (
+        ("tune_vision_tower", "lora"),
+        lambda s: s.model.tune_vision_tower and s.model.lora,
+        'to train the tower beside the adapters write "tune_entire_model": true',
+    ),
+    (
+        ("tune_vit_from_layer", "tune_entire_model", "tune_vision_tower"),
+        lambda s: (
+            s.model.tune_vit_from_layer is not None and not (s.model.tune_entire_model or s.model.tune_vision_tower)
+        ),
+        "layers of the tower train only with one of the two",
+    ),
+    (
+        ("vision_tower_lr", "tune_entire_model", "tune_vision_tower"),
+        lambda s: (
+            s.training.vision_tower_lr is not None
+            and not (s.model.tune_entire_model or s.model.tune_vision_tower or s.model.freeze_exclude)
+        ),
+        "the vision tower is frozen; let it train with one of the two, or name its parameters in freeze_exclude",
+    ),
+    (
+        ("tensor_parallel_degree", "sharding"),
+        lambda s: s.training.tensor_parallel_degree > 1 and "stage3" in s.training.sharding,
+        "tensor parallel goes with stage1 and stage2",
+    ),
+    (
+        ("use_fused_head_and_loss_fn", "tensor_parallel_degree"),
+        lambda s: s.training.use_fused_head_and_loss_fn and s.training.tensor_parallel_degree > 1,
+        "in tensor parallel the logits are divided already",
+    ),
+    (
+        ("use_fused_head_and_loss_fn", "sharding"),
+        lambda s: s.training.use_fused_head_and_loss_fn and "stage3" in s.training.sharding,
+        "stage3 has the head at hand only while its own layer runs; use stage2",
+    ),
+    (
+        ("resume_from_checkpoint", "overwrite_output_dir"),
+        lambda s: s.training.resume_from_checkpoint is not None and s.training.overwrite_output_dir,
+        "go on from a checkpoint, or start anew: choose one",
+    ),
+    (
+        ("group_by_length", "group_by_modality_length"),
+        lambda s: s.training.group_by_length and s.training.group_by_modality_length,
+        "choose one",
+    ),
+    (
+        ("image_aspect_ratio", "image_grid_pinpoints"),
+        lambda s: bool(s.data.image_grid_pinpoints) and s.data.image_aspect_ratio in ("square", "pad"),
+        "a grid belongs to anyres",
+    ),
+    (
+        ("do_train", "do_eval"),
+        lambda s: not s.training.do_train and not s.training.do_eval,
+        'nothing to do; set "do_train": true or "do_eval": true',
+    ),
+    (
+        ("do_train", "dataset"),
+        lambda s: s.training.do_train and not (s.data.dataset or {}).get("train"),
+        'training needs rows; add "train" to dataset, or give data_path',
+    ),
+    (
+        ("do_train", "learning_rate"),
+        lambda s: s.training.do_train and s.training.learning_rate == 0,
+        "no weight would change; give a rate above 0. To train the projector alone write "
+        '"tune_mm_mlp_adapter": true and give its rate as learning_rate',
+    ),
+    (
+        ("do_eval", "dataset"),
+        lambda s: s.training.do_eval and not (s.data.dataset or {}).get("eval"),
+        'evaluation needs rows; add "eval" to dataset, or set "do_eval": false and "evaluation_strategy": "no"',
+    ),
+    (
+        ("load_best_model_at_end", "evaluation_strategy", "save_strategy"),
+        lambda s: (
+            s.training.load_best_model_at_end
+            and (s.training.evaluation_strategy == "no" or s.training.evaluation_strategy != s.training.save_strategy)
+        ),
+        "the best checkpoint is known only if each one is evaluated: make both strategies equal, and not no",
+    ),
+    (
+        ("load_best_model_at_end", "metric_for_best_model"),
+        lambda s: (
+            s.training.load_best_model_at_end and s.training.metric_for_best_model not in (None, "loss", "eval_loss")
+        ),
+        'evaluation measures the loss; leave "metric_for_best_model" out',
+    ),
+    (
+        ("load_best_model_at_end", "save_steps", "eval_steps"),
+        lambda s: (
+            s.training.load_best_model_at_end
+            and s.training.evaluation_strategy == "steps"
+            and s.training.save_steps % (s.training.eval_steps or s.training.logging_steps) != 0
+        ),
+        "save_steps has to be a multiple of eval_steps",
+    ),
+)
+"""Keys, when they disagree, and the way out."""
+
+
+def check_conflicts(settings: TrainingSettings, where: str) -> None:
+    """ConfigError that names the keys with their values for the first conflict."""
+    for names, disagree, remedy in CONFLICTS:
+        if disagree(settings):
+            flat = flat_values(settings)
+            given = " and ".join(f'"{name}" = {as_json(flat[name])}' for name in names)
+            raise ConfigError(f"{where}: {given} do not go together: {remedy}")
+
+
+def flat_values(settings: TrainingSettings) -> dict[str, Any]:
+    """All keys of the four groups in one dictionary."""
+    groups = (settings.model, settings.data, settings.generate, settings.training)
+    return {item.name: getattr(group, item.name) for group in groups for item in dataclasses.fields(group)}
+
+
+def check_dataset(dataset: Any, where: str) -> None:
+    """Check ``{"train": [entry, ...], "eval": [...]}``; ConfigError has the JSON pointer of what is wrong."""
+    for part, entries in dataset.items():
+        at = f"/dataset/{part}"
+        if part not in _PARTS:
+            raise ConfigError(f'{where}: unknown key "{at}"{nearest(part, _PARTS)} (known: {", ".join(_PARTS)})')
+        if not isinstance(entries, list) or not entries:
+            raise ConfigError(
+                f'{where}: "{at}" is {json_kind(entries)} ({as_json(entries)}); expected a list of data sets'
+            )
+        for index, entry in enumerate(entries):
+            _check_entry(entry, f"{at}/{index}", where)
+
+
+def _check_entry(entry: Any, at: str, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ConfigError(f'{where}: "{at}" is {json_kind(entry)} ({as_json(entry)}); expected an object')
+    for name, value in entry.items():
+        place = f'{where}: "{at}/{name}"'
+        if name not in _ENTRY:
+            raise ConfigError(f'{where}: unknown key "{at}/{name}"{nearest(name, _ENTRY)} (known: {", ".join(_ENTRY)})')
+        if name == "splits" and value is not None:
+            raise ConfigError(f"{place} is {as_json(value)}, but only null is accepted: each entry names its own file")
+        several = name == "data_files" and isinstance(value, list) and value
+        if not all(isinstance(item, str) and item for item in (value if several else [value])) and value is not None:
+            raise ConfigError(f"{place} is {as_json(value)} ({json_kind(value)}); expected a text")
+    if not entry.get("data_files"):
+        raise ConfigError(f'{where}: "{at}/data_files" is missing; it names the file with the rows')
+
+
+def expand_dataset(dataset: dict[str, Any], where: str) -> dict[str, Any]:
+    """``dataset`` with ``~`` and ``$NAME`` replaced in its paths. It has passed ``check_dataset``."""
+
+    def text(value: Any, at: str) -> Any:
+        if isinstance(value, list):
+            return [text(item, at) for item in value]
+        return expanded_at(value, at) if isinstance(value, str) else value
+
+    return {
+        part: [
+            {key: text(value, f'{where}: "/dataset/{part}/{i}/{key}"') if key in _PATHS else value
+             for key, value in entry.items()}
+            for i, entry in enumerate(entries or [])
+        ]
+        for part, entries in dataset.items()
+    }  # fmt: skip
+
+
+def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:
+    """Derived values and the notes that tell of them. ``given`` are the keys that the user wrote."""
+    notes: list[str] = []
+    changes: dict[str, Any] = {}
+    training = settings.training
+    if training.evaluation_strategy != "no" and not training.do_eval:
+        if "do_eval" in given:
+            changes["evaluation_strategy"] = "no"
+            notes.append(f'evaluation_strategy "{training.evaluation_strategy}" is off, because do_eval is false')
+        else:
+            changes["do_eval"] = True
+    elif training.do_eval and training.do_train and training.evaluation_strategy == "no":
+        changes["evaluation_strategy"] = "steps"
+        notes.append('evaluation_strategy is "steps", because do_eval is true')
+    # Accepted spellings of what is done anyway; the trainer gets the one that it knows.
+    changes |= {"optim": "adamw", "count_trained_tokens": False}
+    changes.update(_resolved_data(settings))
+    settings = settings.with_changes(**changes)
+    notes.extend(without_effect.notes(settings, given))
+    return dataclasses.replace(settings, notes=tuple(notes))
+
+
+def _resolved_data(settings: TrainingSettings) -> dict[str, Any]:
+    data = settings.data
+    dataset = data.dataset
+    if data.data_path is not None:
+        dataset = {"train": [{"data_files": data.data_path}]}
+    if dataset is None:
+        return {}
+    if data.chat_template is not None:
+        dataset = {
+            part: [{"chat_template": data.chat_template, **entry} for entry in entries]
+            for part, entries in dataset.items()
+        }
+    return {"dataset": dataset, "data_path": None}
+
+
+def check_paths(settings: TrainingSettings, where: str) -> None:
+    """Can ``output_dir`` be written, and does it spare what is read? Nothing is left behind by the check."""
+    output = Path(settings.training.output_dir or "").expanduser()
+    at = f'{where}: "/output_dir" is "{output}"'
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{at}: that is a file; give a folder")
+    inside = _absolute(output)
+    images = settings.data.image_folder
+    if images is not None and _is_data_folder(Path(images)) and inside.is_relative_to(_absolute(images)):
+        raise ConfigError(f'{at}: inside the data set ("/image_folder" is "{images}"); choose a folder outside of it')
+    source = Path(settings.model.model_name_or_path or "").expanduser()
+    if source.is_dir() and source.resolve() == inside:
+        raise ConfigError(f"{at}: the same as model_name_or_path; the model would be overwritten")
+    reason = _not_writable(output)
+    if reason:
+        raise ConfigError(f"{at}: cannot be written ({reason}); choose another folder")
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _is_data_folder(path: Path) -> bool:
+    """The current folder and its parents hold more than pictures."""
+    return not Path.cwd().is_relative_to(_absolute(path))
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Why no file can be made in ``folder`` (or in its nearest parent that exists); None when it can."""
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not existing.is_dir():
+            return f"{existing} is a file"
+        if not os.access(existing, os.W_OK | os.X_OK):
+            return f"no permission in {existing}"
+        _probe(existing)
+    except OSError as error:
+        return f"{error.strerror or error} in {folder}"
+    return None
+
+
+def _probe(folder: Path) -> None:
+    """Make a file without a name in ``folder``; where the file system has no such files, a folder that is removed."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is not None:
+        with contextlib.suppress(_NoUnnamedFilesError):
+            return _probe_unnamed(folder, flag)
+    os.rmdir(tempfile.mkdtemp(prefix=".paddlemix-", dir=folder))
+    return None
+
+
+class _NoUnnamedFilesError(Exception):
+    """The file system cannot make files without a name."""
+
+
+def _probe_unnamed(folder: Path, flag: int) -> None:
+    try:
+        os.close(os.open(folder, flag | os.O_WRONLY, 0o600))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            raise _NoUnnamedFilesError from error
+        raise
