@@ -20,7 +20,7 @@ demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
 demo-multiview: $(STAMP)  ## train a tiny multi-view LLaVA to tell what one view cannot: the colour of the back
 	$(PY) -m paddlemix.demo.multiview
 
-test: $(STAMP)  ## lint, floors and the plain tests
+test: $(STAMP)  ## lint, layers and the plain tests
 	$(VENV)/bin/ruff check .
 	$(PY) tools/check_layers.py
 	$(PY) -m pytest -n 2 -q -m "$(PLAIN)"

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 # What a chat and a conversion need. No paddle wheel stands here: an NPU or GPU machine brings its own.
 CORE = [
     "numpy>=1.26,<2",  # paddlenlp 3.0.0b4 asks for <= 1.26.4
-    "pillow>=10,<13",  # 13.0 changed the result of Image.resize for tall pictures
+    "pillow>=10,<13",  # 13.0 changed the result of Image.resize for tall images
     "safetensors>=0.4.5",
     "ml_dtypes>=0.5,<0.6",  # 0.6 pulls numpy 2
     "sentencepiece>=0.2.1",  # older ones overflow on a crafted tokenizer.model (CVE-2026-1260)

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from paddlemix.utils.commands import COMMANDS, PROGRAM
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names with the words after it, and return its exit code."""
-    return run_doorway(_run, argv)
+    return run_command(_run, argv)
 
 
 def help_text() -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paddlemix.imaging.processor import ImageProcessor, Processed
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.settings.model import LlavaConfig
-    from paddlemix.text.messages import Layout, Message
+    from paddlemix.text.messages import ChatFormat, Message
     from paddlemix.text.render import Rendered
     from paddlemix.text.tokenizer import Tokenizer
 
@@ -83,10 +83,10 @@ class AutoModelMIX:
         """Ids of the answer of each row, its ending id included: what ``LlavaProcessor`` gives, continued.
 
         ``input_ids`` int64 [B, T] with IMAGE_TOKEN_INDEX at image places; where ``attention_mask`` is 0 nothing stands.
-        ``pixel_values`` float32 [N, 3, S, S] are all tiles in order, ``layouts`` those of each row's pictures.
+        ``pixel_values`` float32 [N, 3, S, S] are all tiles in order, ``layouts`` those of each row's images.
         ``tokenizer`` keeps the ids to those that it knows, where the model's table is padded beyond them.
         ``decoding`` are fields of ``generation.sampling.Decoding``; without ``eos_ids`` the model's own id ends a row.
-        DataError when the pictures of a row do not fit its places.
+        DataError when the images of a row do not fit its places.
         """
         import numpy as np
 
@@ -139,13 +139,13 @@ class AutoTokenizerMIX:
 
 
 class LlavaProcessor:
-    """Pictures to pixels, messages to ids: what one model needs of its inputs."""
+    """Images to pixels, messages to ids: what one model needs of its inputs."""
 
     def __init__(
         self,
         images: "ImageProcessor | None",
         tokenizer: "Tokenizer",
-        template: "Layout",
+        template: "ChatFormat",
         max_length: int,
         use_im_start_end: bool = False,
     ) -> None:
@@ -158,13 +158,13 @@ class LlavaProcessor:
     def __call__(self, images: Any = None, text: Any = None) -> Any:
         """Inputs of a model.
 
-        One picture alone (PIL, bytes, a path or an address): its ``Processed`` pixels and layout.
+        One image alone (PIL, bytes, a path or an address): its ``Processed`` pixels and layout.
         With ``text``: a dict with ``input_ids`` and ``attention_mask`` int64 [B, T] (padded on the left),
-        ``pixel_values`` float32 [N, 3, S, S] (None without pictures) and ``layouts``, which ``AutoModelMIX.generate``
+        ``pixel_values`` float32 [N, 3, S, S] (None without images) and ``layouts``, which ``AutoModelMIX.generate``
         takes. A ``text`` is a question, which gets the model's template around it, or a conversation: ``Message``s, or
-        dicts with ``role`` and ``content``. Its ``images`` are one picture or several. Several texts are a list of
-        questions or a list of conversations, and ``images`` has an entry for each: None, a picture or several.
-        ConfigError for pictures without a vision tower; DataError where pictures and ``<image>`` marks differ.
+        dicts with ``role`` and ``content``. Its ``images`` are one image or several. Several texts are a list of
+        questions or a list of conversations, and ``images`` has an entry for each: None, an image or several.
+        ConfigError for images without a vision tower; DataError where images and ``<image>`` marks differ.
         """
         from paddlemix.text.batching import as_list, pad_rows
 
@@ -186,7 +186,7 @@ class LlavaProcessor:
         from paddlemix.utils.errors import ConfigError
 
         if self.images is None:
-            raise ConfigError("this model has no vision tower, so it takes no pictures")
+            raise ConfigError("this model has no vision tower, so it takes no images")
         return self.images(load_image(picture, OWN_LIMITS))
 
     def _ids(self, text: Any, pictures: int) -> list[int]:
@@ -201,7 +201,7 @@ class LlavaProcessor:
         ids = [int(token) for token in self.prompt(messages).ids]
         places = ids.count(IMAGE_TOKEN_INDEX)
         if places != pictures:
-            raise DataError(f'a text has {places} "{IMAGE_TOKEN}" and {pictures} pictures; each mark needs one picture')
+            raise DataError(f'a text has {places} "{IMAGE_TOKEN}" and {pictures} images; each mark needs one image')
         return ids
 
     def prompt(self, messages: "Sequence[Message]", *, answer_open: bool = True) -> "Rendered":
@@ -272,13 +272,13 @@ def _is_message(part: Any) -> bool:
 
 
 def _entries(images: Any, texts: int) -> "Sequence[Any]":
-    """The pictures of each of so many texts."""
+    """The images of each of so many texts."""
     from paddlemix.utils.errors import DataError
 
     if images is None:
         return [None] * texts
     if not isinstance(images, list | tuple) or len(images) != texts:
-        count = len(images) if isinstance(images, list | tuple) else "one picture"
+        count = len(images) if isinstance(images, list | tuple) else "one image"
         raise DataError(f"{texts} texts and {count} as images: give a list with an entry for each text, None for none")
     return images
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floors of the house hold, and the checker sees what it should see."""
+"""The layers hold, and the checker sees what it should see."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,7 @@ def _load_checker():
 check_layers = _load_checker()
 
 
-def _house(folder: Path, **files: str) -> Path:
+def _tree(folder: Path, **files: str) -> Path:
     """A small repository; ``models__llava="..."`` is paddlemix/models/llava.py."""
     for name, text in files.items():
         path = folder / "paddlemix" / ((name if name == "__init__" else name.replace("__", "/")) + ".py")
@@ -37,9 +37,9 @@ def test_every_file_of_the_repository_is_in_its_place():
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"utils__a": "from paddlemix.models import b\n", "models__b": ""}, "paddlemix.models.b (floor 4, above"),
-        ({"models__a": "import paddlemix.datasets.b\n", "datasets__b": ""}, "floor 4, beside it"),
-        ({"models__a": "def f():\n    from paddlemix.trainer import b\n", "trainer__b": ""}, "floor 6, above it"),
+        ({"utils__a": "from paddlemix.models import b\n", "models__b": ""}, "paddlemix.models.b (layer 4, above"),
+        ({"models__a": "import paddlemix.datasets.b\n", "datasets__b": ""}, "layer 4, beside it"),
+        ({"models__a": "def f():\n    from paddlemix.trainer import b\n", "trainer__b": ""}, "layer 6, above it"),
         ({"text__a": "from . import b\n"}, "a.py:2: relative import"),
         ({"text__a": "from json import *\n"}, "a.py:2: star import"),
         ({"text__a": "import paddle\n"}, "the room text works without paddle"),
@@ -56,18 +56,18 @@ def test_every_file_of_the_repository_is_in_its_place():
         ({"models__a": "import os\nx = os.environ['A']\n"}, "a.py:3: environment variables are read in"),
         ({"models__a": "from os import getenv\n"}, "environment variables are read in"),
         ({"text__a": "import paddlemix.text.b\n", "text__b": "import paddlemix.text.a\n"}, "circle paddlemix.text.a"),
-        ({"helpers__a": ""}, "the room helpers is on no floor"),
+        ({"helpers__a": ""}, "the room helpers is in no layer"),
         ({"__init__": "import paddlemix.utils.a\n", "utils__a": ""}, "importing the package does nothing"),
     ],
 )
 def test_a_violation_is_found_and_named(tmp_path, files, told):
-    found = check_layers.check(_house(tmp_path, **files))
+    found = check_layers.check(_tree(tmp_path, **files))
     assert len(found) == 1
     assert told in found[0]
 
 
 def test_a_file_without_licence_line_is_found(tmp_path):
-    (_house(tmp_path, text__a="") / "paddlemix/text/a.py").write_text("x = 1\n")
+    (_tree(tmp_path, text__a="") / "paddlemix/text/a.py").write_text("x = 1\n")
     assert "the first line has to be" in check_layers.check(tmp_path)[0]
 
 
@@ -82,11 +82,11 @@ def test_a_file_without_licence_line_is_found(tmp_path):
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path, files):
-    assert check_layers.check(_house(tmp_path, **files)) == []
+    assert check_layers.check(_tree(tmp_path, **files)) == []
 
 
 def test_the_checker_exits_with_one_when_something_is_found(tmp_path, capsys):
-    assert check_layers.main([str(_house(tmp_path, text__a="import paddle\n"))]) == 1
+    assert check_layers.main([str(_tree(tmp_path, text__a="import paddle\n"))]) == 1
     assert "1 violations" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import pytest
 from paddlemix.settings.run.training import ALIASES, KNOWN, TrainingSettings
 from paddlemix.trainer.arguments import names_of_keys
 from paddlemix.utils.commands import COMMANDS
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.options import PYTHON, Options, current, speaking
 
@@ -74,7 +74,7 @@ def test_a_command_speaks_of_its_own_flags_while_it_runs(capsys):
     def fails(argv: list[str]) -> None:
         raise ConfigError(current().vision_tower)
 
-    assert run_doorway(fails, [], options) == 2
+    assert run_command(fails, [], options) == 2
     assert capsys.readouterr().err == "error: --v X\n"
     assert current() == PYTHON
     with speaking(options):
@@ -118,7 +118,7 @@ def allowed_flags(name: str) -> set[str]:
 
 
 COMMANDS_OF_OTHERS = ("demo/", "doctor/", "cli.py", "utils/commands.py", "__main__.py", "utils/options.py", "ops/npu/",
-                      "utils/doorway.py")  # fmt: skip
+                      "utils/entry_point.py")  # fmt: skip
 """Files that start or name other commands, with their flags."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny model, tokenizer, processor and picture for tests: random weights, built in well under a second."""
+"""A tiny model, tokenizer, processor and image for tests: random weights, built in well under a second."""
 
 import functools
 import io
@@ -123,7 +123,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def write_rows(folder: Path) -> None:
-    """Six pictures; ``train.json`` with rows about them, the last without one; ``eval.json`` with three of the rows."""
+    """Six images; ``train.json`` with rows about them, the last without one; ``eval.json`` with three of the rows."""
     rows = []
     for index in range(6):
         tiny_image(index).save(folder / f"{index}.png")
@@ -136,7 +136,7 @@ def write_rows(folder: Path) -> None:
 
 
 def tiny_image(kind: int = 0, size: tuple[int, int] = (40, 30)) -> Any:
-    """An RGB picture of (width, height) pixels; every ``kind`` is another one."""
+    """An RGB image of (width, height) pixels; every ``kind`` is another one."""
     import numpy as np
     from PIL import Image
 

@@ -8,7 +8,7 @@ Every contestant is a process of its own with one thread, asked in turn (A B C A
 which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING), and
 ours/peer (HF transformers, run by the interpreter given with --peer; not for chat, where the work would differ).
 chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
-encode the picture and prefill the whole conversation again.
+encode the image and prefill the whole conversation again.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def feeder(model: Any, spec: dict[str, Any]) -> Callable[[int, int, Any], int]:
 
 
 def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Round 1 asks about a picture; round 2 asks again, once in the same session and once in one that kept nothing."""
+    """Round 1 asks about an image; round 2 asks again, once in the same session and once in one that kept nothing."""
     import paddle
     from PIL import Image
 
@@ -174,7 +174,7 @@ def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     from paddlemix.text import templates
     from paddlemix.text.tokenizer import load_tokenizer
 
-    question = "what is in the picture and where does it stand tell me more about the red circle on the left"
+    question = "what is in the image and where does it stand tell me more about the red circle on the left"
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), [question, " ".join(question.split()[::-1])])
         tokenizer = load_tokenizer(folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floors of the house, held by reading the imports of every file (nothing is imported).
+"""The layers of the code, held by reading the imports of every file (nothing is imported).
 
     python tools/check_layers.py [ROOT]
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FLOORS = (
+LAYERS = (
     ("utils",),
     ("settings",),
     ("text", "imaging", "ops"),
@@ -23,8 +23,8 @@ FLOORS = (
     ("eval", "serve", "export", "demo", "doctor", "auto"),
     ("tools", "examples", "deploy", "__main__"),
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-DOORWAYS = len(FLOORS) - 1
+LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+TOP = len(LAYERS) - 1
 
 NO_PADDLE = ("utils", "settings", "text", "imaging", "splice", "datasets")
 LAZY_PADDLE = ("paddlemix/utils/device.py",)
@@ -62,7 +62,7 @@ Import = tuple[str, int, bool]
 """Module, line, and whether the import stands inside a function."""
 
 
-class House:
+class SourceTree:
     """All Python files below ``root`` but the tests, by their module names."""
 
     def __init__(self, root: Path) -> None:
@@ -97,62 +97,62 @@ def _is_function(node: ast.AST) -> bool:
 
 
 def room_of(module: str) -> str | None:
-    """Room of a module; the package itself (``paddlemix``) is None. Root folders are rooms of the top floor."""
+    """Room of a module; the package itself (``paddlemix``) is None. Root folders are rooms of the top layer."""
     parts = module.split(".")
     if parts[0] != "paddlemix":
         return f"root {parts[0]}"
     return parts[1] if len(parts) > 1 else None
 
 
-def floor_of(module: str) -> int | None:
-    """Floor of a module of ours, or None for the bare package."""
+def layer_of(module: str) -> int | None:
+    """Layer of a module of ours, or None for the bare package."""
     room = room_of(module)
     if room is None:
         return None
-    return FLOOR_OF.get(room.removeprefix("root "), DOORWAYS) if room in FLOOR_OF or room.startswith("root ") else -1
+    return LAYER_OF.get(room.removeprefix("root "), TOP) if room in LAYER_OF or room.startswith("root ") else -1
 
 
 def check(root: Path) -> list[str]:
     """All violations below ``root``, as lines ``file:line: what is wrong``."""
-    house = House(root)
-    found = [*_unknown_rooms(house), *_headers(house)]
-    for module in house.files:
-        found += _floors(house, module)
-        found += _libraries(house, module)
-        found += _forms(house, module)
-    return found + _circles(house)
+    tree = SourceTree(root)
+    found = [*_unknown_rooms(tree), *_headers(tree)]
+    for module in tree.files:
+        found += _layers(tree, module)
+        found += _libraries(tree, module)
+        found += _forms(tree, module)
+    return found + _circles(tree)
 
 
-def _unknown_rooms(house: House) -> Iterator[str]:
-    for module, file in house.files.items():
-        if floor_of(module) == -1:
-            yield f"{file}:1: the room {room_of(module)} is on no floor"
+def _unknown_rooms(tree: SourceTree) -> Iterator[str]:
+    for module, file in tree.files.items():
+        if layer_of(module) == -1:
+            yield f"{file}:1: the room {room_of(module)} is in no layer"
 
 
-def _headers(house: House) -> Iterator[str]:
-    for module, file in house.files.items():
-        lines = house.texts[module].splitlines()
+def _headers(tree: SourceTree) -> Iterator[str]:
+    for module, file in tree.files.items():
+        lines = tree.texts[module].splitlines()
         if not lines or HEADER not in (lines[0], lines[1] if lines[0].startswith("#!") and len(lines) > 1 else ""):
             yield f"{file}:1: the first line has to be {HEADER}"
 
 
-def _floors(house: House, module: str) -> Iterator[str]:
-    own_room, own_floor = room_of(module), floor_of(module)
-    for target, line, _ in house.imports(module):
+def _layers(tree: SourceTree, module: str) -> Iterator[str]:
+    own_room, own_layer = room_of(module), layer_of(module)
+    for target, line, _ in tree.imports(module):
         if target.split(".")[0] != "paddlemix" or room_of(target) is None:
             continue
-        room, floor = room_of(target), floor_of(target)
-        where = f"{house.files[module]}:{line}: {module}"
+        room, layer = room_of(target), layer_of(target)
+        where = f"{tree.files[module]}:{line}: {module}"
         if own_room is None:
             yield f"{where} imports {target}: importing the package does nothing"
-        elif room != own_room and floor is not None and own_floor is not None and floor >= own_floor >= 0:
-            way = "beside it" if floor == own_floor else "above it"
-            yield f"{where} (floor {own_floor}) imports {target} (floor {floor}, {way})"
+        elif room != own_room and layer is not None and own_layer is not None and layer >= own_layer >= 0:
+            way = "beside it" if layer == own_layer else "above it"
+            yield f"{where} (layer {own_layer}) imports {target} (layer {layer}, {way})"
 
 
-def _libraries(house: House, module: str) -> Iterator[str]:
-    file = house.files[module]
-    for target, line, inside in house.imports(module):
+def _libraries(tree: SourceTree, module: str) -> Iterator[str]:
+    file = tree.files[module]
+    for target, line, inside in tree.imports(module):
         library = target.split(".")[0]
         if library == "paddle" and room_of(module) in NO_PADDLE and not (inside and file in LAZY_PADDLE):
             yield f"{file}:{line}: the room {room_of(module)} works without paddle"
@@ -161,9 +161,9 @@ def _libraries(house: House, module: str) -> Iterator[str]:
                 yield f"{file}:{line}: {name} is imported in {', '.join(allowed) or 'no file'} only"
 
 
-def _forms(house: House, module: str) -> Iterator[str]:
-    file = house.files[module]
-    for node in ast.walk(house.trees[module]):
+def _forms(tree: SourceTree, module: str) -> Iterator[str]:
+    file = tree.files[module]
+    for node in ast.walk(tree.trees[module]):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"{file}:{node.lineno}: relative import; write the whole name"
         elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
@@ -183,10 +183,10 @@ def _reads_environment(node: ast.AST) -> bool:
     )
 
 
-def _circles(house: House) -> list[str]:
+def _circles(tree: SourceTree) -> list[str]:
     """One line for each circle of files; imports inside functions count too."""
     graph = {
-        module: sorted({name for name, _, _ in house.imports(module) if name in house.files}) for module in house.files
+        module: sorted({name for name, _, _ in tree.imports(module) if name in tree.files}) for module in tree.files
     }
     found: list[str] = []
     state: dict[str, int] = {}
@@ -196,7 +196,7 @@ def _circles(house: House) -> list[str]:
         for target in graph[module]:
             if state.get(target) == 1:
                 circle = [*trail[trail.index(target) :], target]
-                found.append(f"{house.files[module]}:1: circle {' -> '.join(circle)}")
+                found.append(f"{tree.files[module]}:1: circle {' -> '.join(circle)}")
             elif target not in state:
                 visit(target, [*trail, target])
         state[module] = 2
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     found = check(root)
     for line in found:
         print(line)
-    print(f"floors: {len(found)} violations" if found else "floors: all files in their places")
+    print(f"layers: {len(found)} violations" if found else "layers: all files in their places")
     return 1 if found else 0
 
 

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import TrainingError
 
 DEMOS = {
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the series. Exit code 0; 1 when a run fails (not when it learns less than promised)."""
-    return run_doorway(_run, argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:

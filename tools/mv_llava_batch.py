@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.options import Options, model_flags
 from paddlemix.utils.paths import expanded, path_at
 
@@ -30,7 +30,7 @@ EVERY_SECONDS = 10.0
 
 def main(name: str, about: str, argv: Sequence[str] | None) -> int:
     """Run the tool of the script ``name``. Exit code 2 when an option, the input or the model cannot be used."""
-    return run_doorway(lambda arguments: _run(name, parser(name, about), arguments), argv, OPTIONS)
+    return run_command(lambda arguments: _run(name, parser(name, about), arguments), argv, OPTIONS)
 
 
 def parser(name: str, about: str) -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     flag("output-dir", default=Path(folder), type=path_at, help=f"folder of the results (default {folder})")
     flag("split-index", type=int, help="work on this part only; its file is <index>.json (default: all, all.json)")
     flag("num-splits", type=int, help=f"parts of the input (default: {'256' if sheets else 'of about 1000 objects'})")
-    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
+    flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("batch-size", type=int, default=8, help="objects that are asked at once (default 8)")
     flag("template", default="v1", help="v1: as the model was trained (default); share4v_v1: as the original tool asks")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
@@ -108,7 +108,7 @@ def _dashed(part: str) -> str:
 def job_of(name: str, args: argparse.Namespace) -> "Job":
     """The job that the options describe. Everything that can be wrong with them is found before paddle loads."""
     from paddlemix.annotate.batch import Job
-    from paddlemix.annotate.objects import Source, part_of, read_objects, split_count
+    from paddlemix.annotate.objects import ObjectImages, part_of, read_objects, split_count
     from paddlemix.annotate.scripts import SCRIPTS
     from paddlemix.imaging.views import sheet_order
     from paddlemix.text import templates
@@ -121,7 +121,7 @@ def job_of(name: str, args: argparse.Namespace) -> "Job":
     if args.num_splits is not None and (args.num_splits < 1 or args.split_index is None):
         raise ConfigError("--num-splits wants a whole number from 1, and --split-index to name one of the parts")
     templates.get(args.template)
-    source = Source(
+    source = ObjectImages(
         args.image_root, args.grid if sheets else 0, args.sheet_order if sheets else None, args.exif_rotation
     )
     if sheets:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from paddlemix.annotate.caption_rows import SPELLINGS, convert
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.files import atomic_write
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Exit code 0; 2 when a flag or the input cannot be used."""
-    return run_doorway(_run, argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:

@@ -62,8 +62,8 @@ def _whole(text: TextConfig, vision: VisionConfig) -> LlavaConfig:
 
 RECIPES = (
     Recipe("llava_v1_5_7b", _whole(LLAMA_7B, CLIP_336), 1, "LLaVA-1.5-7B, MindSpeed-MM: 3632 (48.3 rows/s on 8)"),
-    Recipe("llava_v1_5_13b", _whole(LLAMA_13B, CLIP_336), 1, "Llama2-13B without pictures, MindFormers: 1691"),
-    Recipe("llava_v1_6_7b", _whole(LLAMA_7B, CLIP_336), 5, "Llama2-7B without pictures, MindFormers: 4160"),
+    Recipe("llava_v1_5_13b", _whole(LLAMA_13B, CLIP_336), 1, "Llama2-13B without images, MindFormers: 1691"),
+    Recipe("llava_v1_6_7b", _whole(LLAMA_7B, CLIP_336), 5, "Llama2-7B without images, MindFormers: 4160"),
     Recipe("llava_v1_6_34b_lora", _whole(YI_34B, CLIP_336), 5, "none; InternVL2-26B full, MindSpeed-MM: 750"),
     Recipe("internvl_chat_7b", _whole(LLAMA_7B, INTERN_VIT), 1, "none; InternVL2-8B, MindSpeed-MM: 2914"),
     Recipe("mv_llava_7b", _whole(LLAMA_7B, CLIP_224), 4, "none; LLaVA-1.5-7B as above"),

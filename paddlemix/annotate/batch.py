@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from paddlemix.annotate.objects import Source
+from paddlemix.annotate.objects import ObjectImages
 from paddlemix.annotate.scripts import Script, read_answers, value_of
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import TEMPORARY_PREFIX, atomic_write
@@ -36,7 +36,7 @@ class Job:
     """
 
     script: Script
-    source: Source
+    source: ObjectImages
     records: Sequence[dict[str, Any]]
     output: Path
     settings: dict[str, Any]
@@ -53,7 +53,7 @@ class Job:
 
 @dataclass
 class Progress:
-    """How far a run is. ``unknown`` answers and ``failed`` objects (no pictures) are counted over the whole run."""
+    """How far a run is. ``unknown`` answers and ``failed`` objects (no images) are counted over the whole run."""
 
     total: int
     done: int = 0
@@ -71,11 +71,11 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """``120 of 1000 objects, 3.20 a second, 275 s left; 2 unknown answers, 1 without pictures``."""
+        """``120 of 1000 objects, 3.20 a second, 275 s left; 2 unknown answers, 1 without images``."""
         speed = self.here / self.seconds if self.seconds and self.here else 0.0
         left = f", {speed:.2f} a second, {_time((self.total - self.done) / speed)} left" if speed else ""
         odd = [f"{self.unknown} unknown answers"] if self.unknown else []
-        odd += [f"{self.failed} without pictures"] if self.failed else []
+        odd += [f"{self.failed} without images"] if self.failed else []
         return f"{self.done} of {self.total} objects{left}" + (f"; {', '.join(odd)}" if odd else "")
 
 
@@ -89,7 +89,7 @@ def run(job: Job, ask: Ask, note: Callable[[Progress], None], *, restart: bool =
     """Annotate every object of a job and publish its file; ``note`` is told after every batch.
 
     Batches are cut by the objects' numbers and done as a whole, so a resumed run asks exactly what the straight one
-    would have asked. An object without usable pictures gets ``error`` in place of answers.
+    would have asked. An object without usable images gets ``error`` in place of answers.
     """
     if restart:
         job.journal.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.annotate.objects import Source
+from paddlemix.annotate.objects import ObjectImages
 from paddlemix.annotate.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
@@ -99,7 +99,7 @@ def convert(path: Path, *, rounds: bool, seed: int, keys: Mapping[str, str], roo
 
     ``rounds``: all four questions (second stage), else the description alone (first stage). ``keys`` are keys of the
     file by the names of ``SPELLINGS``. With ``root``, the folder of ``Cap3D_imgs_view{0,1,4,5}``, objects without
-    pictures are left out. DataError names the file and the record, and the keys when no row came out.
+    images are left out. DataError names the file and the record, and the keys when no row came out.
     """
     done = Converted()
     first: Mapping[str, Any] = {}
@@ -109,8 +109,8 @@ def convert(path: Path, *, rounds: bool, seed: int, keys: Mapping[str, str], roo
         description = _value(record, "description", keys)
         if not isinstance(description, str) or not description.strip():
             done.left_out.setdefault("objects have no description", []).append(name)
-        elif root is not None and not Source(root).has_pictures(name):
-            done.left_out.setdefault(f"objects have no pictures under {root}", []).append(name)
+        elif root is not None and not ObjectImages(root).has_pictures(name):
+            done.left_out.setdefault(f"objects have no images under {root}", []).append(name)
         else:
             turns = [(random.Random(f"{seed} {name}").choice(DESCRIBE), description.strip())]
             turns += _choices(name, record, keys, done) if rounds else []

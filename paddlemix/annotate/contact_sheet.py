@@ -35,7 +35,7 @@ def draw(path: Path, entries: Sequence[tuple[Mapping[str, Any], Sequence[Image.I
     """Write ``path`` with one card for each (record, views); records are those of a batch run's file.
 
     A card shows the name, the score (of 6), scale and style, and the caption (or else the description), cut to what
-    fits. An answer that could not be read is red, as is an object without pictures.
+    fits. An answer that could not be read is red, as is an object without images.
     """
     views = max([len(pictures) for _, pictures in entries] + [1])
     columns = max(1, min(_COLUMNS, len(entries)))

@@ -20,7 +20,7 @@ from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.foreign import parse_json, refuse_pointer
 
 MOST_WITHOUT = 10_000
-"""An input that begins with so many objects without a picture is taken for a wrong folder."""
+"""An input that begins with so many objects without an image is taken for a wrong folder."""
 
 PER_SPLIT = 1000
 SYN_SPLITS = 256
@@ -29,10 +29,10 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Source:
+class ObjectImages:
     """Where the views of objects come from. ``sheet`` 0: one file a view, in the folders of Cap3D; n: sheets of n x n.
 
-    ``order`` is that of ``imaging.views`` (None: as the model was trained). ``exif_rotation``: pictures are turned as
+    ``order`` is that of ``imaging.views`` (None: as the model was trained). ``exif_rotation``: images are turned as
     their EXIF data say.
     """
 
@@ -42,7 +42,7 @@ class Source:
     exif_rotation: bool = False
 
     def key(self) -> str:
-        """The key of an input record that names the object's pictures."""
+        """The key of an input record that names the object's images."""
         return "image_pth" if self.sheet else "id"
 
     def views(self, record: dict[str, Any]) -> list[Image]:
@@ -65,17 +65,17 @@ class Source:
         return [Path(picture_of(str(self.root / CAP3D_FOLDER.format(view)), name)) for view in CAP3D_VIEWS]
 
     def has_pictures(self, name: str) -> bool:
-        """Whether every picture of the object ``name`` is there."""
+        """Whether every image of the object ``name`` is there."""
         return all(os.path.isfile(path) for path in self._files(name))
 
     def require_some(self, records: Sequence[dict[str, Any]]) -> None:
-        """DataError when not one of the first objects has a picture: then the folder is wrong, not the objects."""
+        """DataError when not one of the first objects has an image: then the folder is wrong, not the objects."""
         few = records[:MOST_WITHOUT]
         names = [value_of(record, self.key()) for record in few]
         # isfile, not Path.is_file: a name that is no possible file name is a file that is not there.
         if not any(os.path.isfile(path) for name in names for path in self._files(name)):
             raise DataError(
-                f"none of the first {len(few)} objects has a picture, for example {self._files(names[0])[0]}; "
+                f"none of the first {len(few)} objects has an image, for example {self._files(names[0])[0]}; "
                 "check --image-root and the names in the input"
             )
 
@@ -118,9 +118,9 @@ def _record(record: Any, key: str, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: expected an object with {key!r}, or a text")
     name = value_of(record, key)
     if name is None:
-        raise DataError(f"{where}: {missing_key(record, key)}; it names the object's pictures")
+        raise DataError(f"{where}: {missing_key(record, key)}; it names the object's images")
     if not isinstance(name, str) or not name:
-        raise DataError(f'{where}: "{key}" is {json.dumps(name)}; expected a text that names the object\'s pictures')
+        raise DataError(f'{where}: "{key}" is {json.dumps(name)}; expected a text that names the object\'s images')
     return record
 
 

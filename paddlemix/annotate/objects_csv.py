@@ -33,7 +33,7 @@ _OPENS = re.compile(rf'(?:^|[{SEPARATORS}])[ \t]*"')
 
 
 def read_csv(text: str, key: str, where: str) -> list[tuple[str, dict[str, Any]]]:
-    """``file:line`` and values of each record. ``key`` names the column that tells an object's pictures: the one that
+    """``file:line`` and values of each record. ``key`` names the column that tells an object's images: the one that
     the header has for it, without a header the first. DataError names the file and the line.
     """
     told = re.match(r"sep=(.)[ \t]*\n", text)  # Excel's own first line

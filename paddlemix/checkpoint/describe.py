@@ -250,7 +250,7 @@ def _say_config(config: LlavaConfig, result: Description) -> None:
     sizes = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
     counts = sorted({token_count(size, image, vision) for size in sizes})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    result.facts["pictures"] = f"{image.aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
+    result.facts["images"] = f"{image.aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
 
 
 def _say_tower(sources: Sources, result: Description) -> None:
@@ -282,7 +282,7 @@ def _say_tokenizer(sources: Sources, result: Description) -> None:
 def memory_needs(config: LlavaConfig) -> dict[str, float]:
     """GB for a chat, and for LoRA and full training on one card, by the formula of ``settings.memory``.
 
-    Training: one row of the full context with one picture of the most tiles, recompute, the vision tower frozen.
+    Training: one row of the full context with one image of the most tiles, recompute, the vision tower frozen.
     """
     half = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
     ways = {

@@ -15,7 +15,7 @@ from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32, is_finite, to_float32
 from paddlemix.checkpoint.lora.adapter import attach
 from paddlemix.checkpoint.lora.read import Adapter
-from paddlemix.checkpoint.plan import Entry, Plan
+from paddlemix.checkpoint.plan import LoadEntry, LoadPlan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.sources import INIT as INIT
 from paddlemix.checkpoint.sources import check, find_sources, template_folder, tokenizer_folder
@@ -93,7 +93,7 @@ def load_model(
 
 
 def _enter_adapter(
-    plan: Plan, model: LlavaForCausalLM, adapter: Adapter | None, lora: Literal["merge", "keep"]
+    plan: LoadPlan, model: LlavaForCausalLM, adapter: Adapter | None, lora: Literal["merge", "keep"]
 ) -> dict[str, Adapter]:
     """The weights that an adapter is folded into while they are loaded; with ``keep``, LoRA layers instead."""
     if adapter is None:
@@ -105,14 +105,14 @@ def _enter_adapter(
     for weight, pair in adapter.pairs.items():
         for side, half in (("A", pair.a), ("B", pair.b)):
             name = f"{weight.removesuffix('.weight')}.lora_{side}"
-            plan.entries[name] = Entry(adapter.source, half.name, half.transpose, False)
+            plan.entries[name] = LoadEntry(adapter.source, half.name, half.transpose, False)
             plan.report.loaded[name] = adapter.source.infos()[half.name].file.name
     return {}
 
 
 @paddle.no_grad()
 def _fill(
-    plan: Plan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], dtype: str, seed: int, strict: bool
+    plan: LoadPlan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], dtype: str, seed: int, strict: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     on_cpu = paddle.get_device() == "cpu"
@@ -139,7 +139,7 @@ def _fill(
         allocate(parameter, tensor if tensor is not None else _tensor(target, dtype))
 
 
-def _mapped(entry: Entry, dtype: str) -> np.ndarray | None:
+def _mapped(entry: LoadEntry, dtype: str) -> np.ndarray | None:
     """The file's own pages as the tensor, copy-on-write: nothing is read now and nothing is copied."""
     if entry.transpose or dtype == "bfloat16" or entry.source.infos()[entry.name].dtype != dtype:
         return None
@@ -148,7 +148,9 @@ def _mapped(entry: Entry, dtype: str) -> np.ndarray | None:
     return mapped if mapped is not None and mapped.size and mapped.ctypes.data % 64 == 0 else None
 
 
-def _write(entry: Entry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str, parameter: Any) -> bool:
+def _write(
+    entry: LoadEntry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str, parameter: Any
+) -> bool:
     part = part_of(parameter)
     stored = None if part is None else lambda values: part.cut(values, entry.transpose)
     if adapter is None:

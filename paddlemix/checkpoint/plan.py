@@ -13,7 +13,7 @@ _PROJECTOR_WORD = "mm_projector."
 
 
 @dataclass(frozen=True)
-class Entry:
+class LoadEntry:
     """A stored tensor that fills a parameter."""
 
     source: TensorSource
@@ -24,11 +24,11 @@ class Entry:
 
 
 @dataclass
-class Plan:
+class LoadPlan:
     """Which stored tensor fills which parameter. Later sources replace earlier ones, and the report says so."""
 
     report: LoadReport
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, LoadEntry] = field(default_factory=dict)
 
     def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
         """Enter the tensors of a source."""
@@ -48,7 +48,7 @@ class Plan:
             else:
                 replaced += target.name in self.entries
                 turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
-                self.entries[target.name] = Entry(source, name, turned, own)
+                self.entries[target.name] = LoadEntry(source, name, turned, own)
         self.report.notes += source.notes
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")

@@ -22,7 +22,7 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
 
-Reader = Callable[[Any], np.ndarray]
+ReadValues = Callable[[Any], np.ndarray]
 """Gives the whole values of a parameter, of which this device may hold a slice only."""
 
 
@@ -43,7 +43,7 @@ def save_model(
     extra: Mapping[str, Any] | None = None,
     replace: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    read: Reader = plain_values,
+    read: ReadValues = plain_values,
 ) -> Path:
     """Publish ``folder`` with everything that chat and training need, the vision tower included.
 
@@ -61,7 +61,7 @@ def save_model(
     return folder
 
 
-def model_tensors(model: Any, read: Reader = plain_values) -> list[Stored]:
+def model_tensors(model: Any, read: ReadValues = plain_values) -> list[Stored]:
     """Every parameter under the name it is saved by. CheckpointError for a name our form does not have."""
     tensors = []
     for name, parameter in model.named_parameters():
@@ -76,7 +76,7 @@ def model_tensors(model: Any, read: Reader = plain_values) -> list[Stored]:
     return tensors
 
 
-def stored(name: str, parameter: Any, read: Reader = plain_values) -> Stored:
+def stored(name: str, parameter: Any, read: ReadValues = plain_values) -> Stored:
     """A parameter to be written when its turn comes."""
     return Stored(name, dtype_name(parameter), whole_shape(parameter), lambda: read(parameter))
 

@@ -27,12 +27,12 @@ from paddlemix.checkpoint.formats.base import FLOATS
 from paddlemix.checkpoint.formats.source import WEIGHT_FILES, TensorSource, open_file, open_folder
 from paddlemix.checkpoint.lora.base import doubts, require_base
 from paddlemix.checkpoint.lora.read import Adapter, check_targets, read_adapter
-from paddlemix.checkpoint.plan import Plan
+from paddlemix.checkpoint.plan import LoadPlan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.published.config import load_config
 from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.tower import tower_like
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
@@ -62,7 +62,7 @@ class Sources:
     """A model that is found, but not loaded."""
 
     parts: Parts
-    plan: Plan
+    plan: LoadPlan
     config: LlavaConfig
     tower: Path | None
     """Folder of the tower when its weights come from one of its own."""
@@ -84,7 +84,7 @@ def find_sources(
     Only headers are read. CheckpointError when a folder, a shard or the base is not what it should be.
     """
     parts = _find_parts(resolve(folder, "the model"), base, projector)
-    plan = Plan(LoadReport(str(parts.folder)))
+    plan = LoadPlan(LoadReport(str(parts.folder)))
     source, form = _open_base(plan, parts)
     tower = _find_tower(parts, plan, vision_tower)
     if config is None:
@@ -135,7 +135,7 @@ def _projector_base(folder: Path, base: str | Path | None) -> Path:
     return resolve(name, f"the base model of {folder}", near=folder, remedy=remedy)
 
 
-def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
+def _open_base(plan: LoadPlan, parts: Parts) -> tuple[TensorSource, str]:
     source = open_folder(parts.base)
     form = keymap.detect(source.infos())
     if form is None or form in keymap.TOWER_FORMS:
@@ -146,7 +146,7 @@ def _open_base(plan: Plan, parts: Parts) -> tuple[TensorSource, str]:
     return source, form
 
 
-def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | None:
+def _find_tower(parts: Parts, plan: LoadPlan, given: str | Path | None) -> Path | None:
     """The tower's folder, or None when nothing of it is needed."""
     near = [parts.folder, parts.base]
     if given is not None:
@@ -165,7 +165,7 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
     if plan.has(keymap.PREFIX_TOWER):
         # Only the configuration is wanted of the folder, and the settings know that of published towers.
         return find(name, near=near)
-    refuse_chat_14b(Reader(raw, _config_folder(parts) / CONFIG))
+    refuse_chat_14b(KeyReader(raw, _config_folder(parts) / CONFIG))
     remedy = f"name it with {options.current().vision_tower}"
     what = f"the vision tower of {_config_folder(parts) / CONFIG}"
     found = resolve(name, what, near=near, remedy=remedy)
@@ -174,7 +174,7 @@ def _find_tower(parts: Parts, plan: Plan, given: str | Path | None) -> Path | No
     return found
 
 
-def _tower_inside(plan: Plan) -> VisionConfig | None:
+def _tower_inside(plan: LoadPlan) -> VisionConfig | None:
     """The published CLIP tower whose shapes the weights in the plan have; None when they hold no such tower."""
 
     def shape(name: str) -> tuple[int, ...]:
@@ -225,7 +225,7 @@ def _read_config(
     return load_config(_config_folder(parts), tower_folder=tower, overrides=given or None, inside=inside)
 
 
-def _add_tower(plan: Plan, config: LlavaConfig, tower: Path | None, parts: Parts) -> Path | None:
+def _add_tower(plan: LoadPlan, config: LlavaConfig, tower: Path | None, parts: Parts) -> Path | None:
     """Enter the tower's weights unless the checkpoint holds its own, which may differ (v1.6 trains its tower)."""
     if config.vision is None or tower is None:
         return None
@@ -256,7 +256,7 @@ def _tower_beside_wins(config: LlavaConfig, tower: Path, parts: Parts) -> bool:
     return share4v or config.vision.model_type == INTERN_VIT_TYPE
 
 
-def _fit_positions(plan: Plan, config: LlavaConfig) -> LlavaConfig:
+def _fit_positions(plan: LoadPlan, config: LlavaConfig) -> LlavaConfig:
     """InternViT with the position table that is really there: its side counts, not the image_size of config.json."""
     entry = plan.entries.get(keymap.POSITION_TABLE)
     if entry is None or config.vision is None or config.vision.model_type != INTERN_VIT_TYPE:
@@ -277,7 +277,7 @@ def _is_foreign(name: str, form: str) -> bool:
     return isinstance(target, keymap.Target) and not target.name.startswith(keymap.PREFIX_TOWER)
 
 
-def _add_later_sources(plan: Plan, parts: Parts) -> None:
+def _add_later_sources(plan: LoadPlan, parts: Parts) -> None:
     if parts.adapter is not None:
         for source, form, names in parts.adapter.others:
             plan.add(source, form, names)

@@ -14,7 +14,7 @@ from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
-from paddlemix.text.messages import Layout
+from paddlemix.text.messages import ChatFormat
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import DataError
 
@@ -38,7 +38,7 @@ def build_datasets(
     *,
     rows: RowsRead | None = None,
     before: RowsBefore | None = None,
-    template: Layout | None = None,
+    template: ChatFormat | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Datasets:
@@ -63,7 +63,7 @@ def build_datasets(
 
 
 def make_encoder(
-    settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer, template: Layout | None = None
+    settings: TrainingSettings, config: LlavaConfig, tokenizer: Tokenizer, template: ChatFormat | None = None
 ) -> SampleEncoder:
     """The encoder of a run; ``template`` None takes that of the settings, or else of ``config``."""
     processor = ImageProcessor(config.image, config.vision) if config.vision and config.image else None
@@ -80,9 +80,9 @@ def make_encoder(
 def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
     """The collator of a run. Training pads on the right, whatever side the checkpoint's chat pads on.
 
-    Every batch of a model with a vision tower holds at least one tile: in a batch without a picture the gradients of
-    tower, projector and newline are then zeros, as in LLaVA's data loader (train.py gives a text row a black picture).
-    Without it they would be missing before the first picture of a process and zeros after it, and AdamW treats the
+    Every batch of a model with a vision tower holds at least one tile: in a batch without an image the gradients of
+    tower, projector and newline are then zeros, as in LLaVA's data loader (train.py gives a text row a black image).
+    Without it they would be missing before the first image of a process and zeros after it, and AdamW treats the
     two differently; several processes must agree on the parameters of a step besides.
     """
     return Collator(

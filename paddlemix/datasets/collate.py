@@ -15,7 +15,7 @@ class Collator:
 
     Keys: ``token_ids``, ``source``, ``positions``, ``labels`` (int64 [B, L]); ``pixels`` (float32 [N, 3, S, S]) when
     there is a tile; ``starts`` (int64 [B]) with left padding; ``segments`` (int64 [B, L]) when a row is packed.
-    ``blend_index`` and ``blend_weight`` [K, 4] when ``anyres_max_N`` scales a picture's features down.
+    ``blend_index`` and ``blend_weight`` [K, 4] when ``anyres_max_N`` scales an image's features down.
     ``min_tiles`` adds black tiles that nothing refers to, so that the projector takes part in every batch. None in the
     batch is a row that was skipped; a batch of nothing else becomes one row without labels, whose loss and gradients
     are zero.

@@ -11,14 +11,14 @@ import numpy as np
 
 from paddlemix.datasets.preprocess import Encoded, SampleEncoder
 from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.text.messages import Layout
+from paddlemix.text.messages import ChatFormat
 from paddlemix.utils.errors import DataError
 
 
 class ChatDataset:
     """Samples that are encoded when they are asked for.
 
-    Building it checks every row's turns and image count (no picture is opened; ``faults`` are those that were found
+    Building it checks every row's turns and image count (no image is opened; ``faults`` are those that were found
     before, by the ``where`` of their rows). A row that turns out bad later raises, or is None under
     ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by another row.
     """
@@ -52,9 +52,9 @@ class ChatDataset:
         return len(self.samples)
 
     @cached_property
-    def layouts(self) -> list[tuple[Layout, int]]:
+    def layouts(self) -> list[tuple[ChatFormat, int]]:
         """The conversation layouts of the rows, each with the number of its rows; the most frequent one first."""
-        rows: Counter[Layout] = Counter()
+        rows: Counter[ChatFormat] = Counter()
         for path, count in Counter(sample.chat_template for sample in self.samples).items():
             rows[self.encoder.layout_of(path)] += count
         return rows.most_common()
@@ -75,15 +75,15 @@ class ChatDataset:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Merged positions of every row (int64), cut at ``max_length``. Pictures are not decoded.
+        """Merged positions of every row (int64), cut at ``max_length``. Images are not decoded.
 
-        A row whose picture cannot be read counts 1 under ``skip``.
+        A row whose image cannot be read counts 1 under ``skip``.
         """
         return np.array([self._length(index) for index in range(len(self))], dtype=np.int64)
 
     @cached_property
     def modality_lengths(self) -> np.ndarray:
-        """``lengths``, negative for rows without pictures: what grouping by modality takes."""
+        """``lengths``, negative for rows without images: what grouping by modality takes."""
         sign = np.array([1 if sample.images else -1 for sample in self.samples], dtype=np.int64)
         return self.lengths * sign
 
@@ -102,7 +102,7 @@ class ChatDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what the rows say (not over the pictures), to find out whether data changed before a resume."""
+        """SHA-256 over what the rows say (not over the images), to find out whether data changed before a resume."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(repr((*_content(sample), sample.id)).encode("utf-8"))
@@ -116,15 +116,15 @@ class ChatDataset:
 
 
 def _content(sample: Sample) -> tuple[list[tuple[object, ...]], list[str]]:
-    """Turns and pictures. Without the image folder in front: data that moved to another disk is the same data."""
+    """Turns and images. Without the image folder in front: data that moved to another disk is the same data."""
     turns = [(m.role, m.text) if m.learns else (m.role, m.text, False) for m in sample.messages]
     return turns, [image.removeprefix(sample.image_root) for image in sample.images]
 
 
 def word_lengths(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """(lengths, modality lengths) as LLaVA estimates them: words, plus 128 a row with a picture in the first one only.
+    """(lengths, modality lengths) as LLaVA estimates them: words, plus 128 a row with an image in the first one only.
 
-    The second is negative for rows without pictures. Only for comparison with the original's order.
+    The second is negative for rows without images. Only for comparison with the original's order.
     """
     words = np.array([sum(len(m.text.split()) for m in sample.messages) for sample in samples], dtype=np.int64)
     pictured = np.array([bool(sample.images) for sample in samples])

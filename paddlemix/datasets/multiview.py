@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of MV-LLaVA's files (Bootstrap3D): which pictures a row means, and how they become the views of one object.
+"""Rows of MV-LLaVA's files (Bootstrap3D): which images a row means, and how they become the views of one object.
 
 The kind of a row is written in its id, as in the original (train_mv.py); the spellings are part of the format.
 
     cap3d_...   ``image`` names an object: Cap3D_imgs_view{0,1,4,5}/<image>, four views in this order, with any ending
     sv3d_...    ``image`` is a square sheet (1152 pixels): top left, bottom left, bottom right, top right
     zeropp_...  ``image`` is a square sheet of 640 pixels, in the same order
-    others      a lone picture stands ``single_view_repeat`` times; a list of pictures are views in their order
+    others      a lone image stands ``single_view_repeat`` times; a list of images are views in their order
 """
 
 import os
@@ -39,22 +39,22 @@ _LLAVA_PARTS = ("ocr_vqa", "vg", "text_vqa", "gqa")
 def views_of(name: str, images: Sequence[str], root: str, repeat: int) -> tuple[tuple[str, ...], Views]:
     """Paths (joined with the image folder ``root``) and views of a row with the id ``name``.
 
-    ``root`` may be the folder of the pictures, or a folder that holds the original's own tree (``data/obj_demo``,
-    ``data/sharegpt4v/data``, ``data/llava/data``). DataError when a row of a known kind has several pictures.
+    ``root`` may be the folder of the images, or a folder that holds the original's own tree (``data/obj_demo``,
+    ``data/sharegpt4v/data``, ``data/llava/data``). DataError when a row of a known kind has several images.
     """
     kind = next((kind for kind in (CAP3D, SV3D, ZEROPP) if kind in name), None)
     if kind is None:
         single = len(images) == 1
         return tuple(_single(image, root) for image in images), Views(repeat=repeat if single else 1)
     if len(images) != 1:
-        raise DataError(f'"{kind}" rows name one object; this one lists {len(images)} pictures')
+        raise DataError(f'"{kind}" rows name one object; this one lists {len(images)} images')
     if kind == CAP3D:
         return tuple(picture_of(folder, images[0]) for folder in _cap3d_folders(root)), Views()
     return (_joined(root, images[0]),), Views(grid=2)
 
 
 def picture_of(folder: str, name: str) -> str:
-    """Path of the picture of an object in ``folder``, with the first ending that is there (``.jpg`` when none is)."""
+    """Path of the image of an object in ``folder``, with the first ending that is there (``.jpg`` when none is)."""
     path = os.path.join(folder, name)
     # isfile: a name that is no possible file name is a file that is not there.
     return path + next((ending for ending in ENDINGS if os.path.isfile(path + ending)), ENDINGS[0])
@@ -72,7 +72,7 @@ def _cap3d_folders(root: str) -> list[str]:
 
 
 def _single(image: str, root: str) -> str:
-    """A picture that is no object: in the original's tree its base folder follows from words in its path."""
+    """An image that is no object: in the original's tree its base folder follows from words in its path."""
     if is_address(image) or not _is_folder(os.path.join(root, _SHARE4V_BASE)):
         return _joined(root, image)
     base = _LLAVA_BASE if any(part in image for part in _LLAVA_PARTS) else _SHARE4V_BASE

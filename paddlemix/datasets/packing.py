@@ -8,7 +8,7 @@ import numpy as np
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.text.messages import Layout
+from paddlemix.text.messages import ChatFormat
 
 
 def pack(lengths: Sequence[int], max_length: int, order: Iterable[int] | None = None) -> list[list[int]]:
@@ -58,7 +58,7 @@ class PackedDataset:
         return join(items) if items else None
 
     @property
-    def layouts(self) -> list[tuple[Layout, int]]:
+    def layouts(self) -> list[tuple[ChatFormat, int]]:
         """Those of the samples."""
         return self.dataset.layouts
 
@@ -78,7 +78,7 @@ class PackedDataset:
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """``lengths``, negative for rows in which no sample has a picture."""
+        """``lengths``, negative for rows in which no sample has an image."""
         pictured = [bool((self.dataset.modality_lengths[group] > 0).any()) for group in self.groups]
         return np.where(pictured, self.lengths, -self.lengths)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files the pictures of a row may be, how they are opened, and the look at all of them before a run."""
+"""Which files the images of a row may be, how they are opened, and the look at all of them before a run."""
 
 import contextlib
 import os
@@ -17,22 +17,22 @@ from paddlemix.utils import addresses
 from paddlemix.utils.errors import DataError
 
 NONE, HEADER, DECODE = "none", "header", "decode"
-"""How all pictures are looked at before a run (``check_images``)."""
+"""How all images are looked at before a run (``check_images``)."""
 
 _THREADS = 16
 """Opening a file waits for the disk or the network most of the time."""
 _PORTION = 64
-"""Pictures that a thread takes at a time."""
+"""Images that a thread takes at a time."""
 _ENOUGH = 100
-"""Bad pictures after which the look ends when the first one stops the run anyway."""
+"""Bad images after which the look ends when the first one stops the run anyway."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many pictures of how many have been looked at."""
+"""Is told how many images of how many have been looked at."""
 
 
 @dataclass(frozen=True)
 class PictureRules:
-    """How a run reads pictures. The guard of the image folder is against rows, not against what the user put into it.
+    """How a run reads images. The guard of the image folder is against rows, not against what the user put into it.
 
     A row must not climb out of the folder that an ``image_folder`` names, by ``..`` or an absolute path, unless
     ``allow_outside_root``; links at the top of the folder are the user's and are followed. Without an ``image_folder``
@@ -45,13 +45,13 @@ class PictureRules:
     exif_rotation: bool = False
 
     def load(self, sample: Sample, image: str) -> Image:
-        """The picture as RGB. DataError names row and file."""
+        """The image as RGB. DataError names row and file."""
         path = self.path(sample, image)
         with _named(sample):
             return load_image(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
 
     def size(self, sample: Sample, image: str) -> Size:
-        """(height, width) in pixels from the header. The picture must not be an http address."""
+        """(height, width) in pixels from the header. The image must not be an http address."""
         path = self.path(sample, image)
         return image_size(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
 
@@ -61,7 +61,7 @@ class PictureRules:
             if is_remote(image) and not self.allow_image_urls:
                 raise DataError(
                     f"{sample.where}: {image}: addresses are not read; "
-                    "download the picture, or set allow_image_urls to true"
+                    "download the image, or set allow_image_urls to true"
                 )
             if is_remote(image):
                 with _named(sample):
@@ -85,7 +85,7 @@ def _named(sample: Sample) -> Iterator[None]:
 
 
 def is_remote(image: str) -> bool:
-    """Whether a picture is an http address: such a picture is opened when its row is used, and not before."""
+    """Whether an image is an http address: such an image is opened when its row is used, and not before."""
     return is_address(image) and image[:5].lower() != "data:"
 
 
@@ -111,7 +111,7 @@ def _check_inside(sample: Sample, image: str) -> None:
 
 
 def _links_at_the_top(sample: Sample, steps: Sequence[str]) -> Iterable[str]:
-    """The links on the way to a picture that lie at the top of its folder, or of the trees that MV-LLaVA's rows use."""
+    """The links on the way to an image that lie at the top of its folder, or of the trees that MV-LLaVA's rows use."""
     trees = [tree.split(os.sep) for tree in TREES] if sample.views else []
     for depth in range(len(steps)):
         way = list(steps[:depth])
@@ -133,7 +133,7 @@ def check_pictures(
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> dict[str, DataError]:
-    """What is wrong with the pictures of ``samples``: the first fault of each row, by the row's ``where``.
+    """What is wrong with the images of ``samples``: the first fault of each row, by the row's ``where``.
 
     Each file is looked at once, by several threads: its header, or all of it with ``decode``. Of http addresses only
     the spelling is. ``share`` (rank, world): the part of the files that this process takes. Without ``every`` the look
@@ -173,7 +173,7 @@ def check_pictures(
 def _faults_of(
     image: str, rows: Sequence[Sample], rules: PictureRules, look: Callable[[Sample, str], object]
 ) -> list[tuple[str, DataError]]:
-    """The fault of a picture in every row that shows it; each has its own words, for they name the row."""
+    """The fault of an image in every row that shows it; each has its own words, for they name the row."""
     found = []
     good = False
     for sample in rows:

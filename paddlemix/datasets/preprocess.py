@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a sample to ids, labels and pixels; the length of a sample without decoding a picture."""
+"""From a sample to ids, labels and pixels; the length of a sample without decoding an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from paddlemix.imaging.layout import Size
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.imaging.views import Views
 from paddlemix.text import chat_template
-from paddlemix.text.messages import Layout, Message, placed_messages
+from paddlemix.text.messages import ChatFormat, Message, placed_messages
 from paddlemix.text.render import Rendered, render
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -25,7 +25,7 @@ from paddlemix.utils.errors import DataError
 class Encoded:
     """A sample ready to be merged into a batch.
 
-    ``ids`` and ``labels`` int64 [T] before merging, ``pixels`` float32 [N, 3, S, S] (None without pictures), one
+    ``ids`` and ``labels`` int64 [T] before merging, ``pixels`` float32 [N, 3, S, S] (None without images), one
     layout for each image place. ``length`` counts merged positions, ``truncated`` those that were cut off. ``segments``
     int64 [T] number the samples of a packed row (None: one sample).
     """
@@ -44,7 +44,7 @@ class SampleEncoder:
     """Encodes samples of any source with one tokenizer, one processor and one template.
 
     ``template`` must be the training form (``templates.get(name, training=True)``). A sample longer than
-    ``max_length`` keeps its head, as in the original, but the cut never divides a picture: one that does not fit whole
+    ``max_length`` keeps its head, as in the original, but the cut never divides an image: one that does not fit whole
     is left out with all that follows. ``specials`` True parses special tokens written in the data, as the original
     does; by default a written "</s>" is text. ``pictures``: which files may be opened, and how.
     """
@@ -53,7 +53,7 @@ class SampleEncoder:
         self,
         tokenizer: Tokenizer,
         processor: ImageProcessor | None,
-        template: Layout,
+        template: ChatFormat,
         *,
         max_length: int,
         use_im_start_end: bool = False,
@@ -67,7 +67,7 @@ class SampleEncoder:
         self.use_im_start_end = use_im_start_end
         self.specials = specials
         self.pictures = pictures
-        self._chat_templates: dict[str, Layout] = {}
+        self._chat_templates: dict[str, ChatFormat] = {}
 
     def __call__(self, sample: Sample) -> Encoded:
         """Ids, labels and pixels. DataError names the sample when it cannot be trained on."""
@@ -85,12 +85,12 @@ class SampleEncoder:
         return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
 
     def length(self, sample: Sample) -> int:
-        """Merged positions of the whole sample, before ``max_length``. Reads at most the headers of its pictures."""
+        """Merged positions of the whole sample, before ``max_length``. Reads at most the headers of its images."""
         ids = np.array(self.render(sample).ids, dtype=np.int64)
         return int((ids != IMAGE_TOKEN_INDEX).sum()) + self._image_tokens(sample)
 
     def _places(self, sample: Sample) -> list[tuple[list[Image], ImageLayout]]:
-        """For each image place the pictures that are encoded for it, and the layout of their rows."""
+        """For each image place the images that are encoded for it, and the layout of their rows."""
         pictures = [self.pictures.load(sample, image) for image in sample.images]
         sizes = [(picture.height, picture.width) for picture in pictures]
         if sample.views is None:
@@ -104,7 +104,7 @@ class SampleEncoder:
         return [(sample.views.cut(pictures), layout)]
 
     def messages(self, sample: Sample) -> list[Message]:
-        """The conversation as the template takes it. DataError when turns or pictures do not fit."""
+        """The conversation as the template takes it. DataError when turns or images do not fit."""
         messages = placed_messages(
             sample.messages,
             layout=self.layout_of(sample.chat_template),
@@ -119,7 +119,7 @@ class SampleEncoder:
         return messages
 
     def render(self, sample: Sample) -> Rendered:
-        """Ids and labels of the whole sample, before merging. Without pictures a written ``<image>`` is text."""
+        """Ids and labels of the whole sample, before merging. Without images a written ``<image>`` is text."""
         try:
             return render(
                 self.layout_of(sample.chat_template),
@@ -133,7 +133,7 @@ class SampleEncoder:
             raise _named(error, sample) from error
 
     def check(self, sample: Sample) -> None:
-        """What can be said without tokenizing: turns, roles, number of pictures, an answer to learn."""
+        """What can be said without tokenizing: turns, roles, number of images, an answer to learn."""
         try:
             segments = self.layout_of(sample.chat_template).segments(self.messages(sample), answer_open=False)
         except DataError as error:
@@ -141,7 +141,7 @@ class SampleEncoder:
         if not any(part.learns and part.text for part in segments):
             raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty or has weight 0")
 
-    def layout_of(self, path: str | None) -> Layout:
+    def layout_of(self, path: str | None) -> ChatFormat:
         """The layout of a chat_template.json; for None, that of rows without one."""
         if path is None:
             return self.template
@@ -166,7 +166,7 @@ class SampleEncoder:
 
     def _size(self, sample: Sample, image: str) -> Size:
         if is_remote(self.pictures.path(sample, image)):
-            # Only an estimate for the order of the rows: fetching every picture for its size would cost a pass.
+            # Only an estimate for the order of the rows: fetching every image for its size would cost a pass.
             return self.processor.image.crop_size, self.processor.image.crop_size
         return self.pictures.size(sample, image)
 

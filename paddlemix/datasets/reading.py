@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a run before there is a model: files read, marks and keys checked, pictures looked at."""
+"""The rows of a run before there is a model: files read, marks and keys checked, images looked at."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,19 +9,19 @@ from paddlemix.datasets import multiview
 from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_pictures
 from paddlemix.datasets.rows import MarkRules, UnreadKeys
 from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.load import OWN_LIMITS
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError, DataError
 
 NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset", multiview.NAME)
 """Accepted in an entry's ``name``. The first three mean the same, since the form is found row by row; the last one says
-that the pictures of a row are views of one object."""
+that the images of a row are views of one object."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """The training or the evaluation rows. ``faults``: what is wrong with pictures, by the ``where`` of their rows."""
+class Split:
+    """The training or the evaluation rows. ``faults``: what is wrong with images, by the ``where`` of their rows."""
 
     samples: list[Sample]
     bad: BadSamples
@@ -32,23 +32,23 @@ class Part:
 class RowsRead:
     """All rows of a run; a part that the run does not use is None. ``notes`` are lines for the person."""
 
-    train: Part | None
-    eval: Part | None
+    train: Split | None
+    eval: Split | None
     notes: tuple[str, ...] = ()
 
 
 def read_rows(
     settings: TrainingSettings, *, rank: int = 0, world: int = 1, progress: Progress | None = None
 ) -> RowsRead:
-    """Read the data files of a run and look at the pictures as ``check_images`` says.
+    """Read the data files of a run and look at the images as ``check_images`` says.
 
     Nothing is written: rows that are skipped are listed when the data set is built. Of ``world`` processes each looks
-    at its share of the pictures. DataError names file and record of the first bad row, or picture, unless bad rows are
+    at its share of the images. DataError names file and record of the first bad row, or image, unless bad rows are
     skipped; ConfigError the key.
     """
     unread = UnreadKeys()
     used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
-    parts: dict[str, Part | None] = dict.fromkeys(used)
+    parts: dict[str, Split | None] = dict.fromkeys(used)
     for name, entries in (settings.data.dataset or {}).items():
         if used.get(name) and entries:
             file = Path(settings.training.output_dir) / (
@@ -57,7 +57,7 @@ def read_rows(
             data = settings.data
             bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
             samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad, unread)]
-            parts[name] = Part(samples, bad)
+            parts[name] = Split(samples, bad)
     for name, part in parts.items():
         if part is not None:
             parts[name] = replace(part, faults=_faults(part, settings, (rank, world), progress))
@@ -65,22 +65,22 @@ def read_rows(
 
 
 def _faults(
-    part: Part, settings: TrainingSettings, share: tuple[int, int], progress: Progress | None
+    part: Split, settings: TrainingSettings, share: tuple[int, int], progress: Progress | None
 ) -> dict[str, DataError]:
     how, skips = settings.data.check_images, part.bad.policy == "skip"
     rules = picture_rules(settings)
     faults = check_pictures(part.samples, rules, how, every=skips, share=share, progress=progress)
     if faults and not skips:
         first = next(faults[sample.where] for sample in part.samples if sample.where in faults)
-        more = f"\n{len(faults) - 1} more rows have pictures that cannot be used" if len(faults) > 1 else ""
+        more = f"\n{len(faults) - 1} more rows have images that cannot be used" if len(faults) > 1 else ""
         raise DataError(
-            f'{first}{more}\n"on_bad_sample": "skip" leaves such rows out; "check_images": "{NONE}" looks at a picture '
+            f'{first}{more}\n"on_bad_sample": "skip" leaves such rows out; "check_images": "{NONE}" looks at an image '
             "only when its row comes"
         )
     return faults
 
 
-def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[Entry]:
+def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[DatasetEntry]:
     """The entries of ``dataset.train`` or ``dataset.eval`` as the readers take them."""
     found = []
     rules = MarkRules(settings.data.images_without_mark, settings.data.mark_without_images)
@@ -92,12 +92,12 @@ def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> lis
         folder = entry.get("image_folder") or settings.data.image_folder
         files = (files,) if isinstance(files, str) else tuple(files)
         repeat = settings.data.single_view_repeat if name == multiview.NAME else 0
-        found.append(Entry(files, folder, entry.get("chat_template"), repeat, rules))
+        found.append(DatasetEntry(files, folder, entry.get("chat_template"), repeat, rules))
     return found
 
 
 def picture_rules(settings: TrainingSettings) -> PictureRules:
-    """Which pictures a run reads, and how."""
+    """Which images a run reads, and how."""
     data = settings.data
     limits = replace(
         OWN_LIMITS,

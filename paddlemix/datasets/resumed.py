@@ -16,7 +16,7 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.text.messages import Layout
+from paddlemix.text.messages import ChatFormat
 from paddlemix.utils.errors import ConfigError
 
 
@@ -106,7 +106,7 @@ class ResumedDataset:
         return self.dataset.bad
 
     @property
-    def layouts(self) -> Sequence[tuple[Layout, int]]:
+    def layouts(self) -> Sequence[tuple[ChatFormat, int]]:
         """Those of the rows that are there."""
         return self.dataset.layouts
 
@@ -127,7 +127,7 @@ class ResumedDataset:
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """As before, whatever has become of the pictures since; a row without them in the file counts 1."""
+        """As before, whatever has become of the images since; a row without them in the file counts 1."""
         if self.before.lengths is not None:
             return self.before.lengths
         now = self.dataset.modality_lengths

@@ -59,7 +59,7 @@ class Place:
 
 @dataclass(frozen=True)
 class MarkRules:
-    """What becomes of rows whose pictures and ``<image>`` marks do not go together.
+    """What becomes of rows whose images and ``<image>`` marks do not go together.
 
     ``images_without_mark``: ``error``, or ``front`` for the mark in front of the first question.
     ``mark_without_images``: ``error``, or ``text`` for a mark that is learnt as the seven letters it is.
@@ -106,7 +106,7 @@ def normalise(
 ) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """Messages and images of a row in any of the known forms. DataError with the JSON pointer otherwise.
 
-    A mark that ``rules`` put in front stands once for each picture; of views, the caller keeps one.
+    A mark that ``rules`` put in front stands once for each image; of views, the caller keeps one.
     """
     unread = unread or UnreadKeys()
     if not isinstance(row, dict):
@@ -161,7 +161,7 @@ def _mark_alone(row: dict[str, Any], strange: Iterable[str]) -> str:
     near = next((f'; "{key}" is not read{nearest(key.lower(), IMAGE_KEYS)}' for key in strange
                  if nearest(key.lower(), IMAGE_KEYS)), "")  # fmt: skip
     return (
-        f'"{IMAGE_TOKEN}" in the text, but the row has no picture in "image" or "images"{near or empty} '
+        f'"{IMAGE_TOKEN}" in the text, but the row has no image in "image" or "images"{near or empty} '
         'Correct the row, or set "mark_without_images" to "text" if the mark is nothing but text'
     )
 
@@ -172,7 +172,7 @@ def _marked(messages: list[Message], images: int, place: Place, rules: MarkRules
         raise place.fault(
             "",
             f'0 "{IMAGE_TOKEN}" in the text but {images} images; each needs the other. Mark the places, or set '
-            '"images_without_mark" to "front" to have the pictures in front of the first question',
+            '"images_without_mark" to "front" to have the images in front of the first question',
         )
     text = f"{IMAGE_TOKEN}\n" * images + messages[first].text
     return [*messages[:first], replace(messages[first], text=text), *messages[first + 1 :]]
@@ -243,7 +243,7 @@ def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], 
 
 
 def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str]]:
-    """Text of a message made of parts: every picture is an ``<image>`` on a line of its own, in its place."""
+    """Text of a message made of parts: every image is an ``<image>`` on a line of its own, in its place."""
     text, images, after_image = "", [], False
     for index, part in enumerate(parts):
         here = f"{at}/{index}"
@@ -267,7 +267,7 @@ def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str:
     if isinstance(value, dict):
         value = value.get("url")
     if not isinstance(value, str) or not value:
-        raise place.fault(at, f'the picture is missing; expected "{kind}": path or {{"url": path}}')
+        raise place.fault(at, f'the image is missing; expected "{kind}": path or {{"url": path}}')
     return _path(value, place, at)
 
 
@@ -282,7 +282,7 @@ def _listed_images(row: dict[str, Any], place: Place) -> list[str]:
     for index, image in enumerate(images):
         if not isinstance(image, str) or not image:
             at = f"/{keys[0]}/{index}" if isinstance(value, list) else f"/{keys[0]}"
-            raise place.fault(at, f"{kind_of(image)}; expected the path of a picture")
+            raise place.fault(at, f"{kind_of(image)}; expected the path of an image")
     return [_path(image, place, f"/{keys[0]}") for image in images]
 
 

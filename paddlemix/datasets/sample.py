@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One conversation with its pictures, and the record of those that could not be used."""
+"""One conversation with its images, and the record of those that could not be used."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Sample:
     ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
     in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
     must lie in, empty when no image folder is named; ``chat_template`` the chat_template.json of the entry, if it has
-    one. With ``views`` the pictures are views of one object and stand together at a single place.
+    one. With ``views`` the images are views of one object and stand together at a single place.
     """
 
     messages: tuple[Message, ...]

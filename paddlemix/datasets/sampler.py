@@ -66,10 +66,10 @@ def length_grouped(lengths: Sequence[int], batch_size: int, world: int, permute:
 def modality_grouped(
     lengths: Sequence[int], batch_size: int, world: int, permute: Permute, window: int = 1
 ) -> list[int]:
-    """As ``length_grouped``, and a megabatch holds rows with pictures (positive lengths) or without (negative).
+    """As ``length_grouped``, and a megabatch holds rows with images (positive lengths) or without (negative).
 
     The last, usually incomplete megabatches of both kinds come at the end, sorted by index. Where there is one kind
-    only, the lengths keep their sign: rows without pictures are then sorted from short to long, as in the original.
+    only, the lengths keep their sign: rows without images are then sorted from short to long, as in the original.
     """
     if any(length == 0 for length in lengths):
         raise DataError(f"row {list(lengths).index(0)} has length 0; rows of a data set are never empty")

@@ -24,10 +24,10 @@ LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """One entry of ``dataset.train``: its files, the folder of its images, its chat template if it has one.
 
-    ``multiview`` above 0: the rows are MV-LLaVA's, and a lone picture stands so many times at its place.
+    ``multiview`` above 0: the rows are MV-LLaVA's, and a lone image stands so many times at its place.
     """
 
     data_files: tuple[str, ...]
@@ -37,7 +37,7 @@ class Entry:
     rules: MarkRules = STRICT
 
 
-def read(entry: Entry, bad: BadSamples | None = None, unread: UnreadKeys | None = None) -> list[Sample]:
+def read(entry: DatasetEntry, bad: BadSamples | None = None, unread: UnreadKeys | None = None) -> list[Sample]:
     """All samples of an entry in the order of its files. Bad rows go to ``bad`` (default: the first one raises).
 
     ``unread`` counts the keys of rows that nothing reads.
@@ -49,7 +49,7 @@ def read(entry: Entry, bad: BadSamples | None = None, unread: UnreadKeys | None 
     return samples
 
 
-def _read_file(path: str, entry: Entry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
+def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
     text = _read_text(path)
     rows = _lines(path, text, bad) if path.lower().endswith(LINES) else _list(path, text)
     root = entry.image_folder or ""
@@ -66,9 +66,9 @@ def _read_file(path: str, entry: Entry, bad: BadSamples, unread: UnreadKeys) -> 
 
 
 def _placed(
-    name: str, images: tuple[str, ...], root: str, entry: Entry, place: Place
+    name: str, images: tuple[str, ...], root: str, entry: DatasetEntry, place: Place
 ) -> tuple[tuple[str, ...], Views | None]:
-    """Paths of a row's pictures, and how they become views."""
+    """Paths of a row's images, and how they become views."""
     if not entry.multiview or not images:
         return tuple(image if is_address(image) else os.path.join(root, image) for image in images), None
     try:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.paths import path_at
 
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--out", type=path_at, default=Path("demo_out"), help="folder for everything (default: demo_out)"
     )
-    found.add_argument("--seed", type=int, default=0, help="decides pictures, questions and weights (default: 0)")
+    found.add_argument("--seed", type=int, default=0, help="decides images, questions and weights (default: 0)")
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
     found.add_argument("--no-lora", action="store_true", help="leave out the second task")
     found.add_argument("--no-chat", action="store_true", help="end without the chat")
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
-    return run_doorway(_run, argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:

@@ -42,7 +42,7 @@ class Examinee:
         return cls(loaded.model, load_tokenizer(loaded.tokenizer_folder), folder)
 
     def batch(self, pictures: Path, questions: Sequence[Question], *, blind: bool = False) -> tuple[Plan, np.ndarray]:
-        """Plan of the prompts (padded on the left) and pixels ``[B, 3, S, S]``; ``blind`` shows a grey picture."""
+        """Plan of the prompts (padded on the left) and pixels ``[B, 3, S, S]``; ``blind`` shows a grey image."""
         config = self.model.config
         processor, template = processor_for(config), template_for(self.folder, config)
         rows, pixels = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about the pictures, and the files of a run: PNG pictures, LLaVA JSON for training, test questions."""
+"""Questions about the images, and the files of a run: PNG images, LLaVA JSON for training, test questions."""
 
 import hashlib
 import json
@@ -118,9 +118,9 @@ def ask(
 def write_training(
     folder: Path, name: str, rounds: Sequence[tuple[Task, int]], seed: int, pictures: int, most: int = 1
 ) -> Path:
-    """``name.json`` in LLaVA's format and its pictures; returns the path of the JSON file.
+    """``name.json`` in LLaVA's format and its images; returns the path of the JSON file.
 
-    Every picture has one conversation: so many rounds of each task as ``rounds`` says, in random order.
+    Every image has one conversation: so many rounds of each task as ``rounds`` says, in random order.
     """
     rng = random.Random(f"questions {name} {seed}")
     rows = []
@@ -140,7 +140,7 @@ def write_training(
 
 
 def write_test(folder: Path, name: str, task: Task, seed: int, pictures: int, most: int = 1) -> list[Question]:
-    """One question for each of ``pictures`` pictures that show combinations no training shows; ``name.json``."""
+    """One question for each of ``pictures`` images that show combinations no training shows; ``name.json``."""
     rng = random.Random(f"questions {name} {seed}")
     questions = []
     for file, scene in _write_pictures(folder, name, seed, pictures, most, unseen=True):
@@ -162,12 +162,12 @@ def _write_pictures(
 
 
 def require_unseen(folder: Path, training: Sequence[str], tests: Sequence[str]) -> int:
-    """Check that no picture of ``tests`` is, byte for byte, one of ``training``; returns how many were compared."""
+    """Check that no image of ``tests`` is, byte for byte, one of ``training``; returns how many were compared."""
     known = {_digest(path): path for name in training for path in sorted((folder / name).glob("*.png"))}
     compared = 0
     for path in (path for name in tests for path in sorted((folder / name).glob("*.png"))):
         if _digest(path) in known:
-            raise DataError(f"{path} is the same picture as {known[_digest(path)]}; choose another --seed")
+            raise DataError(f"{path} is the same image as {known[_digest(path)]}; choose another --seed")
         compared += 1
     return compared
 

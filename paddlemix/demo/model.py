@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TEMPLATE = "vicuna_v1"
 TILE = 32
 MEAN, STD = (0.14, 0.14, 0.19), (0.27, 0.26, 0.28)
-"""The demo's pictures are dark: their own mean, and CLIP's deviation. With CLIP's mean, that of photographs, the ground
+"""The demo's images are dark: their own mean, and CLIP's deviation. With CLIP's mean, that of photographs, the ground
 around the shapes is most of what the tower gets, and chance decides how many steps a run needs (docs/demo.md)."""
 VOCABULARY = 640
 """Upper limit. 256 of the pieces are single bytes, so that anything a person types can be read."""
@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path, sentences: Iterable[str], *, short: bool = Tru
 
 
 def _corpus(sentences: Iterable[str], short: bool) -> list[str]:
-    """The different sentences, as they begin and behind a picture's line break, and the template's own words."""
+    """The different sentences, as they begin and behind an image's line break, and the template's own words."""
     frame = prompt_text(get(TEMPLATE), [Message("user", "\n")], answer_open=True)
     distinct = sorted(set(sentences))
     behind = [f"\n{sentence}" for sentence in distinct] if short else []

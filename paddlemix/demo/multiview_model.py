@@ -20,7 +20,7 @@ def config_of(vocabulary: int) -> LlavaConfig:
     """The demo's tiny LLaVA on views of another size: a colour fills half of a view."""
     config = tiny_config(vocabulary)
     vision = replace(config.vision, image_size=SIDE, patch_size=PATCH)
-    # Pictures of solids are bright: CLIP's own mean and deviation suit them.
+    # Images of solids are bright: CLIP's own mean and deviation suit them.
     return config.with_changes(vision=vision, image=ImageConfig(crop_size=SIDE, resize_size=SIDE))
 
 

@@ -66,7 +66,7 @@ def question(side: str) -> str:
 def rows(folder: Path, seed: int, objects: int) -> Iterator[dict[str, Any]]:
     """Draw the training objects into ``folder`` and yield their rows, in MV-LLaVA's format.
 
-    Of eight objects three lie in the four files of cap3d rows, three in sv3d sheets, two are lone pictures of the
+    Of eight objects three lie in the four files of cap3d rows, three in sv3d sheets, two are lone images of the
     front (their back is asked for too: the honest answer is a guess). One row in twenty is text only.
     """
     rng = random.Random(f"multi-view rows {seed}")
@@ -151,7 +151,7 @@ class Demo:
 
         texts = [turn["value"].rpartition("\n")[2] for row in found for turn in row["conversations"]]
         count = write_start(self.out / "start", texts, self.seed)
-        self._say(f"{len(found):,} conversations about objects, lone pictures and none; {count:,} parameters")
+        self._say(f"{len(found):,} conversations about objects, lone images and none; {count:,} parameters")
 
     def _train(self) -> None:
         self._say("[bold]2  Training from scratch, through the command that a user would type[/bold]")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo from the first picture to the last answer. Training and merging are the commands that a user would type."""
+"""The demo from the first image to the last answer. Training and merging are the commands that a user would type."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ class Paths:
 
     @property
     def data(self) -> Path:
-        """Pictures and questions."""
+        """Images and questions."""
         return self.out / "data"
 
     @property
@@ -133,7 +133,7 @@ class Demo:
         (paths.out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
 
     def _draw(self) -> None:
-        self._title("1", "Pictures, questions, a vocabulary and random weights")
+        self._title("1", "Images, questions, a vocabulary and random weights")
         folder, size = self.paths.data, self.size
         look, count, several = data.LOOK, data.COUNT, len(PLACES)
         training = [
@@ -144,10 +144,8 @@ class Demo:
         self.counting = data.write_test(folder, "count_test", count, self.seed, size.test_pictures, several)
         compared = data.require_unseen(folder, ["train", "count"], ["test", "count_test"])
         drawn = size.training_pictures + size.second_pictures
-        self._say(f"{drawn:,} pictures to learn from, {compared} others to be asked about.")
-        self._say(
-            "Each of these shows a thing (say, a green star) in the one place where no training picture shows it."
-        )
+        self._say(f"{drawn:,} images to learn from, {compared} others to be asked about.")
+        self._say("Each of these shows a thing (say, a green star) in the one place where no training image shows it.")
         # Paddle is imported from here on: everything before needs no second of it.
         from paddlemix.demo.model import write_start
 
@@ -155,7 +153,7 @@ class Demo:
         self._say(f"A LLaVA of {parameters:,} parameters, none of which knows anything yet: {self.paths.start}")
 
     def _test_first(self) -> list[Answer]:
-        self._title("3", f"{len(self.questions)} questions about unseen pictures")
+        self._title("3", f"{len(self.questions)} questions about unseen images")
         examinee = self._open(self.paths.model)
         answers = examinee.answer(self.paths.data, self.questions)
         blind = examinee.answer(self.paths.data, self.questions, blind=True)
@@ -165,7 +163,7 @@ class Demo:
             self._say(f"  {kind:<14} {right:>3} of {asked:<3}")
         self._say(f"  [bold]all            {sum(a.right for a in answers):>3} of {len(answers)}"
                   f" = {100 * self.results['accuracy']:.1f} %[/bold]")  # fmt: skip
-        self._say(f"  the same questions with a grey picture: {100 * self.results['blind']:.1f} %"
+        self._say(f"  the same questions with a grey image: {100 * self.results['blind']:.1f} %"
                   f"; best guess without looking: {100 * guess:.1f} %")  # fmt: skip
         return answers
 
@@ -178,7 +176,7 @@ class Demo:
         answers = adapted.answer(self.paths.data, self.counting)
         first = adapted.answer(self.paths.data, self.questions)
         self._say(f"  counting: {100 * before:.1f} % before, [bold]{100 * accuracy(answers):.1f} % after[/bold]"
-                  f" ({len(answers)} unseen pictures); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
+                  f" ({len(answers)} unseen images); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
         self._command("merge", "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
         merged = self._open(self.paths.merged)
         again = merged.answer(self.paths.data, self.counting)
@@ -203,7 +201,7 @@ class Demo:
             self.paths.out / "answers.png",
             self.paths.data,
             shown,
-            f"{right} of {len(answers)} questions about unseen pictures answered rightly",
+            f"{right} of {len(answers)} questions about unseen images answered rightly",
             f"The first questions of the test, with {sum(not a.right for a in shown)} of its {wrong} wrong answers.",
         )
         runs = {"Loss, from scratch": self.paths.model}
@@ -223,7 +221,7 @@ class Demo:
     def verdict(self) -> str:
         """One sentence: what was reached beside what is promised."""
         reached = self.results["accuracy"]
-        what = f"{100 * reached:.1f} % of the questions about unseen pictures are answered rightly"
+        what = f"{100 * reached:.1f} % of the questions about unseen images are answered rightly"
         if not self.size.checked:
             return f"{what}; a quick run learns nothing."
         return verdict(what, reached, self.paths.out / "results.json", self.seed)

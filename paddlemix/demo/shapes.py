@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the demo: scenes of one to four coloured shapes, drawn from numbers that a seed decides."""
+"""The images of the demo: scenes of one to four coloured shapes, drawn from numbers that a seed decides."""
 
 import math
 import random
@@ -20,7 +20,7 @@ KINDS = ("circle", "square", "triangle", "star", "cross")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 
 SIDE = 96
-"""Side of a picture file in pixels."""
+"""Side of an image file in pixels."""
 
 _OVERSAMPLE = 2
 _CROSS = 0.36
@@ -29,7 +29,7 @@ _CROSS = 0.36
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing in a picture. ``radius`` and ``shift`` are parts of half a quarter's side, ``turn`` is in degrees."""
+    """One thing in an image. ``radius`` and ``shift`` are parts of half a quarter's side, ``turn`` is in degrees."""
 
     kind: str
     colour: str
@@ -42,24 +42,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn: at most one shape in each quarter; kinds and colours do not repeat."""
+    """An image before it is drawn: at most one shape in each quarter; kinds and colours do not repeat."""
 
     background: tuple[int, int, int]
     shapes: tuple[Shape, ...]
 
     @property
     def combination(self) -> tuple[tuple[str, str, str], ...]:
-        """What the picture shows (place, colour, kind), without size, tint and jitter."""
+        """What the image shows (place, colour, kind), without size, tint and jitter."""
         return tuple(sorted((shape.place, shape.colour, shape.kind) for shape in self.shapes))
 
     @property
     def unseen(self) -> bool:
-        """Whether it belongs to the pictures that no training sees: a shape stands in its ``held_out_place``."""
+        """Whether it belongs to the images that no training sees: a shape stands in its ``held_out_place``."""
         return any(shape.place == held_out_place(shape.colour, shape.kind) for shape in self.shapes)
 
 
 def held_out_place(colour: str, kind: str) -> str:
-    """The one place in which no training picture shows this thing. It is shown in the three others."""
+    """The one place in which no training image shows this thing. It is shown in the three others."""
     return PLACES[(list(COLOURS).index(colour) + KINDS.index(kind)) % len(PLACES)]
 
 
@@ -94,7 +94,7 @@ def draw_scenes(seed: int, name: str, most: int = 1, *, unseen: bool) -> Iterato
 
 
 def paint(scene: Scene, side: int = SIDE) -> Image.Image:
-    """The RGB picture of ``side`` x ``side`` pixels, with smooth edges."""
+    """The RGB image of ``side`` x ``side`` pixels, with smooth edges."""
     wide = side * _OVERSAMPLE
     picture = Image.new("RGB", (wide, wide), scene.background)
     pen = ImageDraw.Draw(picture)

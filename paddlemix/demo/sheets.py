@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two pictures that a run leaves: questions with their answers, and the loss curves. Drawn with Pillow alone."""
+"""The two images that a run leaves: questions with their answers, and the loss curves. Drawn with Pillow alone."""
 
 import math
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def choose_for_sheet(answers: Sequence[Answer], count: int = 18, wrong: int = 3)
 
 
 def draw_answers(path: Path, pictures: Path, answers: Sequence[Answer], title: str, note: str) -> None:
-    """A sheet of cards: the picture, the question, the answer in green, or in red with the right one beside it."""
+    """A sheet of cards: the image, the question, the answer in green, or in red with the right one beside it."""
     rows = math.ceil(len(answers) / _COLUMNS)
     width = 2 * _MARGIN + _COLUMNS * (_CARD[0] + _GAP) - _GAP
     height = _HEAD + rows * (_CARD[1] + _GAP) - _GAP + _MARGIN

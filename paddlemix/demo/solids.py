@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of simple solids whose four sides have colours of their own, seen from four directions.
+"""Images of simple solids whose four sides have colours of their own, seen from four directions.
 
 A solid is the part of space on the inner side of a few planes, so a ray hits it where it enters the last of them: the
 whole renderer is one comparison of pixels and planes in numpy.
@@ -20,7 +20,7 @@ SIDES = ("front", "right", "back", "left")
 """Sides of a solid in the order of the views: view k looks at side k."""
 
 SIDE = 32
-"""Side of a picture in pixels."""
+"""Side of an image in pixels."""
 
 UNSEEN_OF = 6
 """One in this many combinations of solid and colours is kept away from the training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from paddlemix.utils.commands import near
 
 PROMISED = 0.97
-"""Part of the answers about unseen pictures that is right, with every seed and every order of sums (docs/demo.md)."""
+"""Part of the answers about unseen images that is right, with every seed and every order of sums (docs/demo.md)."""
 
 
 def verdict(what: str, reached: float, results: Path, seed: int) -> str:

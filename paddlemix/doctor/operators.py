@@ -135,7 +135,7 @@ def _cases(dtype: str) -> list[Case]:
         _attention("attention, causal", dtype, Mask(causal=True), (2, 64, 64), (8, 2), 128),
         _attention("attention, padded", dtype, Mask(causal=True, key_lengths=lengths), (2, 64, 64), (4, 4), 128),
         _attention("attention, left pad", dtype, Mask(causal=True, key_starts=starts), (2, 64, 64), (4, 4), 64),
-        _attention("attention, picture", dtype, Mask(causal=False), (2, 145, 145), (4, 4), 64),
+        _attention("attention, image", dtype, Mask(causal=False), (2, 145, 145), (4, 4), 64),
         _attention("attention, one token", dtype, Mask(causal=True, offset=63), (2, 1, 64), (4, 2), 128),
         _norm(dtype),
         _rope(dtype),

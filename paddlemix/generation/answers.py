@@ -53,7 +53,7 @@ class AnswerReader:
         return piece
 
     def answer(self) -> Answer:
-        """What was said so far. An image place that the model wrote itself has no picture, so it is left out."""
+        """What was said so far. An image place that the model wrote itself has no image, so it is left out."""
         text = "".join(self._text).replace(IMAGE_TOKEN, "").strip()
         return Answer(text, tuple(self.ids), self.finish or "cancelled")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of conversations: their visual tokens are computed once and kept, up to a limit in bytes."""
+"""The images of conversations: their visual tokens are computed once and kept, up to a limit in bytes."""
 
 import hashlib
 from collections import OrderedDict
@@ -13,12 +13,12 @@ from paddlemix.imaging.layout import Layout
 from paddlemix.imaging.processor import ImageProcessor
 
 DEFAULT_BYTES = 512 << 20
-"""Limit of what a process keeps. Five tiles of a picture of LLaVA-1.6-7B take 47 MB in float32, half in bfloat16."""
+"""Limit of what a process keeps. Five tiles of an image of LLaVA-1.6-7B take 47 MB in float32, half in bfloat16."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture of a conversation: what identifies it, where its visual tokens go, and its features ``[N, P, D]``."""
+    """An image of a conversation: what identifies it, where its visual tokens go, and its features ``[N, P, D]``."""
 
     key: bytes
     layout: Layout
@@ -26,15 +26,15 @@ class Picture:
 
     @property
     def length(self) -> int:
-        """Positions that the picture takes in the sequence."""
+        """Positions that the image takes in the sequence."""
         return len(self.layout.order)
 
 
 class FeatureCache:
-    """Features of the pictures that were used last, shared by everything that asks one model.
+    """Features of the images that were used last, shared by everything that asks one model.
 
-    Whoever uses a picture holds it, so an entry that makes room is never taken from a running answer. ``encoded`` and
-    ``reused`` count pictures. A cache belongs to one model and one thread.
+    Whoever uses an image holds it, so an entry that makes room is never taken from a running answer. ``encoded`` and
+    ``reused`` count images. A cache belongs to one model and one thread.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -43,7 +43,7 @@ class FeatureCache:
         self._kept: OrderedDict[bytes, Picture] = OrderedDict()
 
     def get(self, key: bytes, make: Callable[[], Picture]) -> Picture:
-        """The picture of that key, made now if it is not there. Older ones make room for it."""
+        """The image of that key, made now if it is not there. Older ones make room for it."""
         found = self._kept.get(key)
         if found is not None:
             self.reused += 1
@@ -65,7 +65,7 @@ class FeatureCache:
 
 
 def size_of(picture: Picture) -> int:
-    """Bytes of a picture's features."""
+    """Bytes of an image's features."""
     return int(picture.features.size) * picture.features.element_size()
 
 

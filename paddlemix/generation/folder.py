@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model folder says about asking it: template, picture processor, ending ids, and how much it holds."""
+"""What a model folder says about asking it: template, image processor, ending ids, and how much it holds."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def processor_for(config: LlavaConfig) -> ImageProcessor | None:
 
 
 def picture_tokens(config: LlavaConfig) -> str:
-    """``576 tokens a picture (pad)``, with the range where it depends on the picture's size."""
+    """``576 tokens an image (pad)``, with the range where it depends on the image's size."""
     processor = processor_for(config)
     if processor is None:
         return "no vision tower"
@@ -51,7 +51,7 @@ def picture_tokens(config: LlavaConfig) -> str:
     sizes = [(side, side), *((height, width) for width, height in config.image.grid_pinpoints)]
     counts = sorted({len(processor.layout(size).order) for size in sizes})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{number} tokens a picture ({config.image.aspect})"
+    return f"{number} tokens an image ({config.image.aspect})"
 
 
 def context_of(text: TextConfig) -> int:

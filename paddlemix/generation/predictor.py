@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to ask a model: messages and pictures in, a stream of text or a batch of answers out.
+"""The one way to ask a model: messages and images in, a stream of text or a batch of answers out.
 
 The chat, the batch tools, the demo, serving and evaluation stand on it. So they open a folder alike, write the same
-prompt for the same conversation, end an answer at the same ids and stop strings, and share the features of pictures.
+prompt for the same conversation, end an answer at the same ids and stop strings, and share the features of images.
 
     predictor = Predictor.load("liuhaotian/llava-v1.5-7b")
     prompt = predictor.prompt(predictor.question("What is this?", pictures=1), [predictor.picture("a.png")])
@@ -25,7 +25,7 @@ from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, 
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding, Sampler
-from paddlemix.imaging.load import OWN_LIMITS, Source, load_image
+from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.text.chat_template import ChatTemplate
@@ -109,10 +109,10 @@ class Predictor:
         """Positions, prompt and answer together, that the model can hold."""
         return context_of(self.model.config.text)
 
-    def picture(self, source: Source) -> Picture:
-        """A picture (path, address, bytes or PIL) with its features; ConfigError for a model without a tower."""
+    def picture(self, source: ImageSource) -> Picture:
+        """An image (path, address, bytes or PIL) with its features; ConfigError for a model without a tower."""
         if self.processor is None:
-            raise ConfigError("this model has no vision tower: ask without pictures, or load one that has")
+            raise ConfigError("this model has no vision tower: ask without images, or load one that has")
         image = load_image(source, OWN_LIMITS)
         key = key_of(image, self.processor)
 
@@ -123,12 +123,12 @@ class Predictor:
         return self.features.get(key, encoded)
 
     def question(self, text: str, pictures: int = 0) -> list[Message]:
-        """The messages of a person's question with so many pictures, as the model's template wants them."""
+        """The messages of a person's question with so many images, as the model's template wants them."""
         tags = self.model.config.use_im_start_end
         return question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
 
     def prompt(self, messages: Sequence[Message], pictures: Sequence[Picture] = ()) -> Prompt:
-        """The prompt for the next answer. The texts hold one ``<image>`` for each picture, in their order.
+        """The prompt for the next answer. The texts hold one ``<image>`` for each image, in their order.
 
         DataError when the numbers differ or the messages are out of order.
         """
@@ -137,8 +137,8 @@ class Predictor:
         places = ids.count(IMAGE_TOKEN_INDEX)
         if places != len(pictures):
             raise DataError(
-                f'the conversation holds {places} "{IMAGE_TOKEN}" and comes with {len(pictures)} pictures; '
-                "each mark needs one picture"
+                f'the conversation holds {places} "{IMAGE_TOKEN}" and comes with {len(pictures)} images; '
+                "each mark needs one image"
             )
         return Prompt(ids, rendered.text, tuple(pictures))
 

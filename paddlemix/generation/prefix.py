@@ -10,7 +10,7 @@ from paddlemix.models.llm.cache import KVCache
 
 @dataclass(frozen=True)
 class Slot:
-    """One entry of the id sequence: a text token of one position, or a picture (``key``) of ``length`` positions."""
+    """One entry of the id sequence: a text token of one position, or an image (``key``) of ``length`` positions."""
 
     token: int
     key: bytes = b""

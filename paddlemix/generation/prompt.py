@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conversation as the model gets it: token ids, pictures with their features, and the plan of a batch of them."""
+"""A conversation as the model gets it: token ids, images with their features, and the plan of a batch of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A conversation, rendered once: ids with IMAGE_TOKEN_INDEX at image places, its text, its pictures in order."""
+    """A conversation, rendered once: ids with IMAGE_TOKEN_INDEX at image places, its text, its images in order."""
 
     ids: tuple[int, ...]
     text: str
@@ -24,7 +24,7 @@ class Prompt:
 
     @cached_property
     def slots(self) -> list[Slot]:
-        """What stands in the sequence, one entry a text token or picture."""
+        """What stands in the sequence, one entry a text token or image."""
         pictures = iter(self.pictures)
         return [
             Slot(token, picture.key, picture.length)
@@ -40,7 +40,7 @@ class Prompt:
 
 
 def plan_of(prompts: Sequence[Prompt], tokens_per_tile: int, skip: int = 0) -> tuple[Plan, paddle.Tensor | None]:
-    """The left-padded plan of prompts and the features of their pictures ``[N, P, D]``.
+    """The left-padded plan of prompts and the features of their images ``[N, P, D]``.
 
     ``skip`` leaves out so many slots at the beginning of each, which stand in a cache already.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conversation with a model: text and pictures in, text out, nothing computed twice.
+"""A conversation with a model: text and images in, text out, nothing computed twice.
 
-Two things are kept between rounds. The feature rows of every picture (keyed by the picture's pixels and the
+Two things are kept between rounds. The feature rows of every image (keyed by the image's pixels and the
 preprocessing) and the attention cache. A new round renders the whole conversation to ids, takes the longest common
 prefix of these ids with those in the cache, trims the cache to it and runs only the rest. So the answer is the same as
 that of a fresh session; when the text of an answer does not tokenize back to the ids that were generated, the rest of
@@ -29,7 +29,7 @@ from paddlemix.utils.logging import get_logger
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One question with its pictures, and its answer (None while it is open)."""
+    """One question with its images, and its answer (None while it is open)."""
 
     text: str
     pictures: tuple[Picture, ...] = ()
@@ -38,7 +38,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the last round was: its prompt and ids, its positions, and how many pictures went through the tower."""
+    """What the last round was: its prompt and ids, its positions, and how many images went through the tower."""
 
     prompt: str
     prompt_rows: int
@@ -49,11 +49,11 @@ class Stats:
 
 
 class ChatSession:
-    """A conversation. ``ask`` streams the answer to one question; the pictures and the cache stay for the next.
+    """A conversation. ``ask`` streams the answer to one question; the images and the cache stay for the next.
 
     ``context`` is the number of positions (prompt and answer) the model can hold, by default what its config says.
     When a round needs more, the oldest turns are dropped and ``note`` is called with a sentence that says so; their
-    pictures move to the front of the oldest turn that stays, and are themselves dropped only when nothing else is left
+    images move to the front of the oldest turn that stays, and are themselves dropped only when nothing else is left
     to drop.
     A session belongs to one thread.
     """
@@ -70,7 +70,7 @@ class ChatSession:
         self.predictor = predictor
         self.decoding = predictor.decoding(decoding)
         if system is not None and IMAGE_TOKEN in system:
-            raise ConfigError(f'the system prompt holds "{IMAGE_TOKEN}"; pictures belong to a question')
+            raise ConfigError(f'the system prompt holds "{IMAGE_TOKEN}"; images belong to a question')
         self.system = system
         self.context = context or predictor.context
         self.note = note or get_logger(__name__).warning
@@ -84,7 +84,7 @@ class ChatSession:
         return self.predictor.about
 
     def reset(self) -> None:
-        """Forget the conversation. The features of its pictures are kept."""
+        """Forget the conversation. The features of its images are kept."""
         self.turns = []
         self.stats = None
         self._cache.clear()
@@ -96,11 +96,11 @@ class ChatSession:
     def ask(self, text: str, images: Any = (), **changes: Any) -> Iterator[str]:
         """Stream the answer to ``text``, piece by piece.
 
-        ``images`` are paths, URLs, bytes or PIL pictures, or one of them. If the text holds no ``<image>``, they are
+        ``images`` are paths, URLs, bytes or PIL images, or one of them. If the text holds no ``<image>``, they are
         put in front of it, each on a line of its own; else it holds one for each of them. ``changes`` replace fields of
         ``decoding`` for this answer. Work begins with the first piece. Closing the iterator keeps what was said so far
         as the answer; an interrupt does the same. A question to which nothing was said is not kept.
-        DataError when the question alone is longer than the context, or a picture cannot be used.
+        DataError when the question alone is longer than the context, or an image cannot be used.
         """
         decoding = self.decoding.with_changes(**changes)
         encoded = self.predictor.features.encoded
@@ -123,7 +123,7 @@ class ChatSession:
         finally:
             pieces.close()
             self.stats = Stats(prompt.text, prompt.length, pieces.reused, encoded, prompt.ids, pieces.ids)
-            # A picture place that the model wrote itself has no picture, so it cannot stay one.
+            # An image place that the model wrote itself has no image, so it cannot stay one.
             answer = "".join(said).replace(IMAGE_TOKEN, "").strip()
             if answer or finished:
                 self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
@@ -133,7 +133,7 @@ class ChatSession:
     ) -> list[str]:
         """Answers to independent questions, which neither see the conversation nor stay in it.
 
-        ``images`` is empty, or has an entry for each question: None, one picture, or a sequence of them.
+        ``images`` is empty, or has an entry for each question: None, one image, or a sequence of them.
         ``batch_size`` questions share a step (default: all); each gets the answer that it gets alone. ``changes``
         replace fields of ``decoding``. DataError names a question that is longer than the context.
         """
@@ -148,7 +148,7 @@ class ChatSession:
             number = next(i for i, prompt in enumerate(prompts) if prompt.length == longest)
             raise DataError(
                 f"question {number} needs {longest} of the {self.context} positions of the model's context and leaves "
-                "none for an answer; shorten it or send fewer pictures"
+                "none for an answer; shorten it or send fewer images"
             )
         decoding = self.decoding.with_changes(**changes)
         decoding = decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, self.context - longest))
@@ -159,13 +159,13 @@ class ChatSession:
         places = text.count(IMAGE_TOKEN)
         if places and places != len(images):
             raise DataError(
-                f'the question holds {places} "{IMAGE_TOKEN}" and comes with {len(images)} pictures; leave the places '
-                "out to have the pictures put in front, or write one for each"
+                f'the question holds {places} "{IMAGE_TOKEN}" and comes with {len(images)} images; leave the places '
+                "out to have the images put in front, or write one for each"
             )
         return tuple(self.predictor.picture(source) for source in images)
 
     def messages(self, turns: Sequence[Turn] | None = None) -> list[Message]:
-        """The conversation as messages; picture places are ``<image>``."""
+        """The conversation as messages; image places are ``<image>``."""
         found = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns if turns is None else turns:
             found += self.predictor.question(turn.text, len(turn.pictures))
@@ -200,18 +200,18 @@ class ChatSession:
             else:
                 raise DataError(
                     f"the question needs {prompt.length} of the {self.context} positions of the model's context and "
-                    "leaves none for an answer; shorten it or send fewer pictures"
+                    "leaves none for an answer; shorten it or send fewer images"
                 )
         if dropped_turns or dropped_pictures:
             self.note(
                 f"the conversation no longer fits the context of {self.context} tokens: dropped the oldest "
-                f"{dropped_turns} turn(s) and {dropped_pictures} picture(s)"
+                f"{dropped_turns} turn(s) and {dropped_pictures} image(s)"
             )
         room = min(decoding.max_new_tokens, self.context - prompt.length)
         return turns, prompt, decoding.with_changes(max_new_tokens=room)
 
 
 def _without_oldest(turns: list[Turn]) -> list[Turn]:
-    """The turns but for the first, whose pictures move to the front of the second."""
+    """The turns but for the first, whose images move to the front of the second."""
     first, second = turns[:2]
     return [replace(second, pictures=first.pictures + second.pictures), *turns[2:]]

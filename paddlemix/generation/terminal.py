@@ -28,7 +28,7 @@ USER, ASSISTANT = "USER: ", "ASSISTANT: "
 
 HELP = {
     "/help": "this list",
-    "/image PATH": 'one more picture with the next question: /image "a picture.png", several, or addresses',
+    "/image PATH": 'one more image with the next question: /image "a picture.png", several, or addresses',
     "/reset": "begin a new conversation",
     "/exit": "end; so do /quit, an empty line, Ctrl-D and Ctrl-C; in an answer Ctrl-C stops that answer",
 }
@@ -139,14 +139,14 @@ class Chat:
             self.session.reset()
             self.terminal.say("(a new conversation)")
         elif not rest:
-            raise DataError('/image needs the path or the address of a picture: /image "a picture.png"')
+            raise DataError('/image needs the path or the address of an image: /image "a picture.png"')
         else:
             found = [self.open_picture(name) for name in picture_names(rest)]
             self.pictures += found
-            self.terminal.say(f"({len(self.pictures)} picture(s) go with the next question)")
+            self.terminal.say(f"({len(self.pictures)} image(s) go with the next question)")
 
     def _round(self, question: str) -> None:
-        """One question; the pictures are kept for another one when nothing was said to it."""
+        """One question; the images are kept for another one when nothing was said to it."""
         if self.terminal.answer(self.session.ask(question, self.pictures)):
             self.pictures = []
             if self.debug:
@@ -156,7 +156,7 @@ class Chat:
         stats = self.session.stats
         shown = {"prompt": stats.prompt, "outputs": self.session.turns[-1].answer}
         _note(
-            f"{shown}\nprompt tokens {stats.prompt_rows}, of which reused {stats.reused_rows}; pictures encoded "
+            f"{shown}\nprompt tokens {stats.prompt_rows}, of which reused {stats.reused_rows}; images encoded "
             f"{stats.encoded_pictures}; tokens generated {len(stats.answer_ids)}\n"
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decoding a picture file would cost, read from its structure before Pillow opens it.
+"""What decoding an image file would cost, read from its structure before Pillow opens it.
 
 A small file can ask for a lot: a progressive JPEG repeats its scans, a list of tags points to the same megabytes a
 thousand times, and Pillow walks through chunks, segments and comments one by one in Python. A file that could only have
@@ -15,12 +15,12 @@ from paddlemix.utils.files import MIB
 
 
 class CostError(ValueError):
-    """The file is built to cost more than a picture can. The text goes behind its name."""
+    """The file is built to cost more than an image can. The text goes behind its name."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a decoder holds beside the picture: bytes for each pixel, and bytes in all. ``scans``: passes over it."""
+    """What a decoder holds beside the image: bytes for each pixel, and bytes in all. ``scans``: passes over it."""
 
     per_pixel: float = 0.0
     fixed: int = 0
@@ -46,7 +46,7 @@ _BARE = (0x01, *range(0xD0, 0xDA))
 """Markers without a length."""
 _EXIF, _MULTI = b"Exif\0\0", b"MPF\0"
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_MANY = "has far more parts than a picture needs"
+_MANY = "has far more parts than an image needs"
 
 
 def costs_of(data: bytes, size: int, formats: Container[str], *, header: bool = False) -> Costs | None:
@@ -80,7 +80,7 @@ def _jpeg(data: bytes, size: int, header: bool) -> Costs | None:
         junk += found.start() - position
         marker, position = data[found.end() - 1], found.end()
         if junk > _MAX_JUNK:
-            raise CostError("holds much that belongs to no picture")
+            raise CostError("holds much that belongs to no image")
         if marker in _BARE:
             continue
         body = data[position + 2 : position + max(2, int.from_bytes(data[position : position + 2], "big"))]

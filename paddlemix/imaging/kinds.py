@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is that is no picture for us, told by its first bytes, with what to do about it."""
+"""What a file is that is no image for us, told by its first bytes, with what to do about it."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x4f\xff\x51", f"is JPEG 2000, which is not read; {_SAVE}"),
     (b"PK\x03\x04", "is a zip archive; unpack it"),
     (b"\x1f\x8b", "is packed with gzip; unpack it"),
-    (b"\x1aE\xdf\xa3", "is a video; give single frames as pictures"),
+    (b"\x1aE\xdf\xa3", "is a video; give single frames as images"),
 )
 _FORMATS: tuple[tuple[bytes, str], ...] = (
     (b"II*\0", "TIFF"),
@@ -41,7 +41,7 @@ def what_it_is(head: bytes, formats: Iterable[str]) -> str | None:
         return _boxed(head[8:12])
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "is a web page, perhaps what a failed download left; download the picture again"
+        return "is a web page, perhaps what a failed download left; download the image again"
     if text.startswith((b"<svg", b"<?xml")):
         return f"is SVG or another XML text, which is not read; {_SAVE}"
     found = next((words for begin, words in _KINDS if head.startswith(begin)), None)
@@ -53,7 +53,7 @@ def what_it_is(head: bytes, formats: Iterable[str]) -> str | None:
 
 def _boxed(brand: bytes) -> str:
     if brand in _HEIF:
-        return f"is HEIC, as telephones save pictures, which is not read; {_SAVE} (ImageMagick: magick a.heic a.jpg)"
+        return f"is HEIC, as telephones save images, which is not read; {_SAVE} (ImageMagick: magick a.heic a.jpg)"
     if brand in (b"avif", b"avis"):
         return f"is AVIF, which is not read; {_SAVE} (ImageMagick: magick a.avif a.png)"
-    return "is a video; give single frames as pictures"
+    return "is a video; give single frames as images"

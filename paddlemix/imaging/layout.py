@@ -120,7 +120,7 @@ def layout_for(size: Size, tiles_grid: tuple[int, int] | None, image: ImageConfi
 
     ``tiles_grid`` None is a single tile. Its rows stay as they are; only in the anyres merge with unpad
     (``spatial_unpad``) one newline follows. With several tiles the small copy of the whole image comes first
-    (without a newline), then ``flat``: tile after tile; ``spatial``: row by row over the whole picture;
+    (without a newline), then ``flat``: tile after tile; ``spatial``: row by row over the whole image;
     ``spatial_unpad``: the same without the padded border and with one newline after every row.
     """
     if image.merge not in MERGES:
@@ -143,7 +143,7 @@ def layout_for(size: Size, tiles_grid: tuple[int, int] | None, image: ImageConfi
 
 
 def shrunk(size: Size, tiles_grid: tuple[int, int], max_tiles: int, side: int) -> tuple[int, int] | None:
-    """(rows, columns) that ``anyres_max_N`` scales the features of a large picture down to; None when it leaves them.
+    """(rows, columns) that ``anyres_max_N`` scales the features of a large image down to; None when it leaves them.
 
     The rule is LLaVA-NeXT's (llava_arch.py): the side is divided by the square root of how many times more features
     than those of N tiles there are, unless that is at most 1.1; lengths are cut to whole numbers.
@@ -158,7 +158,7 @@ _TOLERATED = 1.1
 
 
 def _blended(size: Size, tiles_grid: tuple[int, int], side: int, target: tuple[int, int]) -> Layout:
-    """The whole picture's tile, then its features at ``target`` (rows, columns), each row closed by a newline."""
+    """The whole image's tile, then its features at ``target`` (rows, columns), each row closed by a newline."""
     picture = _picture(tiles_grid, side)
     top, bottom, left, right = unpad_window(size, picture.shape)
     picture = picture[top:bottom, left:right]
@@ -187,7 +187,7 @@ def _bilinear(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _picture(tiles_grid: tuple[int, int], side: int) -> np.ndarray:
-    """Feature rows of the tiles behind the first, as they lie in the picture."""
+    """Feature rows of the tiles behind the first, as they lie in the image."""
     rows, columns = tiles_grid
     tiled = side * side + np.arange(rows * columns * side * side, dtype=np.int64)
     return tiled.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens pictures that nobody has checked: limits before decoding, one rule a mode, errors that say what to do."""
+"""Opens images that nobody has checked: limits before decoding, one rule a mode, errors that say what to do."""
 
 import base64
 import binascii
@@ -25,13 +25,13 @@ from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import MIB, fetch
 from paddlemix.utils.foreign import refuse_pointer
 
-Source = str | os.PathLike | bytes | Image.Image
-"""A path, an http(s) or ``data:`` address, the bytes of a file, or a picture."""
+ImageSource = str | os.PathLike | bytes | Image.Image
+"""A path, an http(s) or ``data:`` address, the bytes of a file, or an image."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may be. Formats are Pillow's names; lengths in pixels; ``max_aspect`` is long side / short side.
+    """What an image may be. Formats are Pillow's names; lengths in pixels; ``max_aspect`` is long side / short side.
 
     ``max_memory``: bytes that decoding and converting may hold at a time, the file included. ``max_passes``: pixels
     times scans of a JPEG with several scans (a progressive one has about ten; one of 12 million pixels may have 80).
@@ -83,7 +83,7 @@ _SCAN_PIXELS = 100_000
 _STRIP = 1 << 20
 """Pixels that are converted at a time."""
 _HEAD = 64 * 1024
-"""Bytes that usually hold the header of a picture."""
+"""Bytes that usually hold the header of an image."""
 _IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257
 _BITS_PER_SAMPLE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323
 _TURNS = {
@@ -101,13 +101,13 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def load_image(
-    source: Source, limits: ImageLimits = LIMITS, *, transpose_exif: bool = False, name: str | None = None
+    source: ImageSource, limits: ImageLimits = LIMITS, *, transpose_exif: bool = False, name: str | None = None
 ) -> Image.Image:
-    """The picture as RGB, fully decoded.
+    """The image as RGB, fully decoded.
 
     The original's ``convert("RGB")`` decides: alpha is dropped, not blended; palette, grey and CMYK are converted; EXIF
     orientation is ignored unless ``transpose_exif`` (but Pillow always obeys a TIFF's). The one exception is 16-bit
-    grey, scaled by ``>> 8`` instead of clipped at 255. ``name`` is how errors call the picture (default: the path or
+    grey, scaled by ``>> 8`` instead of clipped at 255. ``name`` is how errors call the image (default: the path or
     address).
     Raises DataError naming the source and the remedy; limits are checked before anything is decoded.
     """
@@ -123,13 +123,13 @@ def load_image(
             _check_size(picture, limits, name)
             _check_costs(picture, costs, len(data), limits, name)
             if not limits.animated and getattr(picture, "is_animated", False):
-                raise DataError(f"{name}: has several frames; give one picture")
+                raise DataError(f"{name}: has several frames; give one image")
             picture.load()
             return _turned(_to_rgb(picture, name, ours=True), picture, transpose_exif)
 
 
 def image_size(
-    source: Source, limits: ImageLimits = LIMITS, *, transpose_exif: bool = False, name: str | None = None
+    source: ImageSource, limits: ImageLimits = LIMITS, *, transpose_exif: bool = False, name: str | None = None
 ) -> Size:
     """(height, width) in pixels from the header, without decoding. Same errors as ``load_image``.
 
@@ -156,9 +156,9 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://", "data:"))
 
 
-def _name_of(source: Source) -> str:
+def _name_of(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "the given picture"
+        return getattr(source, "filename", "") or "the given image"
     if isinstance(source, bytes):
         return "the given image bytes"
     text = os.fspath(source)
@@ -197,7 +197,7 @@ def _open_file(path: Path, limits: ImageLimits, name: str) -> Any:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{name}: is not a regular file; give the path of a picture")
+            raise DataError(f"{name}: is not a regular file; give the path of an image")
         _check_bytes(status.st_size, limits, name)
         return open(path, "rb")
     except FileNotFoundError as error:
@@ -227,7 +227,7 @@ def _check_costs(picture: Image.Image, costs: Costs, count: int, limits: ImageLi
     if need > limits.max_memory:
         raise DataError(
             f"{found} in this form ({picture.format}, {picture.mode}) need {need / 1e6:.0f} MB of memory to decode, "
-            f"the limit is {limits.max_memory / 1e6:.0f}; scale the picture down, or save it as baseline JPEG"
+            f"the limit is {limits.max_memory / 1e6:.0f}; scale the image down, or save it as baseline JPEG"
             f"{_or_raise(limits, 'memory')}"
         )
 
@@ -249,13 +249,13 @@ def _check_size(picture: Image.Image, limits: ImageLimits, name: str) -> None:
     short, long = min(width, height), max(width, height)
     found = f"{name}: {width} x {height} pixels"
     if width * height > limits.max_pixels:
-        remedy = f"scale the picture down{_or_raise(limits, 'pixels')}"
+        remedy = f"scale the image down{_or_raise(limits, 'pixels')}"
         raise DataError(f"{found}, the limit is {limits.max_pixels} in all; {remedy}")
     if short < limits.min_side or long > limits.max_side:
-        remedy = f"scale the picture{_or_raise(limits, 'side')}"
+        remedy = f"scale the image{_or_raise(limits, 'side')}"
         raise DataError(f"{found}, sides must be {limits.min_side} to {limits.max_side}; {remedy}")
     if long > limits.max_aspect * short:
-        remedy = f"crop the picture{_or_raise(limits, 'aspect')}"
+        remedy = f"crop the image{_or_raise(limits, 'aspect')}"
         raise DataError(f"{found}, the long side may be {limits.max_aspect:g} times the short one; {remedy}")
 
 
@@ -273,7 +273,7 @@ def _told(name: str, limits: ImageLimits, file: Any = None) -> Iterator[None]:
     except CostError as error:
         raise DataError(f"{name}: {error}; replace the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name}: far more than {limits.max_pixels} pixels; scale the picture down") from error
+        raise DataError(f"{name}: far more than {limits.max_pixels} pixels; scale the image down") from error
     except _BROKEN as error:
         raise DataError(f"{name}: damaged or truncated image ({type(error).__name__}); replace the file") from error
 
@@ -289,13 +289,13 @@ def _why_unknown(name: str, limits: ImageLimits, file: Any) -> str:
 
 
 def _to_rgb(picture: Image.Image, name: str, *, ours: bool = False) -> Image.Image:
-    """The pixels as RGB. ``ours``: nobody else holds the picture, so it may be changed or given back itself."""
+    """The pixels as RGB. ``ours``: nobody else holds the image, so it may be changed or given back itself."""
     if picture.mode in _SIXTEEN_BIT:
         return _from_sixteen_bit(picture, name)
     if picture.mode == "F":
         raise DataError(f"{name}: floating point pixels have no agreed scale; save it with 8 bits per channel")
     if picture.mode == "RGB":
-        # A copy would be a second picture in memory; only a WebP keeps its decoder for as long as it lives.
+        # A copy would be a second image in memory; only a WebP keeps its decoder for as long as it lives.
         return picture if ours and picture.format != "WEBP" else picture.copy()
     if picture.mode in ("P", "L", "1") and "transparency" in picture.info:
         # It does not change a pixel of the result, but Pillow would warn for every such file.
@@ -311,11 +311,11 @@ def _turned(picture: Image.Image, source: Image.Image, transpose_exif: bool) -> 
 
 
 def _turned_size(picture: Image.Image, transpose_exif: bool) -> Size:
-    """(height, width) that an opened picture will have when it is loaded."""
+    """(height, width) that an opened image will have when it is loaded."""
     width, height = picture.size
     tags = getattr(picture, "tag_v2", None)
     if tags is not None:
-        # Pillow turns TIFF pictures itself; whether their size says so before they are loaded depends on its version.
+        # Pillow turns TIFF images itself; whether their size says so before they are loaded depends on its version.
         width, height = int(tags.get(_IMAGE_WIDTH, width)), int(tags.get(_IMAGE_LENGTH, height))
     lies = (transpose_exif or tags is not None) and _orientation(picture) in _ON_ITS_SIDE
     return (width, height) if lies else (height, width)

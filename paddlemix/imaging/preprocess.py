@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an RGB picture to tiles of pixels, equal to the original's CLIP preprocessing bit for bit.
+"""From an RGB image to tiles of pixels, equal to the original's CLIP preprocessing bit for bit.
 
 Every step up to the crop is uint8; the floats are a table of 256 entries per channel. Pillow 13 resizes tall
 images differently from Pillow 9 to 12, so exact equality holds between machines with the same side of that line.
@@ -35,7 +35,7 @@ def centre_crop(pixels: np.ndarray, side: int) -> np.ndarray:
         top, left = -((height - high) // 2), -((width - wide) // 2)
         canvas = np.zeros((high, wide, 3), dtype=pixels.dtype)
         canvas[top : top + height, left : left + width] = pixels
-        # The window keeps the place it had in the small picture, as transformers' center_crop does it.
+        # The window keeps the place it had in the small image, as transformers' center_crop does it.
         top, left = top + (height - side) // 2, left + (width - side) // 2
         return canvas[max(0, top) : top + side, max(0, left) : left + side]
     top, left = (height - side) // 2, (width - side) // 2
@@ -49,7 +49,7 @@ def background_colour(image: ImageConfig) -> tuple[int, int, int]:
 
 
 def expand_to_square(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square canvas of its longer side."""
+    """The image in the middle of a square canvas of its longer side."""
     width, height = picture.size
     if width == height:
         return picture
@@ -62,7 +62,7 @@ def expand_to_square(picture: Image.Image, colour: tuple[int, int, int]) -> Imag
 def resize_on_square(picture: Image.Image, colour: tuple[int, int, int], side: int) -> Image.Image:
     """What ``expand_to_square`` resized to ``side`` pixels (bicubic) gives, without the canvas as a whole.
 
-    A picture of 16384 x 82 pixels has a canvas of 268 million. Pillow resizes rows first and columns then, so the rows
+    An image of 16384 x 82 pixels has a canvas of 268 million. Pillow resizes rows first and columns then, so the rows
     of the canvas can be taken a strip at a time; rows of one colour stay that colour.
     """
     width, height = picture.size
@@ -79,7 +79,7 @@ def resize_on_square(picture: Image.Image, colour: tuple[int, int, int], side: i
 
 
 def resize_and_pad(picture: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """The picture scaled into ``target`` (width, height) and centred on black."""
+    """The image scaled into ``target`` (width, height) and centred on black."""
     width, height = picture.size
     new_width, new_height = fit_inside((height, width), target)
     resized = picture.resize((new_width, new_height), resample=Image.Resampling.BICUBIC)
@@ -99,7 +99,7 @@ def cut_tiles(picture: Image.Image, side: int) -> list[Image.Image]:
 
 
 def tiles_of(picture: Image.Image, image: ImageConfig) -> list[Image.Image]:
-    """The pictures that become one tile each: one for ``square`` and ``pad``, the whole and its parts for anyres."""
+    """The images that become one tile each: one for ``square`` and ``pad``, the whole and its parts for anyres."""
     height_width = (picture.height, picture.width)
     if tile_grid(height_width, image) is None:
         if image.aspect != "pad":

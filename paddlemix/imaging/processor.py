@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture in, pixels and layout out: the only thing that training, chat and evaluation need of this room."""
+"""One image in, pixels and layout out: the only thing that training, chat and evaluation need of this room."""
 
 from dataclasses import dataclass
 
@@ -34,9 +34,9 @@ class ImageProcessor:
         self.vision = vision
 
     def __call__(self, picture: Image.Image) -> Processed:
-        """Pixels, layout and size of an RGB picture (``load.load_image`` gives one). DataError for another mode."""
+        """Pixels, layout and size of an RGB image (``load.load_image`` gives one). DataError for another mode."""
         if picture.mode != "RGB":
-            raise DataError(f"this picture has mode {picture.mode}; open it with imaging.load.load_image")
+            raise DataError(f"this image has mode {picture.mode}; open it with imaging.load.load_image")
         size = (picture.height, picture.width)
         return Processed(preprocess(picture, self.image), self.layout(size), size)
 

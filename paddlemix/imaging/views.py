@@ -75,7 +75,7 @@ def joined(layouts: Sequence[Layout], tokens_per_tile: int) -> Layout:
 
 
 def repeated(layout: Layout, times: int) -> Layout:
-    """The same picture ``times`` times in a row. Its tiles are given to the vision tower once."""
+    """The same image ``times`` times in a row. Its tiles are given to the vision tower once."""
     return layout if times == 1 else _frozen(_plain(layout).tiles, np.tile(layout.order, times))
 
 
@@ -92,10 +92,10 @@ def _frozen(tiles: int, order: np.ndarray) -> Layout:
 
 @dataclass(frozen=True)
 class Views:
-    """How the pictures of one object become its views.
+    """How the images of one object become its views.
 
-    Every picture is a sheet of ``grid`` x ``grid`` views (1: it is a view itself) in ``order``; all views together
-    stand ``repeat`` times at the place. MV-LLaVA shows a lone picture four times, so that every object is as long as
+    Every image is a sheet of ``grid`` x ``grid`` views (1: it is a view itself) in ``order``; all views together
+    stand ``repeat`` times at the place. MV-LLaVA shows a lone image four times, so that every object is as long as
     one of four views.
     """
 
@@ -104,7 +104,7 @@ class Views:
     order: str | None = None
 
     def count(self, pictures: int) -> int:
-        """Views at the place for so many pictures."""
+        """Views at the place for so many images."""
         return pictures * self.grid * self.grid * self.repeat
 
     def cut(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -114,13 +114,13 @@ class Views:
         return [view for picture in pictures for view in split_sheet(picture, self.grid, self.order)]
 
     def sizes(self, sizes: Sequence[Size]) -> list[Size]:
-        """(height, width) of the views of pictures of these ``sizes``, without pixels."""
+        """(height, width) of the views of images of these ``sizes``, without pixels."""
         if self.grid == 1:
             return list(sizes)
         boxes = [box for size in sizes for box in sheet_boxes(size, self.grid, self.order)]
         return [(bottom - top, right - left) for left, top, right, bottom in boxes]
 
     def layout(self, sizes: Sequence[Size], image: ImageConfig, vision: VisionConfig) -> Layout:
-        """The layout of the place for pictures of these ``sizes``."""
+        """The layout of the place for images of these ``sizes``."""
         layouts = [layout_of(size, image, vision) for size in self.sizes(sizes)]
         return repeated(joined(layouts, vision.tokens_per_tile), self.repeat)

@@ -77,12 +77,12 @@ class LlavaForCausalLM(nn.Layer):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., V]`` in float32."""
-        hidden = self.parallel.enter(hidden)
+        hidden = self.parallel.copy_to_ranks(hidden)
         if not self.config.text.tie_word_embeddings:
             return self.vocabulary.joined(self.lm_head(hidden).astype("float32"))
         own = self.llama.width.cut(hidden, -1) if self.parallel.size > 1 else hidden
         product = paddle.matmul(own, self.llama.embed_tokens.weight, transpose_y=True)
-        return self.parallel.leave(product.astype("float32"))
+        return self.parallel.sum_over_ranks(product.astype("float32"))
 
     def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
@@ -118,7 +118,7 @@ class LlavaForCausalLM(nn.Layer):
             targets = next_labels(labels, segments, starts)
             return loss_through_head(hidden, weight, targets, transposed=tied, portion=self.loss_portion)
         if self.parallel.size > 1 and not self.config.text.tie_word_embeddings:
-            part = self.lm_head(self.parallel.enter(hidden)).astype("float32")
+            part = self.lm_head(self.parallel.copy_to_ranks(hidden)).astype("float32")
             return next_token_loss_of_parts(part, labels, self.vocabulary, segments, starts)
         return next_token_loss(self.logits(hidden), labels, segments, starts)[0]
 

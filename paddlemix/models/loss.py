@@ -56,11 +56,11 @@ def next_token_loss_of_parts(
     parallel, targets = vocabulary.parallel, next_labels(labels, segments, starts)
     ((start, stop),) = vocabulary.ranges
     top = parallel.largest(logits.detach().max(axis=-1, keepdim=True))
-    summed = parallel.leave(paddle.exp(logits - top).sum(axis=-1))
+    summed = parallel.sum_over_ranks(paddle.exp(logits - top).sum(axis=-1))
     here = paddle.logical_and(targets >= start, targets < stop)
     place = paddle.clip(targets - start, 0, stop - start - 1).unsqueeze(-1)
     own = paddle.take_along_axis(logits - top, place, axis=-1).squeeze(-1)
-    wanted = parallel.leave(paddle.where(here, own, paddle.zeros_like(own)))
+    wanted = parallel.sum_over_ranks(paddle.where(here, own, paddle.zeros_like(own)))
     each = paddle.where(targets != IGNORE_INDEX, paddle.log(summed) - wanted, paddle.zeros_like(wanted))
     return _mean(each, targets)[0]
 

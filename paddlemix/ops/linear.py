@@ -89,12 +89,12 @@ class LoraLinear(Linear):
         low = functional.dropout(x, self.dropout, training=self.training) if self.dropout else x
         low = paddle.matmul(low, self._matrix_a())
         if self.sums:
-            low = self.rows.parallel.leave(low)
+            low = self.rows.parallel.sum_over_ranks(low)
         return out + paddle.matmul(low, self.lora_B) * self.scaling
 
     def _matrix_a(self) -> Tensor:
         """A; where the columns of the weight are shared, each device sees a part of A's gradient, so it is summed."""
-        return self.columns.parallel.enter(self.lora_A) if is_shared(self.columns) else self.lora_A
+        return self.columns.parallel.copy_to_ranks(self.lora_A) if is_shared(self.columns) else self.lora_A
 
     def delta(self) -> Tensor:
         """What the adapter adds to the weight: float32 ``[in, out]``."""

@@ -3,7 +3,8 @@
 
 A pair of linear layers is cut so that the first gives each device some of the columns (whole heads in attention) and
 the second takes them as its rows: one sum over the group behind the second in the forward pass, one before the first
-in the backward pass. ``TensorParallel.enter`` and ``leave`` are these two places. Everything else is replicated.
+in the backward pass. ``TensorParallel.copy_to_ranks`` and ``sum_over_ranks`` are these two places.
+Everything else is replicated.
 Slices may be uneven (InternViT-6B has 25 heads), so every exchange is an all-reduce of equal shapes.
 """
 
@@ -45,25 +46,25 @@ class TensorParallel:
             )
         return Share(self, total)
 
-    def enter(self, x: Tensor) -> Tensor:
+    def copy_to_ranks(self, x: Tensor) -> Tensor:
         """``x`` itself, which is equal on all devices; its gradient is summed over them."""
         return x if self.size == 1 or x.stop_gradient or not paddle.is_grad_enabled() else _Enter.apply(x, self)
 
-    def leave(self, x: Tensor) -> Tensor:
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the devices, for what follows on all of them alike: the gradient passes as it is."""
         return x if self.size == 1 else _Leave.apply(x, self)
 
     def product(self, x: Tensor, weight: Tensor, even: bool = False) -> Tensor:
-        """``leave(x W)``, in one operator where the npu has it. ``even``: every device has as many rows of W."""
+        """``sum_over_ranks(x W)``, one operator where the npu has it. ``even``: every device has as many rows of W."""
         if self.size == 1:
             return paddle.matmul(x, weight)
         if switches.setting("MC2")[0] == "0":
-            return self.leave(paddle.matmul(x, weight))
+            return self.sum_over_ranks(paddle.matmul(x, weight))
         return _Product.apply(x, weight, self, even)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the devices, for what differs between them: the gradient is summed as well."""
-        return x if self.size == 1 else self.enter(_Leave.apply(x, self))
+        return x if self.size == 1 else self.copy_to_ranks(_Leave.apply(x, self))
 
     def reduce(self, x: Tensor, op: Any = None) -> Tensor:
         """All-reduce into a new tensor, outside of any gradient; the sum unless ``op`` says otherwise."""
@@ -150,7 +151,7 @@ class Share:
             [paddle.zeros([*x.shape[:-1], width], dtype=x.dtype)] if width else []
             for width in (start, self.total - stop)
         )
-        return self.parallel.leave(paddle.concat([*before, x, *after], axis=-1))
+        return self.parallel.sum_over_ranks(paddle.concat([*before, x, *after], axis=-1))
 
 
 def count_of(side: "int | Share") -> int:
@@ -164,7 +165,7 @@ def is_shared(side: "int | Share") -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """What a parameter is of the whole one: ``share`` along ``axis``."""
 
     axis: int
@@ -178,11 +179,11 @@ class Part:
 def mark(parameter: Tensor | None, axis: int, side: "int | Share") -> None:
     """Note at a parameter that it is a part, if it is one."""
     if parameter is not None and is_shared(side):
-        parameter.part = Part(axis, side)
+        parameter.part = Shard(axis, side)
         parameter.is_distributed = True  # paddle's optimizers and norms of gradients go by this name
 
 
-def part_of(parameter: Tensor) -> Part | None:
+def part_of(parameter: Tensor) -> Shard | None:
     """What the parameter is of a whole one; None when it is whole."""
     return getattr(parameter, "part", None)
 

@@ -136,7 +136,7 @@ def chat_memory(config: LlavaConfig, value_bytes: int) -> int:
 
 
 def most_tiles(config: LlavaConfig) -> int:
-    """Tiles of the picture that is cut into most of them."""
+    """Tiles of the image that is cut into most of them."""
     image = config.image
     if image is None or image.aspect != "anyres":
         return 1

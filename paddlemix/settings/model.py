@@ -85,12 +85,12 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a picture becomes tiles of ``crop_size`` pixels, and how their features are laid out.
+    """How an image becomes tiles of ``crop_size`` pixels, and how their features are laid out.
 
     ``aspect`` is ``square`` (short side resized, centre crop), ``pad`` (mean-coloured square) or ``anyres``.
     ``grid_pinpoints`` are (width, height) in pixels, as the original writes them.
     ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``. ``max_tiles`` is the N of LLaVA-NeXT's ``anyres_max_N``:
-    the features of a picture of more tiles are scaled down to about those of N.
+    the features of an image of more tiles are scaled down to about those of N.
     """
 
     crop_size: int

@@ -52,7 +52,7 @@ def encode_rows(tokenizer: Encoder, text: str | Sequence[str], *, padding: bool,
 
 
 def as_list(given: Any) -> list[Any]:
-    """Pictures as a list: None is none of them, and one that stands alone (a path, bytes, PIL) is a list of one."""
+    """Images as a list: None is none of them, and one that stands alone (a path, bytes, PIL) is a list of one."""
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]

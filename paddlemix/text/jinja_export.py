@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A conversation template as the jinja program that transformers' ``apply_chat_template`` runs.
 
-Messages are ``{"role": ..., "content": text or list of {"type": "text" | "image", ...}}``. Pictures of a turn come
+Messages are ``{"role": ..., "content": text or list of {"type": "text" | "image", ...}}``. Images of a turn come
 first, each with a newline behind it, then its text, as in a chat of ours. The begin token is not written: the tokenizer
 adds it.
 """
@@ -26,7 +26,7 @@ _ROLES = (
 
 
 def chat_jinja(template: Template | ChatTemplate, *, use_im_start_end: bool = False) -> str:
-    """The program. ``use_im_start_end``: the model has marks around every picture."""
+    """The program. ``use_im_start_end``: the model has marks around every image."""
     place = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}" if use_im_start_end else IMAGE_TOKEN
     body = _of_file(template) if isinstance(template, ChatTemplate) else _of_table(template, place)
     mark = "" if template.mmtag else f"{place}\n"
@@ -34,7 +34,7 @@ def chat_jinja(template: Template | ChatTemplate, *, use_im_start_end: bool = Fa
 
 
 def _words(mark: str) -> str:
-    """The macro that gives the text of a message; ``mark`` stands there for every picture."""
+    """The macro that gives the text of a message; ``mark`` stands there for every image."""
     return (
         '{%- macro words(message) -%}{%- if message["content"] is string -%}{{- message["content"] -}}{%- else -%}'
         '{%- for part in message["content"] if part["type"] == "image" -%}{{- ' + _quote(mark) + " -}}{%- endfor -%}"
@@ -100,7 +100,7 @@ def _examples(template: Template) -> str:
 def _turns(template: Template, place: str) -> str:
     user = "{{- user(words(message), loop.first) -}}"
     if template.mmtag:
-        # Pictures are a round of their own there, answered by "Received.".
+        # Images are a round of their own there, answered by "Received.".
         tagged = _quote(TAGGED_IMAGE.replace(IMAGE_TOKEN, place))
         user = (
             '{%- set count = 0 if message["content"] is string else '

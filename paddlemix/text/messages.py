@@ -37,7 +37,7 @@ class Segment:
     quoted: bool = False
 
 
-class Layout(Protocol):
+class ChatFormat(Protocol):
     """Anything that can write messages as segments: a ``Template`` or a ``ChatTemplate``."""
 
     name: str
@@ -71,27 +71,27 @@ def check_turns(messages: Sequence[Message], *, assistant_first: bool = False) -
 def messages_from_llava_row(
     conversations: Sequence[dict[str, Any]],
     *,
-    layout: Layout,
+    layout: ChatFormat,
     images: int,
     use_im_start_end: bool = False,
 ) -> list[Message]:
     """Messages of a LLaVA row (``from``/``value``), with its image places where the original's training puts them.
 
-    ``images`` is the number of pictures that the row lists. As in the original (preprocess_multimodal and the
+    ``images`` is the number of images that the row lists. As in the original (preprocess_multimodal and the
     preprocess_* functions of train.py): a turn that holds ``<image>`` is stripped and begins with "<image>\\n"; mmtag
     templates write "<Image><image></Image>"; ``use_im_start_end`` wraps the place in "<im_start>" and "<im_end>"; a
-    row that begins with the assistant loses that turn unless the layout takes it. Rows without a picture stay as they
+    row that begins with the assistant loses that turn unless the layout takes it. Rows without an image stay as they
     are.
 
     We deviate in one thing: the original merges several ``<image>`` of one turn into one. A row that lists several
-    pictures keeps them all, where they stand.
+    images keeps them all, where they stand.
     """
     messages = [_row_message(i, row) for i, row in enumerate(conversations)]
     return placed_messages(messages, layout=layout, images=images, use_im_start_end=use_im_start_end)
 
 
 def placed_messages(
-    messages: Sequence[Message], *, layout: Layout, images: int, use_im_start_end: bool = False
+    messages: Sequence[Message], *, layout: ChatFormat, images: int, use_im_start_end: bool = False
 ) -> list[Message]:
     """The messages of a row as ``messages_from_llava_row`` describes them."""
     found = list(messages)
@@ -128,10 +128,10 @@ def place_images(text: str, images: int, mmtag: bool = False, use_im_start_end: 
 def first_turn_with_images(
     text: str, images: int, *, mmtag: bool = False, use_im_start_end: bool = False
 ) -> list[Message]:
-    """Messages that open a chat about pictures, as the original's demos write them.
+    """Messages that open a chat about images, as the original's demos write them.
 
-    The text loses its own ``<image>`` marks and gets one place a picture in front, each followed by a newline. With
-    mmtag templates the pictures are a round of their own, answered by "Received.".
+    The text loses its own ``<image>`` marks and gets one place an image in front, each followed by a newline. With
+    mmtag templates the images are a round of their own, answered by "Received.".
     """
     text = text.replace(IMAGE_TOKEN, "").strip()
     place = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}" if use_im_start_end else IMAGE_TOKEN
@@ -144,10 +144,10 @@ def first_turn_with_images(
 
 
 def question(text: str, images: int = 0, *, mmtag: bool = False, use_im_start_end: bool = False) -> list[Message]:
-    """The messages of a person's question with so many pictures.
+    """The messages of a person's question with so many images.
 
-    A text without ``<image>`` gets the pictures in front, each on a line of its own, where some templates (``mmtag``)
-    give them a round of their own. A text with marks keeps them; pictures beyond its marks are put in front.
+    A text without ``<image>`` gets the images in front, each on a line of its own, where some templates (``mmtag``)
+    give them a round of their own. A text with marks keeps them; images beyond its marks are put in front.
     """
     written = text.count(IMAGE_TOKEN)
     if not written:

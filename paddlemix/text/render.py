@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paddlemix.text.messages import Layout, Message, Segment
+from paddlemix.text.messages import ChatFormat, Message, Segment
 from paddlemix.text.tokenizer import Pieces, Span, Tokenizer
 from paddlemix.utils.constants import (
     IGNORE_INDEX,
@@ -42,7 +42,7 @@ class Rendered:
 
 
 def render(
-    template: Layout,
+    template: ChatFormat,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
@@ -55,7 +55,7 @@ def render(
     ``answer_open=True`` ends where the next answer begins (a prompt; the last message is the user's);
     ``answer_open=False`` is a training sample. ``specials=True`` parses special tokens that stand in the messages, as
     the original does; by default a written "</s>" stays four characters. ``images=False`` keeps ``<image>`` as text
-    (rows without pictures).
+    (rows without images).
 
     ConfigError when a sample is asked for with a template that the original trains in another layout.
     """

@@ -7,7 +7,7 @@ follows from the rules of the checkpoint (see ``text.tokenizer``):
 
 - before every text between two special tokens: transformers' usual pipeline;
 - before a text as a whole only, which is the rule of LLaVA's Vicuna models (``legacy`` false). LLaVA encodes what
-  stands between two pictures as a text of its own, so ``<image>`` begins a new one and ``</s>`` does not: the special
+  stands between two images as a text of its own, so ``<image>`` begins a new one and ``</s>`` does not: the special
   tokens are looked for after the normalizer (``normalized``), the image before it.
 """
 

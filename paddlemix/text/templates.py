@@ -122,7 +122,7 @@ def for_training(template: Template) -> Template:
     """The layout that the original's training writes for this template.
 
     It is the template itself, but for two old formats: "v0" is trained with "### Human: ...\\n" and prompted with
-    "###Human: ...###"; "plain" is trained with the picture and its caption alone.
+    "###Human: ...###"; "plain" is trained with the image and its caption alone.
     """
     return TEMPLATES[template.train_as] if template.train_as else template
 

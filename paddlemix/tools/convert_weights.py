@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.options import Options, model_flags
 from paddlemix.utils.paths import expanded
 
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert and say what was written. Exit code 0; 2 when a folder is wrong or a layout cannot hold the model."""
-    return run_doorway(_run, argv, OPTIONS)
+    return run_command(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.commands import shown
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.options import Options, model_flags
 from paddlemix.utils.paths import expanded
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge and say where the result lies. Exit code 0; 2 when the folders do not fit together."""
-    return run_doorway(_run, argv, OPTIONS)
+    return run_command(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:

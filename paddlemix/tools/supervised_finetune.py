@@ -19,12 +19,12 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.settings.run.loader import load_settings
 from paddlemix.utils import device, early_stop
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the settings, then train."""
-    return run_doorway(_run, argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:

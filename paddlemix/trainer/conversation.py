@@ -8,7 +8,7 @@ from typing import Any
 
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text import chat_template, templates
-from paddlemix.text.messages import Layout
+from paddlemix.text.messages import ChatFormat
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of, own_template, template_for
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 
@@ -17,7 +17,7 @@ def check_conversation(settings: TrainingSettings, folder: Path, *, first_stage:
     """Raise for a template that does not exist, or that a fine-tune would learn wrong answers with; needs no paddle.
 
     ``folder`` is what the run begins with (the adapter's with ``lora_path``). A first training stage leaves a folder
-    whose template is "plain", which trains on pictures and captions and drops every question: going on with it by
+    whose template is "plain", which trains on images and captions and drops every question: going on with it by
     chance is an error. Meant are ``first_stage`` (the pretraining command) and ``tune_mm_mlp_adapter`` beside the name.
     """
     given = settings.model.template
@@ -44,7 +44,7 @@ def check_conversation(settings: TrainingSettings, folder: Path, *, first_stage:
     no_lora = ' with "lora": false' if settings.model.lora else ""
     why = "is given" if given else f"is what {folder} was trained with"
     raise ConfigError(
-        f'"template": "{name}" {why}: it learns captions of pictures and drops the questions. For conversations write '
+        f'"template": "{name}" {why}: it learns captions of images and drops the questions. For conversations write '
         f'"template": "{_suggested(folder)}"; to go on with the first stage write "template": "{name}" and '
         f'"tune_mm_mlp_adapter": true{no_lora}'
     )
@@ -66,7 +66,7 @@ def _suggested(folder: Path) -> str:
     return "v1" if found == "vicuna_v1" else found
 
 
-def training_template(settings: TrainingSettings, folder: Path, own: str) -> Layout:
+def training_template(settings: TrainingSettings, folder: Path, own: str) -> ChatFormat:
     """The layout of rows that have none of their own: the settings' name, else what the model in ``folder`` has."""
     if settings.model.template is not None:
         return templates.get(settings.model.template, training=True)
@@ -74,7 +74,7 @@ def training_template(settings: TrainingSettings, folder: Path, own: str) -> Lay
 
 
 def asked_with(
-    layouts: Sequence[tuple[Layout, int]], settings: TrainingSettings, folder: Path, own: str
+    layouts: Sequence[tuple[ChatFormat, int]], settings: TrainingSettings, folder: Path, own: str
 ) -> tuple[str, dict[str, Any] | None]:
     """(``template`` of the result's configuration, content of its chat_template.json or None): that of most rows.
 
@@ -88,7 +88,9 @@ def asked_with(
     return settings.model.template or own, None
 
 
-def notes(layouts: Sequence[tuple[Layout, int]], settings: TrainingSettings, folder: Path, own: str) -> Iterator[str]:
+def notes(
+    layouts: Sequence[tuple[ChatFormat, int]], settings: TrainingSettings, folder: Path, own: str
+) -> Iterator[str]:
     """Lines about rows of several layouts, and about settings that name another template than the model's own."""
     if len(layouts) > 1:
         rows = ", ".join(f"{count} rows with {layout.name}" for layout, count in layouts)

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from paddlemix.checkpoint.save import Reader, plain_values
+from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.ops import parallel
 from paddlemix.utils.errors import ConfigError
 
@@ -73,7 +73,7 @@ def put(parameter: Tensor, values: Tensor) -> None:
     parameter.fw_storage.set_value(piece)
 
 
-def as_one(model: Any, write: Callable[[Reader], None] | None) -> None:
+def write_whole(model: Any, write: Callable[[ReadValues], None] | None) -> None:
     """Let the first process ``write`` with a reader of whole values; the others, without ``write``, send their parts.
 
     The first process says which parameter it reads, so it may read in any order; it also says when it is done or has
@@ -87,30 +87,30 @@ def as_one(model: Any, write: Callable[[Reader], None] | None) -> None:
         with _reading(parameters) as read:
             write(read)
     else:
-        while (index := _hear()) != _DONE:
+        while (index := _receive()) != _DONE:
             whole(parameters[index])
 
 
 @contextlib.contextmanager
-def _reading(parameters: list[Tensor]) -> Iterator[Reader]:
+def _reading(parameters: list[Tensor]) -> Iterator[ReadValues]:
     places = {id(parameter): index for index, parameter in enumerate(parameters)}
 
     def read(parameter: Tensor) -> np.ndarray:
         if is_divided(parameter):
-            _say(places[id(parameter)])
+            _send(places[id(parameter)])
         return plain_values(whole(parameter))
 
     try:
         yield read
     finally:
-        _say(_DONE)
+        _send(_DONE)
 
 
-def _say(number: int) -> None:
+def _send(number: int) -> None:
     paddle.distributed.broadcast(paddle.to_tensor([number], dtype="int32"), src=0)
 
 
-def _hear() -> int:
+def _receive() -> int:
     number = paddle.zeros([1], dtype="int32")
     paddle.distributed.broadcast(number, src=0)
     return int(number)

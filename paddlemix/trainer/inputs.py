@@ -62,7 +62,7 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
 
 
 def read_rows(settings: TrainingSettings) -> RowsRead:
-    """The rows of the run, with a bar for the look at the pictures where there is a terminal."""
+    """The rows of the run, with a bar for the look at the images where there is a terminal."""
     rank, world = (int(env.raw(name) or default) for name, default in
                    (("PADDLE_TRAINER_ID", "0"), ("PADDLE_TRAINERS_NUM", "1")))  # fmt: skip
     hidden = settings.training.disable_tqdm
@@ -75,7 +75,7 @@ def read_rows(settings: TrainingSettings) -> RowsRead:
 def _bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("pictures looked at  ETA"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images looked at  ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -15,7 +15,7 @@ from paddle.distributed.fleet.meta_parallel import TensorParallel
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 
-from paddlemix.checkpoint.save import Reader, plain_values
+from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.ops import compat
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
@@ -46,7 +46,7 @@ from paddlemix.utils.logging import get_logger
 class Weights(Protocol):
     """How the weights of a checkpoint are written and read (a whole model, or an adapter)."""
 
-    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
+    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
         """Write a complete folder that the chat opens. ``read`` gives the values of a parameter."""
 
     def load(self, folder: Path, model: Any) -> None:
@@ -251,7 +251,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             if folder.exists():
                 checkpointing.remove(folder)
             with files.publish_folder(folder) as temporary:
-                divided.as_one(self.model, lambda read: self.weights.save(temporary, self.model, read))
+                divided.write_whole(self.model, lambda read: self.weights.save(temporary, self.model, read))
                 self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
                 checkpointing.write_state(temporary, state)
                 checkpointing.write_rows(temporary, self.train_dataset)
@@ -259,7 +259,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             best = self.state.best_model_checkpoint if self.settings.training.load_best_model_at_end else None
             checkpointing.rotate(self.args.output_dir, self.args.save_total_limit, keep=best)
         else:
-            divided.as_one(self.model, None)
+            divided.write_whole(self.model, None)
             self._save_optimizer(None)
         if self.args.world_size > 1:
             paddle.distributed.barrier()

@@ -81,7 +81,7 @@ def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:
     with held_output(output, lambda: run.began):
         run.prepare()
         with library_output(output):
-            return run.go()
+            return run.train()
 
 
 class TrainingRun:
@@ -98,14 +98,14 @@ class TrainingRun:
         self.prepared: Prepared | None = None
         self.began = False
 
-    def go(self) -> Result:
+    def train(self) -> Result:
         """All steps in order."""
         self.set_up()
         return self.carry_out()
 
     def prepare(self) -> None:
         """Everything that needs no paddle: find the model, read the rows."""
-        self._greet()
+        self._log_start()
         self.prepared = prepare(self.settings, self.resume)
         for note in self.prepared.notes:
             self._say(f"note: {note}")
@@ -142,14 +142,14 @@ class TrainingRun:
             self._evaluate(metrics)
             self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
         self._write("all_results.json", metrics)
-        self._farewell(stopped)
+        self._log_end(stopped)
         if self.args.world_size > 1:
             import paddle
 
             paddle.distributed.barrier()  # all leave together: the first one serves the connections of the others
         return Result(self.output, steps, metrics, stopped)
 
-    def _greet(self) -> None:
+    def _log_start(self) -> None:
         if not is_main():
             return
         say("Settings that differ from the defaults:")
@@ -299,7 +299,7 @@ class TrainingRun:
         from paddlemix.trainer import divided
 
         if not self.settings.training.benchmark:
-            divided.as_one(self.model, self._publish if is_main() else None)
+            divided.write_whole(self.model, self._publish if is_main() else None)
 
     def _publish(self, read: Any) -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
@@ -315,7 +315,7 @@ class TrainingRun:
     def _write(self, name: str, metrics: dict[str, Any]) -> None:
         write_metrics(name, metrics, self.output, self.settings.training.metrics_output_path)
 
-    def _farewell(self, stopped: str | None) -> None:
+    def _log_end(self, stopped: str | None) -> None:
         training = self.settings.training
         if stopped:
             if not self.stop.before_the_end:

@@ -50,7 +50,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One row of the table: counts are in numbers (scalars), ``learning_rate`` is None where nothing trains."""
 
     name: str
@@ -70,7 +70,7 @@ class StagePlan:
 
     stage: str
     rules: dict[str, Rule]
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     idle: dict[str, Rule]
 
     def apply(self, model: "nn.Layer") -> None:
@@ -264,7 +264,7 @@ def _without_decay(model: "nn.Layer") -> set[str]:
     return skipped
 
 
-def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[Part]:
+def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[ModelPart]:
     from paddlemix.ops.parallel import whole_shape  # imports paddle
 
     counts: dict[str, list[int]] = {}
@@ -279,4 +279,4 @@ def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[Part]:
             rates[part] = rules[name].learning_rate
     order = [part for part, _ in _PARTS] + [_ADAPTERS]
     for part in sorted(counts, key=order.index):
-        yield Part(part, counts[part][0], counts[part][1], rates.get(part))
+        yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part))

@@ -19,7 +19,7 @@ from paddlemix.checkpoint.formats.base import to_float32
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
 from paddlemix.checkpoint.lora.adapter import save_adapter
-from paddlemix.checkpoint.save import Reader, dtype_name, plain_values, save_model
+from paddlemix.checkpoint.save import ReadValues, dtype_name, plain_values, save_model
 from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.ops.parallel import whole_shape
 from paddlemix.text.model_template import CHAT_TEMPLATE
@@ -61,7 +61,7 @@ class ModelWeights:
         self.around = around
         self.names = list(plan.rules)
 
-    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
+    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
         """A folder in our own form."""
         around = self.around
         save_model(
@@ -82,7 +82,7 @@ class ModelWeights:
 class AdapterWeights(ModelWeights):
     """The LoRA matrices and whatever else trains or is not in the base."""
 
-    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
+    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
         """An adapter folder that finds its base by itself."""
         around = self.around
         save_adapter(
@@ -108,7 +108,7 @@ class ProjectorWeights(ModelWeights):
     The first training stage changes 20 of 13,000 million parameters; a checkpoint of it need not copy the others.
     """
 
-    def save(self, folder: Path, model: Any, read: Reader = plain_values) -> None:
+    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
         """``mm_projector.safetensors`` and the small files of a model."""
         write_projector(folder, model, read)
         write_side_files(folder, self.around.config, self.around.tokenizer, None, self.around.settings)
@@ -150,7 +150,7 @@ def restore(source: TensorSource, model: Any, names: Iterable[str], form: str | 
         divided.put(parameter, paddle.to_tensor(wide).astype(parameter.dtype))
 
 
-def write_projector(folder: Path, model: Any, read: Reader = plain_values) -> None:
+def write_projector(folder: Path, model: Any, read: ReadValues = plain_values) -> None:
     """``mm_projector.safetensors`` with the names and the layout of LLaVA's ``mm_projector.bin``."""
     tensors = []
     for name, parameter in model.named_parameters():
@@ -163,7 +163,7 @@ def write_projector(folder: Path, model: Any, read: Reader = plain_values) -> No
     write_safetensors(folder / PROJECTOR_FILE, tensors, {"format": "pt"})
 
 
-def publish_result(output: Path, weights: ModelWeights, model: Any, read: Reader = plain_values) -> list[str]:
+def publish_result(output: Path, weights: ModelWeights, model: Any, read: ReadValues = plain_values) -> list[str]:
     """Write a complete folder and move its files into ``output``, beside the checkpoints; returns their names.
 
     The manifest goes first and comes back last: while it is missing, the files are not one result.

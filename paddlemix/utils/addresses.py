@@ -126,7 +126,7 @@ def lookup(address: Address, seconds: float, *, private: bool = False) -> list[E
         if not private and not is_public(str(endpoint.place[0])):
             raise DataError(
                 f"{shown(address.text)}: the host is at {endpoint.place[0]}, which is not a public address; addresses "
-                "of this machine and of private networks are not read. Download the picture and give its path"
+                "of this machine and of private networks are not read. Download the image and give its path"
             )
     return found
 

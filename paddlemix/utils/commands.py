@@ -26,14 +26,14 @@ class Command:
 
 
 COMMANDS = {
-    "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model, about pictures or without"),
+    "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model, about images or without"),
     "multiview": Command("paddlemix.examples.mv_llava.run_predict_multiview", "talk about one object seen from sides"),
     "sft": Command("paddlemix.tools.supervised_finetune", "fine-tune a model, whole or with LoRA"),
     "pretrain": Command("paddlemix.examples.llava.pretrain", "first stage: train the projector"),
     "merge": Command("paddlemix.tools.merge_lora_params", "fold an adapter into its base model"),
     "convert": Command("paddlemix.tools.convert_weights", "write a model folder in another layout"),
     "doctor": Command("paddlemix.tools.doctor", "say whether this machine, or a model folder, is in order"),
-    "demo": Command("paddlemix.demo.__main__", "train a tiny model on drawn pictures and talk with it"),
+    "demo": Command("paddlemix.demo.__main__", "train a tiny model on drawn images and talk with it"),
 }
 """What follows ``paddlemix`` on the command line."""
 

@@ -56,7 +56,7 @@ FLAGS: dict[str, Flag] = {
             "PADDLEMIX_CPU_TUNING",
             "1",
             ("0", "1"),
-            "CPU tuning at the doorways (see utils/device.py); 0 leaves the process alone.",
+            "CPU tuning at the entry points (see utils/device.py); 0 leaves the process alone.",
         ),
         Flag("PADDLEMIX_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"), "Level of the console log."),
         Flag(
@@ -70,7 +70,7 @@ FLAGS: dict[str, Flag] = {
             "PADDLEMIX_FETCH_PROXY",
             "",
             (),
-            "http://HOST:PORT of a proxy that pictures by address go through; http_proxy and the like are not used.",
+            "http://HOST:PORT of a proxy that images by address go through; http_proxy and the like are not used.",
         ),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),

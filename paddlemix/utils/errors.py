@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that a person can do something about. A doorway prints their text and exits with their code."""
+"""The errors that a person can do something about. An entry point prints their text and exits with their code."""
 
 from paddlemix.utils.shown import readable
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from paddlemix.annotate.batch import Job, Progress, run
 from paddlemix.annotate.contact_sheet import draw, wrapped
-from paddlemix.annotate.objects import Source, part_of, read_objects, split_count
+from paddlemix.annotate.objects import ObjectImages, part_of, read_objects, split_count
 from paddlemix.annotate.scripts import OBJ, SCRIPTS, SYN, read_answers
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.journal import Journal
@@ -106,7 +106,7 @@ def test_the_correct_spelling_of_a_key_is_read(tmp_path):
     sheet = tiny_image(0, (40, 40))
     sheet.save(tmp_path / "x.png")
     (record,) = read_objects(path, "image_pth")
-    assert len(Source(tmp_path, sheet=2).views(record)) == 4
+    assert len(ObjectImages(tmp_path, sheet=2).views(record)) == 4
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_an_id_is_a_file_name_with_or_without_its_ending(tmp_path):
         folder = tmp_path / f"Cap3D_imgs_view{view}"
         folder.mkdir()
         tiny_image(view, (8 + view, 8)).save(folder / f"chair{ending}", format="PNG")
-    assert [view.width for view in Source(tmp_path).views({"id": "chair"})] == [8, 9, 12, 13]
+    assert [view.width for view in ObjectImages(tmp_path).views({"id": "chair"})] == [8, 9, 12, 13]
     for name in ("table", "t" * 300, "nul\0"):
         with pytest.raises(DataError, match=r"Cap3D_imgs_view0/[^/]+\.jpg: (no such image file|cannot be read)"):
-            Source(tmp_path).views({"id": name})
+            ObjectImages(tmp_path).views({"id": name})
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def job(tmp_path):
             tiny_image(number, (20, 20)).save(tmp_path / f"{number}.png")
     records = [{"image_pth": f"{number}.png", "n": number} for number in range(23)]
     settings = {"model": "m", "seed": 0, "sizes": (1, 2)}
-    return Job(SCRIPTS["syn"], Source(tmp_path, sheet=2), records, tmp_path / "out.json", settings, 3, whole=True)
+    return Job(SCRIPTS["syn"], ObjectImages(tmp_path, sheet=2), records, tmp_path / "out.json", settings, 3, whole=True)
 
 
 def ask(script, objects, numbers, stop_at=None):
@@ -269,13 +269,13 @@ def test_unknown_answers_and_missing_pictures_are_kept_and_counted(job):
     }
     assert (told[-1].unknown, told[-1].failed, told[-1].done) == (6, 1, 23)
     assert "23 of 23 objects" in told[-1].line
-    assert told[-1].line.endswith("; 6 unknown answers, 1 without pictures")
+    assert told[-1].line.endswith("; 6 unknown answers, 1 without images")
 
 
 def test_a_folder_without_any_picture_is_a_wrong_folder(job, tmp_path):
     job.source.require_some(job.records[5:7])
-    for source, records in ((Source(tmp_path / "nowhere", sheet=2), job.records), (job.source, job.records[5:6])):
-        with pytest.raises(DataError, match=rf"none of the first {len(records)} objects has a picture, .*\.png; check"):
+    for source, records in ((ObjectImages(tmp_path / "nowhere", sheet=2), job.records), (job.source, job.records[5:6])):
+        with pytest.raises(DataError, match=rf"none of the first {len(records)} objects has an image, .*\.png; check"):
             source.require_some(records)
 
 

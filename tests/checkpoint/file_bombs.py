@@ -92,7 +92,7 @@ WRITTEN: dict[str, tuple[str, Callable[[Path], object]]] = {
     **{f"{name} without end": (name, lambda path: os.symlink("/dev/zero", path)) for name in (_HEADER, _INDEX, _BIN)},
     **{f"{name} without end": (name, lambda path: os.symlink("/dev/zero", path)) for name in (_JSON, _MODEL, _CONFIG)},
     **{f"{name} that is a pipe": (name, os.mkfifo) for name in (_HEADER, _INDEX, _BIN, _JSON, _MODEL, _CONFIG)},
-    "settings of pictures that are a pipe": ("preprocessor_config.json", os.mkfifo),
+    "settings of images that are a pipe": ("preprocessor_config.json", os.mkfifo),
     "tokens that are a pipe": ("special_tokens_map.json", os.mkfifo),
     "adapter that is a pipe": ("adapter_config.json", os.mkfifo),
     "manifest that is a pipe": ("manifest.json", os.mkfifo),

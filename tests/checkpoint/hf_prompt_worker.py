@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run by an interpreter with transformers: what a llava-hf folder makes of texts and conversations, as JSON on stdout.
 
-    python hf_prompt_worker.py FOLDER '{"texts": [...], "messages": [...], "picture": FILE}'
+    python hf_prompt_worker.py FOLDER '{"texts": [...], "messages": [...], "image": FILE}'
 
 The processor is asked from transformers 4.46 on: the older ones know none of the keys of processor_config.json, in
 published folders neither.
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def once_a_picture(ids: list[int], image: int) -> list[int]:
-    """The ids with one token for a picture in place of one for each of its features."""
+    """The ids with one token for an image in place of one for each of its features."""
     return [number for at, number in enumerate(ids) if number != image or ids[at - 1] != image]
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     found["chat_ids"] = [tokenizer(text).input_ids for text in chats]
     if version >= (4, 46):
         processor = transformers.AutoProcessor.from_pretrained(folder)
-        out = processor(images=Image.open(given["picture"]), text=given["texts"][0], return_tensors="np")
+        out = processor(images=Image.open(given["image"]), text=given["texts"][0], return_tensors="np")
         ids = out["input_ids"][0].tolist()
         found["processed"] = once_a_picture(ids, image)
         found["features"] = ids.count(image)

@@ -188,9 +188,9 @@ def processor_rows(processor, texts):
 
 def test_inputs_that_do_not_fit_together_are_named(hub):
     processor, _ = AutoProcessorMIX.from_pretrained(hub["llava"])
-    with pytest.raises(DataError, match="2 texts and one picture as images"):
+    with pytest.raises(DataError, match="2 texts and one image as images"):
         processor(text=["a", "b"], images=tiny_image())
-    with pytest.raises(DataError, match='a text has 2 "<image>" and 1 pictures'):
+    with pytest.raises(DataError, match='a text has 2 "<image>" and 1 images'):
         processor(text=[Message("user", "<image> and <image>?")], images=tiny_image())
 
 

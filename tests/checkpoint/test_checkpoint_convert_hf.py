@@ -66,7 +66,7 @@ def asked(folder: Path, tmp_path: Path) -> dict:
         pytest.skip("PADDLEMIX_TORCH_PYTHON names no interpreter with torch")
     tiny_image(3, (90, 60)).save(tmp_path / "picture.png")
     messages = [as_parts(row) for row in conversations()]
-    given = {"texts": TEXTS, "messages": messages, "picture": str(tmp_path / "picture.png")}
+    given = {"texts": TEXTS, "messages": messages, "image": str(tmp_path / "picture.png")}
     run = subprocess.run([python, str(WORKER), str(folder), json.dumps(given)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])

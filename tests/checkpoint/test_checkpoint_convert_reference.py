@@ -24,7 +24,7 @@ NEW = 12
 
 
 def ours(folder: Path, inputs: Path) -> list[int]:
-    """Greedy ids for a picture, and the inputs written for the worker."""
+    """Greedy ids for an image, and the inputs written for the worker."""
     loaded = load_model(folder)
     config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)
     done = processor_for(config)(tiny_image(3, (90, 60)))

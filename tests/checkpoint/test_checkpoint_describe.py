@@ -28,7 +28,7 @@ def test_a_llava_is_described_by_its_facts(hub):
     assert found.facts["dtype"].startswith("float16")
     assert found.facts["template"] == "vicuna_v1"
     assert str(hub["clip"]) in found.facts["tower"]
-    assert "4 tokens" in found.facts["pictures"]
+    assert "4 tokens" in found.facts["images"]
     assert found.as_lines()[-1] == "  it can be loaded"
 
 

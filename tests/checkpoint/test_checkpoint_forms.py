@@ -42,7 +42,7 @@ def anyres_folders(golden: Path, place: Path) -> list[Path]:
 
 
 def rows(place: Path) -> Path:
-    """Wide, tall and tiny pictures, and a row without one."""
+    """Wide, tall and tiny images, and a row without one."""
     data = []
     for index, size in enumerate([(150, 60), (60, 140), (20, 20)]):
         tiny_image(index, size).save(place / f"{index}.png")

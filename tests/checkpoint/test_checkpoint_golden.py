@@ -6,13 +6,13 @@ import pytest
 
 from paddlemix.checkpoint.folders import kind_of
 from paddlemix.checkpoint.load import load_model
-from tools.golden import f_lora
+from tools.golden import lora
 
 pytestmark = pytest.mark.golden
 
 
 def test_adapters_projectors_and_new_rows_equal_the_original(golden_llava):
-    cases = list(f_lora.run(golden_llava))
+    cases = list(lora.run(golden_llava))
     assert cases
     assert [case for case in cases if case.status != "ok"] == []
 

@@ -345,7 +345,7 @@ def test_an_adapter_without_its_projector_on_a_language_model_says_that_there_ar
     loaded = load_model(folder)
     assert loaded.config.vision is None
     (warning,) = loaded.report.warnings
-    assert f"{hub['vicuna']} has no vision tower, so this is a model without pictures" in warning
+    assert f"{hub['vicuna']} has no vision tower, so this is a model without images" in warning
 
 
 def test_a_projector_that_is_named_leaves_nothing_to_warn_of(peft, tmp_path):

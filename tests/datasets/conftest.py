@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny tokenizer, a picture folder and an encoder for the tests of the data sets."""
+"""A tiny tokenizer, an image folder and an encoder for the tests of the data sets."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from PIL import Image
 from paddlemix.datasets.pictures import PictureRules
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.text import templates
@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a.png 40 x 30, b.png 30 x 50, c.png 28 x 28 pixels."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name, (width, height) in {"a": (40, 30), "b": (30, 50), "c": (28, 28)}.items():
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{name}.png")
@@ -66,6 +66,6 @@ def rows(tmp_path: Path, pictures: Path) -> Callable[..., list[Sample]]:
             path.write_text("\n".join(json.dumps(row) for row in found), encoding="utf-8")
         else:
             path.write_text(json.dumps(list(found)), encoding="utf-8")
-        return read(Entry((str(path),), **{"image_folder": str(pictures), **entry}), bad)
+        return read(DatasetEntry((str(path),), **{"image_folder": str(pictures), **entry}), bad)
 
     return make

@@ -84,7 +84,7 @@ def test_grouping_gives_an_order_of_all_rows(run, key):
 
 
 class Lengths:
-    """4,000 rows of LLaVA's mixture: most with a picture and much longer, the others shorter and more mixed."""
+    """4,000 rows of LLaVA's mixture: most with an image and much longer, the others shorter and more mixed."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(5)

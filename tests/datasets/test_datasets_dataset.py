@@ -18,7 +18,7 @@ from paddlemix.datasets.packing import PackedDataset, join, pack
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.rows import MarkRules
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.splice.plan import build_plan
@@ -69,7 +69,9 @@ def compare_with_the_original(golden_llava: Path, path: Path) -> None:
         max_length=100_000,
     )
     rules = MarkRules(mark_without_images="text")  # as the original has it
-    entry = Entry((str(golden_llava / "b_prompts" / "train_data.json"),), str(golden_llava / "images"), rules=rules)
+    entry = DatasetEntry(
+        (str(golden_llava / "b_prompts" / "train_data.json"),), str(golden_llava / "images"), rules=rules
+    )
     dataset = ChatDataset(read(entry), encoder)
     assert len(dataset) == len(expected["input_ids"])
     for index in range(len(dataset)):
@@ -78,7 +80,7 @@ def compare_with_the_original(golden_llava: Path, path: Path) -> None:
         # The original loses whole rows to its "tokenization mismatch"; ours learns them.
         lost = count == len(row.ids) and (expected["labels"][index] == IGNORE_INDEX).all()
         assert lost or row.labels[:count].tolist() == expected["labels"][index, :count].tolist()
-        # The batches were made with Pillow 10; 13 resizes tall pictures differently, which "pad" never meets.
+        # The batches were made with Pillow 10; 13 resizes tall images differently, which "pad" never meets.
         if row.pixels is not None and (aspect == "pad" or int(PIL.__version__.split(".")[0]) < 13):
             assert np.abs(row.pixels[0] - expected["images"][index]).max() <= 1e-5
     lengths, modality_lengths = word_lengths(dataset.samples)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MV-LLaVA's rows: which files they mean, and batches of objects, lone pictures and text."""
+"""MV-LLaVA's rows: which files they mean, and batches of objects, lone images and text."""
 
 import json
 
@@ -14,7 +14,7 @@ from paddlemix.datasets.multiview import ENDINGS, _is_folder, views_of
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.reading import entries_of
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.templates import get
@@ -32,7 +32,7 @@ def row(name, image=None, ask=ASK, answer="red"):
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of pictures: one object, one sheet, one lone picture."""
+    """A folder of images: one object, one sheet, one lone image."""
     _is_folder.cache_clear()
     for view in (0, 1, 4, 5, 6):
         folder = tmp_path / f"Cap3D_imgs_view{view}"
@@ -46,7 +46,7 @@ def root(tmp_path):
 def samples(root, rows, repeat=4, bad=None):
     path = root / "rows.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
-    return read(Entry((str(path),), str(root), multiview=repeat), bad)
+    return read(DatasetEntry((str(path),), str(root), multiview=repeat), bad)
 
 
 def encoder(**changes):
@@ -97,7 +97,7 @@ def test_all_places_of_a_turn_become_one_place(root):
 
 def test_ordinary_data_sets_know_nothing_of_views(root):
     (root / "rows.json").write_text(json.dumps([row("cap3d_1", "photo.png", "<image>\nWhat?")]), encoding="utf-8")
-    (sample,) = read(Entry((str(root / "rows.json"),), str(root)))
+    (sample,) = read(DatasetEntry((str(root / "rows.json"),), str(root)))
     assert sample.views is None
     assert sample.images == (str(root / "photo.png"),)
 
@@ -192,7 +192,7 @@ def test_a_missing_view_is_an_error_with_its_file(root):
 
 
 def test_a_named_object_with_two_pictures_is_an_error(root):
-    with pytest.raises(DataError, match=r'/0/image: "cap3d_" rows name one object; this one lists 2 pictures'):
+    with pytest.raises(DataError, match=r'/0/image: "cap3d_" rows name one object; this one lists 2 images'):
         samples(root, [row("cap3d_1", ["chair", "table"])])
     bad = BadSamples("skip")
     assert len(samples(root, [row("cap3d_1", ["a", "b"]), row("cap3d_2", "chair")], bad=bad)) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures a row may have, and the look at all of them before a run."""
+"""Which images a row may have, and the look at all of them before a run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def picture(path: Path, size: tuple[int, int] = (9, 7), **more: object) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """``root`` with pictures, links at its top and deeper, and folders outside of it."""
+    """``root`` with images, links at its top and deeper, and folders outside of it."""
     root = tmp_path / "root"
     for place in ("root/in.png", "root/deep/in.png", "outside/a.png", "outside/more/a.png", "beyond/b.png"):
         picture(tmp_path / place)
@@ -95,7 +95,7 @@ def test_the_trees_of_multiview_rows_may_have_links_at_their_own_top(rows, tree)
 
 
 def samples_of(rows, folder: Path, count: int = 200) -> list:
-    """One row a picture; 7 is missing, 9 is a text, 11 is cut off behind its header, the last shows 7 again."""
+    """One row an image; 7 is missing, 9 is a text, 11 is cut off behind its header, the last shows 7 again."""
     for index in range(count):
         picture(folder / f"{index}.png", (40, 30))
     (folder / "7.png").unlink()
@@ -108,7 +108,7 @@ def samples_of(rows, folder: Path, count: int = 200) -> list:
 
 @pytest.mark.parametrize(("how", "bad"), [("none", []), ("header", [7, 9, 200]), ("decode", [7, 9, 11, 200])])
 def test_pictures_are_looked_at_as_far_as_was_asked(rows, tmp_path, how, bad):
-    samples = samples_of(rows, tmp_path / "pictures")
+    samples = samples_of(rows, tmp_path / "images")
     seen = []
     faults = check_pictures(samples, PictureRules(), how, every=True, progress=lambda *pair: seen.append(pair))
     assert sorted(faults) == sorted(samples[index].where for index in bad)
@@ -118,7 +118,7 @@ def test_pictures_are_looked_at_as_far_as_was_asked(rows, tmp_path, how, bad):
 
 
 def test_every_file_is_opened_once_in_several_threads_and_shares_make_the_whole(rows, tmp_path, monkeypatch):
-    samples = samples_of(rows, tmp_path / "pictures") * 2
+    samples = samples_of(rows, tmp_path / "images") * 2
     opened, threads, real = [], set(), module.image_size
     gate = threading.Barrier(2, timeout=30)
 
@@ -183,7 +183,7 @@ def test_a_bad_picture_stops_a_run_before_anything_is_written_and_names_keys_tha
         read_rows(run(*rows))
     text = str(caught.value)
     assert text.startswith(f'{tmp_path / "rows.json"}: /1 (id "b"): /none.png: no such image file')
-    assert "1 more rows have pictures" in text
+    assert "1 more rows have images" in text
     for key, value in (("on_bad_sample", "skip"), ("check_images", "none")):
         assert f'"{key}": "{value}"' in text
         assert len(read_rows(run(*rows, **{key: value})).train.samples) == 3

@@ -11,7 +11,7 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.multiview import views_of
 from paddlemix.datasets.rows import IMAGE_KEYS, LongNumber, MarkRules, Place, UnreadKeys, normalise
 from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import DataError
@@ -38,7 +38,7 @@ def talk(request):
 def test_keys_that_nothing_reads_are_counted_with_the_nearest_that_is_read(rows, talk, key, near):
     unread = UnreadKeys()
     path = rows(*[{**talk("why?"), key: "a.png", "id": index} for index in range(3)], {**talk("why?"), "source": "x"})
-    read(Entry((path[0].where.partition(": /")[0],)), None, unread)
+    read(DatasetEntry((path[0].where.partition(": /")[0],)), None, unread)
     note = unread.note()
     assert note.startswith(f'keys of rows that are not read: "{key}" (3 times, did you mean "{near}"?)')
     assert note.endswith('"source" (1 times)')
@@ -50,12 +50,12 @@ def test_unread_keys_of_turns_and_parts_are_counted_too(tmp_path: Path):
     llava = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}
     (tmp_path / "a.json").write_text(json.dumps([openai, llava, {**llava, "unused": None, "empty": []}]))
     unread = UnreadKeys()
-    read(Entry((str(tmp_path / "a.json"),)), None, unread)
+    read(DatasetEntry((str(tmp_path / "a.json"),)), None, unread)
     assert dict(unread.counts) == {"detail": 1, "name": 1, "loss": 2}
 
 
 def test_a_mark_without_a_picture_is_a_bad_row_that_names_the_key_and_the_setting(rows, talk):
-    cases = [({"img": "a.png"}, '"img" is not read, did you mean "image"'), ({}, 'no picture in "image" or "images"')]
+    cases = [({"img": "a.png"}, '"img" is not read, did you mean "image"'), ({}, 'no image in "image" or "images"')]
     cases += [({key: empty}, f'"{key}" is (null|empty)') for key in IMAGE_KEYS for empty in (None, "", [])]
     for more, words in cases:
         with pytest.raises(DataError, match=rf'train\.json: /0: "<image>" in the text.*{words}') as caught:
@@ -174,9 +174,9 @@ def test_numbers_of_any_length_are_a_fault_of_their_row_alone(tmp_path: Path, en
     file.write_text("\n".join(every) if lines else f"[{','.join(every)}]")
     pointer = "/".join(map(str, path))
     with pytest.raises(DataError, match=rf"rows\.jsonl?:.*/{pointer}: .*(5000 digits|expected 0)"):
-        read(Entry((str(file),)))
+        read(DatasetEntry((str(file),)))
     bad = BadSamples("skip")
-    assert len(read(Entry((str(file),)), bad)) == 2
+    assert len(read(DatasetEntry((str(file),)), bad)) == 2
     assert bad.skipped == 1
 
 
@@ -184,7 +184,7 @@ def test_a_long_number_that_nothing_reads_stops_nothing(tmp_path: Path):
     row = json.dumps({**TURNS["llava"](ASK), "width": "LONG"}).replace('"LONG"', "9" * 5000)
     (tmp_path / "rows.json").write_text(f"[{row}]")
     unread = UnreadKeys()
-    assert len(read(Entry((str(tmp_path / "rows.json"),)), None, unread)) == 1
+    assert len(read(DatasetEntry((str(tmp_path / "rows.json"),)), None, unread)) == 1
     assert unread.counts == {"width": 1}
 
 

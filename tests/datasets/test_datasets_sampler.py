@@ -19,7 +19,7 @@ lists = st.lists(signed, min_size=1, max_size=70)
 
 @pytest.mark.golden
 def test_orders_equal_the_original_with_its_permutations(golden_llava: Path):
-    from tools.golden.h_sampler import run
+    from tools.golden.sampler import run
 
     cases = list(run(golden_llava))
     assert cases

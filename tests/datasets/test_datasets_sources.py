@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
 
@@ -82,9 +82,9 @@ HUMAN = {"from": "human", "value": "hi"}
         ({"messages": [{"role": "tool", "content": "x"}]}, "/0/messages/0/role: 'tool'; expected one of system"),
         ({"messages": [{"role": "user"}]}, '/0/messages/0: expected {"role"'),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "/0/messages/0/content/0: expected a part"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "/0/messages/0/content/0: the picture is"),
-        ({**LLAVA, "image": 3}, "/0/image: a number; expected the path of a picture"),
-        ({**LLAVA, "image": ["a.png", ""]}, "/0/image/1: empty; expected the path of a picture"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "/0/messages/0/content/0: the image is"),
+        ({**LLAVA, "image": 3}, "/0/image: a number; expected the path of an image"),
+        ({**LLAVA, "image": ["a.png", ""]}, "/0/image/1: empty; expected the path of an image"),
         ({**LLAVA, "image": "a\0.png"}, "/0/image: NUL character"),
         ({**LLAVA, "images": ["a.png"]}, 'both "image" and "images"'),
         ({**OPENAI, "image": "a.png"}, "images stand both in the messages and beside them"),
@@ -114,7 +114,7 @@ def test_a_broken_file_is_named_with_its_place(tmp_path: Path, data: bytes, text
     path = tmp_path / "train.json"
     path.write_bytes(data)
     with pytest.raises(DataError, match=f"train.json.*{text}"):
-        read(Entry((str(path),)))
+        read(DatasetEntry((str(path),)))
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_a_broken_file_is_named_with_its_place(tmp_path: Path, data: bytes, text
 )
 def test_a_file_that_cannot_be_read_is_named(path, text):
     with pytest.raises(DataError, match=text):
-        read(Entry((path,)))
+        read(DatasetEntry((path,)))
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path):
     path = tmp_path / "train.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([LLAVA]).encode())
-    assert len(read(Entry((str(path),)))) == 1
+    assert len(read(DatasetEntry((str(path),)))) == 1
 
 
 def test_json_lines_name_the_line_and_keep_line_separators_in_texts(tmp_path: Path):
@@ -141,9 +141,9 @@ def test_json_lines_name_the_line_and_keep_line_separators_in_texts(tmp_path: Pa
     odd = {"conversations": [["a\u2028b", "c"]]}
     path.write_text(json.dumps(odd, ensure_ascii=False) + "\n\n{broken\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"train\.jsonl:3:2: not JSON"):
-        read(Entry((str(path),)))
+        read(DatasetEntry((str(path),)))
     bad = BadSamples("skip")
-    (sample,) = read(Entry((str(path),)), bad)
+    (sample,) = read(DatasetEntry((str(path),)), bad)
     assert sample.messages[0].text == "a\u2028b"
     assert bad.skipped == 1
 
@@ -151,5 +151,5 @@ def test_json_lines_name_the_line_and_keep_line_separators_in_texts(tmp_path: Pa
 def test_several_files_are_read_in_order(tmp_path: Path):
     for name in ("x", "y"):
         (tmp_path / f"{name}.json").write_text(json.dumps([{"id": name, **CHATML}]))
-    samples = read(Entry((str(tmp_path / "y.json"), str(tmp_path / "x.json"))))
+    samples = read(DatasetEntry((str(tmp_path / "y.json"), str(tmp_path / "x.json"))))
     assert [sample.id for sample in samples] == ["y", "x"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's pictures and questions: decided by the seed, truly unseen, and rightly answered."""
+"""The demo's images and questions: decided by the seed, truly unseen, and rightly answered."""
 
 import itertools
 import json
@@ -131,7 +131,7 @@ def test_a_picture_of_the_training_among_those_of_the_test_is_an_error(tmp_path)
     data.write_test(tmp_path, "test", data.LOOK, 0, 4)
     assert data.require_unseen(tmp_path, ["train"], ["test"]) == 4
     (tmp_path / "test" / "00002.png").write_bytes((tmp_path / "train" / "00001.png").read_bytes())
-    with pytest.raises(DataError, match=r"00002\.png is the same picture as .*00001\.png"):
+    with pytest.raises(DataError, match=r"00002\.png is the same image as .*00001\.png"):
         data.require_unseen(tmp_path, ["train"], ["test"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a user runs it: every part, from the first picture to the chat."""
+"""The demo as a user runs it: every part, from the first image to the chat."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_without_a_terminal_the_demo_ends_in_a_transcript_the_command_of_the_cha
     flags = ("--model-path", out / "merged", "--image-file", out / "data" / picture, "--temperature", "0")
     assert command.strip() == shown("chat", *flags)
     accuracy = json.loads((out / "results.json").read_text())["accuracy"]
-    assert last.startswith(f"{100 * accuracy:.1f} % of the questions about unseen pictures are answered rightly")
+    assert last.startswith(f"{100 * accuracy:.1f} % of the questions about unseen images are answered rightly")
 
 
 @pytest.mark.timeout(400)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture sheet and the loss curve are whole PNG files that show what they should."""
+"""The image sheet and the loss curve are whole PNG files that show what they should."""
 
 import pytest
 from PIL import Image, ImageColor

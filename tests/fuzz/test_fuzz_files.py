@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from paddlemix.annotate import batch
-from paddlemix.annotate.objects import Source, read_objects
+from paddlemix.annotate.objects import ObjectImages, read_objects
 from paddlemix.annotate.scripts import SCRIPTS
 from paddlemix.checkpoint.formats.source import open_file, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
@@ -331,7 +331,7 @@ ANSWERS = [{"caption": "x", "score": 5}, {"caption": "y", "score": None, "unknow
 LINES = [
     {"settings": {"seed": 0, "batch_size": 2, "objects": 5}},
     {"batch": 0, "records": [RECORDS[0] | ANSWERS[0], RECORDS[1] | ANSWERS[1]]},
-    {"batch": 1, "records": [RECORDS[2] | {"error": "no picture"}, RECORDS[3] | ANSWERS[0]]},
+    {"batch": 1, "records": [RECORDS[2] | {"error": "no image"}, RECORDS[3] | ANSWERS[0]]},
 ]
 
 
@@ -345,7 +345,9 @@ def _journal(rng: random.Random) -> bytes:
 @fuzz(drawn(_journal))
 def test_journals(folder: Path, data: bytes) -> None:
     """A journal of any form leads to the records of all objects, in their order, or is no journal of this run."""
-    job = batch.Job(SCRIPTS["syn"], Source(folder, sheet=2), RECORDS, folder / "out.json", {"seed": 0}, 2, whole=True)
+    job = batch.Job(
+        SCRIPTS["syn"], ObjectImages(folder, sheet=2), RECORDS, folder / "out.json", {"seed": 0}, 2, whole=True
+    )
     put(job.journal, data)
     with mock.patch("os.fsync"):  # a hundred thousand waits for the disk
         found = batch.run(job, lambda script, objects, numbers: [["a", "good"] for _ in numbers], lambda _: None)

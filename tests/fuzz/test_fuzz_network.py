@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses, answers of servers and pictures of any form: read, or refused with an error of ours."""
+"""Addresses, answers of servers and images of any form: read, or refused with an error of ours."""
 
 import functools
 import io
@@ -176,7 +176,7 @@ def _picture(rng: random.Random) -> bytes:
 
 @fuzz(drawn(_picture))
 def test_pictures(folder: Path, data: bytes) -> None:
-    """A picture of any form is RGB within the limits, or an error; so is its size."""
+    """An image of any form is RGB within the limits, or an error; so is its size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about tags that it passes over
         size = image_size(data, OWN_LIMITS)

@@ -21,7 +21,7 @@ from paddlemix.generation.session import ChatSession
 from paddlemix.generation.terminal import COMMANDS, Chat, dashed, split_names
 from paddlemix.imaging.load import load_image
 from paddlemix.text.tokenizer import load_tokenizer
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
@@ -31,13 +31,13 @@ COMMAND = ROOT / "paddlemix" / "examples" / "llava" / "run_predict_multiround.py
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny model and two pictures, in a folder whose name holds a space and letters beyond ASCII."""
+    """A saved tiny model and two images, in a folder whose name holds a space and letters beyond ASCII."""
     home = tmp_path_factory.mktemp("chat modèle 图")
     tokenizer = load_tokenizer(tiny_tokenizer_folder(home / "tokenizer"))
     model = tiny_model(seed=3)
     save_model(home / "model", model, model.config, tokenizer)
     for kind in range(2):
-        tiny_image(kind).save(home / f"picture {kind}.png")
+        tiny_image(kind).save(home / f"image {kind}.png")
     return home
 
 
@@ -78,19 +78,19 @@ def run(folder: Path, *flags: str, typed: str = "", **more: Any) -> subprocess.C
 def test_a_piped_chat_from_another_folder_streams_answers_and_ends_with_the_input(folder: Path) -> None:
     done = run(
         folder,
-        *("--model_path", "model", "--image-file", "picture 0.png", "picture 1.png", "--temperature", "0"),
+        *("--model_path", "model", "--image-file", "image 0.png", "image 1.png", "--temperature", "0"),
         *("--max_new", "6", "--device", "cpu"),
         typed="what is shown?\nwhy?\n",
         env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )
     assert done.returncode == 0, done.stderr
     greedy = load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
-    answers = ["".join(greedy.ask("what is shown?", [folder / "picture 0.png", folder / "picture 1.png"]))]
+    answers = ["".join(greedy.ask("what is shown?", [folder / "image 0.png", folder / "image 1.png"]))]
     answers.append("".join(greedy.ask("why?")))
     assert done.stdout == "".join(f"{answer}\n" for answer in answers)
     (line,) = [" ".join(done.stderr.split())]
     assert line.startswith("model: device cpu: as asked; float32: the dtype of a CPU; template vicuna_v1; 4 tokens")
-    assert line.endswith("a picture (pad)"), "nothing else is said"
+    assert line.endswith("an image (pad)"), "nothing else is said"
 
 
 @pytest.mark.usefixtures("usual_signals")
@@ -153,7 +153,7 @@ def test_private_hosts_are_read_with_their_flag_only(
 
     def fetch(url: str, *limits: Any, private: bool) -> bytes:
         asked.append(private)
-        return (folder / "picture 0.png").read_bytes()
+        return (folder / "image 0.png").read_bytes()
 
     monkeypatch.setattr(load, "fetch", fetch)
     for private in (False, True):
@@ -176,7 +176,7 @@ def test_pictures_for_a_model_without_a_tower_are_refused_before_the_chat(
 ) -> None:
     blind = tiny_model(vision=None, image=None)
     save_model(tmp_path / "blind", blind, blind.config, load_tokenizer(folder / "model"))
-    flags = ["--model-path", str(tmp_path / "blind"), "--image-file", str(folder / "picture 0.png"), "--device", "cpu"]
+    flags = ["--model-path", str(tmp_path / "blind"), "--image-file", str(folder / "image 0.png"), "--device", "cpu"]
     assert command["main"](flags) == 2
     assert "has no vision tower; leave --image-file out" in capsys.readouterr().err
 
@@ -260,7 +260,7 @@ def test_a_command_that_was_misspelt_is_not_asked_and_a_path_in_a_question_is(
     assert [turn.text for turn in session.turns] == ["/etc/passwd what?"]
     errors = capsys.readouterr().err
     assert 'unknown command /imge, did you mean "/image"?' in errors
-    assert "/image needs the path or the address of a picture" in errors
+    assert "/image needs the path or the address of an image" in errors
     assert "/image 'a.png: No closing quotation" in errors
 
 
@@ -281,14 +281,14 @@ def test_an_input_that_cannot_be_read_is_one_line_with_exit_code_2(
 ) -> None:
     with open(tmp_path / "output", "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdin", stream)
-        assert run_doorway(lambda argv: talk(session), []) == 2
+        assert run_command(lambda argv: talk(session), []) == 2
     assert "questions cannot be read from the standard input (not readable); give --query" in capsys.readouterr().err
 
 
 def test_a_picture_can_come_later_and_the_conversation_can_begin_anew(
     command: dict[str, Any], session: ChatSession, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    later = folder / "picture 1.png"
+    later = folder / "image 1.png"
     lines = ["what?", "/image absent.png", f"/image {later}", "this?", f'/image "{later}" "{later}"', "those?", "why?"]
     type_in(monkeypatch, "\n".join(lines) + "\n")
     assert talk(session, tiny_image(0)) == 0
@@ -343,8 +343,8 @@ def test_debug_shows_the_prompt_and_what_was_reused(
     talk(session, tiny_image(0), debug=True)
     errors = capsys.readouterr().err
     assert 'USER: <image>\\nwhat? ASSISTANT:"' in errors
-    assert "of which reused 0; pictures encoded 1; tokens generated 6" in errors
-    assert "pictures encoded 0; tokens generated 6" in errors
+    assert "of which reused 0; images encoded 1; tokens generated 6" in errors
+    assert "images encoded 0; tokens generated 6" in errors
 
 
 class _Person:

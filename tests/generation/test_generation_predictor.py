@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The predictor: a batch answers as a stream does, answers end alike for everybody, pictures are encoded once."""
+"""The predictor: a batch answers as a stream does, answers end alike for everybody, images are encoded once."""
 
 import json
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def test_cancelling_ends_the_answer_after_the_token_and_keeps_the_cache_usable(m
 
 def test_marks_without_their_pictures_are_an_error(made) -> None:
     predictor = made()
-    with pytest.raises(DataError, match='holds 2 "<image>" and comes with 1 pictures'):
+    with pytest.raises(DataError, match='holds 2 "<image>" and comes with 1 images'):
         predictor.prompt([Message("user", "<image> or <image>?")], [predictor.picture(tiny_image(0))])
 
 

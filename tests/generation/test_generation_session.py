@@ -225,7 +225,7 @@ def test_a_hundred_turns_over_the_context_drop_the_oldest_and_say_so(model: Any,
     assert notes[0].startswith("the conversation no longer fits the context of 250 tokens: dropped the oldest 1 turn")
     assert len(session.turns) < 100
     assert session.turns[-1].text == "and number 99?"
-    # The picture outlives the turn that brought it.
+    # The image outlives the turn that brought it.
     assert session.stats.prompt.count("<image>") == 1
 
 
@@ -248,7 +248,7 @@ def test_pictures_are_dropped_when_nothing_else_is_left(model: Any, tokenizer: T
     session.answer("why?")
     assert notes == [
         f"the conversation no longer fits the context of {session.context} tokens: "
-        f"dropped the oldest 4 turn(s) and {4 - session.stats.prompt.count('<image>')} picture(s)"
+        f"dropped the oldest 4 turn(s) and {4 - session.stats.prompt.count('<image>')} image(s)"
     ]
     assert 1 <= session.stats.prompt.count("<image>") < 4
 
@@ -287,9 +287,9 @@ def test_a_question_longer_than_the_context_is_an_error_and_changes_nothing(sess
 
 
 def test_places_and_pictures_that_differ_in_number_are_an_error(session: ChatSession) -> None:
-    with pytest.raises(DataError, match='holds 2 "<image>" and comes with 1 pictures'):
+    with pytest.raises(DataError, match='holds 2 "<image>" and comes with 1 images'):
         session.answer("<image> or <image>?", [tiny_image(0)])
-    with pytest.raises(DataError, match='holds 1 "<image>" and comes with 0 pictures'):
+    with pytest.raises(DataError, match='holds 1 "<image>" and comes with 0 images'):
         session.answer("<image>?")
 
 
@@ -321,7 +321,7 @@ def test_the_system_prompt_can_be_replaced(model: Any, tokenizer: Tokenizer) -> 
     session = new_session(model, tokenizer, system="A red square.")
     session.answer("why?")
     assert session.stats.prompt == "A red square. USER: why? ASSISTANT:"
-    with pytest.raises(ConfigError, match="pictures belong to a question"):
+    with pytest.raises(ConfigError, match="images belong to a question"):
         new_session(model, tokenizer, system="<image>")
 
 

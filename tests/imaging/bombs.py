@@ -108,7 +108,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG of Exif segments": lambda: segments(0xE1, *[b"Exif\0\0......"] * 600),
     "JPEG of Exif prefixes": lambda: segments(0xE1, *[b"Exif\0\0" * 10000] * 20),
     "JPEG whose Exif unfolds": lambda: segments(0xE1, b"Exif\0\0" + tags(4000, 60000)),
-    "JPEG whose list of pictures unfolds": lambda: segments(0xE2, b"MPF\0" + tags(4000, 60000)),
+    "JPEG whose list of images unfolds": lambda: segments(0xE2, b"MPF\0" + tags(4000, 60000)),
     "JPEG behind 20 MB of nothing": lambda: b"\xff\xd8" + b"\0" * FULL + saved("JPEG"),
     "PNG of empty chunks": lambda: png(64, 64, 2, more=chunk(b"abCd", b"") * (FULL // 12)),
     "PNG with chunks behind": lambda: png(64, 64, 2, end=chunk(b"abCd", b"") * (FULL // 12)),

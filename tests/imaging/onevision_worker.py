@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by an interpreter with torch and transformers: merged picture features of LLaVA-OneVision's class.
+"""Run by an interpreter with torch and transformers: merged image features of LLaVA-OneVision's class.
 
     python onevision_worker.py FOLDER INPUTS.npz OUT.npz TILES...
 

@@ -50,7 +50,7 @@ def test_blended_rows_are_the_bilinear_picture(size):
     side, tiles = VISION.grid, layout.tiles
     features = np.random.default_rng(0).normal(size=(tiles * side * side, 5))
     rows = (features[layout.blend.index] * layout.blend.weight[..., None]).sum(1)
-    # The picture of all tiles, without the padded border.
+    # The image of all tiles, without the padded border.
     plain = layout_of(size, dataclasses.replace(IMAGE, max_tiles=None), VISION)
     kept = plain.order[side * side :].reshape(-1, np.flatnonzero(plain.order == NEWLINE)[0] - side * side + 1)[:, :-1]
     high, wide = kept.shape

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are no pictures for us are named for what they are; pictures turn where a flag asks for it."""
+"""Files that are no images for us are named for what they are; images turn where a flag asks for it."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from paddlemix.annotate.objects import Source, read_objects
+from paddlemix.annotate.objects import ObjectImages, read_objects
 from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.formats.source import open_file
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.examples.llava import run_predict_multiround as chat
 from paddlemix.examples.mv_llava import run_predict_multiview as multiview
 from paddlemix.imaging.load import LIMITS, OWN_LIMITS, image_size, load_image
@@ -68,8 +68,8 @@ def write(path: Path) -> Path:
 
 READERS = {
     "picture.png": load_image,
-    "train.json": lambda path: read(Entry((str(path),))),
-    "train.jsonl": lambda path: read(Entry((str(path),))),
+    "train.json": lambda path: read(DatasetEntry((str(path),))),
+    "train.jsonl": lambda path: read(DatasetEntry((str(path),))),
     "settings.json": lambda path: load_settings([str(path)]),
     "chat_template.json": load_template,
     "config.json": read_json,
@@ -105,4 +105,4 @@ def test_commands_turn_pictures_by_their_exif_data_when_asked_and_read_tiff(tmp_
         assert chat._open(str(tmp_path / "a.tif"), args).size == (40, 30)
         args = multiview.parser().parse_args(["--model-path", "m", "--image-file", str(path), *flags])
         assert {view.size for view in multiview.views_of(args)} == {size}
-        assert {view.size for view in Source(tmp_path, exif_rotation=bool(flags)).views({"id": "a"})} == {size}
+        assert {view.size for view in ObjectImages(tmp_path, exif_rotation=bool(flags)).views({"id": "a"})} == {size}

@@ -30,7 +30,7 @@ SIZES = [(56, 56), (30, 41), (60, 200), (200, 60), (224, 224), (500, 500), (40, 
 
 
 def merged(model, done) -> np.ndarray:
-    """Our rows of one picture: float32 [tokens, width]."""
+    """Our rows of one image: float32 [tokens, width]."""
     plan = build_plan([PlanRow(np.array([IMAGE_TOKEN_INDEX]), [done.layout])], tokens_per_tile=16)
     blend = None
     if plan.blend_index is not None:

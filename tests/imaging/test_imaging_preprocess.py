@@ -25,7 +25,7 @@ def picture(width: int, height: int) -> Image.Image:
 @pytest.mark.golden
 def test_pixels_and_tables_equal_the_original(golden_llava: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
-    from tools.golden.a_preprocess import run
+    from tools.golden.preprocess import run
 
     cases = list(run(golden_llava))
     assert cases

@@ -47,7 +47,7 @@ def configs(width: int = WIDTH) -> dict[str, Any]:
 
 
 def batch(config: Any, padding_side: str = "right") -> tuple[Any, np.ndarray]:
-    """The plan and the pixels of two rows with a picture each, the second padded, and a row of text."""
+    """The plan and the pixels of two rows with an image each, the second padded, and a row of text."""
     from paddlemix.imaging.layout import Layout
     from paddlemix.splice.plan import PlanRow, build_plan
     from paddlemix.utils.constants import IMAGE_TOKEN_INDEX

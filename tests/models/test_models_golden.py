@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tools.golden import c_models, d_train
+from tools.golden import models, training
 
 pytestmark = pytest.mark.golden
 
@@ -19,20 +19,20 @@ def bad(cases):
 @pytest.mark.parametrize("backend", ["auto", "math"])
 def test_features_embeddings_logits_and_losses_equal_the_original(golden_llava, monkeypatch, backend):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", backend)
-    cases = list(c_models.run(golden_llava))
+    cases = list(models.run(golden_llava))
     assert bad(cases) == []
     compared = {case.case.rpartition("/")[2] for case in cases if case.status == "ok"}
     assert {"embeds", "loss", "logits_lse", "encode_images", "mlp2x_gelu"} <= compared
 
 
 def test_the_only_deviation_is_the_loss_of_a_batch_without_labels(golden_llava):
-    cases = [case for case in c_models.run(golden_llava) if case.status == "deviates"]
+    cases = [case for case in models.run(golden_llava) if case.status == "deviates"]
     assert {case.case.rpartition("/")[2] for case in cases} <= {"loss"}
     assert all("NaN" in case.reason for case in cases)
 
 
 def test_training_steps_equal_the_original(golden_llava):
-    assert bad(d_train.run(golden_llava)) == []
+    assert bad(training.run(golden_llava)) == []
 
 
 def test_a_changed_number_is_a_failure(golden_llava, tmp_path):
@@ -43,7 +43,7 @@ def test_a_changed_number_is_a_failure(golden_llava, tmp_path):
     data["out_inputs_embeds"][0, 3, 1] += 1e-3
     data["loss"] = data["loss"] * 1.001
     np.savez(file, **data)
-    failed = {case.case for case in c_models.run(tmp_path) if case.status == "fail"}
+    failed = {case.case for case in models.run(tmp_path) if case.status == "fail"}
     assert failed == {"c_multimodal/v15_mixed_right/embeds", "c_multimodal/v15_mixed_right/loss"}
 
 
@@ -53,8 +53,8 @@ def test_a_checkpoint_that_is_named_and_not_there_is_a_failure_with_its_name(gol
     (tmp_path / "d_train").mkdir()
     facts = {"model": "liuhaotian/none"}
     (tmp_path / "d_train" / "v15_all_plain.json").write_text(json.dumps(facts), encoding="utf-8")
-    c_models.model_of.cache_clear()
-    cases = [*c_models.run(tmp_path), *d_train.run(tmp_path)]
+    models.model_of.cache_clear()
+    cases = [*models.run(tmp_path), *training.run(tmp_path)]
     assert cases
     assert {case.status for case in cases} == {"fail"}
     assert all("is not on this machine" in case.reason or "no original checkpoint" in case.reason for case in cases)

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tools.golden import i_internvl_model, i_internvl_vision, j_mv_models
+from tools.golden import internvl_model, internvl_vision, mv_models
 
 pytestmark = pytest.mark.golden
 
-FAMILIES = (i_internvl_vision, i_internvl_model, j_mv_models)
+FAMILIES = (internvl_vision, internvl_model, mv_models)
 
 
 def bad(cases):
@@ -27,7 +27,7 @@ def test_every_case_equals_the_original_or_deviates_on_purpose(golden_internvl, 
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 def test_towers_equal_the_original_with_each_attention(golden_internvl, monkeypatch, backend):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", backend)
-    assert bad(i_internvl_vision.run(golden_internvl)) == []
+    assert bad(internvl_vision.run(golden_internvl)) == []
 
 
 def test_the_deviations_are_the_ones_that_are_written_down(golden_internvl):
@@ -47,7 +47,7 @@ def test_a_changed_number_is_a_failure(golden_internvl, tmp_path):
     data = dict(np.load(file))
     data["interp_pos_embed"][0, 3, 1] += 1e-3
     np.savez(file, **data)
-    failed = {case.case for case in i_internvl_vision.run(tmp_path) if case.status == "fail"}
+    failed = {case.case for case in internvl_vision.run(tmp_path) if case.status == "fail"}
     assert failed == {"i/vision_interp/interp_pos_embed"}
 
 

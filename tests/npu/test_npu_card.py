@@ -23,7 +23,7 @@ pytestmark = pytest.mark.npu
 
 ROOT = Path(__file__).resolve().parents[2]
 HALF = ("bfloat16", "float16")
-CHECKS = ("attention, causal", "attention, padded", "attention, left pad", "attention, picture",
+CHECKS = ("attention, causal", "attention, padded", "attention, left pad", "attention, image",
           "attention, one token", "rms norm", "rotary", "swiglu")  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def model(dtype: str) -> Any:
 
 
 def batch() -> dict[str, np.ndarray]:
-    """Two rows of unequal length with a picture each."""
+    """Two rows of unequal length with an image each."""
     from paddlemix.imaging.layout import Layout
     from paddlemix.splice.plan import PlanRow, build_plan
 

@@ -74,8 +74,8 @@ def test_the_first_refusal_of_an_operator_is_a_warning_and_the_others_are_silent
 def test_the_doctor_notes_a_refusal_because_the_plain_path_serves(limited):
     found = limited["doctor"]
     assert found["attention, causal"][0] == "ok"
-    assert found["attention, picture"][0] == "WARN"
-    assert found["attention, picture"][1].endswith("limit of another plug-in; the plain path serves")
+    assert found["attention, image"][0] == "WARN"
+    assert found["attention, image"][1].endswith("limit of another plug-in; the plain path serves")
 
 
 @pytest.mark.parametrize(("abi", "gradient"), [("7+6", True), ("unknown", False)])

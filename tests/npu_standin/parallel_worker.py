@@ -57,7 +57,7 @@ def values(trainer: Any) -> dict[str, np.ndarray]:
     def write(read: Any) -> None:
         found.update({name: read(value).copy() for name, value in trainer.model.named_parameters()})
 
-    divided.as_one(trainer.model, write if trainer.is_world_process_zero() else None)
+    divided.write_whole(trainer.model, write if trainer.is_world_process_zero() else None)
     return found
 
 
@@ -84,7 +84,7 @@ def save_whole(trainer: Any, folder: Path) -> None:
     def write(read: Any) -> None:
         save_model(folder, trainer.model, trainer.model.config, None, read=read)
 
-    divided.as_one(trainer.model, write if trainer.is_world_process_zero() else None)
+    divided.write_whole(trainer.model, write if trainer.is_world_process_zero() else None)
 
 
 def paddle_device() -> str:

@@ -62,7 +62,7 @@ def test_generation_gives_the_tokens_of_the_cpu_and_every_step_is_fused(worker: 
     assert found["ids"][0] == found["ids"][1]
     assert found["scores"] <= CLOSE
     decoder_runs = 1 + 5 + 1  # prefill, a step for each id but the last, and one forward without a cache
-    tower_runs = 2 + 1  # one for each picture, and one for both
+    tower_runs = 2 + 1  # one for each image, and one for both
     assert found["calls"] == {
         "flash_attention_npu": decoder_runs * LAYERS + tower_runs * TOWER,
         "flash_attention_npu:plain": tower_runs * TOWER,

@@ -22,7 +22,7 @@ CLOSE = 1e-5
 
 
 def write_place(root: Path) -> None:
-    """Two models with three heads of 64, which two devices share as two and one; pictures and rows."""
+    """Two models with three heads of 64, which two devices share as two and one; images and rows."""
     from paddlemix.checkpoint.save import save_model
     from paddlemix.models.llava import LlavaForCausalLM, init_weights
     from paddlemix.text.tokenizer import load_tokenizer

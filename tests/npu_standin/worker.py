@@ -96,7 +96,7 @@ class Calls:
 
 
 def batch(kind: str) -> dict[str, np.ndarray]:
-    """Arguments of ``forward``: two rows with a picture each, of unequal length and padded, or packed."""
+    """Arguments of ``forward``: two rows with an image each, of unequal length and padded, or packed."""
     from paddlemix.imaging.layout import Layout
 
     rng = np.random.default_rng(3)

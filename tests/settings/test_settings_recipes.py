@@ -83,14 +83,14 @@ PICTURE_TOKENS = {
 """Feature rows of one tile, by the name of the recipe; the first that is found."""
 
 TILES = 5
-"""Most tiles of a picture under anyres with LLaVA-1.6's grids: four and the picture as a whole."""
+"""Most tiles of an image under anyres with LLaVA-1.6's grids: four and the image as a whole."""
 
 
 def positions_needed(path: Path) -> int:
     """Merged positions of the longest row that the original trains whole.
 
-    MV-LLaVA and InternVL-Chat cut at 2048 ids when all pictures of a row are still one id; LLaVA-1.5 and 1.6 cut at
-    2048 and 4096 positions with the picture in them.
+    MV-LLaVA and InternVL-Chat cut at 2048 ids when all images of a row are still one id; LLaVA-1.5 and 1.6 cut at
+    2048 and 4096 positions with the image in them.
     """
     settings = load_settings([str(path)])
     tokens = next(count for name, count in PICTURE_TOKENS.items() if re.search(name, str(path.relative_to(ROOT))))
@@ -111,7 +111,7 @@ def test_a_shipped_recipe_has_room_for_the_pictures_and_the_text_of_its_data(pat
 
 @pytest.mark.parametrize("path", [*CONFIG.rglob("*.json"), *CLUSTER.rglob("*.json")], ids=lambda path: path.stem)
 def test_the_image_folder_of_the_command_is_that_of_every_data_set(path):
-    settings = load_settings([str(path), "--image_folder", "pictures"])
+    settings = load_settings([str(path), "--image_folder", "images"])
     entries = (settings.data.dataset or {}).get("train", [])
     assert [entry["image_folder"] for entry in entries if entry.get("image_folder")] == []
     assert not [note for note in settings.notes if "image_folder" in note]
@@ -122,7 +122,7 @@ def test_an_image_folder_that_data_sets_do_not_take_is_noted(tmp_path, folders, 
     entries = [{"data_files": "rows.json"} | ({"image_folder": folder} if folder else {}) for folder in folders]
     recipe = {"model_name_or_path": "m", "output_dir": "out", "do_train": True, "dataset": {"train": entries}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    settings = load_settings([str(tmp_path / "recipe.json"), "--image_folder", "pictures"])
+    settings = load_settings([str(tmp_path / "recipe.json"), "--image_folder", "images"])
     assert (
         f'image_folder has no effect{share}: the "image_folder" in the data set ("a") goes before it' in settings.notes
     )

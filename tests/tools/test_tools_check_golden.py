@@ -10,7 +10,7 @@ import pytest
 
 from paddlemix.utils.constants import IGNORE_INDEX
 from tests.conftest import golden_root
-from tools.golden import a_preprocess, b_prompts, e_generate, named
+from tools.golden import generation, named, preprocess, prompts
 from tools.golden.case import Case, guarded, unused_text
 
 pytestmark = pytest.mark.golden
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.golden
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the reference data, to be damaged: texts, pictures and the folders of tokenizers."""
+    """A copy of the reference data, to be damaged: texts, images and the folders of tokenizers."""
     source = golden_root() / "llava"
     for name in ("b_prompts", "a_preprocess", "images", "e_generate", "hub"):
         if (source / name).is_dir():
@@ -83,22 +83,22 @@ def test_an_answer_may_hold_any_character(answer, folder):
     entries = json.loads((folder / "e_generate" / "generate.json").read_text(encoding="utf-8"))
     entry = next(entry for name, entry in entries.items() if "clean" in name and len(entry.get("rounds", [])) > 1)
     entry["rounds"][0]["decode_skip_strip"] = answer
-    assert len(e_generate.questions(entry)) == len(entry["rounds"])
-    before = statuses(b_prompts.run(folder))
+    assert len(generation.questions(entry)) == len(entry["rounds"])
+    before = statuses(prompts.run(folder))
     (folder / "e_generate" / "generate.json").write_text(json.dumps(entries), encoding="utf-8")
-    after = statuses(b_prompts.run(folder))
+    after = statuses(prompts.run(folder))
     assert set(after) == set(before)  # the rounds behind the answer differ, and every case is still compared
 
 
 def test_a_row_that_breaks_hides_no_other(folder):
-    before = statuses(b_prompts.run(folder))
+    before = statuses(prompts.run(folder))
     edit(folder / "b_prompts" / "preprocess_train.json", lambda data: data["cases"][1].update(conversations=5))
     edit(
         folder / "b_prompts" / "tokenizer.json",
         lambda data: next(iter(data["tokenizers"].values()))["rows"][0].pop("text"),
     )
     (folder / "b_prompts" / "keywords_stopping.json").write_text("{")
-    after = statuses(b_prompts.run(folder))
+    after = statuses(prompts.run(folder))
     lost = {name for name in before if name not in after}
     assert {name for name in lost if not name.startswith("b/keywords_stopping")} == {
         next(name for name in before if name.startswith("b/preprocess_train/1/")),
@@ -108,11 +108,11 @@ def test_a_row_that_breaks_hides_no_other(folder):
 
 
 def test_a_missing_picture_fails_the_cases_that_show_it_and_no_other(folder):
-    before = statuses(a_preprocess.run(folder))
+    before = statuses(preprocess.run(folder))
     facts = json.loads((folder / "a_preprocess" / "images.json").read_text(encoding="utf-8"))
     gone = facts["images"][0]
     (folder / gone["file"]).unlink()
-    after = statuses(a_preprocess.run(folder))
+    after = statuses(preprocess.run(folder))
     assert {name for name, status in before.items() if after.get(name) != status} == {
         name for name in before if name.endswith(f"/{gone['name']}")
     }
@@ -158,14 +158,14 @@ def test_a_changed_label_in_a_row_that_the_original_lost_is_noticed(folder, monk
     prefix = f"b/preprocess_train/{lost[0]}/"
 
     def found() -> str:
-        return next(status for name, status in statuses(b_prompts.run(folder)).items() if name.startswith(prefix))
+        return next(status for name, status in statuses(prompts.run(folder)).items() if name.startswith(prefix))
 
     assert found() == "deviates"
     edit(path, lambda data: data["cases"][lost[0]]["labels"].__setitem__(-1, data["cases"][lost[0]]["input_ids"][-1]))
     assert found() == "fail"
     edit(path, lambda data: data["cases"][lost[0]]["labels"].__setitem__(-1, IGNORE_INDEX))
     assert found() == "deviates"
-    own = b_prompts.render
+    own = prompts.render
 
     def other(*arguments, **options):
         """Our labels with one changed."""
@@ -174,12 +174,12 @@ def test_a_changed_label_in_a_row_that_the_original_lost_is_noticed(folder, monk
         done.labels[at] = 5
         return done
 
-    monkeypatch.setattr(b_prompts, "render", other)
+    monkeypatch.setattr(prompts, "render", other)
     assert found() == "fail"
 
 
 def test_numbers_that_are_none_fail():
-    from tools.golden.c_models import near, relative
+    from tools.golden.models import near, relative
 
     nothing = np.array([np.nan])
     assert near("x", nothing, np.array([1.0]), 1.0).status == "fail"

@@ -108,7 +108,7 @@ def test_a_part_has_a_file_of_its_own_and_underscores_work(home):
     assert [record["n"] for record in records] == list(range(10, 20))
     again = finish(home, *command(home, "syn", "parts", *flags))
     assert (again.returncode, again.stdout) == (0, "parts/1.json is there already; --restart makes it anew\n")
-    # A kill between the result and its picture, or its journal.
+    # A kill between the result and its image, or its journal.
     (home / "parts" / "1.png").unlink()
     (home / "parts" / "1.json.journal").write_bytes(b"{}\n")
     assert "parts/1.png: 2 objects" in finish(home, *command(home, "syn", "parts", *flags)).stdout

@@ -7,7 +7,7 @@ import pytest
 
 from paddlemix.annotate.caption_rows import DESCRIBE
 from paddlemix.datasets.multiview import CAP3D_VIEWS
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from tests.tiny import tiny_image
 from tools.mv_llava_convert_captions import main
 
@@ -68,7 +68,7 @@ def test_the_rows_train(tmp_path):
         tiny_image(view).save(tmp_path / f"Cap3D_imgs_view{view}" / "chair.png")
     found = {"chair": RECORD, "table": RECORD}
     _, (row,) = convert(tmp_path, found, "--image-root", str(tmp_path))
-    (sample,) = read(Entry((str(tmp_path / "out" / "rows.json"),), str(tmp_path), multiview=4))
+    (sample,) = read(DatasetEntry((str(tmp_path / "out" / "rows.json"),), str(tmp_path), multiview=4))
     assert [path.rpartition("/")[2] for path in sample.images] == ["chair.png"] * 4
     assert row["image"] == "chair"
 

@@ -8,7 +8,7 @@ from tests.tiny import tiny_model, tiny_tokenizer_folder, write_rows
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with a tiny model, pictures and rows; the last row has no picture."""
+    """A folder with a tiny model, images and rows; the last row has no image."""
     from paddlemix.checkpoint.save import save_model
     from paddlemix.text.tokenizer import load_tokenizer
 

@@ -32,7 +32,7 @@ def refused(output: Path, keys: dict) -> list:
     try:
         trainer.train()
     except DataError as error:
-        return [str(error), f"synthetic record {row}: no such picture"]
+        return [str(error), f"synthetic record {row}: no such image"]
     return []
 
 

@@ -45,7 +45,7 @@ def remedy_of(error):
 @pytest.mark.parametrize("recipe", RECIPES.RECIPES, ids=lambda recipe: recipe.file)
 def test_every_recipe_fits_with_fused_attention(card, recipe):
     line = capacity.check_memory(recipe.config, RECIPES.load(recipe), RECIPES.CARDS)
-    # The table counts the pictures that a row of the recipe holds; the architecture here says one tile.
+    # The table counts the images that a row of the recipe holds; the architecture here says one tile.
     told = float(re.match(r"memory: about ([\d.]+) GB \(weights", line)[1])
     assert told == pytest.approx(RECIPES.memory(recipe).total / GB, abs=0.5)
     assert f"of {CARD_GB} GB a card" in line

@@ -41,7 +41,7 @@ def test_the_others_send_what_the_first_process_asks_for(monkeypatch):
     for parameter in model.parameters():
         cut(parameter, 0, 1)
     said, sent = [], []
-    monkeypatch.setattr(divided, "_say", said.append)
+    monkeypatch.setattr(divided, "_send", said.append)
     monkeypatch.setattr(divided, "whole", lambda parameter: sent.append(parameter.name) or paddle.ones(parameter.shape))
 
     def write(read):
@@ -50,12 +50,12 @@ def test_the_others_send_what_the_first_process_asks_for(monkeypatch):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        divided.as_one(model, write)
+        divided.write_whole(model, write)
     assert said == [3, 2, 1, 0, -1]  # also after a failure: nobody waits for ever
     asked = iter(said)
-    monkeypatch.setattr(divided, "_hear", lambda: next(asked))
+    monkeypatch.setattr(divided, "_receive", lambda: next(asked))
     first = [sent.pop(0) for _ in range(4)]
-    divided.as_one(model, None)
+    divided.write_whole(model, None)
     assert sent == first
 
 

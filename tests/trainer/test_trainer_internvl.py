@@ -30,7 +30,7 @@ ON_A_CPU = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """lmsys/vicuna-7b-v1.5, OpenGVLab/InternViT-6B-224px (tiny, of 28 pixels), pictures and the recipes' two files."""
+    """lmsys/vicuna-7b-v1.5, OpenGVLab/InternViT-6B-224px (tiny, of 28 pixels), images and the recipes' two files."""
     root = tmp_path_factory.mktemp("internvl")
     model = tiny_model(config=tiny_intern_config())
     vision = model.config.vision

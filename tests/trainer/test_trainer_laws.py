@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_the_straight_run_bit_for_bit(tmp_path, lora, accum
     ],
 )
 def test_steps_without_a_picture_give_the_optimizer_zeros_so_any_step_can_be_resumed(tmp_path, keys):
-    def order(epoch):  # pictures only in the third and the fifth step
+    def order(epoch):  # images only in the third and the fifth step
         return [2, 5, 8, 2, 0, 5, 8, 11, 1, 3, 2, 5]
 
     count = keys.get("gradient_accumulation_steps", 1)
@@ -173,7 +173,7 @@ def test_a_row_that_cannot_be_read_ends_the_run_as_a_signal_does(tmp_path, worke
     order = shuffled(12, 42)(0)
     refused = order[2 * 2 * accumulate + 1]  # in the first micro-batch of the third step
     failing = make_trainer(settings(tmp_path / "failing", **keys), rows=Rows(refused=refused))
-    with pytest.raises(DataError, match=f"^synthetic record {refused}: no such picture$"):
+    with pytest.raises(DataError, match=f"^synthetic record {refused}: no such image$"):
         failing.train()
     assert [step for step, _ in checkpointing.checkpoints(tmp_path / "failing")] == [2]
     saved, wanted = tmp_path / "failing" / "checkpoint-2", tmp_path / "straight" / "checkpoint-2"

@@ -20,7 +20,7 @@ LAYER = "llama.vision_tower.vision_tower.vision_model.transformer.layers.{}.line
 
 @pytest.fixture
 def home(tmp_path):
-    """A model folder and a file with an object, a sheet, a lone picture and a row of text."""
+    """A model folder and a file with an object, a sheet, a lone image and a row of text."""
     _is_folder.cache_clear()
     model = tiny_model()
     save_model(tmp_path / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))

@@ -20,12 +20,12 @@ KEYS = dict(per_device_train_batch_size=1, num_train_epochs=2, check_images="non
 
 @pytest.fixture(scope="module")
 def stopped(place, tmp_path_factory):
-    """(folder, row): pictures of which that of ``row`` is broken; ``stopped`` holds a run that has met it in its fourth
+    """(folder, row): images of which that of ``row`` is broken; ``stopped`` holds a run that has met it in its fourth
     step, ``straight`` one that skipped it from the beginning."""
     root = tmp_path_factory.mktemp("broken")
     shutil.copytree(place, root / "data")
-    row = next(index for index in shuffled(6, 42)(0)[3:] if index != 5)  # row 5 has no picture
-    (root / "data" / f"{row}.png").write_bytes(b"no picture")
+    row = next(index for index in shuffled(6, 42)(0)[3:] if index != 5)  # row 5 has no image
+    (root / "data" / f"{row}.png").write_bytes(b"no image")
     go(root / "data", root / "straight", on_bad_sample="skip", **KEYS)
     with pytest.raises(DataError, match=rf"train\.json: /{row}: .*{row}\.png"):
         go(root / "data", root / "stopped", **KEYS)

@@ -1,4 +1,4 @@
-"""Whole runs from settings to a folder that the chat opens, through the doorways where that matters."""
+"""Whole runs from settings to a folder that the chat opens, through the entry points where that matters."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from tests.tiny import tiny_image
 from tests.trainer.run_kit import arguments, go, with_eval
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORWAY = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
+ENTRY_POINT = ROOT / "paddlemix" / "tools" / "supervised_finetune.py"
 
 
 def answer(folder):
@@ -243,7 +243,7 @@ def test_the_command_resumes_in_a_fresh_process_bit_for_bit_and_from_any_folder(
 
     def command(output):
         done = subprocess.run(
-            [sys.executable, str(DOORWAY), *arguments(place, output, **keys)],
+            [sys.executable, str(ENTRY_POINT), *arguments(place, output, **keys)],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -367,7 +367,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_straight_run(place, tm
     keys = dict(save_strategy="steps", save_steps=1, save_total_limit=2, num_train_epochs=20)
     go(place, tmp_path / "straight", **keys)
     rng = np.random.default_rng(0)
-    command = [sys.executable, str(DOORWAY), *arguments(place, tmp_path / "killed", **keys)]
+    command = [sys.executable, str(ENTRY_POINT), *arguments(place, tmp_path / "killed", **keys)]
     log = tmp_path / "log"
     kills, seen = 0, [0]
     for _ in range(40):

@@ -15,7 +15,7 @@ from paddlemix.trainer import checkpointing
 from paddlemix.utils import files
 from tests.trainer.run_kit import arguments, with_eval
 
-DOORWAY = Path(__file__).resolve().parents[2] / "paddlemix" / "tools" / "supervised_finetune.py"
+ENTRY_POINT = Path(__file__).resolve().parents[2] / "paddlemix" / "tools" / "supervised_finetune.py"
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -114,7 +114,7 @@ def test_an_evaluation_during_training_is_broken_off_and_the_step_saved(place, t
 
 def test_a_signal_to_the_whole_group_saves_also_with_loader_processes(place, tmp_path):
     keys = dict(dataloader_num_workers=2, max_steps=3000, num_train_epochs=1)
-    command = [sys.executable, str(DOORWAY), *arguments(place, tmp_path / "out", **keys)]
+    command = [sys.executable, str(ENTRY_POINT), *arguments(place, tmp_path / "out", **keys)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as run:

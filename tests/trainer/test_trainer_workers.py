@@ -46,7 +46,7 @@ def suicide(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def refuse(text="rows.json: /5: no such picture"):
+def refuse(text="rows.json: /5: no such image"):
     raise DataError(text)
 
 
@@ -63,9 +63,9 @@ def test_batches_come_in_the_order_of_the_plan_whatever_they_weigh(workers):
 
 @pytest.mark.parametrize("kind", [*PaddleMixError.__subclasses__(), PaddleMixError])
 def test_an_error_of_the_project_arrives_as_it_was_raised_and_after_the_batches_before_it(kind):
-    batches = read(Rows(5, lambda: (_ for _ in ()).throw(kind("rows.json: /5: no such picture"))))
+    batches = read(Rows(5, lambda: (_ for _ in ()).throw(kind("rows.json: /5: no such image"))))
     assert [next(batches) is not None for _ in range(2)] == [True, True]
-    with pytest.raises(kind, match=r"^rows\.json: /5: no such picture$") as caught:
+    with pytest.raises(kind, match=r"^rows\.json: /5: no such image$") as caught:
         next(batches)
     assert type(caught.value) is kind
     assert multiprocessing.active_children() == []

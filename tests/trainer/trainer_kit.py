@@ -55,7 +55,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> Encoded:
         if index == self.refused:
-            raise DataError(f"{self.where(index)}: no such picture")
+            raise DataError(f"{self.where(index)}: no such image")
         rng = np.random.default_rng([7, index])
         with_image = self.equal or index % 3 != 2
         ids = rng.integers(3, 64, self.lengths[index])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, dtypes, tuning, logs and doorways."""
+"""Devices, dtypes, tuning, logs and entry points."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.utils import device, doorway, env
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils import device, entry_point, env
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import BackendError, ConfigError, DataError, TrainingError
 from paddlemix.utils.logging import get_logger, redirect_library_logs
 
@@ -124,18 +124,18 @@ def test_the_profile_of_npu_machines_sets_the_same_flags():
 
 def test_importing_the_utilities_imports_nothing_heavy():
     code = (
-        "import sys; from paddlemix.utils import device, doorway, files\n"
+        "import sys; from paddlemix.utils import device, entry_point, files\n"
         "print([name for name in ('paddle', 'paddlenlp', 'numpy', 'requests') if name in sys.modules])"
     )
     assert _python(code).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(("error", "code"), [(DataError("a.json, record 3: bad"), 2), (TrainingError("disk"), 1)])
-def test_a_doorway_tells_an_error_in_one_line(error, code, capsys):
+def test_a_command_tells_an_error_in_one_line(error, code, capsys):
     def main(argv):
         raise error
 
-    assert run_doorway(main, []) == code
+    assert run_command(main, []) == code
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
@@ -143,40 +143,40 @@ def test_debug_adds_the_traceback(capsys):
     def main(argv):
         raise DataError("bad")
 
-    run_doorway(main, ["--debug"])
+    run_command(main, ["--debug"])
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_doorway_ends_with_130_after_an_interrupt(capsys):
+def test_a_command_ends_with_130_after_an_interrupt(capsys):
     def main(argv):
         raise KeyboardInterrupt
 
-    assert run_doorway(main, []) == 130
+    assert run_command(main, []) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        run_doorway(lambda argv: 1 // 0, [])
+        run_command(lambda argv: 1 // 0, [])
 
 
 def test_a_fault_while_operators_of_a_plug_in_are_in_use_is_told_with_the_remedy(monkeypatch, capsys):
-    monkeypatch.setattr(doorway, "IN_USE", ["fused operators were in use"])
+    monkeypatch.setattr(entry_point, "IN_USE", ["fused operators were in use"])
 
     def main(argv):
         raise OSError("judged in the backward pass")
 
-    assert run_doorway(main, []) == 1
+    assert run_command(main, []) == 1
     told = capsys.readouterr().err
     assert "Traceback" in told
     assert told.endswith("note: fused operators were in use\n")
     with pytest.raises(ZeroDivisionError):
-        run_doorway(lambda argv: 1 // 0, [])
+        run_command(lambda argv: 1 // 0, [])
 
 
 def test_garbage_in_a_flag_stops_before_the_command(monkeypatch, capsys):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", "maybe")
-    assert run_doorway(lambda argv: pytest.fail("was run"), []) == 2
+    assert run_command(lambda argv: pytest.fail("was run"), []) == 2
     told = capsys.readouterr().err
     assert 'PADDLEMIX_ATTENTION="maybe": expected one of auto, math, sdpa, npu' in told
 
@@ -255,5 +255,5 @@ def test_what_paddle_says_of_a_compiler_cache_at_import_is_not_shown():
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert run_doorway(main, []) == 0
+        assert run_command(main, []) == 0
     assert [str(one.message) for one in said] == ["something else"]

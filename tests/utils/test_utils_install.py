@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from paddlemix.utils import device, install
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -71,7 +71,7 @@ def test_a_paddle_that_is_too_old_stops_a_command_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wheels: dict[str, str], words: str | None
 ) -> None:
     installed(monkeypatch, **{name: SimpleNamespace(version=version) for name, version in wheels.items()})
-    assert run_doorway(lambda argv: device.before_paddle("cpu") and 0, []) == (0 if words is None else 2)
+    assert run_command(lambda argv: device.before_paddle("cpu") and 0, []) == (0 if words is None else 2)
     assert (words or "") in capsys.readouterr().err
 
 
@@ -125,19 +125,19 @@ def test_a_missing_package_is_one_line_with_exit_code_2(capsys: pytest.CaptureFi
     def main(argv: list[str]) -> None:
         import no_such_package.inside  # noqa: F401
 
-    assert run_doorway(main, []) == 2
+    assert run_command(main, []) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: the package "no_such_package" is not installed for /opt/python/bin/python3')
     assert error.count("\n") == 1
     assert "-m pip install -e" in error
     with pytest.raises(ModuleNotFoundError):
-        run_doorway(main, ["--debug"])
+        run_command(main, ["--debug"])
 
 
 @pytest.mark.parametrize("name", ["paddlemix.no_such_module", "numpy.no_such_module", "json.no_such_module"])
 def test_a_missing_part_of_what_is_there_keeps_its_traceback(name: str) -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        run_doorway(lambda argv: importlib.import_module(name) and 0, [])
+        run_command(lambda argv: importlib.import_module(name) and 0, [])
 
 
 def test_the_environment_of_the_checkout_is_named(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_environment_of_the_checkout_is_named(tmp_path: Path) -> None:
 
 
 def test_another_python_is_named_before_anything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; sys.version_info = (3, 9, 1, 'final', 0); import paddlemix.utils.doorway"
+    code = "import sys; sys.version_info = (3, 9, 1, 'final', 0); import paddlemix.utils.entry_point"
     done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: Python 3.10, 3.11 or 3.12 is needed, ")

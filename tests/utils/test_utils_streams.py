@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from paddlemix.utils import env, home
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-SAYS = "from paddlemix.utils.doorway import run_doorway; import sys; sys.exit(run_doorway(lambda argv: {}, []))"
+SAYS = "from paddlemix.utils.entry_point import run_command; import sys; sys.exit(run_command(lambda argv: {}, []))"
 
 
 def run(body: str, redirect: str = "", **variables: str) -> tuple[int, str, str]:
@@ -57,7 +57,7 @@ def test_a_reader_that_goes_away_is_no_error():
 
 @pytest.mark.parametrize("name", ["x" * 300, "absent", "/proc/absent/x"])
 def test_a_file_that_the_system_refuses_is_told_with_its_name(name, capsys):
-    assert run_doorway(lambda argv: open(name).close(), []) == 2
+    assert run_command(lambda argv: open(name).close(), []) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {name[:100]}")
     assert told.endswith("; check the path and its permissions\n")
@@ -69,9 +69,9 @@ def test_an_error_of_the_system_that_names_nothing_keeps_its_traceback():
         raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        run_doorway(work, [])
+        run_command(work, [])
     with pytest.raises(FileNotFoundError):
-        run_doorway(lambda argv: Path("absent").read_bytes(), ["--debug"])
+        run_command(lambda argv: Path("absent").read_bytes(), ["--debug"])
 
 
 @pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "\u0661", "1 "])

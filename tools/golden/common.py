@@ -33,7 +33,7 @@ from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import PaddleMixError
 from tools.golden.adapter import plan_rows
 from tools.golden.case import Case, guarded
-from tools.golden.e_generate import compare
+from tools.golden.generation import compare
 
 FEATURES, RELATIVE = 2e-5, 1e-4
 """Absolute tolerance of features and embeddings, and what is added to it per unit of the value (MANIFEST)."""

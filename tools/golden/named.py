@@ -3,7 +3,7 @@
 
 The other families find their cases by listing the folder, so a file that was lost would be a case that nobody misses.
 Names come from MANIFEST.md (files, and folders of the tables), SHA256SUMS (whose sums are compared too), the INFO.json
-files, ``images.json``, the rows' pictures, the steps of d_train and the shards of a checkpoint. ``LEFT_OUT.txt`` lists
+files, ``images.json``, the rows' images, the steps of d_train and the shards of a checkpoint. ``LEFT_OUT.txt`` lists
 what a copy of a part leaves out on purpose, a name or a pattern a line.
 """
 

@@ -27,7 +27,7 @@ from paddlemix.checkpoint.convert.vocab import (
 from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, kind_of, read_json, resolve, tower_name
 from paddlemix.checkpoint.formats.pdparams import write_pdparams
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
-from paddlemix.checkpoint.plan import Entry
+from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.checkpoint.save_files import (
     GENERATION,
     MAX_SHARD_BYTES,
@@ -76,7 +76,7 @@ class _Job:
     memory: dict[str, Any]
     """``conversion.json`` of the source, or empty."""
     notes: list[str] = field(default_factory=list)
-    delta: "Mapping[str, Entry]" = field(default_factory=dict)
+    delta: "Mapping[str, LoadEntry]" = field(default_factory=dict)
 
     @property
     def config(self) -> LlavaConfig:
@@ -213,7 +213,7 @@ def _tensors(job: _Job, vocabulary: TokenizerPlan) -> Iterator[Stored]:
     remembered = job.memory.get("form")
     if job.to == "llava-hf" and remembered in _HF_FORMS:
         form = remembered
-    last: list[Entry] = []
+    last: list[LoadEntry] = []
     for name, entry in sorted(job.sources.plan.entries.items()):
         if name.startswith(keymap.PREFIX_TOWER) and job.tower_outside:
             continue
@@ -287,7 +287,7 @@ def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
     write_json(folder / CONFIG, convert_config.clip_data(job.config.vision))
     write_json(folder / PREPROCESSOR, _pixels(job.config))
     if weights:
-        last: list[Entry] = []
+        last: list[LoadEntry] = []
         entries = sorted(job.sources.plan.entries.items())
         names = [(name, entry) for name, entry in entries if name.startswith(keymap.PREFIX_TOWER)]
         tensors = [stored(name, entry, keymap.theirs(name, "clip"), job.dtype, 0, last) for name, entry in names]

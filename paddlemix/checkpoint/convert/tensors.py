@@ -10,19 +10,19 @@ from paddlemix.checkpoint.convert.vocab import with_rows
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, FLOATS, cast, fill
 from paddlemix.checkpoint.formats.safetensors import Stored
 from paddlemix.checkpoint.formats.source import open_folder
-from paddlemix.checkpoint.plan import Entry
+from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.checkpoint.sources import Sources
 from paddlemix.utils.errors import CheckpointError
 
 
 def stored(
     name: str,
-    entry: Entry,
+    entry: LoadEntry,
     target: keymap.Target,
     dtype: str | None,
     rows: int,
-    last: list[Entry],
-    base: Entry | None = None,
+    last: list[LoadEntry],
+    base: LoadEntry | None = None,
 ) -> Stored:
     """Our tensor ``name``, stored as ``entry`` says, as it is to be written under the name of ``target``.
 
@@ -60,7 +60,7 @@ def _vocabulary_axis(name: str, transposed: bool) -> int | None:
 
 
 def _values(
-    name: str, entry: Entry, base: Entry | None, dtype: str, turn: bool, rows: tuple[int, int] | None
+    name: str, entry: LoadEntry, base: LoadEntry | None, dtype: str, turn: bool, rows: tuple[int, int] | None
 ) -> np.ndarray:
     info = entry.source.infos()[entry.name]
     view = entry.source.view(entry.name)
@@ -73,7 +73,7 @@ def _values(
     return view if rows is None else with_rows(view, dtype, *rows)
 
 
-def _add_base(view: np.ndarray, dtype: str, base: Entry, entry: Entry, name: str) -> np.ndarray:
+def _add_base(view: np.ndarray, dtype: str, base: LoadEntry, entry: LoadEntry, name: str) -> np.ndarray:
     """Difference plus base; where the base is smaller (new tokens) its corner is added, as LLaVA's apply_delta does."""
     info = base.source.infos()[base.name]
     other = base.source.view(base.name)
@@ -97,7 +97,7 @@ def _add_base(view: np.ndarray, dtype: str, base: Entry, entry: Entry, name: str
     return made
 
 
-def delta_entries(sources: Sources, base: Path) -> dict[str, Entry]:
+def delta_entries(sources: Sources, base: Path) -> dict[str, LoadEntry]:
     """The base's tensors by our names. CheckpointError when the base has a weight that the delta lacks."""
     source = open_folder(base)
     form = keymap.detect(source.infos())
@@ -105,7 +105,7 @@ def delta_entries(sources: Sources, base: Path) -> dict[str, Entry]:
     for name in source.infos() if form else ():
         target = keymap.ours(name, form or "")
         if isinstance(target, keymap.Target) and target.name in sources.plan.entries:
-            found[target.name] = Entry(source, name, target.transpose, False)
+            found[target.name] = LoadEntry(source, name, target.transpose, False)
     if not any(name.startswith("llama.layers.") for name in found):
         raise CheckpointError(f"{base}: it holds no weight that {sources.parts.folder} has a difference to")
     return found

@@ -108,7 +108,7 @@ def _model_lines(config: LlavaConfig, base: str) -> Iterator[str]:
     text, vision = config.text, config.vision
     yield f"A LLaVA model in the layout of HF transformers{f', made from {base}' if base else ''}."
     yield f"{text.model_type} with {text.num_hidden_layers} layers of width {text.hidden_size}, a vision tower of"
-    yield f"{vision.image_size} pixels, pictures as `{config.image.aspect}`. Converted by PaddleMIX-LLaVA."
+    yield f"{vision.image_size} pixels, images as `{config.image.aspect}`. Converted by PaddleMIX-LLaVA."
 
 
 def _use_lines(config: LlavaConfig, program: str | None) -> list[str]:

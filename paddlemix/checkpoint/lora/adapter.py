@@ -17,7 +17,7 @@ from paddlemix.checkpoint.formats.safetensors import write_safetensors
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.base import fingerprint
 from paddlemix.checkpoint.lora.read import Adapter, check_targets, read_adapter
-from paddlemix.checkpoint.save import Reader, plain_values, stored
+from paddlemix.checkpoint.save import ReadValues, plain_values, stored
 from paddlemix.checkpoint.save_files import SavesItself, write_json, write_side_files
 from paddlemix.models.llava import allocate
 from paddlemix.ops.linear import add_lora, lora_layers
@@ -88,7 +88,7 @@ def save_adapter(
     training_settings: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     replace: bool = False,
-    read: Reader = plain_values,
+    read: ReadValues = plain_values,
 ) -> Path:
     """Publish an adapter folder that opens without further flags.
 

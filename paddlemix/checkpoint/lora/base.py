@@ -79,7 +79,7 @@ def doubts(adapter: Adapter, base: Path, given: str | Path | None, *, blind: boo
             "LLaVA saves the projector at the end of a run and not in checkpoint-N: then take the finished run's folder"
         )
         if blind:
-            found.append(f"{missing} and {base} has no vision tower, so this is a model without pictures. {run}")
+            found.append(f"{missing} and {base} has no vision tower, so this is a model without images. {run}")
         else:
             found.append(
                 f"{missing}; that of {base} is used, which is right unless it was trained with the adapter. {run}, or "

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat with a LLaVA model in the terminal, about pictures or without.
+"""Chat with a LLaVA model in the terminal, about images or without.
 
     paddlemix chat --model-path FOLDER --image-file picture.jpg
 
 An empty line, /exit, the end of the input or Ctrl-C at the prompt ends the chat; Ctrl-C during an answer stops the
-answer. /help lists the other commands: /image PATH sends one more picture with the next question, /reset begins a new
+answer. /help lists the other commands: /image PATH sends one more image with the next question, /reset begins a new
 conversation. --query TEXT asks one question (or several, in order) and ends. Answers go to stdout, the rest to stderr.
 """
 
@@ -19,7 +19,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from paddlemix.generation.terminal import Chat, dashed, prepare_streams, split_names
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
 from paddlemix.utils.options import Options, model_flags
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
     flag("query", action="append", default=[], metavar="TEXT", help="ask this and end (several times: one round each)")
     flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
-    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
+    flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("system", help="system prompt instead of the template's")
     flag("temperature", type=float, help=f"0 is greedy (default {DEFAULT_TEMPERATURE:g}, with --num-beams 0)")
@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Chat until the input ends. Exit code 0; 2 when a flag, a picture or the model cannot be used."""
-    return run_doorway(_run, argv, OPTIONS)
+    """Chat until the input ends. Exit code 0; 2 when a flag, an image or the model cannot be used."""
+    return run_command(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -90,7 +90,7 @@ def _run(argv: list[str]) -> int:
 
 
 def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
-    """The session and the first pictures. Everything that can be wrong with the flags is found before paddle loads."""
+    """The session and the first images. Everything that can be wrong with the flags is found before paddle loads."""
     from paddlemix.generation.sampling import Decoding
     from paddlemix.utils import device
 

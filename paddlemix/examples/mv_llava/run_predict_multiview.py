@@ -5,7 +5,7 @@
     paddlemix multiview --model-path FOLDER --sheet square.png --grid 2
 
 The views go with the first question, in the order in which they are given; a sheet is cut in the order of the training
-(top left, bottom left, bottom right, top right). A lone picture is shown four times, as in the training.
+(top left, bottom left, bottom right, top right). A lone image is shown four times, as in the training.
 An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answers go to stdout, the rest to stderr.
 """
 
@@ -21,7 +21,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.generation.terminal import Terminal, dashed, prepare_streams
 from paddlemix.utils.constants import IMAGE_TOKEN
-from paddlemix.utils.doorway import run_doorway
+from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import fit
 from paddlemix.utils.options import Options, model_flags
@@ -53,14 +53,12 @@ def parser() -> argparse.ArgumentParser:
     flag("model-path", required=True, type=expanded, help="model or adapter folder, or a known name")
     model_flags(found)
     flag("image-file", type=expanded, nargs="+", default=[], metavar="FILE", help="the views in order, path or URL")
-    flag(
-        "sheet", type=expanded, metavar="FILE", help="one square picture of grid x grid views, in place of --image-file"
-    )
+    flag("sheet", type=expanded, metavar="FILE", help="one square image of grid x grid views, in place of --image-file")
     flag("grid", type=int, help="views along a side of the sheet (default 2)")
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
-    flag("repeat", type=int, help=f"how often a lone picture is shown (default {REPEAT}, as trained)")
+    flag("repeat", type=int, help=f"how often a lone image is shown (default {REPEAT}, as trained)")
     flag("question", "query", action="append", default=[], help="ask this and end (several times: one round each)")
-    flag("exif-rotation", action="store_true", help="turn pictures as their EXIF data say (default: as the original)")
+    flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
     flag("top-p", type=float, default=0.7, help="draw from the likeliest tokens that sum to this (default 0.7)")
@@ -73,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Chat until the input ends. Exit code 0; 2 when a flag, a picture or the model cannot be used."""
-    return run_doorway(_run, argv, OPTIONS)
+    """Chat until the input ends. Exit code 0; 2 when a flag, an image or the model cannot be used."""
+    return run_command(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
@@ -104,7 +102,7 @@ def views_of(args: argparse.Namespace) -> list["Image"]:
     from paddlemix.imaging.views import split_sheet
 
     if bool(args.sheet) == bool(args.image_file):
-        raise ConfigError("give the views as --image-file V0 V1 ..., or one square picture of them as --sheet")
+        raise ConfigError("give the views as --image-file V0 V1 ..., or one square image of them as --sheet")
     if args.sheet and args.repeat is not None:
         raise ConfigError("--repeat is for a lone --image-file, not for a --sheet")
     if not args.sheet and (args.grid, args.sheet_order) != (None, None):

@@ -40,7 +40,7 @@ class LlamaAttention(nn.Layer):
 
     def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
-        x = self.parallel.enter(x)
+        x = self.parallel.copy_to_ranks(x)
         q, k, v = self._project(x, tables) if self.fused is None else self._project_fused(x, tables)
         heads_first = False
         if cache is not None:
@@ -93,7 +93,7 @@ class LlamaMLP(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape."""
-        x = self.parallel.enter(x)
+        x = self.parallel.copy_to_ranks(x)
         if self.fused is None:
             return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(gated(self.act, self.fused(x)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rest of the house knows of a vision tower: pixels in, the chosen layer's features out."""
+"""What the other rooms know of a vision tower: pixels in, the chosen layer's features out."""
 
 from collections.abc import Iterable
 from typing import Protocol

@@ -33,7 +33,7 @@ class ClipAttention(nn.Layer):
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
         batch, length, _ = x.shape
-        x = self.parallel.enter(x)
+        x = self.parallel.copy_to_ranks(x)
         shape = [batch, length, self.heads, self.head_dim]
         q, k, v = (layer(x).reshape(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim))
@@ -57,7 +57,7 @@ class ClipLayer(nn.Layer):
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
         x = x + self.self_attn(self.norm1(x), mask)
-        return x + self.linear2(self.act(self.linear1(self.parallel.enter(self.norm2(x)))))
+        return x + self.linear2(self.act(self.linear1(self.parallel.copy_to_ranks(self.norm2(x)))))
 
 
 class ClipLayers(nn.Layer):

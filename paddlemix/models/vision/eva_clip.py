@@ -36,7 +36,7 @@ class EvaAttention(nn.Layer):
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
         batch, length, _ = x.shape
-        x = self.parallel.enter(x)
+        x = self.parallel.copy_to_ranks(x)
         shape = [batch, length, self.heads, self.head_dim]
         q, k, v = (layer(x).reshape(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim))
@@ -68,7 +68,7 @@ class EvaLayer(nn.Layer):
 
     def mlp(self, x: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., C]``."""
-        return self.linear2(self.act(self.linear1(self.parallel.enter(x))))
+        return self.linear2(self.act(self.linear1(self.parallel.copy_to_ranks(x))))
 
 
 class EvaLayers(nn.Layer):

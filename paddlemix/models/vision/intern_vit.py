@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternViT-6B, the vision transformer of InternVL-Chat: RMS norms, one norm over all heads of q and k, layer scale.
 
-Below ``vision_tower`` the parameters keep InternViT's own names. Pictures may have any height and width: the position
+Below ``vision_tower`` the parameters keep InternViT's own names. Images may have any height and width: the position
 grid is resized at every call, so one tower serves 224, 336 and 448 pixels.
 """
 
@@ -58,7 +58,7 @@ def resize_matrix(side: int, grid: tuple[int, int]) -> np.ndarray:
 
 
 class InternVitEmbeddings(nn.Layer):
-    """Patches behind a class token, plus positions that are resized to the picture."""
+    """Patches behind a class token, plus positions that are resized to the image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class InternVitAttention(nn.Layer):
         batch, length, _ = x.shape
         inner = self.heads * self.head_dim
         # By sections: plug-ins are not known to split by number in bfloat16.
-        q, k, v = paddle.split(self.qkv(self.parallel.enter(x)), [inner] * 3, axis=-1)
+        q, k, v = paddle.split(self.qkv(self.parallel.copy_to_ranks(x)), [inner] * 3, axis=-1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         shape = [batch, length, self.heads, self.head_dim]
@@ -137,7 +137,7 @@ class InternVitMlp(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., C]``."""
-        return self.fc2(self.act(self.fc1(self.parallel.enter(x))))
+        return self.fc2(self.act(self.fc1(self.parallel.copy_to_ranks(x))))
 
 
 class InternVitLayer(nn.Layer):

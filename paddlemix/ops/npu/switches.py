@@ -110,7 +110,7 @@ def device_kind(x: Tensor) -> str:
 
 
 def note_use() -> None:
-    """Should something fail from here on, the doorway says that it may be one of these operators."""
+    """Should something fail from here on, the entry point says that it may be one of these operators."""
     if not IN_USE:
         IN_USE.append(
             "fused operators of the npu plug-in were in use. If one of them failed: paddlemix doctor --device npu "

@@ -13,7 +13,7 @@ from typing import Any
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.published.grid import read_aspect, read_grid
 from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.text import TEXT_DEFAULTS, read_text
 from paddlemix.settings.published.tower import (
     CLIP_LARGE_336,
@@ -43,7 +43,7 @@ _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
 MAX_PINPOINTS = 1024
 MAX_CANVAS = 1 << 24
-"""Pixels of a picture's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
+"""Pixels of an image's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
 _YI_VOCABULARY = range(64000, 64257)
 """Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
 
@@ -77,7 +77,7 @@ def load_config(
 
 
 def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaConfig:
-    reader = Reader.of_file(root / "config.json")
+    reader = KeyReader.of_file(root / "config.json")
     kind = reader.take("model_type", str, None)
     if kind == OWN_MODEL_TYPE:
         config = _own(reader)
@@ -106,7 +106,7 @@ def default_template(text: TextConfig) -> str:
     return "chatml_direct" if text.vocab_size in _YI_VOCABULARY else "vicuna_v1"
 
 
-def _own(reader: Reader) -> LlavaConfig:
+def _own(reader: KeyReader) -> LlavaConfig:
     data = {key: value for key, value in reader.data.items() if key not in ("model_type", "architectures", "format")}
     try:
         return LlavaConfig.from_dict(data, str(reader.file))
@@ -114,11 +114,11 @@ def _own(reader: Reader) -> LlavaConfig:
         raise CheckpointError(str(error)) from error
 
 
-def _is_hf(reader: Reader) -> bool:
+def _is_hf(reader: KeyReader) -> bool:
     return reader.data.get("model_type") == "llava_next" or "text_config" in reader.data
 
 
-def _original(reader: Reader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
+def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
     refuse_chat_14b(reader)
     declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
@@ -163,7 +163,7 @@ def _original(reader: Reader, root: Path, tower_folder: Path | None, inside: Vis
     return _checked(config, reader)
 
 
-def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
+def _llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
     next_model = reader.take("model_type", str, "") == "llava_next"
     part = reader.child("text_config", {})
@@ -203,7 +203,7 @@ def _llava_hf(reader: Reader, root: Path) -> LlavaConfig:
     return _checked(config, reader)
 
 
-def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
+def _language_model(reader: KeyReader, tower_folder: Path | None) -> LlavaConfig:
     """A Llama or Mistral without eyes. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
     text = read_text(reader, reader.take("model_type", str, "llama"), complete=True)
     length = min(_length(reader, text.max_position_embeddings), text.max_position_embeddings)
@@ -225,7 +225,7 @@ def _language_model(reader: Reader, tower_folder: Path | None) -> LlavaConfig:
 
 
 def _tower(
-    folder: Path | None, inside: VisionConfig | None, name: str | None, root: Path, reader: Reader
+    folder: Path | None, inside: VisionConfig | None, name: str | None, root: Path, reader: KeyReader
 ) -> VisionConfig:
     if folder is not None:
         return read_tower(folder)
@@ -240,7 +240,7 @@ def _tower(
     return known
 
 
-def _selected(reader: Reader, vision: VisionConfig) -> VisionConfig:
+def _selected(reader: KeyReader, vision: VisionConfig) -> VisionConfig:
     layer = reader.need("mm_vision_select_layer", int)
     feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
     return dataclasses.replace(vision, select_layer=layer, select_feature=feature)
@@ -258,7 +258,7 @@ def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int],
     )
 
 
-def _length(reader: Reader, default: int = 2048) -> int:
+def _length(reader: KeyReader, default: int = 2048) -> int:
     longest = reader.take("max_sequence_length", int, None)
     trained = reader.take("tokenizer_model_max_length", int, None)
     length = trained or longest or default
@@ -267,21 +267,21 @@ def _length(reader: Reader, default: int = 2048) -> int:
     return length
 
 
-def _projector(reader: Reader, default: str) -> str:
+def _projector(reader: KeyReader, default: str) -> str:
     value = reader.take("mm_projector_type", str, default)
     if not _PROJECTOR.fullmatch(value):
         reader.wrong("mm_projector_type", value, "expected linear, identity or mlpNx_gelu (also with _ln)")
     return value
 
 
-def _choice(reader: Reader, name: str, accepted: tuple[str, ...], default: str) -> str:
+def _choice(reader: KeyReader, name: str, accepted: tuple[str, ...], default: str) -> str:
     value = reader.take(name, str, default)
     if value not in accepted:
         reader.wrong(name, value, f"expected one of {', '.join(accepted)}{nearest(value, accepted)}")
     return value
 
 
-def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
+def _checked(config: LlavaConfig, reader: KeyReader) -> LlavaConfig:
     vision, image = config.vision, config.image
     if vision is not None:
         depth = vision.num_hidden_layers
@@ -305,7 +305,7 @@ def _checked(config: LlavaConfig, reader: Reader) -> LlavaConfig:
     return config
 
 
-def _sized(reader: Reader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
+def _sized(reader: KeyReader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
     """Tower and tiles of ``mm_image_size`` pixels: InternViT takes any size, the others have one place per patch."""
     side = reader.take("mm_image_size", int, vision.image_size)
     if side == vision.image_size:
@@ -317,7 +317,7 @@ def _sized(reader: Reader, vision: VisionConfig, image: ImageConfig) -> tuple[Vi
     return with_side(vision, side), dataclasses.replace(image, crop_size=side, resize_size=side)
 
 
-def _tiled(reader: Reader, image: ImageConfig) -> ImageConfig:
+def _tiled(reader: KeyReader, image: ImageConfig) -> ImageConfig:
     """Aspect, merge and grid as the settings say; ``anyres_max_N`` stays where they name no aspect."""
     merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
     aspect, most = read_aspect(reader, image.aspect)
@@ -347,7 +347,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         return config
     if isinstance(data.get("image_grid_pinpoints"), tuple | list):
         data["image_grid_pinpoints"] = [list(pair) for pair in data["image_grid_pinpoints"]]
-    reader = Reader(data, "settings")
+    reader = KeyReader(data, "settings")
     vision, image = config.vision, config.image
     if vision is not None:
         layer = reader.take("mm_vision_select_layer", int, vision.select_layer)

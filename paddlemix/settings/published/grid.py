@@ -3,7 +3,7 @@
 
 import re
 
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.foreign import parse_json
 from paddlemix.utils.registry import nearest
@@ -15,7 +15,7 @@ _RANGE = re.compile(r"\(([1-9][0-9]?)x([1-9][0-9]?)\)")
 Grid = tuple[tuple[int, int], ...]
 
 
-def read_aspect(reader: Reader, default: str) -> tuple[str, int | None]:
+def read_aspect(reader: KeyReader, default: str) -> tuple[str, int | None]:
     """The aspect, and the N of ``anyres_max_N`` (LLaVA-NeXT: features of more tiles are scaled down)."""
     value = reader.take("image_aspect_ratio", str, default)
     match = _LIMITED.fullmatch(value)
@@ -27,7 +27,7 @@ def read_aspect(reader: Reader, default: str) -> tuple[str, int | None]:
     return value, None
 
 
-def read_grid(reader: Reader, side: int) -> Grid:
+def read_grid(reader: KeyReader, side: int) -> Grid:
     """(width, height) pairs in pixels; empty when the key is absent. ``side``: of a tile, in pixels.
 
     A list of pairs, the same list as text, or LLaVA-NeXT's ``(1x1),...,(6x6)``: all numbers of tiles from the first
@@ -49,4 +49,4 @@ def read_grid(reader: Reader, side: int) -> Grid:
         pairs = None
     if not isinstance(pairs, list) or not pairs:
         reader.wrong("image_grid_pinpoints", value, 'expected a list of [width, height], or "(1x1),...,(6x6)"')
-    return Reader({"image_grid_pinpoints": pairs}, reader.file, reader.pointer).pairs("image_grid_pinpoints")
+    return KeyReader({"image_grid_pinpoints": pairs}, reader.file, reader.pointer).pairs("image_grid_pinpoints")

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from paddlemix.settings.model import VisionConfig
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.unused_keys import ANYWHERE, INTERN_VIT, VISION
 
 INTERN_VIT_TYPE = "intern_vit_6b"
@@ -42,23 +42,23 @@ INTERN_VIT_FACTS = {
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 _NAMES_14B = ("InternVL-14B-224px", "InternVL-14B-FT-224px")
 _NOT_14B = (
-    "InternVL-14B (queries that look at the picture through a language model of their own) is not supported; "
+    "InternVL-14B (queries that look at the image through a language model of their own) is not supported; "
     "the InternViT-6B towers and their chat models are"
 )
 
 
-def is_eva(reader: Reader) -> bool:
+def is_eva(reader: KeyReader) -> bool:
     """Whether the object of a CLIP vision tower is EVA-CLIP's."""
     return any(key in reader.data for key in EVA_KEYS)
 
 
-def refuse_14b(reader: Reader, kind: str) -> None:
+def refuse_14b(reader: KeyReader, kind: str) -> None:
     """CheckpointError for the config.json of InternVL-14B."""
     if kind.startswith("internvl") or "qllama_config" in reader.data:
         reader.wrong("model_type", kind, _NOT_14B)
 
 
-def refuse_chat_14b(reader: Reader) -> None:
+def refuse_chat_14b(reader: KeyReader) -> None:
     """CheckpointError for a chat model of InternVL-14B, before its tower is looked for."""
     if reader.data.get("mm_projector_type") == "two_mlp":
         reader.wrong("mm_projector_type", "two_mlp", _NOT_14B)
@@ -67,13 +67,13 @@ def refuse_chat_14b(reader: Reader) -> None:
         reader.wrong("mm_vision_tower", name, _NOT_14B)
 
 
-def intern_vit_of(reader: Reader) -> VisionConfig:
+def intern_vit_of(reader: KeyReader) -> VisionConfig:
     """InternViT from its config.json. The tile has the side that the chat models give it (``tile_side``)."""
     values = {name: reader.take(name, type(default), default) for name, default in _DEFAULTS.items()}
     reader.take("model_type", str, INTERN_VIT_TYPE)
     reader.positive(values, *_SIZES, "layer_norm_eps")
     _check_heads(reader, values)
-    reader.expect("num_channels", 3, why="pictures have 3 channels")
+    reader.expect("num_channels", 3, why="images have 3 channels")
     reader.expect("norm_type", "rms_norm", why="only RMS norms are supported (the small InternViT models have others)")
     if values["hidden_act"] not in ("gelu", "quick_gelu"):
         reader.wrong("hidden_act", values["hidden_act"], "expected gelu or quick_gelu")
@@ -108,13 +108,13 @@ def with_side(vision: VisionConfig, side: int) -> VisionConfig:
     return dataclasses.replace(vision, image_size=side)
 
 
-def eva_of(reader: Reader, defaults: dict[str, Any]) -> VisionConfig:
+def eva_of(reader: KeyReader, defaults: dict[str, Any]) -> VisionConfig:
     """EVA-CLIP's vision tower; what its file leaves out is as in CLIP's ``defaults``."""
     values = {name: reader.take(name, type(default), default) for name, default in defaults.items()}
     reader.take("model_type", str, "clip_vision_model")
     reader.positive(values, *_SIZES, "layer_norm_eps")
     _check_heads(reader, values)
-    reader.expect("num_channels", 3, why="pictures have 3 channels")
+    reader.expect("num_channels", 3, why="images have 3 channels")
     if values["hidden_act"] not in ("quick_gelu", "gelu"):
         reader.wrong("hidden_act", values["hidden_act"], "expected quick_gelu or gelu")
     extra = {name: reader.take(name, bool, default) for name, default in EVA_KEYS.items()}
@@ -130,7 +130,7 @@ def _intern_vit(values: dict[str, Any], extra: dict[str, Any]) -> VisionConfig:
     return VisionConfig(model_type=INTERN_VIT_TYPE, extra={**extra, "position_grid": grid}, **sized)
 
 
-def _check_heads(reader: Reader, values: dict[str, Any]) -> None:
+def _check_heads(reader: KeyReader, values: dict[str, Any]) -> None:
     heads = values["num_attention_heads"]
     if values["hidden_size"] % heads:
         reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple")

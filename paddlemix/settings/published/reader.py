@@ -25,7 +25,7 @@ def _is_ids(value: Any) -> bool:
     return all(type(item) is int for item in (value if isinstance(value, list) else [value]))
 
 
-class Reader:
+class KeyReader:
     """One object of a config.json. ``pointer`` is its place in the file, empty at the top.
 
     A file that points to code of its own (``auto_map``) is refused; ``built_in`` says that this code is not needed,
@@ -43,7 +43,7 @@ class Reader:
             self._refuse_code()
 
     @classmethod
-    def of_file(cls, path: Path, built_in: Container[str] = ()) -> "Reader":
+    def of_file(cls, path: Path, built_in: Container[str] = ()) -> "KeyReader":
         """Reader of a whole file. CheckpointError when it is not there or not a JSON object.
 
         ``built_in`` are the values of ``model_type`` whose code is ours.
@@ -74,14 +74,14 @@ class Reader:
             raise CheckpointError(f'{self.file}: "{self.pointer}{name}" is missing{hint}')
         return value
 
-    def child(self, name: str, default: dict[str, Any]) -> "Reader":
+    def child(self, name: str, default: dict[str, Any]) -> "KeyReader":
         """Reader of the object under ``name``."""
         value = self.take(name, dict, default)
-        return Reader(value, self.file, f"{self.pointer}{name}/")
+        return KeyReader(value, self.file, f"{self.pointer}{name}/")
 
-    def updated(self, newer: dict[str, Any]) -> "Reader":
+    def updated(self, newer: dict[str, Any]) -> "KeyReader":
         """A reader whose values are those of ``newer`` where it has them."""
-        return Reader({**self.data, **newer}, self.file, self.pointer)
+        return KeyReader({**self.data, **newer}, self.file, self.pointer)
 
     def triple(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         """Three numbers, one for each colour channel."""

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from paddlemix.settings.model import TextConfig
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 
 # Defaults of transformers' LlamaConfig and MistralConfig, for the keys that a file leaves out.
 _LLAMA = {
@@ -42,7 +42,7 @@ _LARGEST = {
 _CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-def read_text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
+def read_text(reader: KeyReader, family: str, *, complete: bool) -> TextConfig:
     """The language model. ``complete``: the file must hold the sizes itself."""
     reader.take("model_type", str, family)
     values: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def read_text(reader: Reader, family: str, *, complete: bool) -> TextConfig:
     return TextConfig(model_type=family, **values)
 
 
-def _check_text(reader: Reader, values: dict[str, Any]) -> None:
+def _check_text(reader: KeyReader, values: dict[str, Any]) -> None:
     reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     reader.at_most(values, _LARGEST)
     for name in ("head_dim", "sliding_window"):
@@ -85,7 +85,7 @@ def _check_text(reader: Reader, values: dict[str, Any]) -> None:
         reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
 
 
-def _rope(reader: Reader, theta: float) -> tuple[float, dict[str, Any] | None]:
+def _rope(reader: KeyReader, theta: float) -> tuple[float, dict[str, Any] | None]:
     """``rope_theta`` and ``rope_scaling`` in the three spellings: transformers' old keys and its ``rope_parameters``
     (since version 5, theta inside), and PaddleNLP's two keys.
     """
@@ -95,7 +95,7 @@ def _rope(reader: Reader, theta: float) -> tuple[float, dict[str, Any] | None]:
     kind = reader.take("rope_scaling_type", str, None)
     factor = reader.take("rope_scaling_factor", float, 1.0)
     if newest is not None:
-        inner = Reader(newest, reader.file, f"{reader.pointer}rope_parameters/")
+        inner = KeyReader(newest, reader.file, f"{reader.pointer}rope_parameters/")
         theta = inner.take("rope_theta", float, theta)
         inner.positive({"rope_theta": theta}, "rope_theta")
         inner.expect("partial_rotary_factor", 1.0, why="only whole heads are turned")

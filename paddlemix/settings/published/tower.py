@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision tower of a foreign checkpoint: where its folder is, its architecture, and how it wants its pictures."""
+"""The vision tower of a foreign checkpoint: where its folder is, its architecture, and how it wants its images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from paddlemix.settings.published.intern import (
     known_intern_vit,
     refuse_14b,
 )
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.unused_keys import ANYWHERE, PREPROCESSOR, VISION
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.paths import expanded
@@ -63,7 +63,7 @@ The weights decide in the end: a tower of another shape does not load.
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a tile is made of a picture: sizes in pixels, mean and deviation of the normalised channels."""
+    """How a tile is made of an image: sizes in pixels, mean and deviation of the normalised channels."""
 
     crop_size: int
     resize_size: int
@@ -85,10 +85,10 @@ def find_tower(folder: str | Path, name: str) -> Path | None:
 
 def read_tower(folder: Path) -> VisionConfig:
     """The tower of a folder: CLIP (the whole model or its vision part), EVA-CLIP or InternViT."""
-    return vision_of(Reader.of_file(folder / "config.json", built_in=(INTERN_VIT_TYPE,)))
+    return vision_of(KeyReader.of_file(folder / "config.json", built_in=(INTERN_VIT_TYPE,)))
 
 
-def vision_of(reader: Reader) -> VisionConfig:
+def vision_of(reader: KeyReader) -> VisionConfig:
     """``VisionConfig`` from the object of a tower's config.json.
 
     A whole CLIP model holds ``vision_config`` and, in files of old versions, also ``vision_config_dict``; where both
@@ -111,12 +111,12 @@ def vision_of(reader: Reader) -> VisionConfig:
     return eva_of(reader, _CLIP_DEFAULTS) if is_eva(reader) else _clip_of(reader)
 
 
-def _clip_of(reader: Reader) -> VisionConfig:
+def _clip_of(reader: KeyReader) -> VisionConfig:
     values: dict[str, Any] = {}
     for name, default in _CLIP_DEFAULTS.items():
         values[name] = reader.take(name, type(default), default)
     if reader.take("num_channels", int, 3) != 3:
-        reader.wrong("num_channels", reader.data["num_channels"], "pictures have 3 channels")
+        reader.wrong("num_channels", reader.data["num_channels"], "images have 3 channels")
     reader.positive(values, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     reader.positive(values, "image_size", "patch_size", "layer_norm_eps")
     reader.at_most(values, _LARGEST)
@@ -159,7 +159,7 @@ def tower_like(sizes: Mapping[str, int]) -> VisionConfig | None:
 
 
 def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:
-    """How the pictures of a tower are made; ``folders`` may hold a preprocessor_config.json.
+    """How the images of a tower are made; ``folders`` may hold a preprocessor_config.json.
 
     InternVL-Chat does not read that file for InternViT (it says 224 for the tower that is used at 336): the side is
     the tile's, mean and deviation are ImageNet's.
@@ -174,7 +174,7 @@ def read_pixels(folders: list[Path], image_size: int) -> Pixels:
     for folder in folders:
         file = folder / "preprocessor_config.json"
         if file.is_file():
-            pixels = _pixels_of(Reader.of_file(file), image_size)
+            pixels = _pixels_of(KeyReader.of_file(file), image_size)
             if pixels.crop_size != image_size:
                 raise CheckpointError(
                     f'{file}: "crop_size" is {pixels.crop_size}, but the vision tower takes {image_size} pixels'
@@ -183,12 +183,12 @@ def read_pixels(folders: list[Path], image_size: int) -> Pixels:
     return Pixels(image_size, image_size)
 
 
-def _pixels_of(reader: Reader, image_size: int) -> Pixels:
+def _pixels_of(reader: KeyReader, image_size: int) -> Pixels:
     kind = reader.data.get("image_processor_type", "")
     pads = str(kind).startswith("LlavaImageProcessor") and bool(reader.data.get("do_pad", False))
     for name in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
         if reader.take(name, bool, True) is not True:
-            reader.wrong(name, False, "pictures are always resized, cropped, scaled and normalised")
+            reader.wrong(name, False, "images are always resized, cropped, scaled and normalised")
     if reader.take("resample", int, 3) != 3:
         reader.wrong("resample", reader.data["resample"], "only 3 (bicubic) is supported")
     factor = reader.take("rescale_factor", float, 1 / 255)
@@ -204,7 +204,7 @@ def _pixels_of(reader: Reader, image_size: int) -> Pixels:
     return Pixels(crop, resize, mean, std, pads)
 
 
-def _side(reader: Reader, name: str, default: int) -> int:
+def _side(reader: KeyReader, name: str, default: int) -> int:
     """A side in pixels from an int (old files), {"height", "width"} or {"shortest_edge"} (new files)."""
     value = reader.take(name, (int, dict), default)
     if isinstance(value, dict):

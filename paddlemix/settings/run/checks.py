@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paddlemix.settings.published.grid import read_aspect, read_grid
-from paddlemix.settings.published.reader import Reader
+from paddlemix.settings.published.reader import KeyReader
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.registry import nearest
 
@@ -69,14 +69,14 @@ def pairs(value: tuple[Any, ...]) -> str | None:
 
 def aspect_word(value: str) -> str | None:
     """``image_aspect_ratio``."""
-    return _read(lambda: read_aspect(Reader({"image_aspect_ratio": value}, ""), "square"))
+    return _read(lambda: read_aspect(KeyReader({"image_aspect_ratio": value}, ""), "square"))
 
 
 def grid(value: tuple[Any, ...] | str) -> str | None:
     """``image_grid_pinpoints``."""
     if not isinstance(value, str):
         return pairs(value)
-    return _read(lambda: read_grid(Reader({"image_grid_pinpoints": value}, ""), 1))
+    return _read(lambda: read_grid(KeyReader({"image_grid_pinpoints": value}, ""), 1))
 
 
 def _read(read: Callable[[], Any]) -> str | None:

@@ -36,8 +36,8 @@ _NUMBER = {int: re.compile(r"[-+]?\d+"), float: re.compile(r"[-+]?(\d+\.?\d*|\.\
 def load_settings(argv: list[str]) -> TrainingSettings:
     """The settings of a run from ``[CONFIG.json] [--key value ...]``.
 
-    ``--help`` prints every key and exits. ``--debug`` belongs to the doorway and is passed over here. ConfigError for
-    everything that is wrong, before anything heavy is imported and before anything is written.
+    ``--help`` prints every key and exits. ``--debug`` belongs to the entry point and is passed over here. ConfigError
+    for everything that is wrong, before anything heavy is imported and before anything is written.
     """
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(help_text())

@@ -287,7 +287,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _is_data_folder(path: Path) -> bool:
-    """The current folder and its parents hold more than pictures."""
+    """The current folder and its parents hold more than images."""
     return not Path.cwd().is_relative_to(_absolute(path))
 
 

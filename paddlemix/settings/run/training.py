@@ -90,21 +90,21 @@ class DataGroup:
     image_folder: str | None = path_key(None, "Folder that relative image paths start from. null: the current folder.")
     allow_outside_root: bool = key(False, "Accept image paths and links that lead out of image_folder.")
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
-    check_images: str = key("header", "All pictures before the run: not looked at, their headers read, or decoded.",
+    check_images: str = key("header", "All images before the run: not looked at, their headers read, or decoded.",
                             choices=("none", "header", "decode"))  # fmt: skip
-    exif_rotation: bool = key(False, "Turn pictures as their EXIF data say; the original ignores that.")
-    max_image_bytes: int = key(20 * 2**20, "Largest picture file in bytes.", low=1)
-    max_image_pixels: int = key(50_000_000, "Most pixels of a picture.", low=1, high=89_478_485)
-    max_image_side: int = key(16384, "Longest side of a picture in pixels.", low=1)
-    max_image_aspect: float = key(200.0, "Most times that the long side of a picture is the short one.", low=1)
-    max_image_memory: int = key(285_000_000, "Most bytes of memory that decoding one picture may take.", low=1)
+    exif_rotation: bool = key(False, "Turn images as their EXIF data say; the original ignores that.")
+    max_image_bytes: int = key(20 * 2**20, "Largest image file in bytes.", low=1)
+    max_image_pixels: int = key(50_000_000, "Most pixels of an image.", low=1, high=89_478_485)
+    max_image_side: int = key(16384, "Longest side of an image in pixels.", low=1)
+    max_image_aspect: float = key(200.0, "Most times that the long side of an image is the short one.", low=1)
+    max_image_memory: int = key(285_000_000, "Most bytes of memory that decoding one image may take.", low=1)
     on_bad_sample: str = key("error", "A row that cannot be used stops the run, or is skipped and counted.",
                              choices=("error", "skip"))  # fmt: skip
     skip_limit: float = key(0.01, "Largest share of bad rows that on_bad_sample skip leaves out; one may always be.",
                             low=0, high=1)  # fmt: skip
-    images_without_mark: str = key("error", "Rows with pictures, but no <image> in the text: a bad row, or the mark "
+    images_without_mark: str = key("error", "Rows with images, but no <image> in the text: a bad row, or the mark "
                                    "goes in front of the first question.", choices=("error", "front"))  # fmt: skip
-    mark_without_images: str = key("error", "Rows with <image> in the text, but no picture: a bad row, or the mark "
+    mark_without_images: str = key("error", "Rows with <image> in the text, but no image: a bad row, or the mark "
                                    "is nothing but text.", choices=("error", "text"))  # fmt: skip
     max_length: int = key(2048, "Longest sample in positions, image tokens included.", low=1)
     pad_to_multiple_of: int | None = key(None, "Batches are padded to a multiple of this length.", low=1)
@@ -117,7 +117,7 @@ class DataGroup:
         check=checks.grid,
     )  # fmt: skip
     chat_template: str | None = path_key(None, "chat_template.json of every chatml data set that names none.")
-    single_view_repeat: int = key(4, "In an mv_dataset a lone picture stands so often, as long as 4 views.", low=1)
+    single_view_repeat: int = key(4, "In an mv_dataset a lone image stands so often, as long as 4 views.", low=1)
     mixtoken: bool = key(False, "Pack several samples into one row of at most max_length positions.")
     task_name: str | None = key(None, "Sub-task of a built-in data set.", fixed=_NO_EFFECT)
     src_length: int = key(1024, "Longest question.", fixed="it has no effect in PaddleMIX; use max_length")

@@ -13,7 +13,7 @@ from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS, SV3D, ZEROPP
 from paddlemix.datasets.preprocess import Encoded, SampleEncoder
 from paddlemix.datasets.sample import Sample
-from paddlemix.datasets.sources import Entry, read
+from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.load import load_image
 from paddlemix.imaging.preprocess import preprocess
 from paddlemix.imaging.processor import ImageProcessor
@@ -24,14 +24,14 @@ from paddlemix.text.templates import TEMPLATES, Template, get, prompt_text
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.b_prompts import LOST, learnt_fault
 from tools.golden.case import Case, guarded
 from tools.golden.common import token_cases
+from tools.golden.prompts import LOST, learnt_fault
 
 FOLDER = "mv_llava"
 PIXELS = 1e-5
 REPEAT = 4
-"""The original shows a lone picture four times."""
+"""The original shows a lone image four times."""
 
 
 def run(folder: Path) -> Iterator[Case]:
@@ -164,7 +164,7 @@ def _rows(root: Path, path: Path) -> Iterator[Case]:
         if stage == "instruct_v1":
             yield from _length_cases(data, samples)
         if not (root / "images" / "mv").is_dir():
-            yield Case(f"k/pixels/{stage}", 0.0, PIXELS, "skipped", "this folder has no pictures")
+            yield Case(f"k/pixels/{stage}", 0.0, PIXELS, "skipped", "this folder has no images")
             continue
         encoder = encoder_of(root, load_tokenizer(checkpoint(root)), template, aspect)
         encoded = [encoder(sample) for sample in samples]
@@ -179,7 +179,7 @@ def _rows(root: Path, path: Path) -> Iterator[Case]:
 
 
 def _text_only(root: Path, error: str) -> Iterator[Case]:
-    """Rows without a picture, which the original's collator cannot take."""
+    """Rows without an image, which the original's collator cannot take."""
     encoder = encoder_of(root, load_tokenizer(checkpoint(root)), "v1", "pad")
     rows = [encoder(sample) for sample in samples_of(root, "mv_instruct.json") if not sample.images]
     vision = encoder.processor.vision
@@ -189,13 +189,13 @@ def _text_only(root: Path, error: str) -> Iterator[Case]:
 
 
 def samples_of(root: Path, file: str) -> list[Sample]:
-    """The rows of a data file with their pictures where the golden folder has them.
+    """The rows of a data file with their images where the golden folder has them.
 
-    Sheets are named from the folder itself, objects and lone pictures from ``images/mv``.
+    Sheets are named from the folder itself, objects and lone images from ``images/mv``.
     """
     pictures = root / "images" / "mv"
     found = []
-    for sample in read(Entry((str(root / file),), str(pictures), multiview=REPEAT)):
+    for sample in read(DatasetEntry((str(root / file),), str(pictures), multiview=REPEAT)):
         if SV3D in sample.id or ZEROPP in sample.id:
             images = tuple(str(root / Path(image).relative_to(pictures)) for image in sample.images)
             sample = dataclasses.replace(sample, images=images, image_root=str(root))
@@ -251,7 +251,7 @@ def _pixel_cases(root: Path, prefix: str, samples: Sequence[Sample], encoded: Se
         for key in (key for key in expected.files if key.startswith(f"{prefix}/")):
             name = key.partition("/")[2]
             if not len(ours[name]) and not expected[key].any():
-                yield Case(f"k/pixels/{key}", 0.0, PIXELS, "deviates", "text only: no picture of zeros is made")
+                yield Case(f"k/pixels/{key}", 0.0, PIXELS, "deviates", "text only: no image of zeros is made")
             else:
                 yield _near(f"k/pixels/{key}", ours[name], expected[key])
 
@@ -297,7 +297,7 @@ def _length_cases(data: dict[str, Any], samples: Sequence[Sample]) -> Iterator[C
 def _views(root: Path, path: Path) -> Iterator[Case]:
     """Views of an object, straight from their files."""
     if not (root / "images" / "mv").is_dir():
-        yield Case("k/preprocess_views", 0.0, PIXELS, "skipped", "this folder has no pictures")
+        yield Case("k/preprocess_views", 0.0, PIXELS, "skipped", "this folder has no images")
         return
     with np.load(path) as expected:
         for key in expected.files:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Family a: pictures to pixels in square, pad and anyres mode, their uint8 stages, and the integer tables."""
+"""Family a: images to pixels in square, pad and anyres mode, their uint8 stages, and the integer tables."""
 
 import json
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def run(folder: Path) -> Iterator[Case]:
 
 
 class Pictures:
-    """The pictures that ``images.json`` names, each read when a case needs it."""
+    """The images that ``images.json`` names, each read when a case needs it."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self.files = {item["name"]: folder / item["file"] for item in facts["images"]}
@@ -71,7 +71,7 @@ def _side(value: Any, key: str) -> int:
 
 
 def _folder_of_this_pillow(folder: Path) -> Path:
-    # Pillow 13 changed Image.resize for tall pictures; the reference exists for both sides of that change.
+    # Pillow 13 changed Image.resize for tall images; the reference exists for both sides of that change.
     newer = folder / f"{FOLDER}_pillow13"
     return newer if int(PIL.__version__.split(".")[0]) >= 13 and newer.is_dir() else folder / FOLDER
 
@@ -101,16 +101,16 @@ def _picture(
 def _only_ours(label: str, pictures: Pictures, name: str, config: ImageConfig) -> Case:
     works = bool(np.isfinite(preprocess(pictures[name], config)).all())
     status = "deviates" if works else "fail"
-    return Case(label, 0.0, PIXELS, status, "the original fails on this picture, ours reads it")
+    return Case(label, 0.0, PIXELS, status, "the original fails on this image, ours reads it")
 
 
 def _why_different(picture: Any, mode: str, aspect: str) -> str:
-    """Where the original is wrong on purpose of ours (docs/imaging.md); empty for every ordinary picture."""
+    """Where the original is wrong on purpose of ours (docs/imaging.md); empty for every ordinary image."""
     if mode.startswith("I"):
         return "16-bit grey: the original clips at 255, ours takes the high byte"
     high = {"square": picture.height, "pad": max(picture.size)}.get(aspect, 0)
     if high in (1, 3):
-        return "the original reads a picture of 1 or 3 rows as channels first"
+        return "the original reads an image of 1 or 3 rows as channels first"
     return ""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden family i, part one: InternViT and EVA-CLIP towers, their gradients, projectors, pictures and names."""
+"""Golden family i, part one: InternViT and EVA-CLIP towers, their gradients, projectors, images and names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +34,11 @@ from tools.golden.common import (
 FOLDER = "internvl"
 PIXELS = 1e-5
 ROWS = 37
-"""Every so many rows of a large picture were written (MANIFEST)."""
+"""Every so many rows of a large image were written (MANIFEST)."""
 
 
 def run(folder: Path) -> Iterator[Case]:
-    """The towers and pictures of ``folder/internvl``."""
+    """The towers and images of ``folder/internvl``."""
     root = folder / FOLDER
     if not root.is_dir():
         return

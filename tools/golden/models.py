@@ -15,7 +15,7 @@ from paddlemix.models.projector import build_projector
 from paddlemix.ops.attention.contract import Mask
 from tools.golden.adapter import Adapted, case_names, load_case
 from tools.golden.case import Case, guarded
-from tools.golden.e_generate import find_model
+from tools.golden.generation import find_model
 
 FEATURES = 2e-5
 LOGITS = 1e-4

@@ -49,7 +49,7 @@ def _entry(folder: Path, name: str, label: str, entry: dict[str, Any]) -> Iterat
 
 
 class _Golden:
-    """One model of the folder and the pictures that its cases use."""
+    """One model of the folder and the images that its cases use."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
@@ -143,7 +143,7 @@ class _Golden:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  (one model lives at a time)
     def _processed(self, name: str) -> tuple[np.ndarray, Any]:
-        """Pixels that the original made of the picture if the folder has them, else ours; and our layout."""
+        """Pixels that the original made of the image if the folder has them, else ours; and our layout."""
         processed = self.processor(load_image(self.folder / "images" / f"{name}.png"))
         path = self.folder / "a_preprocess" / f"process_images_{self.config.image.aspect}.npz"
         if path.is_file():

@@ -21,7 +21,6 @@ from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.optimization import build_schedule, warmup_steps
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.b_prompts import LOST, learnt_fault
 from tools.golden.case import Case, guarded
 from tools.golden.common import (
     Batch,
@@ -36,11 +35,12 @@ from tools.golden.common import (
     token_cases,
     train_cases,
 )
+from tools.golden.prompts import LOST, learnt_fault
 
 FOLDER = "internvl"
 PIXELS = 1e-5
 ASPECTS = {"v1": "pad", "plain": "square"}
-"""How the pictures of a template's rows were made (MANIFEST: stage 2 pads, stage 1 crops)."""
+"""How the images of a template's rows were made (MANIFEST: stage 2 pads, stage 1 crops)."""
 
 
 def run(folder: Path) -> Iterator[Case]:
@@ -120,7 +120,7 @@ class Golden:
                 yield from token_cases(f"i/tokenize/{key}", rows, tokenizer)
 
     def encoder(self, template: str, legacy: bool = False, max_length: int = 1 << 20) -> SampleEncoder:
-        """What makes samples of rows, with the template's kind of pictures."""
+        """What makes samples of rows, with the template's kind of images."""
         config = self.loaded.config
         image = dataclasses.replace(config.image, aspect=ASPECTS[template])
         return SampleEncoder(
@@ -166,7 +166,7 @@ class Golden:
         signs = [1 if row.get("image") else -1 for row in self.rows.values()]
         ours = [encoder.length(self.sample(row)) * sign for row, sign in zip(self.rows.values(), signs, strict=True)]
         same = [value > 0 for value in ours] == [value > 0 for value in self.dataset["modality_lengths"]]
-        reason = "the original counts words (and 128 for any picture); ours counts the positions of the merged row"
+        reason = "the original counts words (and 128 for any image); ours counts the positions of the merged row"
         yield Case("i/dataset/lengths", 0.0 if same else 1.0, 0.0, "deviates" if same else "fail", reason)
 
     def _ids_of(self, template: str, rows: np.ndarray) -> list[str] | None:

@@ -57,7 +57,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _clip(root: Path, folder: Path) -> Iterator[Case]:
-    """The whole CLIP model that the training began with: its pictures."""
+    """The whole CLIP model that the training began with: its images."""
     path = root / "image_processor_config.json"
     if path.is_file():
         facts, vision = read_json(path), read_tower(folder)
@@ -69,7 +69,7 @@ def _clip(root: Path, folder: Path) -> Iterator[Case]:
 
 
 class Golden:
-    """The model, and the pictures of the batches whose files leave them out."""
+    """The model, and the images of the batches whose files leave them out."""
 
     def __init__(self, folder: Path, chat: Path) -> None:
         self.folder, self.root, self.chat = folder, folder / FOLDER, chat

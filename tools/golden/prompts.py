@@ -180,7 +180,7 @@ def _prompt(name: str, row: dict[str, Any]) -> Case:
 
 
 def _messages(template: Template, rows: Sequence[Any]) -> tuple[list[Message], bool]:
-    """Messages of a case, and whether it ends with an open answer. ``["TUPLE", text]`` is a turn with a picture."""
+    """Messages of a case, and whether it ends with an open answer. ``["TUPLE", text]`` is a turn with an image."""
     found: list[Message] = []
     for i, (role, text) in enumerate(rows):
         if isinstance(text, list):
@@ -221,7 +221,7 @@ def _trained(name: str, row: dict[str, Any], tokenizers: Tokenizers) -> Case:
 def _training_case(
     name: str, row: dict[str, Any], ours: Rendered, tokenizer: Tokenizer, messages: list[Message]
 ) -> Case:
-    # The original cuts rows without a picture when it tokenizes, and rows with one only in the collator.
+    # The original cuts rows without an image when it tokenizes, and rows with one only in the collator.
     end = None if row["has_image"] else row["model_max_length"]
     ids, labels = ours.ids[:end], ours.labels[:end]
     if ids != row["input_ids"]:
@@ -285,7 +285,7 @@ def _slid_labels(row: dict[str, Any], ours: Rendered, tokenizer: Tokenizer) -> l
 
 
 def _dataset_batches(folder: Path) -> Iterator[Case]:
-    """Ids and labels of the original's collated training rows (their pictures belong to family a)."""
+    """Ids and labels of the original's collated training rows (their images belong to family a)."""
     rows_file = folder / "b_prompts" / "train_data.json"
     if not rows_file.is_file():
         return

@@ -25,7 +25,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, 
 _NOISE = ("No ccache found", "Setuptools is replacing distutils")
 
 
-def run_doorway(
+def run_command(
     main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None, options: Options | None = None
 ) -> int:
     """Run ``main(argv)`` and return the exit code of the process. ``options``: what the command's flags are called.
