@@ -11,6 +11,7 @@ otherwise a download; configuration, processor and tokenizer take only the small
 Importing this module imports neither paddle nor numpy.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,11 +127,14 @@ class AutoTokenizerMIX:
     """The tokenizer of a folder; of an adapter without one, its base's."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> "Tokenizer":
-        """``options`` are those of ``text.tokenizer.load_tokenizer``."""
+    def from_pretrained(cls, name: str | Path, base: str | Path | None = None, **options: Any) -> "Tokenizer":
+        """``base``: the base model of an adapter without a tokenizer, if the adapter does not lead to it.
+
+        ``options`` are those of ``text.tokenizer.load_tokenizer``.
+        """
         from paddlemix.text.tokenizer import load_tokenizer
 
-        return load_tokenizer(_tokenizer_folder(_folder(name)), **options)
+        return load_tokenizer(_tokenizer_folder(_folder(name), base), **options)
 
     @staticmethod
     def save_pretrained(tokenizer: "Tokenizer", folder: str | Path) -> None:
@@ -250,14 +254,16 @@ class AutoProcessorMIX:
         from paddlemix.text.model_template import template_for
         from paddlemix.text.tokenizer import load_tokenizer
         from paddlemix.text.vocabulary import fit_rows
+        from paddlemix.utils.options import PYTHON, speaking
 
         folder = _folder(name)
         for part in (train, eval):
             _refuse_sub_folder(folder, part)
-        config = _config(folder, vision_tower, {"image_aspect_ratio": image_aspect_ratio})
-        template = templates.get(version) if version else template_for(folder, config.template)
-        where = folder if text_model_name_or_path is None else _folder(text_model_name_or_path)
-        tokenizer = load_tokenizer(_tokenizer_folder(where))
+        with speaking(replace(PYTHON, base="text_model_name_or_path=FOLDER", template="version=NAME")):
+            config = _config(folder, vision_tower, {"image_aspect_ratio": image_aspect_ratio})
+            template = templates.get(version) if version else template_for(folder, config.template)
+            where = folder if text_model_name_or_path is None else _folder(text_model_name_or_path)
+            tokenizer = load_tokenizer(_tokenizer_folder(where))
         fit_rows(tokenizer, config.text.vocab_size)
         sees = config.image is not None and config.vision is not None
         images = ImageProcessor(config.image, config.vision) if sees else None
@@ -309,14 +315,14 @@ def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, 
     return load_config(folder, tower_folder=tower, overrides=given or None)
 
 
-def _tokenizer_folder(folder: Path) -> Path:
+def _tokenizer_folder(folder: Path, base: str | Path | None = None) -> Path:
     from paddlemix.checkpoint.folders import kind_of
     from paddlemix.checkpoint.lora.read import read_adapter
     from paddlemix.text.tokenizer_files import has_tokenizer
 
     if has_tokenizer(folder) or kind_of(folder) not in ("adapter", "peft"):
         return folder
-    return read_adapter(folder).find_base(None)
+    return read_adapter(folder).find_base(base)
 
 
 def _refuse_sub_folder(folder: Path, part: str | None) -> None:

@@ -18,6 +18,7 @@ from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.foreign import parse_json, refuse_pointer
+from paddlemix.utils.paths import begins_at
 
 MOST_WITHOUT = 10_000
 """An input that begins with so many objects without an image is taken for a wrong folder."""
@@ -89,7 +90,8 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such input file; give a .csv, .tsv, .json or .jsonl file") from error
+        remedy = f"give a .csv, .tsv, .json or .jsonl file{begins_at(path)}"
+        raise DataError(f"{path}: no such input file; {remedy}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
     refuse_pointer(text[:64], path, DataError)

@@ -13,6 +13,7 @@ from paddlemix.settings.places import downloaded, has_weights, places
 from paddlemix.settings.published.tower import published_twins
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.paths import begins_at
 
 CONFIG = "config.json"
 MODEL_TYPE = "paddlemix_llava"
@@ -55,7 +56,7 @@ def resolve(
     tried = "\n".join(f"  {place}" for place in _places(text, near))
     raise CheckpointError(
         f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
-        f"Put the folder into one of these places, or {remedy}{why_not(text)}"
+        f"Put the folder into one of these places, or {remedy}{why_not(text)}{begins_at(text)}"
     )
 
 
@@ -113,7 +114,8 @@ def projector_file(path: Path) -> Path:
     for name in PROJECTOR_FILES:
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path}: no projector; looked for {', '.join(PROJECTOR_FILES)}")
+    looked = f"looked for {', '.join(PROJECTOR_FILES)}" if path.is_dir() else "no such file or folder"
+    raise CheckpointError(f"{path}: no projector; {looked}{begins_at(path)}")
 
 
 def tower_name(config: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import refuse_pointer
+from paddlemix.utils.paths import begins_at
 
 LINES = (".jsonl", ".ndjson")
 
@@ -83,7 +84,7 @@ def _read_text(path: str) -> str:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such data file") from error
+        raise DataError(f"{path}: no such data file{begins_at(path)}") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder; give the path of a .json or .jsonl file") from error
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from paddlemix.imaging.layout import Size
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import MIB, fetch
 from paddlemix.utils.foreign import refuse_pointer
+from paddlemix.utils.paths import begins_at
 
 ImageSource = str | os.PathLike | bytes | Image.Image
 """A path, an http(s) or ``data:`` address, the bytes of a file, or an image."""
@@ -201,7 +202,8 @@ def _open_file(path: Path, limits: ImageLimits, name: str) -> Any:
         _check_bytes(status.st_size, limits, name)
         return open(path, "rb")
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such image file; check the path and the image folder") from error
+        remedy = f"check the path and the image folder{begins_at(path)}"
+        raise DataError(f"{name}: no such image file; {remedy}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise DataError(f"{name}: cannot be read ({reason})") from error

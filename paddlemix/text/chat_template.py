@@ -21,6 +21,7 @@ from paddlemix.text.messages import Message, Segment, check_turns
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.logging import get_logger
+from paddlemix.utils.paths import begins_at
 
 KEYS = ("system", "conversation", "query")
 NAMES = ("system", "user", "bot", "query", "index", "is_first", "is_last", "length", "is_training")
@@ -202,7 +203,8 @@ def load(path: str | Path) -> ChatTemplate:
     """Read a ``chat_template.json``. DataError names the file, the key and what was expected."""
     path = Path(path)
     if not os.path.lexists(path):
-        raise DataError(f'{path}: no such file; give the "chat_template" of the data set an existing path')
+        remedy = f'give the "chat_template" of the data set an existing path{begins_at(path)}'
+        raise DataError(f"{path}: no such file; {remedy}")
     data = foreign.parse_json(foreign.read_text(path, DataError), str(path), DataError)
     with foreign.reading(f"{path}: the template is", DataError):
         return ChatTemplate(data, str(path))

@@ -11,6 +11,7 @@ from paddlemix.text.spm_rebuild import Rebuilt, rebuild
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.foreign import CONFIG_BYTES
+from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
 
 MODEL_FILE = "tokenizer.model"
@@ -73,7 +74,8 @@ def _read_files(folder: Path) -> TokenizerFiles:
     foreign.refuse_special(folder, CheckpointError)
     foreign.require_regular(folder, (MODEL_FILE, JSON_FILE), CheckpointError)
     if not has_tokenizer(folder):
-        raise CheckpointError(f"{path}: no such file; copy {MODEL_FILE} from the base language model into this folder")
+        remedy = f"copy {MODEL_FILE} from the base language model into this folder{begins_at(path)}"
+        raise CheckpointError(f"{path}: no such file; {remedy}")
     config = read_json(folder / "tokenizer_config.json")
     special_map = read_json(folder / "special_tokens_map.json")
     fast = read_json(folder / JSON_FILE, _JSON_BYTES)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
 
 CONFIG_BYTES = 4 << 20
@@ -62,7 +63,7 @@ def read_bytes(path: str | Path, error: type[PaddleMixError], max_bytes: int) ->
             data = stream.read(max_bytes + 1)
             size = os.fstat(stream.fileno()).st_size
     except FileNotFoundError as cause:
-        raise error(f"{path}: no such file") from cause
+        raise error(f"{path}: no such file{begins_at(path)}") from cause
     except (OSError, ValueError) as cause:
         raise error(f"{path}: cannot be read ({getattr(cause, 'strerror', None) or cause})") from cause
     if len(data) > max_bytes:

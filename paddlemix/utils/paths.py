@@ -37,4 +37,10 @@ def path_at(name: str) -> Path:
 
 def begins_at(path: str | os.PathLike[str]) -> str:
     """What an error says behind a path that was not found: where a relative one begins; nothing for an absolute one."""
-    return "" if os.path.isabs(path) else f" (relative paths begin at the current folder, {Path.cwd()})"
+    if os.path.isabs(path):
+        return ""
+    try:
+        here = f", {os.getcwd()}"
+    except FileNotFoundError:
+        here = ", which was removed"
+    return f" (relative paths begin at the current folder{here})"

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model folders with tokenizer.json and no tokenizer.model: chat, convert, doctor, adapters, downloads."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from paddlemix.auto import AutoTokenizerMIX
+from paddlemix.auto import AutoProcessorMIX, AutoTokenizerMIX
 from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.describe import describe
 from paddlemix.checkpoint.hub import fetch_model
@@ -89,6 +91,21 @@ def test_an_adapter_uses_its_own_or_that_of_its_base(hub, tmp_path):
     assert AutoTokenizerMIX.from_pretrained(adapter).encode(TEXT) == wanted[1:]
     converted = convert(adapter, tmp_path / "x" / "adapter", "paddlemix").folder
     assert load_tokenizer(converted).encode(TEXT) == wanted[1:]
+
+
+@pytest.mark.parametrize("opens", [AutoTokenizerMIX, AutoProcessorMIX])
+def test_what_an_adapter_without_tokenizer_and_base_asks_for_is_an_argument_of_that_call(opens, hub, tmp_path):
+    adapter = kit.peft_adapter(tmp_path / "liuhaotian" / "lora", tiny_model(2), "lmsys/gone")
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (adapter / name).unlink(missing_ok=True)
+    given = {"vision_tower": hub["clip"]} if opens is AutoProcessorMIX else {}
+    with pytest.raises(CheckpointError, match=r"name it with (\w+)=FOLDER") as caught:
+        opens.from_pretrained(adapter, **given)
+    (argument,) = re.findall(r"name it with (\w+)=FOLDER", str(caught.value))
+    assert argument in inspect.signature(opens.from_pretrained).parameters
+    found = opens.from_pretrained(adapter, **given, **{argument: hub["vicuna"]})
+    tokenizer = found[1] if opens is AutoProcessorMIX else found
+    assert tokenizer.encode(TEXT) == load_tokenizer(hub["vicuna"]).encode(TEXT)
 
 
 def test_it_is_downloaded(hub, tmp_path, monkeypatch):

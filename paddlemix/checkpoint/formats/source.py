@@ -13,6 +13,7 @@ from paddlemix.checkpoint.formats.safetensors import SafetensorsFile
 from paddlemix.checkpoint.formats.torch_zip import TorchZipFile
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.foreign import read_json, require_regular
+from paddlemix.utils.paths import begins_at
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -108,7 +109,7 @@ def open_file(path: str | Path) -> TensorSource:
     """One weight file; its kind is told by its ending, its soundness by its content."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: no such file{begins_at(path)}")
     return TensorSource(path, [_open_one(path)])
 
 
@@ -119,7 +120,7 @@ def open_folder(folder: str | Path) -> TensorSource:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        raise CheckpointError(f"{folder}: no such folder{begins_at(folder)}")
     require_regular(folder, WEIGHT_FILES, CheckpointError)
     found = [name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:

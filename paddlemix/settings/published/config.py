@@ -29,6 +29,7 @@ from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA, LLAVA_HF
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.foreign import reading, refuse_special
+from paddlemix.utils.paths import begins_at
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
@@ -66,7 +67,7 @@ def load_config(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json")
+        raise CheckpointError(f"{root}: no such folder; a model is a folder with a config.json{begins_at(root)}")
     given = Path(tower_folder) if tower_folder is not None else None
     for folder in (root, given):
         if folder is not None:
