@@ -40,7 +40,6 @@ ONLY_IN = {
         "paddlemix/utils/addresses.py",
         "paddlemix/utils/exchange.py",
         "paddlemix/doctor/machine.py",  # asks whether a port of this machine is free
-        "paddlemix/trainer/checkpointing.py",  # the name of this machine
     ),
     **dict.fromkeys(("httpx", "aiohttp", "urllib.request", "ftplib", "xmlrpc", "telnetlib", "smtplib"), ()),
     "sentencepiece": ("paddlemix/text/", "paddlemix/demo/model.py"),

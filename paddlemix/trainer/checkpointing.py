@@ -6,40 +6,32 @@
 everything is on the disk; older ones go only after that. Order is by step number, never by file time.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, get_origin
+from typing import Any, get_origin
 
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import WEIGHT_FILES, open_file
 from paddlemix.datasets.resumed import RowsBefore, rows_of
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer.folder_lock import LOCK_FILE
 from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
-from paddlemix.utils.forks import kept_from_children
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.shown import shown
 
 STATE_FILE = "training_state.json"
 LOG_FILE = "trainer_state.json"
 ROWS_FILE = "training_rows.safetensors"
-LOCK_FILE = ".lock"
 _FORMAT = 1
 _NEEDED = (STATE_FILE, LOG_FILE)
 """Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
-_LETTING_GO = 30.0
-"""Seconds that the processes of a killed run have for their first line, in which they let go of its folder."""
 
 
 @dataclass
@@ -159,78 +151,6 @@ def rotate(output_dir: str | Path, limit: int | None, keep: str | Path | None = 
     for folder in gone:
         remove(folder)
     return gone
-
-
-@contextlib.contextmanager
-def lock(output_dir: str | Path) -> Iterator[None]:
-    """Hold ``output_dir`` for this run. ConfigError names the process that holds it.
-
-    A kill frees it, whatever processes the run has started: they let go with their first line, which is waited for.
-    """
-    root = Path(output_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    with (
-        open(root / LOCK_FILE, "a+", encoding="utf-8") as stream,
-        kept_from_children(stream.fileno()),
-        _opened(root) as folder,
-        kept_from_children(folder),
-    ):
-        given_up = time.monotonic() + _LETTING_GO
-        while (holder := _held_by_another(stream, folder)) is not None:
-            if _runs(holder) or time.monotonic() >= given_up:
-                raise ConfigError(
-                    f'"output_dir": {root} is in use by {holder or "another run"}; '
-                    "wait for it, stop it, or choose another folder"
-                )
-            time.sleep(0.05)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
-
-
-def _held_by_another(stream: IO[str], folder: int) -> str | None:
-    """What the lock file says of the run that holds it; None when this process holds file and folder from now on."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _lock_folder(folder)  # holds also when somebody removes the file
-    except BlockingIOError:
-        stream.seek(0)
-        return stream.read().strip()
-    return None
-
-
-def _runs(holder: str) -> bool:
-    """Whether the process that the lock file names may still run. A process of another machine may."""
-    found = re.fullmatch(r"process (\d+) on (.*)", holder, re.DOTALL)
-    if found is None or found[2] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _lock_folder(handle: int) -> None:
-    """BlockingIOError when another process holds it. Some network file systems lock files and no folders."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return
 
 
 def write_state(folder: Path, state: RunState) -> None:

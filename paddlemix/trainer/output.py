@@ -12,6 +12,7 @@ from typing import Any
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing
+from paddlemix.trainer.folder_lock import LOCK_FILE, lock
 from paddlemix.utils import early_stop, env, files
 from paddlemix.utils.logging import forget_library_logs, redirect_library_logs
 
@@ -34,7 +35,7 @@ def held_output(output: Path, began: Callable[[], bool]) -> Iterator[None]:
         yield
         return
     before = set(os.listdir(output)) if output.is_dir() else None
-    with checkpointing.lock(output):
+    with lock(output):
         try:
             files.remove_leftovers(output)
             yield
@@ -47,7 +48,7 @@ def held_output(output: Path, began: Callable[[], bool]) -> Iterator[None]:
 def _leave_nothing(output: Path, before: set[str] | None) -> None:
     """Remove the files of every start that were not there ``before`` (None: nor was the folder)."""
     forget_library_logs(output / LOG_FILE)
-    for name in {checkpointing.LOCK_FILE, LOG_FILE} - (before or set()):
+    for name in {LOCK_FILE, LOG_FILE} - (before or set()):
         (output / name).unlink(missing_ok=True)
     if before is None:
         with contextlib.suppress(OSError):  # not empty: a list of bad rows, which the error names

@@ -1,6 +1,5 @@
 """Whole runs from settings to a folder that the chat opens, through the entry points where that matters."""
 
-import contextlib
 import json
 import logging
 import os
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -359,36 +357,6 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(place, tmp_path,
 def test_packed_rows_train(place, tmp_path):
     result = go(place, tmp_path / "out", mixtoken="true", max_length=200)
     assert np.isfinite(result.metrics["train_loss"])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(500)
-def test_a_run_that_is_killed_again_and_again_ends_as_the_straight_run(place, tmp_path):
-    keys = dict(save_strategy="steps", save_steps=1, save_total_limit=2, num_train_epochs=20)
-    go(place, tmp_path / "straight", **keys)
-    rng = np.random.default_rng(0)
-    command = [sys.executable, str(ENTRY_POINT), *arguments(place, tmp_path / "killed", **keys)]
-    log = tmp_path / "log"
-    kills, seen = 0, [0]
-    for _ in range(40):
-        steps = rng.integers(1, 24)  # counted in checkpoints and not in seconds: a busy machine is slow
-        with log.open("w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as run:
-            while run.poll() is None and log.read_text().count("saved checkpoint") < steps:
-                time.sleep(0.02)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.wait(rng.uniform(0, 0.05))
-            if run.poll() is not None:
-                assert run.returncode == 0, log.read_text()
-                break
-            run.kill()
-            kills += 1
-        found = checkpointing.checkpoints(tmp_path / "killed")
-        assert [folder for _, folder in found if files.verify_folder(folder)] == []
-        assert found[-1][0] >= seen[-1]
-        seen.append(found[-1][0])
-    assert kills >= 3
-    name = "model.safetensors"
-    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,9 @@
 """Processes that read batches: in step with the run, watched, and never left behind."""
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 from paddlemix.trainer.workers import SIGNALS, read_batches
-from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError, TrainingError
+from paddlemix.utils.errors import DataError, PaddleMixError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -112,7 +110,7 @@ def test_a_row_that_is_read_slowly_is_no_standstill():
 
 
 def test_a_forked_process_does_not_hold_the_folder_of_the_run(tmp_path):
-    from paddlemix.trainer.checkpointing import lock
+    from paddlemix.trainer.folder_lock import lock
 
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -132,7 +130,7 @@ KEPT = """
 import os, sys, time
 sys.path[:0] = [{root!r}]
 from tests.trainer.test_trainer_workers import Rows, read
-from paddlemix.trainer.checkpointing import lock
+from paddlemix.trainer.folder_lock import lock
 from multiprocessing import active_children
 with lock({folder!r}):
     batches = read(Rows({at}, lambda: time.sleep(600)), [[n] for n in range(40)], 2)
@@ -156,7 +154,7 @@ def alive(pid):
 
 @pytest.mark.parametrize("at", [None, 3], ids=["waiting", "reading"])
 def test_a_killed_run_takes_its_workers_with_it_and_frees_its_folder(tmp_path, at):
-    from paddlemix.trainer.checkpointing import lock
+    from paddlemix.trainer.folder_lock import lock
 
     with keep(tmp_path, "time.sleep(600)", at) as run:
         workers = [int(word) for word in run.stdout.readline().split()]
@@ -168,27 +166,6 @@ def test_a_killed_run_takes_its_workers_with_it_and_frees_its_folder(tmp_path, a
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in workers if alive(pid)] == []
-
-
-@pytest.mark.parametrize("living", [False, True])
-def test_a_folder_is_waited_for_when_only_the_processes_of_a_dead_run_still_hold_it(tmp_path, living):
-    """Seen under load: a worker that was forked just before the kill had not come to its first line yet."""
-    from paddlemix.trainer.checkpointing import LOCK_FILE, lock
-
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    with open(tmp_path / LOCK_FILE, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.write(f"process {os.getpid() if living else gone.pid} on {socket.gethostname()}")
-        stream.flush()
-        script = "import sys, time; print(flush=True); time.sleep(1)"
-        late = subprocess.Popen([sys.executable, "-c", script], pass_fds=[stream.fileno()], stdout=subprocess.PIPE)
-    with late:
-        late.stdout.readline()
-        expected = pytest.raises(ConfigError, match="in use by process") if living else contextlib.nullcontext()
-        with expected, lock(tmp_path):
-            pass
-        assert (late.poll() is None) is living
 
 
 @pytest.mark.parametrize("then", ["pass", "raise KeyError"])
