@@ -75,7 +75,8 @@ def _run(argv: list[str]) -> int:
 
 def _runs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What decides a run: demo, seed, tuning, and the code and recipes of the demos by their digest."""
-    files = sorted([*(ROOT / "paddlemix" / "demo").glob("*.py"), *(ROOT / "config" / "demo").glob("*.json")])
+    package = ROOT / "paddlemix"
+    files = sorted([*(package / "demo").glob("*.py"), *(package / "config" / "demo").glob("*.json")])
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     for seed in range(args.seeds):
         for tuning in TUNING if args.tuning == "both" else (args.tuning,):

@@ -27,11 +27,11 @@ from paddlemix.imaging.views import sheet_order
 from paddlemix.utils import device
 from paddlemix.utils.commands import COMMANDS, ROOT, shown
 from paddlemix.utils.constants import IMAGE_TOKEN
-from paddlemix.utils.errors import ConfigError, TrainingError
+from paddlemix.utils.errors import TrainingError
 from paddlemix.utils.files import atomic_write
 from paddlemix.utils.logging import console
 
-RECIPE = ROOT / "config" / "demo" / "multiview.json"
+RECIPE = ROOT / "paddlemix" / "config" / "demo" / "multiview.json"
 
 CHANCE = 1 / len(COLOURS)
 MARGIN = 0.10
@@ -128,8 +128,6 @@ class Demo:
 
     def go(self) -> dict[str, Any]:
         """All steps in order; the numbers, which are also in ``results.json``."""
-        if not RECIPE.is_file():
-            raise ConfigError(f"{RECIPE}: no such file; the demo runs in a checkout: make demo-multiview")
         device.tune_cpu()
         self._draw()
         self._train()

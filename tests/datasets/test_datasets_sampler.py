@@ -3,12 +3,16 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlemix.datasets.sampler import LengthGroupedSampler, even_chunks, length_grouped, modality_grouped
+from paddlemix.datasets.build import order_of
+from paddlemix.datasets.sampler import LengthGroupedSampler, even_chunks, length_grouped, modality_grouped, shuffled
+from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,6 +37,29 @@ def test_every_row_comes_once_and_again_the_same(lengths, batch_size, world, win
     order = sampler(2)
     assert sorted(order) == list(range(len(lengths)))
     assert order == LengthGroupedSampler(lengths, **options)(2)
+
+
+def _useful_share(order, lengths, batch_size: int) -> float:
+    """Part of the positions of an epoch's batches that are no padding."""
+    batches = lengths[np.array(order)[: len(order) // batch_size * batch_size]].reshape(-1, batch_size)
+    return float(batches.sum() / (batches.max(1) * batch_size).sum())
+
+
+@pytest.mark.parametrize("key", ["group_by_length", "group_by_modality_length"])
+@pytest.mark.parametrize("world", [1, 8])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_a_grouping_key_saves_at_least_a_third_of_the_padding_of_chance(key, world, batch_size):
+    chance = np.random.default_rng(0)
+    pictured = chance.random(4000) < 0.9
+    lengths = np.where(pictured, 640 + chance.lognormal(4.6, 0.7, 4000), chance.lognormal(5.5, 0.9, 4000))
+    lengths = lengths.clip(8, 2048).astype(int)
+    rows = SimpleNamespace(lengths=lengths, modality_lengths=np.where(pictured, lengths, -lengths))
+    settings = TrainingSettings().with_changes(
+        output_dir="out", per_device_train_batch_size=batch_size, seed=1, **{key: True}
+    )
+    grouped = _useful_share(order_of(settings.training, rows, world)(0), lengths, batch_size)
+    plain = _useful_share(shuffled(len(lengths), 1)(0), lengths, batch_size)
+    assert 1 - grouped < 2 / 3 * (1 - plain), (grouped, plain)
 
 
 def test_epochs_and_seeds_give_other_orders():

@@ -2,7 +2,9 @@
 """The demo as a user runs it: every part, from the first image to the chat."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +27,46 @@ def _demo(out: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo") / "out"
-    return out, _demo(out, "--quick")
+def installed(tmp_path_factory):
+    """A folder with the files that a wheel of this project holds, and no checkout around it."""
+    folder = tmp_path_factory.mktemp("installed")
+    source, target = folder / "source", folder / "packages"
+    shutil.copytree(ROOT / "paddlemix", source / "paddlemix", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(target)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def quick(installed, tmp_path_factory):
+    """A quick run of the installed demo, from a folder that has nothing to do with a checkout."""
+    here = tmp_path_factory.mktemp("demo")
+    code = (
+        "import sys, paddlemix.__main__ as m; print(m.__file__); sys.exit(m.main(['demo', '--quick', '--out', 'out']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return here / "out", done
+
+
+def test_the_demo_runs_from_an_installed_wheel(quick, installed):
+    _, done = quick
+    assert done.stdout.splitlines()[0] == str(installed / "paddlemix" / "__main__.py")
+    assert done.returncode == 0, done.stderr
+    trained = [line for line in done.stdout.splitlines() if line.startswith("$ ") and "sft.json" in line]
+    assert trained, done.stdout
+    assert all(str(installed / "paddlemix" / "config" / "demo") in line for line in trained)
+    assert (installed / "paddlemix" / "config" / "demo" / "multiview.json").is_file()
 
 
 @pytest.mark.timeout(400)
@@ -46,13 +85,16 @@ def test_a_quick_run_goes_through_every_part(quick):
 
 
 @pytest.mark.timeout(400)
-def test_without_a_terminal_the_demo_ends_in_a_transcript_the_command_of_the_chat_and_what_was_reached(quick):
+def test_without_a_terminal_the_demo_ends_in_a_transcript_the_command_of_the_chat_and_what_was_reached(
+    quick, installed, monkeypatch
+):
     out, done = quick
+    monkeypatch.chdir(out.parent)
     assert "USER: How many shapes are there?" in done.stdout
     command, last = done.stdout.strip().splitlines()[-2:]
     picture = json.loads((out / "data" / "test.json").read_text())[0]["picture"]
-    flags = ("--model-path", out / "merged", "--image-file", out / "data" / picture, "--temperature", "0")
-    assert command.strip() == shown("chat", *flags)
+    flags = ("--model-path", "out/merged", "--image-file", f"out/data/{picture}", "--temperature", "0")
+    assert command.strip() == shown("chat", *flags).replace(str(ROOT / "paddlemix"), str(installed / "paddlemix"))
     accuracy = json.loads((out / "results.json").read_text())["accuracy"]
     assert last.startswith(f"{100 * accuracy:.1f} % of the questions about unseen images are answered rightly")
 
