@@ -56,10 +56,28 @@ def build_datasets(
         raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
     if train is not None and before is not None:
         train = continued(train, before)
+    notes: tuple[str, ...] = ()
     if train is not None and settings.data.mixtoken:
-        train = PackedDataset(train, pack(train.lengths.tolist(), settings.data.max_length))
+        train, notes = _packed(train, settings.data.max_length)
     order = None if train is None else order_of(settings.training, train, world)
-    return Datasets(train, held_out, make_collator(settings, config), order, rows.notes)
+    return Datasets(train, held_out, make_collator(settings, config), order, rows.notes + notes)
+
+
+def _packed(train: ChatDataset | ResumedDataset, max_length: int) -> tuple[PackedDataset, tuple[str, ...]]:
+    """``train`` in groups of at most ``max_length`` positions, and what a person should know of it.
+
+    The groups of a run that goes on are those of its first part, so that the batches that follow stay what they were.
+    """
+    groups = pack(train.lengths.tolist(), max_length)
+    if not isinstance(train, ResumedDataset):
+        return PackedDataset(train, groups), ()
+    without = train.outgrown(groups, max_length)
+    few = "; ".join(train.where(index) for index in sorted(without)[:3])
+    note = (
+        f"{len(without)} rows are longer than in the first part of the run, and there is no room for them where they "
+        f"were packed: this run leaves them out ({few}{', ...' if len(without) > 3 else ''})"
+    )
+    return PackedDataset(train, groups, without), (note,) if without else ()
 
 
 def make_encoder(

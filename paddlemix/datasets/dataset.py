@@ -79,7 +79,7 @@ class ChatDataset:
 
         A row whose image cannot be read counts 1 under ``skip``.
         """
-        return np.array([self._length(index) for index in range(len(self))], dtype=np.int64)
+        return np.array([self.length_of(index) for index in range(len(self))], dtype=np.int64)
 
     @cached_property
     def modality_lengths(self) -> np.ndarray:
@@ -87,7 +87,8 @@ class ChatDataset:
         sign = np.array([1 if sample.images else -1 for sample in self.samples], dtype=np.int64)
         return self.lengths * sign
 
-    def _length(self, index: int) -> int:
+    def length_of(self, index: int) -> int:
+        """One of ``lengths``."""
         sample = self.samples[index]
         try:
             return max(1, min(self.encoder.length(sample), self.encoder.max_length))

@@ -43,17 +43,23 @@ def join(items: Sequence[Encoded]) -> Encoded:
 
 
 class PackedDataset:
-    """A data set whose rows are groups of samples of another one. Group once per run, or per epoch with its order."""
+    """A data set whose rows are groups of samples of another one. Group once per run, or per epoch with its order.
 
-    def __init__(self, dataset: ChatDataset, groups: Sequence[Sequence[int]]) -> None:
+    Samples of ``without`` keep their place in the groups and are not trained on.
+    """
+
+    def __init__(
+        self, dataset: ChatDataset, groups: Sequence[Sequence[int]], without: frozenset[int] = frozenset()
+    ) -> None:
         self.dataset = dataset
         self.groups = [list(group) for group in groups]
+        self.without = without
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Encoded | None:
-        found = [self.dataset[number] for number in self.groups[index]]
+        found = [self.dataset[number] for number in self.groups[index] if number not in self.without]
         items = [item for item in found if item is not None]
         return join(items) if items else None
 

@@ -95,6 +95,29 @@ class ResumedDataset:
         place = self.places[index]
         return f"row {index} (gone from the data)" if place < 0 else self.dataset.where(int(place))
 
+    def outgrown(self, groups: Sequence[Sequence[int]], max_length: int) -> frozenset[int]:
+        """Rows that are longer than when ``groups`` were packed, so that their group has no room for them any more.
+
+        A row whose image could not be read counted 1, and has its length once the image is there.
+        """
+        repaired = (self.before.digests != self._digests_now()) | (self.lengths == 1)
+        now = self.lengths.copy()
+        for index in np.flatnonzero(repaired & (self.places >= 0)).tolist():
+            now[index] = max(now[index], self.dataset.length_of(int(self.places[index])))
+        grown = now > self.lengths
+        left: set[int] = set()
+        for group in groups:
+            total = int(now[list(group)].sum())
+            for index in group if total > max_length else ():
+                if grown[index] and total > max_length:
+                    total -= int(now[index])
+                    left.add(index)
+        return frozenset(left)
+
+    def _digests_now(self) -> np.ndarray:
+        found = self.dataset.digests[np.maximum(self.places, 0)]
+        return np.where(self.places < 0, self.before.digests, found)
+
     @property
     def gone(self) -> int:
         """Rows of the first part that are not there any more."""

@@ -18,12 +18,15 @@ IMAGE_KEYS = ("image", "images")
 SYSTEM_KEYS = ("system", "system_prompt")
 VIDEO_KEYS = ("video", "videos")
 ROW_KEYS = ("id", "conversations", "messages", *IMAGE_KEYS, *SYSTEM_KEYS, *VIDEO_KEYS)
-LLAVA_TURN_KEYS = ("from", "value", "weight")
-CHAT_TURN_KEYS = ("role", "content", "weight")
+LEARN_KEYS = ("weight", "loss", "train")
+"""Whether a turn is learnt, as OpenAI, ms-swift and axolotl spell it."""
+LLAVA_TURN_KEYS = ("from", "value", *LEARN_KEYS)
+CHAT_TURN_KEYS = ("role", "content", *LEARN_KEYS)
 PART_KEYS = ("type", "text", "image_url", "image", "path")
 CHAT_ROLES = ("system", "user", "assistant")
 FROM_SOURCE = "file://"
 _SHOWN_KEYS = 8
+_LEARN = {False: "0 (not learnt) or 1", True: "false (not learnt) or true"}
 _LONG_ENOUGH = 4300
 """Digits of a number that Python turns into an int without being asked twice."""
 
@@ -57,6 +60,39 @@ class Place:
         return DataError(f"{self.file}: {self.pointer}{path}: {problem}")
 
 
+class _Repeated(dict[str, Any]):
+    """An object in which ``key`` stands twice."""
+
+    key = ""
+
+
+class RepeatedKeys:
+    """``object_pairs_hook`` of Python's json, which settles keys that stand twice by dropping the first one."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object."""
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        self.seen = True
+        twice = _Repeated(found)
+        twice.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        return twice
+
+    def check(self, row: Any, place: Place) -> None:
+        """DataError for a row in which a key stands twice."""
+        left = [("", row)] if self.seen else []
+        while left:
+            at, value = left.pop()
+            if isinstance(value, _Repeated):
+                raise place.fault(at, f'the key "{value.key[:80]}" stands twice in one object; keep one of them')
+            members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            left += [(f"{at}/{name}", member) for name, member in members]
+
+
 @dataclass(frozen=True)
 class MarkRules:
     """What becomes of rows whose images and ``<image>`` marks do not go together.
@@ -70,6 +106,14 @@ class MarkRules:
 
 
 STRICT = MarkRules()
+
+
+@dataclass(frozen=True)
+class _Unnamed:
+    """An image part without a path, at the JSON pointer ``at``."""
+
+    at: str
+    kind: str
 
 
 class UnreadKeys:
@@ -120,9 +164,7 @@ def normalise(
     messages, images = _turns(row, place, unread)
     messages = _with_system(row, messages, place)
     listed = _listed_images(row, place)
-    if images and listed:
-        raise place.fault("", "images stand both in the messages and beside them; give them once")
-    images = images or listed
+    images = _joined(images, listed, place)
     marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
     if marks and not images and rules.mark_without_images == "error":
         raise place.fault("", _mark_alone(row, strange))
@@ -131,7 +173,7 @@ def normalise(
     return tuple(messages), tuple(images)
 
 
-def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str]]:
+def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | _Unnamed]]:
     both = [name for name in ("messages", "conversations") if not _absent(row.get(name))]
     if len(both) > 1:
         raise place.fault("", 'both "messages" and "conversations" are there; give one of them')
@@ -142,6 +184,20 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
     near = ((key, nearest(key.lower(), ("conversations", "messages"))) for key in row)
     hint = next((f'; "{key[:80]}" is not read{found}' for key, found in near if found), "")
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')
+
+
+def _joined(parts: list[str | _Unnamed], listed: list[str], place: Place) -> list[str]:
+    """The images of a row; image parts without a path of their own take those beside the messages in order."""
+    named = [part for part in parts if isinstance(part, str)]
+    unnamed = [part for part in parts if isinstance(part, _Unnamed)]
+    if named and listed:
+        raise place.fault("", "images stand both in the messages and beside them; give them once")
+    if unnamed and (named or not listed):
+        first = unnamed[0]
+        raise place.fault(first.at, f'the image is missing; expected "{first.kind}": path or {{"url": path}}')
+    if unnamed and len(unnamed) != len(listed):
+        raise place.fault("", f"{len(unnamed)} image parts without a path in the messages, but {len(listed)} images")
+    return named or listed
 
 
 def _with_system(row: dict[str, Any], messages: list[Message], place: Place) -> list[Message]:
@@ -209,21 +265,27 @@ def _llava_turn(turn: Any, place: Place, at: str, unread: UnreadKeys) -> Message
 
 
 def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
-    """OpenAI's ``weight``: an answer of weight 0 is shown and not learnt."""
-    weight = turn.get("weight")
-    if weight is None:
-        return True
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
-        written = kind_of(weight) if isinstance(weight, LongNumber) else f"{kind_of(weight)} ({weight!r:.80})"
-        raise place.fault(f"{at}/weight", f"{written}; expected 0 (not learnt) or 1")
-    return bool(weight)
+    """OpenAI's ``weight``, ms-swift's ``loss``, axolotl's ``train``: an answer of weight 0 is shown and not learnt."""
+    said = {}
+    for key in LEARN_KEYS:
+        value = turn.get(key)
+        if value is None:
+            continue
+        words = key != "weight"
+        if not isinstance(value, int | float) or (isinstance(value, bool) and not words) or value not in (0, 1):
+            written = kind_of(value) if isinstance(value, LongNumber) else f"{kind_of(value)} ({value!r:.80})"
+            raise place.fault(f"{at}/{key}", f"{written}; expected {_LEARN[words]}")
+        said[key] = bool(value)
+    if len(set(said.values())) > 1:
+        raise place.fault(at, f"{' and '.join(said)} say different things about whether this turn is learnt")
+    return all(said.values())
 
 
-def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str]]:
+def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | _Unnamed]]:
     if not isinstance(turns, list) or not turns:
         raise place.fault("/messages", f"{kind_of(turns)}; expected a list of messages that is not empty")
     messages: list[Message] = []
-    images: list[str] = []
+    images: list[str | _Unnamed] = []
     for index, turn in enumerate(turns):
         at = f"/messages/{index}"
         if not isinstance(turn, dict) or "content" not in turn:
@@ -242,7 +304,7 @@ def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], 
     return messages, images
 
 
-def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str]]:
+def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str | _Unnamed]]:
     """Text of a message made of parts: every image is an ``<image>`` on a line of its own, in its place."""
     text, images, after_image = "", [], False
     for index, part in enumerate(parts):
@@ -262,12 +324,14 @@ def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple
     return text, images
 
 
-def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str:
+def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str | _Unnamed:
     value = part.get(kind) or part.get("path")
     if isinstance(value, dict):
         value = value.get("url")
-    if not isinstance(value, str) or not value:
-        raise place.fault(at, f'the image is missing; expected "{kind}": path or {{"url": path}}')
+    if _absent(value):
+        return _Unnamed(at, kind)
+    if not isinstance(value, str):
+        raise place.fault(at, f'the image is {kind_of(value)}; expected "{kind}": path or {{"url": path}}')
     return _path(value, place, at)
 
 

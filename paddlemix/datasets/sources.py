@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets.multiview import views_of
-from paddlemix.datasets.rows import STRICT, MarkRules, Place, UnreadKeys, kind_of, normalise, whole_number
+from paddlemix.datasets.rows import (
+    STRICT,
+    MarkRules,
+    Place,
+    RepeatedKeys,
+    UnreadKeys,
+    kind_of,
+    normalise,
+    whole_number,
+)
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
@@ -52,10 +61,12 @@ def read(entry: DatasetEntry, bad: BadSamples | None = None, unread: UnreadKeys 
 
 def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
     text = _read_text(path)
-    rows = _lines(path, text, bad) if path.lower().endswith(LINES) else _list(path, text)
+    keys = RepeatedKeys()
+    rows = _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
     root = entry.image_folder or ""
     for place, row in rows:
         try:
+            keys.check(row, place)
             messages, images = normalise(row, place, entry.rules, unread)
             name = str(row["id"]) if row.get("id") is not None else ""
             paths, views = _placed(name, images, root, entry, place)
@@ -98,9 +109,9 @@ def _read_text(path: str) -> str:
         raise DataError(f"{path}: byte {error.start}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
-def _list(path: str, text: str) -> Iterator[tuple[Place, Any]]:
+def _list(path: str, text: str, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
     try:
-        rows = json.loads(text, parse_int=whole_number)
+        rows = json.loads(text, parse_int=whole_number, object_pairs_hook=keys)
     except json.JSONDecodeError as error:
         hint = "; is this JSON lines? Then name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}){hint}") from error
@@ -112,14 +123,14 @@ def _list(path: str, text: str) -> Iterator[tuple[Place, Any]]:
         yield Place(path, f"/{index}"), row
 
 
-def _lines(path: str, text: str, bad: BadSamples) -> Iterator[tuple[Place, Any]]:
+def _lines(path: str, text: str, bad: BadSamples, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
     # Only "\n" ends a line: U+2028 and its like may stand inside a JSON text, and splitlines() would cut there.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = Place(f"{path}:{number}", "")
         try:
-            yield place, json.loads(line, parse_int=whole_number)
+            yield place, json.loads(line, parse_int=whole_number, object_pairs_hook=keys)
         except json.JSONDecodeError as error:
             bad.add(DataError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})"), place.text)
         except RecursionError:

@@ -2,6 +2,8 @@
 """The data of a run from its settings."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
 
-    def make(world: int = 1, before: object = None, **keys: object):
+    def make(world: int = 1, before: object = None, config: LlavaConfig = CONFIG, **keys: object):
         keys = {
             "model_name_or_path": "model",
             "output_dir": "out",
@@ -43,7 +45,7 @@ def run(tmp_path: Path, pictures: Path, tokenizer, monkeypatch: pytest.MonkeyPat
         }
         (tmp_path / "run.json").write_text(json.dumps(keys))
         settings = load_settings([str(tmp_path / "run.json")])
-        return build_datasets(settings, CONFIG, tokenizer, world=world, before=before)
+        return build_datasets(settings, config, tokenizer, world=world, before=before)
 
     return make
 
@@ -185,8 +187,6 @@ def test_rows_that_are_new_moved_or_changed_are_other_data(run, tmp_path, rows):
 
 
 def test_lengths_are_those_of_the_first_part_whatever_became_of_a_picture(run, tmp_path, pictures):
-    import shutil
-
     shutil.copytree(pictures, tmp_path / "own")
     keys = dict(group_by_length=True, image_folder=str(tmp_path / "own"), on_bad_sample="skip")
     kept = before(run(**keys))
@@ -194,6 +194,34 @@ def test_lengths_are_those_of_the_first_part_whatever_became_of_a_picture(run, t
     resumed = run(before=kept, **keys)
     assert resumed.train.lengths.tolist() == abs(kept.lengths).tolist()
     assert resumed.train[0] is None
+
+
+@pytest.mark.parametrize("repaired", ["image", "text"])
+def test_a_repaired_row_that_its_pack_has_no_room_for_is_left_out_and_named(run, tmp_path, pictures, repaired):
+    shutil.copytree(pictures, tmp_path / "own")
+    rows = [
+        {"image": f"{name}.png", "conversations": [["<image>\nwhat is this?", "red"]]}
+        for name in ("a", "new", "a", "b")
+    ]
+    mended = json.loads(json.dumps(rows).replace("red", "red, and so on and on" if repaired == "text" else "red", 2))
+    mended[0] = rows[0]
+    image = replace(CONFIG.image, aspect="anyres", merge="spatial_unpad", grid_pinpoints=((56, 56), (28, 56)))
+    keys = dict(config=replace(CONFIG, image=image), skip_limit=0.5, image_folder=str(tmp_path / "own"),
+                on_bad_sample="skip")  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    if repaired == "text":
+        shutil.copy(pictures / "b.png", tmp_path / "own" / "new.png")
+    keys["max_length"] = int(run(**keys, max_length=4000).train.lengths[:3].sum())
+    first = run(**keys, mixtoken=True)
+    assert first.train.groups == [[0, 1, 2], [3]]
+    (tmp_path / "rows.json").write_text(json.dumps(mended))
+    shutil.copy(pictures / "b.png", tmp_path / "own" / "new.png")
+    resumed = run(before=before(first), **keys, mixtoken=True)
+    assert resumed.train.groups == first.train.groups
+    assert resumed.train[0].length == run(**keys).train.lengths[[0, 2]].sum()
+    (note,) = (note for note in resumed.notes if note not in first.notes)
+    assert note.startswith("1 rows are longer than in the first part")
+    assert "rows.json: /1" in note
 
 
 def test_the_limit_of_skipped_rows_is_a_setting(run, tmp_path):

@@ -13,7 +13,7 @@ from paddlemix.datasets.rows import IMAGE_KEYS, LongNumber, MarkRules, Place, Un
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.text.messages import Message
-from paddlemix.utils.constants import IGNORE_INDEX
+from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
 
 ASK, ANSWER = "what is this?", "a red square."
@@ -47,11 +47,11 @@ def test_keys_that_nothing_reads_are_counted_with_the_nearest_that_is_read(rows,
 def test_unread_keys_of_turns_and_parts_are_counted_too(tmp_path: Path):
     part = {"type": "image_url", "image_url": {"url": "a.png"}, "detail": "low"}
     openai = {"messages": [{"role": "user", "content": [part], "name": "eve"}, {"role": "assistant", "content": "x"}]}
-    llava = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}
+    llava = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "note": "n"}]}
     (tmp_path / "a.json").write_text(json.dumps([openai, llava, {**llava, "unused": None, "empty": []}]))
     unread = UnreadKeys()
     read(DatasetEntry((str(tmp_path / "a.json"),)), None, unread)
-    assert dict(unread.counts) == {"detail": 1, "name": 1, "loss": 2}
+    assert dict(unread.counts) == {"detail": 1, "name": 1, "note": 2}
 
 
 def test_a_mark_without_a_picture_is_a_bad_row_that_names_the_key_and_the_setting(rows, talk):
@@ -130,6 +130,65 @@ def test_a_row_that_learns_nothing_and_a_weight_that_is_none_are_bad(rows, encod
         with pytest.raises(DataError, match="/0/messages/1/weight: .*expected 0") as caught:
             rows(weighted("openai", weight))
         assert repr(weight) in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["openai", "llava"])
+@pytest.mark.parametrize("key", ["loss", "train"])
+def test_other_spellings_of_weight_zero_are_obeyed(rows, encoder, form, key):
+    def spelt(*values: object) -> dict[str, object]:
+        return json.loads(json.dumps(weighted(form, *values)).replace('"weight"', f'"{key}"'))
+
+    made, same = rows(spelt(False, True, 0, None), weighted(form, 0, 1, 0, 1))
+    assert encoder()(made).labels.tolist() == encoder()(same).labels.tolist()
+    for value in ("false", 0.5, [False], 2):
+        with pytest.raises(DataError, match=rf"/1/{key}: .*expected false \(not learnt\) or true"):
+            rows(spelt(value))
+
+
+def test_spellings_that_contradict_each_other_are_a_bad_row(rows):
+    row = weighted("openai", 1)
+    row["messages"][1]["loss"] = False
+    with pytest.raises(DataError, match="/0/messages/1: weight and loss say different things"):
+        rows(row)
+
+
+def test_parts_without_a_path_take_the_images_of_the_row_in_order(rows):
+    def asked(*parts: dict[str, object]) -> dict[str, object]:
+        talk = [{"role": "user", "content": [*parts, {"type": "text", "text": "Which?"}]}]
+        return {"messages": [*talk, {"role": "assistant", "content": "this"}]}
+
+    empty = {"type": "image"}
+    parts = (empty, {"type": "text", "text": "or"}, {**empty, "image": None})
+    (sample,) = rows({**asked(*parts), "images": ["b.png", "a.png"]})
+    assert [Path(image).name for image in sample.images] == ["b.png", "a.png"]
+    assert sample.messages[0].text == f"{IMAGE_TOKEN}\nor\n{IMAGE_TOKEN}\nWhich?"
+    for row, text in (
+        ({**asked(empty, empty), "images": ["a.png"]}, "2 image parts without a path in the messages, but 1 images"),
+        ({**asked(empty), "images": ["a.png", "b.png"]}, "1 image parts without a path in the messages, but 2 images"),
+        (asked({**empty, "path": "a.png"}, empty), "/0/messages/0/content/1: the image is missing"),
+        ({**asked({**empty, "path": "a.png"}, empty), "images": ["b.png"]}, "both in the messages and beside them"),
+    ):
+        with pytest.raises(DataError, match=text):
+            rows(row)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('{"image": "a.png", "image": "b.png", "conversations": [["q", "a"]]}', "image"),
+        ('{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "value": "b"}]}', "value"),
+    ],
+)
+def test_a_key_that_stands_twice_makes_a_bad_row(tmp_path, ending, text, where):
+    good = '{"conversations": [["q", "a"]]}'
+    path = tmp_path / f"rows.{ending}"
+    path.write_text(f"[{good}, {text}, {good}]" if ending == "json" else f"{good}\n{text}\n{good}\n")
+    with pytest.raises(DataError, match=rf'rows\.json.*: the key "{where}" stands twice in one object'):
+        read(DatasetEntry((str(path),)))
+    bad = BadSamples("skip")
+    assert len(read(DatasetEntry((str(path),)), bad)) == 2
+    assert bad.skipped == 1
 
 
 def test_null_beside_the_path_of_a_part_stands_for_nothing(rows):
