@@ -15,6 +15,7 @@ from paddlemix.imaging.layout import Size
 from paddlemix.imaging.load import OWN_LIMITS, ImageLimits, image_size, is_address, load_image
 from paddlemix.utils import addresses
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.paths import begins_at
 
 NONE, HEADER, DECODE = "none", "header", "decode"
 """How all images are looked at before a run (``check_images``)."""
@@ -122,6 +123,16 @@ def _links_at_the_top(sample: Sample, steps: Sequence[str]) -> Iterable[str]:
 
 def _within(target: str, root: str) -> bool:
     return os.path.commonpath([root, target]) == root
+
+
+def check_folders(samples: Iterable[Sample]) -> None:
+    """DataError for an image folder that is not there, though rows name images in it."""
+    roots = {sample.image_root: sample for sample in samples if any(not is_address(image) for image in sample.images)}
+    for root, sample in roots.items():
+        if root and not os.path.isdir(root):
+            raise DataError(
+                f'{root}: no such image folder ("image_folder"); {sample.where} has images{begins_at(root)}'
+            )
 
 
 def check_pictures(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets import multiview
-from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_pictures
+from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_folders, check_pictures
 from paddlemix.datasets.rows import MarkRules, UnreadKeys
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
@@ -69,6 +69,7 @@ def _faults(
 ) -> dict[str, DataError]:
     how, skips = settings.data.check_images, part.bad.policy == "skip"
     rules = picture_rules(settings)
+    check_folders(part.samples)
     faults = check_pictures(part.samples, rules, how, every=skips, share=share, progress=progress)
     if faults and not skips:
         first = next(faults[sample.where] for sample in part.samples if sample.where in faults)

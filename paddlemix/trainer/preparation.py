@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoint.keymap import NEWLINE
 from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
 from paddlemix.datasets.build import Datasets, build_datasets
 from paddlemix.settings.model import LlavaConfig
@@ -22,7 +23,11 @@ from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
 from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
 from paddlemix.trainer.resuming import require_same_run
+from paddlemix.trainer.stages import trained
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
+
+_NEW_LAYERS = tuple(f"llama.mm_projector.{number}" for number in range(8))
+"""Linear layers that a projector may have of which there is no file yet."""
 
 
 @dataclass
@@ -58,7 +63,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     """
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
-    _check_adapters(sources, settings)
+    trained(_parameters(sources, settings), settings)
     config, parts = sources.config, sources.parts
     tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(parts))
     rows = _add_marks(tokenizer, config)
@@ -92,18 +97,35 @@ def _add_marks(tokenizer: Tokenizer, config: LlavaConfig) -> int:
     return max(config.text.vocab_size, tokenizer.vocab_size if new else 0)
 
 
-def _check_adapters(sources: Sources, settings: TrainingSettings) -> None:
-    """ConfigError for patterns that mean no layer."""
-    model = settings.model
-    if not model.lora or model.lora_path:
-        return
-    matrices = [
+def _parameters(sources: Sources, settings: TrainingSettings) -> list[str]:
+    """Names of the parameters that the run's model will have, new adapters among them; ConfigError: ``find_targets``.
+
+    Names that a new projector may have stand in for those of one that is drawn anew.
+    """
+    model, entries = settings.model, sources.plan.entries
+    names = dict.fromkeys(entries)
+    if sources.parts.init:
+        new = ("llama.mm_projector", *_NEW_LAYERS)
+        names |= dict.fromkeys(f"{layer}.{kind}" for layer in new for kind in ("weight", "bias"))
+    if sources.parts.new_newline or sources.config.has_image_newline:
+        names[NEWLINE] = None
+    adapter = sources.parts.adapter
+    if adapter is not None:
+        layers = [weight.removesuffix(".weight") for weight in adapter.pairs]
+    elif model.lora:
+        layers, _ = find_targets([*_matrices(sources), *_NEW_LAYERS], model.lora_target_modules or LORA_TARGETS)
+    else:
+        layers = []
+    return [*names, *(f"{layer}.lora_{side}" for layer in layers for side in "AB")]
+
+
+def _matrices(sources: Sources) -> list[str]:
+    """Layers whose weights are matrices."""
+    return [
         name.removesuffix(".weight")
         for name, entry in sources.plan.entries.items()
         if name.endswith(".weight") and len(entry.source.infos()[entry.name].shape) == 2
     ]
-    new = [f"llama.mm_projector.{number}" for number in range(8)]  # there may be no file of it yet
-    find_targets([*matrices, *new], model.lora_target_modules or LORA_TARGETS)
 
 
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.settings.run.loader import differences_from_default, settings_to_json
+from paddlemix.settings.run.rules import check_conflicts
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.arguments import check_processes, names_of_keys, place_in_group, training_arguments
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
@@ -68,9 +69,9 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
 
 
 def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:
-    from paddlemix.trainer import checkpointing, inputs, stages
+    from paddlemix.trainer import checkpointing, inputs
 
-    stages.stage_of(settings)
+    check_conflicts(settings)  # once more: a command may have changed what the loader has checked
     check_processes(settings)
     devices.require_installed(settings.training.device)
     require_reporters(settings)

@@ -109,12 +109,11 @@ class StagePlan:
 
 
 def stage_of(settings: TrainingSettings) -> str:
-    """``full``, ``lora``, ``projector`` or ``vision tower``. ConfigError when the keys contradict each other."""
+    """``full``, ``lora``, ``projector`` or ``vision tower``.
+
+    Keys that contradict each other are refused by ``settings.run.rules.check_conflicts``.
+    """
     model = settings.model
-    if model.lora and model.tune_mm_mlp_adapter:
-        raise ConfigError('"lora" and "tune_mm_mlp_adapter" are both true: take away one of them')
-    if model.tune_mm_mlp_adapter and model.freeze_mm_mlp_adapter:
-        raise ConfigError('"tune_mm_mlp_adapter" and "freeze_mm_mlp_adapter" are both true: nothing would train')
     if model.lora:
         return LORA
     if model.tune_vision_tower:
@@ -134,19 +133,18 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in ("lora_A", "lora_B")
 
 
-def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
-    """Decide for every parameter of ``model`` (adapters already attached) whether and how it trains.
+def trained(names: Sequence[str], settings: TrainingSettings) -> set[str]:
+    """The parameters among ``names`` (all of a model's, with its adapters) that train.
 
     By default the stage ``full`` trains everything but the vision tower, ``lora`` the adapters and the projector,
     ``projector`` the projector, ``vision tower`` the tower (and the projector with ``tune_mm_mlp_adapter``). With
     ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
-    neither leave it alone. Adapters always train. See ``StagePlan`` for ``idle``.
-    ConfigError when a pattern matches nothing or nothing is left to train.
+    neither leave it alone. Adapters always train.
+    ConfigError when a pattern matches nothing, nothing is left to train, or no rate is above 0. Needs no paddle.
     """
     stage = stage_of(settings)
-    names = [name for name, _ in model.named_parameters()]
     include = _checked("freeze_include", settings.model.freeze_include or (), names)
     exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
     trains = {}
@@ -156,21 +154,31 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
         trains[name] = default if is_adapter(name) or listed == saved else saved
     _check_tower(trains, settings)
     _check_projector(trains, settings)
-    if not any(trains.values()):
+    chosen = {name for name in names if trains[name]}
+    if not chosen:
         raise ConfigError(
             f"nothing would train: the stage is {stage} and freeze_include {list(include)} with "
             f"freeze_exclude {list(exclude)} freezes every parameter"
         )
-    no_decay = _without_decay(model)
-    chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if trains[name]}
-    if settings.training.do_train and not any(rule.learning_rate for rule in chosen.values()):
+    if settings.training.do_train and not any(_rate(name, settings) for name in chosen):
         raise ConfigError(
             f'every learning rate of what trains ({stage}) is 0, so no weight would change; give "learning_rate", '
             '"mm_projector_lr" or "vision_tower_lr" a value above 0'
         )
+    return chosen
+
+
+def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
+    """Decide for every parameter of ``model`` (adapters already attached) whether and how it trains.
+
+    See ``trained`` for which and for its errors, and ``StagePlan`` for ``idle``.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    no_decay, found = _without_decay(model), trained(names, settings)
+    chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if name in found}
     idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model)}
     rules = {name: rule for name, rule in chosen.items() if name not in idle}
-    return StagePlan(stage, rules, tuple(_parts(model, rules)), idle)
+    return StagePlan(stage_of(settings), rules, tuple(_parts(model, rules)), idle)
 
 
 def _has_effect(name: str, model: "nn.Layer") -> bool:
@@ -230,14 +238,14 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _checked(key: str, patterns: Sequence[str], names: list[str]) -> tuple[str, ...]:
+def _checked(key: str, patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f'"{key}": the pattern "{pattern}" matches no parameter{_why_none(pattern, names)}')
     return tuple(patterns)
 
 
-def _why_none(pattern: str, names: list[str]) -> str:
+def _why_none(pattern: str, names: Sequence[str]) -> str:
     """What a pattern without a match lacks: the part of the model that it names, or the right letters."""
     blind = not any(name.startswith(_TOWER_PREFIX) for name in names)
     if blind and any(word in pattern for word in ("vision_tower", "mm_projector", "image_newline")):

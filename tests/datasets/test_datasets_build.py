@@ -68,6 +68,7 @@ def test_data_path_and_dataset_give_the_same_rows(run):
 def test_train_and_eval_entries_keep_their_own_folder_and_template(run, tmp_path):
     template = {"conversation": ["Q: {{ user }}\n", "A: {{ bot }}</s>"], "query": "Q: {{ query }}\nA: "}
     (tmp_path / "chat.json").write_text(json.dumps(template))
+    (tmp_path / "elsewhere").mkdir()
     entry = {"data_files": ["rows.json", "rows.json"], "image_folder": "elsewhere", "chat_template": "chat.json"}
     parts = {"train": [{"data_files": "rows.json"}, entry], "eval": [entry]}
     data = run(dataset=parts, do_eval=True, check_images="none")

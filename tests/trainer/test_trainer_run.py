@@ -272,6 +272,25 @@ WRONG = {
     "its syntax": ({"data_path": "broken.json"}, "broken.json:1:"),
     "its rows": ({"data_path": "roles.json"}, "roles.json: /0"),
     "their number": ({"data_path": "empty.json"}, "empty.json"),
+    "an image": ({"data_path": "gone.json"}, "gone.png: no such image file"),
+    "a mark": ({"data_path": "unmarked.json"}, "unmarked.json: /0"),
+    "the image folder": ({"image_folder": "nowhere"}, "nowhere: no such image folder"),
+    "the image folder, unlooked": (
+        {"image_folder": "nowhere", "check_images": "none"},
+        "nowhere: no such image folder",
+    ),
+    "the chat template": ({"chat_template": "nowhere.json"}, "nowhere.json"),
+    "the tokenizer": ({"text_model_name_or_path": "."}, "tokenizer.model"),
+    "the adapter": ({"lora": "true", "lora_path": "nobody/adapter"}, '"nobody/adapter" is not on this machine'),
+    "the checkpoint": ({"resume_from_checkpoint": "nobody/checkpoint-3"}, "nobody/checkpoint-3"),
+    "a pattern": ({"freeze_include": '["llama.layrs.*"]'}, 'the pattern "llama.layrs.*" matches no parameter'),
+    "a pattern that saves": ({"freeze_exclude": "vision"}, 'the pattern "vision" matches no parameter'),
+    "what trains": ({"freeze_include": '["*"]'}, "nothing would train: the stage is full"),
+    "a rate": ({"freeze_include": "*mm_projector*", "mm_projector_lr": 0.1}, "no parameter of the projector trains"),
+    "the tower's layers": (
+        {"tune_vision_tower": "true", "tune_vit_from_layer": 99},
+        '"tune_vit_from_layer" is 99, but the vision tower has 2 layers',
+    ),
 }
 
 DRIVER = """
@@ -279,13 +298,17 @@ import contextlib, importlib.util, io, json, sys
 from pathlib import Path
 there = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "tensorboardX" else there(name, *more)
+from paddlemix.checkpoint.formats.source import TensorSource
+read = []
+for way in ("view", "mapped"):
+    setattr(TensorSource, way, lambda self, name: read.append(name))
 from paddlemix.tools.supervised_finetune import main
 found = {}
 for name, argv in json.load(sys.stdin).items():
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = main(argv)
-    found[name] = [code, said.getvalue(), "paddle" in sys.modules, Path("out").exists()]
+    found[name] = [code, said.getvalue(), "paddle" in sys.modules, len(read), Path("out").exists()]
 print(json.dumps(found))
 """
 
@@ -297,6 +320,10 @@ def refused(place, tmp_path_factory):
     (folder / "broken.json").write_text('[{"id": 1, ')
     (folder / "empty.json").write_text("[]")
     (folder / "roles.json").write_text(json.dumps([{"conversations": [{"from": "nobody", "value": "why?"}]}]))
+    rows = json.loads((place / "train.json").read_text())
+    (folder / "gone.json").write_text(json.dumps([{**rows[0], "image": "gone.png"}]))
+    unmarked = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a thing"}]
+    (folder / "unmarked.json").write_text(json.dumps([{**rows[0], "conversations": unmarked}]))
     cases = {name: arguments(place, "out", **changes) for name, (changes, _) in WRONG.items()}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
@@ -311,12 +338,12 @@ def refused(place, tmp_path_factory):
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_told_before_paddle_is_imported_and_leaves_nothing(refused, what):
-    code, said, imported, left = refused[what]
+def test_what_is_wrong_is_reported_before_paddle_and_a_weight_and_leaves_nothing(refused, what):
+    code, said, imported, weights, left = refused[what]
     assert WRONG[what][1] in said
     assert said.startswith("error: ")
     assert "Traceback" not in said
-    assert (code, imported, left) == (2, False, False)
+    assert (code, imported, weights, left) == (2, False, 0, False)
 
 
 def test_missing_eval_rows_name_the_key(place, tmp_path):

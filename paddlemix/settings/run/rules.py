@@ -164,13 +164,13 @@ CONFLICTS: tuple[Rule, ...] = (
 """Keys, when they disagree, and the way out."""
 
 
-def check_conflicts(settings: TrainingSettings, where: str) -> None:
-    """ConfigError that names the keys with their values for the first conflict."""
+def check_conflicts(settings: TrainingSettings, where: str | None = None) -> None:
+    """ConfigError that names the keys with their values for the first conflict. ``where``: the file they come from."""
     for names, disagree, remedy in CONFLICTS:
         if disagree(settings):
             flat = flat_values(settings)
             given = " and ".join(f'"{name}" = {as_json(flat[name])}' for name in names)
-            raise ConfigError(f"{where}: {given} do not go together: {remedy}")
+            raise ConfigError(f"{where + ': ' if where else ''}{given} do not go together: {remedy}")
 
 
 def flat_values(settings: TrainingSettings) -> dict[str, Any]:
