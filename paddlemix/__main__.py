@@ -10,6 +10,13 @@ from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
+SYNONYMS = {
+    **dict.fromkeys(("finetune", "train", "lora", "supervisedfinetune"), "sft"),
+    **dict.fromkeys(("predict", "infer", "inference", "generate", "cli", "ask"), "chat"),
+    "check": "doctor",
+}
+"""What other projects call our commands, without hyphens."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names with the words after it, and return its exit code."""
@@ -29,7 +36,8 @@ def _run(argv: list[str]) -> int:
         return 0 if argv else 2
     verb, *rest = argv
     if verb not in COMMANDS:
-        hint = nearest(verb, list(COMMANDS))
+        other = SYNONYMS.get(verb.lower().replace("-", "").replace("_", ""))
+        hint = f', did you mean "{other}"?' if other else nearest(verb, list(COMMANDS))
         raise ConfigError(f'unknown command "{verb}"{hint}; {PROGRAM} --help lists all of them')
     sys.argv[0] = f"{PROGRAM} {verb}"  # what argparse calls the program
     return importlib.import_module(COMMANDS[verb].module).main(rest)

@@ -118,7 +118,7 @@ def test_readme_commands_run_in_order_in_a_fresh_environment(checkout: Path) -> 
         hints += [text.strip() for text in done.stdout.splitlines() if text.startswith("  paddlemix chat ")]
     assert len(chats) == 2
     assert all(done.stdout.strip() for done in chats)
-    assert [hint.replace(" --image-file PICTURE", "") for hint in hints] == [
+    assert [hint.replace(" --image-file IMAGE", "") for hint in hints] == [
         "paddlemix chat --model-path outputs/lora",
         "paddlemix chat --model-path outputs/merged",
     ]

@@ -13,7 +13,7 @@ from paddlemix.settings.places import downloaded, has_weights, places
 from paddlemix.settings.published.tower import published_twins
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.paths import begins_at
+from paddlemix.utils.paths import begins_at, expanded
 
 CONFIG = "config.json"
 MODEL_TYPE = "paddlemix_llava"
@@ -53,10 +53,13 @@ def resolve(
     for published in (text, *published_twins(text)):
         if may_fetch(published):
             return hub.fetch_model(published, weights=weights)
+    file = Path(expanded(text))
+    if file.is_file():
+        raise CheckpointError(f"{what} {file}: is a file, and {what} is a folder; give the folder, {file.parent}")
     tried = "\n".join(f"  {place}" for place in _places(text, near))
     raise CheckpointError(
         f'{what} "{text}" is not on this machine; looked for\n{tried}\n'
-        f"Put the folder into one of these places, or {remedy}{why_not(text)}{begins_at(text)}"
+        f"Put the folder into one of these places, or {remedy}{begins_at(text)}{why_not(text)}"
     )
 
 
@@ -114,8 +117,10 @@ def projector_file(path: Path) -> Path:
     for name in PROJECTOR_FILES:
         if (path / name).is_file():
             return path / name
-    looked = f"looked for {', '.join(PROJECTOR_FILES)}" if path.is_dir() else "no such file or folder"
-    raise CheckpointError(f"{path}: no projector; {looked}{begins_at(path)}")
+    looked = f"looked for {', '.join(PROJECTOR_FILES)}"
+    if path.is_dir():
+        raise CheckpointError(f"{path}: no projector; {looked}")
+    raise CheckpointError(f"the projector {path}: no such file, and no folder ({looked} in it){begins_at(path)}")
 
 
 def tower_name(config: dict[str, Any]) -> str | None:

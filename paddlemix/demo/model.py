@@ -78,7 +78,7 @@ def _corpus(sentences: Iterable[str], short: bool) -> list[str]:
 
 
 def tiny_config(vocabulary: int) -> LlavaConfig:
-    """A LLaVA of 0.8 million parameters with every part of a large one: tower, projector, decoder."""
+    """A LLaVA of 0.87 million parameters with every part of a large one: tower, projector, decoder."""
     text = TextConfig(
         vocab_size=vocabulary,
         hidden_size=128,

@@ -5,6 +5,7 @@ Where a person sits at both ends, questions and answers have labels. Piped, stdo
 Paddle is not imported here, so that flags are checked before it loads.
 """
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -36,6 +37,13 @@ COMMANDS = ("/help", "/image", "/reset", "/exit", "/quit")
 
 STARTING = ("utils.device", "checkpoint.load", "ops")
 """Loggers whose remarks stand between a question and its answer, or are of use to a developer only."""
+
+
+def asked(text: str) -> str:
+    """``text`` as the question of a flag (``type=asked``); an empty one ends the command before anything is loaded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the question is empty; write one, or leave the flag out to be asked for it")
+    return text
 
 
 class Terminal:

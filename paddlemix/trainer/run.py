@@ -334,7 +334,7 @@ class TrainingRun:
         if training.do_train:
             self._say(f"The result is in {self.output}. Talk with it:")
             if is_main():
-                say_command(shown("chat", "--model-path", self.output, "--image-file", "PICTURE"))
+                say_command(shown("chat", "--model-path", self.output, "--image-file", "IMAGE"))
         return None
 
     def _say(self, line: str) -> None:

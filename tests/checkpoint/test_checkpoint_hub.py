@@ -310,6 +310,13 @@ def test_a_mistyped_path_is_no_name_of_a_hub(address, hub, monkeypatch):
         resolve("openai/clip", "the vision tower")
 
 
+def test_a_file_of_the_folder_in_its_place_is_named_as_that(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        resolve(tmp_path / "config.json", "the model")
+    assert f"config.json: is a file, and the model is a folder; give the folder, {tmp_path}" in str(caught.value)
+
+
 def test_hub_in_front_of_a_name_means_the_hub_whatever_lies_here(hub, tmp_path):
     Path("liuhaotian/tiny").mkdir(parents=True)
     assert resolve("liuhaotian/tiny", "the model") == Path("liuhaotian/tiny").absolute()

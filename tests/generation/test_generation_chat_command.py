@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """run_predict_multiround.py: flags, the ways a chat ends, and what a person sees."""
 
+import importlib
 import io
 import os
 import runpy
@@ -274,6 +275,16 @@ def test_one_query_is_answered_without_an_input(
     assert command["main"]([*flags, "--query", "why?", "--query", "what?"]) == 0
     fresh = load_chat(str(folder / "model"), device="cpu", decoding=Decoding(max_new_tokens=6))
     assert capsys.readouterr().out == "".join(f"{''.join(fresh.ask(text))}\n" for text in ("why?", "what?"))
+
+
+@pytest.mark.parametrize("module", ["llava.run_predict_multiround", "mv_llava.run_predict_multiview"])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_query_is_refused_before_anything_is_loaded(module: str, text: str, capsys: Any) -> None:
+    parser = importlib.import_module(f"paddlemix.examples.{module}").parser()
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--model-path", "none", "--query", text])
+    assert ended.value.code == 2
+    assert "the question is empty; write one, or leave the flag out" in capsys.readouterr().err
 
 
 def test_an_input_that_cannot_be_read_is_one_line_with_exit_code_2(

@@ -175,6 +175,12 @@ def test_a_key_at_its_default_needs_no_note():
     assert load(num_cycles=0.5, lora_rank=8, eval_steps=None).notes == ()
 
 
+@pytest.mark.parametrize("value", [4, 8])
+def test_an_adapter_that_goes_on_keeps_its_rank_and_a_given_one_is_noted_whatever_it_is(value):
+    notes = load(lora=True, lora_path="adapter", lora_rank=value).notes
+    assert notes == ('lora_rank has no effect: the adapter of "lora_path" keeps its own',)
+
+
 @pytest.mark.parametrize("name", ["sharding_parallel_config", "data_parallel_config"])
 def test_options_that_nobody_knows_are_refused(name):
     assert f'"/{name}" is "nonsense": unknown word "nonsense"' in told(lambda: load(**{name: "nonsense"}))

@@ -51,8 +51,8 @@ def test_a_full_run_leaves_a_complete_folder_and_the_console_tells_what_counts(p
         assert words in shown
     assert "Configuration Arguments" not in shown
     assert len(shown.splitlines()) < 70
-    command = next(line for line in shown.splitlines() if "--image-file PICTURE" in line)
-    assert {f"--model-path {tmp_path / 'out'}", "--image-file PICTURE"} <= set(re.findall(r"--\S+ \S+", command))
+    command = next(line for line in shown.splitlines() if "--image-file IMAGE" in line)
+    assert {f"--model-path {tmp_path / 'out'}", "--image-file IMAGE"} <= set(re.findall(r"--\S+ \S+", command))
     # Only what cannot be broken, a path for example, may be longer than the line.
     long = [line for line in shown.splitlines() if len(line) > 100 and line != command]
     assert not [line for line in long if len(line.split()) > 2], long

@@ -41,6 +41,11 @@ def test_every_command_has_a_main_and_a_script_of_its_own(
 def test_a_verb_that_is_not_known_is_exit_code_2_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["chatt"]) == 2
     assert 'unknown command "chatt", did you mean "chat"?' in capsys.readouterr().err
+    for verb, own in (("finetune", "sft"), ("fine-tune", "sft"), ("train", "sft"), ("infer", "chat")):
+        assert program.main([verb, "--x"]) == 2
+        assert f'unknown command "{verb}", did you mean "{own}"?' in capsys.readouterr().err
+    assert set(program.SYNONYMS.values()) <= set(commands.COMMANDS)
+    assert not set(program.SYNONYMS) & set(commands.COMMANDS)
     assert program.main([]) == 2
     assert program.main(["--help"]) == 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Chat, dashed, prepare_streams, split_names
+from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, split_names
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     flag("image-file", action="append", nargs="+", default=[], metavar="FILE",
          help="path or URL; several may follow, or stand in one word: a.png,b.png")  # fmt: skip
     flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
-    flag("query", action="append", default=[], metavar="TEXT", help="ask this and end (several times: one round each)")
+    flag("query", type=asked, action="append", default=[], metavar="TEXT",
+         help="ask this and end (several times: one round each)")  # fmt: skip
     flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")

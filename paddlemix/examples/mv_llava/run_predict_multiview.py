@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Terminal, dashed, prepare_streams
+from paddlemix.generation.terminal import Terminal, asked, dashed, prepare_streams
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError, DataError
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     flag("grid", type=int, help="views along a side of the sheet (default 2)")
     flag("sheet-order", choices=("training", "reading"), help="order of its views (default: training for 2 x 2)")
     flag("repeat", type=int, help=f"how often a lone image is shown (default {REPEAT}, as trained)")
-    flag("question", "query", action="append", default=[], help="ask this and end (several times: one round each)")
+    flag("question", "query", type=asked, action="append", default=[],
+         help="ask this and end (several times: one round each)")  # fmt: skip
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")

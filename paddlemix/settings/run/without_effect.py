@@ -123,10 +123,14 @@ IDLE: dict[str, Why] = {
 
 
 def notes(settings: TrainingSettings, given: Collection[str]) -> Iterator[str]:
-    """One line for each of the ``given`` keys that has another value than its default, and no effect."""
+    """One line for each of the ``given`` keys that has no effect, and says something else than what happens.
+
+    That is: another value than its default, or a key of an adapter beside an adapter that keeps its own.
+    """
     for name, why in IDLE.items():
         value = getattr(getattr(settings, KNOWN[name].group), name)
-        reason = why(settings) if name in given and value != KNOWN[name].default else None
+        differs = value != KNOWN[name].default or (why is _adapter_key and settings.model.lora_path)
+        reason = why(settings) if name in given and differs else None
         if reason is not None:
             yield f"{name} has no effect: {reason}"
     yield from _own_folders(settings)
