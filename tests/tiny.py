@@ -85,7 +85,7 @@ def tiny_intern_config(**changes: Any) -> Any:
     """Like ``tiny_config``, with an InternViT of 28 pixels (a 2 x 2 position table) that is used at 42."""
     from dataclasses import replace
 
-    from paddlemix.settings.published.intern import IMAGENET_MEAN, IMAGENET_STD
+    from paddlemix.settings.towers.base import IMAGENET_MEAN, IMAGENET_STD
 
     config = tiny_config()
     vision = replace(

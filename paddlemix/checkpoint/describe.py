@@ -20,6 +20,7 @@ from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_til
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.published.config import load_config
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.settings.towers.table import LLAVA_TOWER
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.text.vocabulary import require_rows
@@ -40,9 +41,8 @@ _LAYOUTS = {
     "llava_hf_new": "llava-hf's names (transformers 4.52 and newer)",
     "llava_hf_5": "llava-hf's names (transformers 5)",
     "peft": "peft's names",
-    "clip": "a vision tower alone",
-    "intern_vit": "a vision tower alone",
 }
+_TOWER_ALONE = "a vision tower alone"
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _LORA_RANK = 128
 """Rank of the shipped LoRA configuration, for the estimate."""
@@ -192,7 +192,8 @@ def _missing_folders(root: Path, kind: str, given: Mapping[str, str | Path | Non
 def _say_weights(source: TensorSource, result: Description) -> None:
     infos = source.infos()
     form = keymap.detect(infos)
-    result.facts["layout"] = _LAYOUTS.get(form or "", "names of no known layout")
+    known = {**_LAYOUTS, **dict.fromkeys(keymap.tower_forms(), _TOWER_ALONE)}
+    result.facts["layout"] = known.get(form or "", "names of no known layout")
     files = {info.file for info in infos.values()}
     kinds = ", ".join(sorted({file.suffix.lstrip(".") for file in files}))
     size = sum(info.nbytes for info in infos.values())
@@ -228,7 +229,7 @@ def family(config: LlavaConfig) -> str:
     body = f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"
     if vision is None or image is None:
         return f"language model ({body})"
-    if vision.model_type != "clip_vision_model" or vision.extra:
+    if vision.model_type != LLAVA_TOWER.kind or vision.extra:
         return f"LLaVA type with the tower {vision.model_type} ({body})"
     if image.aspect.startswith("anyres") or config.has_image_newline:
         name = "LLaVA-1.6 (LLaVA-NeXT)"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of tensors in every published layout and in ours, as tables that are walked both ways.
 
-A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain Llama or Vicuna), ``llava_hf``,
-``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``clip`` (openai's towers, and those
-of EVA-CLIP), ``intern_vit`` (InternViT's towers), ``peft`` and ``peft_hf`` (what peft makes of the original's names and
-of llava-hf's). A form is a list of parts: their prefix, our prefix, and the table of the tails below both.
+A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain language models), ``llava_hf``,
+``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``peft`` and ``peft_hf`` (what peft
+makes of the original's names and of llava-hf's), and one for the folders of each kind of vision tower. A form is a list
+of parts: their prefix, our prefix, and the table of the tails below both. The tables of towers and decoders stand with
+their descriptions (``settings/towers``, ``settings/decoders``).
 """
 
 import functools
@@ -12,12 +13,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from paddlemix.settings.decoders.table import DECODERS, decoders
+from paddlemix.settings.key_rows import PLACE, KeyRow, insert, same
+from paddlemix.settings.towers.base import Tower
+from paddlemix.settings.towers.table import TOWERS, towers
+
 PREFIX_LLM = "llama."
 PREFIX_TOWER = "llama.vision_tower.vision_tower."
-PREFIX_CLIP = f"{PREFIX_TOWER}vision_model."
-POSITION_TABLE = f"{PREFIX_TOWER}embeddings.position_embedding"
-"""InternViT's positions ``[1, 1 + side * side, C]``; their number may be another than config.json says."""
-
 PREFIX_PROJECTOR = "llama.mm_projector."
 NEWLINE = "llama.image_newline"
 
@@ -37,155 +39,105 @@ class Ignored:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Tail there, tail here. ``{n}`` is a number, ``{a|b}`` one of the words; both stand in the same order."""
-
-    theirs: str
-    ours: str
-    transpose: bool = False
-
-
-_LLM = (
-    _Row("embed_tokens.weight", "embed_tokens.weight"),
-    _Row("norm.weight", "norm.weight"),
-    _Row(
-        "layers.{n}.{input_layernorm|post_attention_layernorm}.weight",
-        "layers.{n}.{input_layernorm|post_attention_layernorm}.weight",
-    ),
-    _Row(
-        "layers.{n}.self_attn.{q_proj|k_proj|v_proj|o_proj}.weight",
-        "layers.{n}.self_attn.{q_proj|k_proj|v_proj|o_proj}.weight",
-        True,
-    ),
-    _Row(
-        "layers.{n}.self_attn.{q_proj|k_proj|v_proj|o_proj}.bias",
-        "layers.{n}.self_attn.{q_proj|k_proj|v_proj|o_proj}.bias",
-    ),
-    _Row(
-        "layers.{n}.mlp.{gate_proj|up_proj|down_proj}.weight",
-        "layers.{n}.mlp.{gate_proj|up_proj|down_proj}.weight",
-        True,
-    ),
-)
-_HEAD = (_Row("lm_head.weight", "lm_head.weight", True),)
-_NEWLINE = (_Row("image_newline", "image_newline"),)
-_PROJECTOR = (
-    _Row("{n}.weight", "{n}.weight", True),
-    _Row("{n}.bias", "{n}.bias"),
-    _Row("weight", "weight", True),
-    _Row("bias", "bias"),
-)
+_HEAD = (KeyRow("lm_head.weight", "lm_head.weight", transpose=True),)
+_NEWLINE = same(("image_newline",))
+_PROJECTOR = (*same(("{n}.bias", "bias")), *same(("{n}.weight", "weight"), transpose=True))
 _PROJECTOR_HF = (
-    _Row("linear_1.weight", "0.weight", True),
-    _Row("linear_1.bias", "0.bias"),
-    _Row("linear_2.weight", "2.weight", True),
-    _Row("linear_2.bias", "2.bias"),
-)
-_CLIP = (
-    _Row("embeddings.class_embedding", "class_embedding"),
-    _Row("embeddings.patch_embedding.{weight|bias}", "conv1.{weight|bias}"),  # a bias in EVA-CLIP
-    _Row("embeddings.position_embedding.weight", "positional_embedding.weight"),
-    _Row("pre_layrnorm.{weight|bias}", "ln_pre.{weight|bias}"),  # the reference misspells it
-    _Row("post_layernorm.{weight|bias}", "ln_post.{weight|bias}"),
-    _Row("encoder.layers.{n}.layer_norm1.{weight|bias}", "transformer.layers.{n}.norm1.{weight|bias}"),
-    _Row("encoder.layers.{n}.layer_norm2.{weight|bias}", "transformer.layers.{n}.norm2.{weight|bias}"),
-    _Row(
-        "encoder.layers.{n}.self_attn.{q_proj|k_proj|v_proj|out_proj}.weight",
-        "transformer.layers.{n}.self_attn.{q_proj|k_proj|v_proj|out_proj}.weight",
-        True,
-    ),
-    _Row(
-        "encoder.layers.{n}.self_attn.{q_proj|k_proj|v_proj|out_proj}.bias",
-        "transformer.layers.{n}.self_attn.{q_proj|k_proj|v_proj|out_proj}.bias",
-    ),
-    _Row("encoder.layers.{n}.mlp.fc1.weight", "transformer.layers.{n}.linear1.weight", True),
-    _Row("encoder.layers.{n}.mlp.fc1.bias", "transformer.layers.{n}.linear1.bias"),
-    _Row("encoder.layers.{n}.mlp.fc2.weight", "transformer.layers.{n}.linear2.weight", True),
-    _Row("encoder.layers.{n}.mlp.fc2.bias", "transformer.layers.{n}.linear2.bias"),
+    KeyRow("linear_1.weight", "0.weight", transpose=True),
+    KeyRow("linear_1.bias", "0.bias"),
+    KeyRow("linear_2.weight", "2.weight", transpose=True),
+    KeyRow("linear_2.bias", "2.bias"),
 )
 
-
-_INTERN_VIT_SAME = (
-    "embeddings.{class_embedding|position_embedding}",
-    "embeddings.patch_embedding.{weight|bias}",
-    "encoder.layers.{n}.{ls1|ls2}",
-    "encoder.layers.{n}.{norm1|norm2}.weight",
-    "encoder.layers.{n}.attn.{q_norm|k_norm}.weight",
-    "encoder.layers.{n}.attn.{qkv|proj}.bias",
-    "encoder.layers.{n}.mlp.{fc1|fc2}.bias",
-)
-_INTERN_VIT_TURNED = ("encoder.layers.{n}.attn.{qkv|proj}.weight", "encoder.layers.{n}.mlp.{fc1|fc2}.weight")
-_INTERN_VIT = (
-    *(_Row(name, name) for name in _INTERN_VIT_SAME),
-    *(_Row(name, name, True) for name in _INTERN_VIT_TURNED),
-)
+_Parts = tuple[tuple[str, str, tuple[KeyRow, ...]], ...]
 
 
-def _own(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
-    return tuple(_Row(row.ours, row.ours) for row in rows)
+def _decoder() -> tuple[KeyRow, ...]:
+    return tuple(dict.fromkeys(row for decoder in decoders() for row in decoder.rows))
 
 
-_LLAVA = (
-    ("model.", PREFIX_LLM, _LLM),
-    ("model.", PREFIX_LLM, _NEWLINE),
-    ("", "", _HEAD),
-    ("model.mm_projector.", PREFIX_PROJECTOR, _PROJECTOR),
-    ("model.vision_tower.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
-    ("model.vision_tower.vision_tower.", PREFIX_TOWER, _INTERN_VIT),
-)
+def _towers(prefix: str) -> _Parts:
+    """The towers as LLaVA's layout has them, below ``prefix``."""
+    return tuple((f"{prefix}{tower.published_prefix}", tower_prefix(tower), tower.rows) for tower in towers())
 
-_LLAVA_HF = (
-    ("language_model.model.", PREFIX_LLM, _LLM),
-    ("language_model.", "", _HEAD),
-    ("", PREFIX_LLM, _NEWLINE),
-    ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-    ("vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
-)
-_LLAVA_HF_5 = (*_LLAVA_HF[:-1], ("vision_tower.", PREFIX_CLIP, _CLIP))
-_LLAVA_HF_NEW = (
-    ("model.language_model.", PREFIX_LLM, _LLM),
-    ("", "", _HEAD),
-    ("model.", PREFIX_LLM, _NEWLINE),
-    ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-    ("model.vision_tower.vision_model.", PREFIX_CLIP, _CLIP),
-    ("model.vision_tower.", PREFIX_CLIP, _CLIP),  # read only: newest transformers leave vision_model out
-)
 
-_Parts = tuple[tuple[str, str, tuple[_Row, ...]], ...]
+def _hf_towers(prefix: str, *, newest: bool = False) -> _Parts:
+    return tuple(
+        (f"{prefix}{tower.hf_5_prefix if newest else tower.hf_prefix}", tower_prefix(tower), tower.rows)
+        for tower in towers()
+        if tower.hf_prefix is not None
+    )
+
+
+def _llava() -> _Parts:
+    return (
+        ("model.", PREFIX_LLM, _decoder()),
+        ("model.", PREFIX_LLM, _NEWLINE),
+        ("", "", _HEAD),
+        ("model.mm_projector.", PREFIX_PROJECTOR, _PROJECTOR),
+        *_towers("model.vision_tower.vision_tower."),
+    )
+
+
+def _llava_hf(*, newest: bool = False) -> _Parts:
+    return (
+        ("language_model.model.", PREFIX_LLM, _decoder()),
+        ("language_model.", "", _HEAD),
+        ("", PREFIX_LLM, _NEWLINE),
+        ("multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
+        *_hf_towers("vision_tower.", newest=newest),
+    )
+
+
+def _llava_hf_new() -> _Parts:
+    return (
+        ("model.language_model.", PREFIX_LLM, _decoder()),
+        ("", "", _HEAD),
+        ("model.", PREFIX_LLM, _NEWLINE),
+        ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
+        *_hf_towers("model.vision_tower."),
+        *_hf_towers("model.vision_tower.", newest=True),  # read only: newest transformers leave vision_model out
+    )
+
+
+def _paddlemix() -> _Parts:
+    parts = (
+        (PREFIX_LLM, PREFIX_LLM, _decoder()),
+        (PREFIX_LLM, PREFIX_LLM, _NEWLINE),
+        ("", "", _HEAD),
+        (PREFIX_PROJECTOR, PREFIX_PROJECTOR, _PROJECTOR),
+        *((tower_prefix(tower), tower_prefix(tower), tower.rows) for tower in towers()),
+    )
+    return tuple((theirs, ours, same(dict.fromkeys(row.ours for row in rows))) for theirs, ours, rows in parts)
+
+
+def _peft() -> _Parts:
+    return (
+        *_below("base_model.model.", _llava()),
+        *_below("base_model.", _llava()),  # read only: older adapters
+        *_below("base_model.model.", _llava_hf_new()),  # read only, like the next: adapters of llava-hf models
+        *_below("base_model.model.", _llava_hf()),
+    )
 
 
 def _below(prefix: str, parts: _Parts) -> _Parts:
     return tuple((f"{prefix}{theirs}", ours, rows) for theirs, ours, rows in parts)
 
 
-FORMS: dict[str, _Parts] = {
-    "paddlemix": (
-        (PREFIX_LLM, PREFIX_LLM, _own(_LLM)),
-        (PREFIX_LLM, PREFIX_LLM, _own(_NEWLINE)),
-        ("", "", _own(_HEAD)),
-        (PREFIX_PROJECTOR, PREFIX_PROJECTOR, _own(_PROJECTOR)),
-        (PREFIX_CLIP, PREFIX_CLIP, _own(_CLIP)),
-        (PREFIX_TOWER, PREFIX_TOWER, _own(_INTERN_VIT)),
-    ),
-    "llava": _LLAVA,
-    "peft": (
-        *_below("base_model.model.", _LLAVA),
-        *_below("base_model.", _LLAVA),  # read only: older adapters
-        *_below("base_model.model.", _LLAVA_HF_NEW),  # read only, like the next: adapters of llava-hf models
-        *_below("base_model.model.", _LLAVA_HF),
-    ),
-    "peft_hf": _below("base_model.model.", _LLAVA_HF_NEW),
-    "llava_hf": _LLAVA_HF,
-    "llava_hf_new": _LLAVA_HF_NEW,
-    "llava_hf_5": _LLAVA_HF_5,
-    "clip": (("vision_model.", PREFIX_CLIP, _CLIP),),
-    "intern_vit": (("", PREFIX_TOWER, _INTERN_VIT),),
-}
-"""Forms by name. Where two parts could write a name, the first one does."""
+def _alone(form: str) -> _Parts:
+    found = (tower for tower in towers() if tower.form_name == form)
+    return tuple((tower.published_prefix, tower_prefix(tower), tower.rows) for tower in found)
 
-TOWER_FORMS = ("clip", "intern_vit")
-"""Forms of folders that hold a vision tower alone."""
+
+_FORMS = {
+    "paddlemix": _paddlemix,
+    "llava": _llava,
+    "peft": _peft,
+    "peft_hf": lambda: _below("base_model.model.", _llava_hf_new()),
+    "llava_hf": _llava_hf,
+    "llava_hf_new": _llava_hf_new,
+    "llava_hf_5": lambda: _llava_hf(newest=True),
+}
 
 _SIGNATURES = (
     ("paddlemix", (PREFIX_LLM,)),
@@ -194,36 +146,68 @@ _SIGNATURES = (
     ("llava_hf_5", ("vision_tower.embeddings.", "vision_tower.encoder.")),
     ("llava_hf", ("language_model.", "multi_modal_projector.")),
     ("llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")),
-    ("clip", ("vision_model.",)),
-    ("intern_vit", ("embeddings.", "encoder.layers.")),
 )
-"""The first form one of whose prefixes begins any name."""
+"""The first form one of whose prefixes begins any name; the towers' own come behind them."""
 
 _IGNORED = (
-    (re.compile(r"(.*\.)?rotary_emb\.inv_freq"), "rotary tables are computed from rope_theta"),
-    (re.compile(r"(.*\.)?position_ids"), "a buffer of consecutive numbers"),
-    (re.compile(r"text_model\..*"), "CLIP's text tower takes no part"),
-    (re.compile(r"(text|visual)_projection\.weight|logit_scale"), "CLIP's contrastive head takes no part"),
+    (r"(.*\.)?rotary_emb\.inv_freq", "rotary tables are computed from rope_theta"),
+    (r"(.*\.)?position_ids", "a buffer of consecutive numbers"),
 )
 
-_ANY_PROJECTOR = re.compile(r"((?:.*\.)?)((?:mm_projector|multi_modal_projector)\..+|image_newline)")
 
-_PLACE = re.compile(r"\{([^}]*)\}")
+def forms() -> list[str]:
+    """All ways of naming, those of towers alone at the end."""
+    return [*_FORMS, *tower_forms()]
+
+
+def tower_forms() -> list[str]:
+    """Forms of folders that hold a vision tower alone."""
+    return list(dict.fromkeys(tower.form_name for tower in towers()))
+
+
+def tower_prefix(tower: Tower) -> str:
+    """What all our names of a tower's tensors begin with."""
+    return f"{PREFIX_TOWER}{tower.prefix}"
+
+
+def is_position_table(name: str) -> bool:
+    """Whether our ``name`` is a table of positions that is resized, so that its size may differ from config.json's."""
+    tables = (f"{tower_prefix(tower)}{tower.position_table}" for tower in towers() if tower.position_table)
+    return name in tables
+
+
+def _parts(form: str) -> _Parts:
+    return _parts_of(form, (*TOWERS, *DECODERS))
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of(form: str, registered: tuple[str, ...]) -> _Parts:
+    """Their prefix, our prefix, rows. Where two parts could write a name, the first one does.
+
+    ``registered``: what the tables held, so that a tower that is entered later counts from then on.
+    """
+    parts = _FORMS[form]() if form in _FORMS else _alone(form)
+    return tuple(dict.fromkeys(parts))
+
+
+@functools.lru_cache(maxsize=4)
+def _ignored(registered: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Names that nobody needs, with the reason; ``registered`` as in ``_parts_of``."""
+    of_towers = (item for tower in towers() for item in tower.ignored_tensors.items())
+    return tuple((re.compile(pattern), reason) for pattern, reason in (*_IGNORED, *of_towers))
+
+
+_ANY_PROJECTOR = re.compile(r"((?:.*\.)?)((?:mm_projector|multi_modal_projector)\..+|image_newline)")
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     text, position = "", 0
-    for match in _PLACE.finditer(template):
+    for match in PLACE.finditer(template):
         words = r"0|[1-9][0-9]{0,3}" if match[1] == "n" else match[1]
         text += re.escape(template[position : match.start()]) + f"({words})"
         position = match.end()
     return re.compile(text + re.escape(template[position:]))
-
-
-def _insert(template: str, values: tuple[str, ...]) -> str:
-    remaining = iter(values)
-    return _PLACE.sub(lambda _: next(remaining), template)
 
 
 def _match(name: str, prefix: str, template: str) -> tuple[str, ...] | None:
@@ -236,20 +220,25 @@ def _match(name: str, prefix: str, template: str) -> tuple[str, ...] | None:
 def detect(names: Iterable[str]) -> str | None:
     """The form that a set of names is written in, or None."""
     names = list(names)
-    for form, prefixes in _SIGNATURES:
+    of_towers = ((tower.form_name, tower.signature or _beginnings(tower)) for tower in towers())
+    for form, prefixes in (*_SIGNATURES, *of_towers):
         if any(name.startswith(prefixes) for name in names):
             return form
     return None
 
 
+def _beginnings(tower: Tower) -> tuple[str, ...]:
+    return tuple(f"{tower.published_prefix}{PLACE.split(row.theirs)[0]}" for row in tower.rows)
+
+
 def ours(name: str, form: str) -> Target | Ignored | None:
     """Our name for ``name`` of ``form``; Ignored with the reason; None for a name that nobody knows."""
-    for prefix, our_prefix, rows in FORMS[form]:
+    for prefix, our_prefix, rows in _parts(form):
         for row in rows:
             places = _match(name, prefix, row.theirs)
             if places is not None:
-                return Target(our_prefix + _insert(row.ours, places), row.transpose)
-    for pattern, reason in _IGNORED:
+                return Target(our_prefix + insert(row.ours, places), row.transpose)
+    for pattern, reason in _ignored(tuple(TOWERS)):
         if pattern.fullmatch(name):
             return Ignored(reason)
     return None
@@ -276,9 +265,9 @@ def projector(name: str) -> Target | None:
 
 def theirs(name: str, form: str) -> Target | None:
     """The name in ``form`` for our ``name``, and whether the values are transposed; None for a name not ours."""
-    for prefix, our_prefix, rows in FORMS[form]:
+    for prefix, our_prefix, rows in _parts(form):
         for row in rows:
             places = _match(name, our_prefix, row.ours)
             if places is not None:
-                return Target(prefix + _insert(row.theirs, places), row.transpose)
+                return Target(prefix + insert(row.theirs, places), row.transpose)
     return None

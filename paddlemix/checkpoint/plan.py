@@ -67,7 +67,7 @@ class LoadPlan:
             raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
         for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
             target = keymap.ours(name, "llava")
-            positions = isinstance(target, keymap.Target) and target.name == keymap.POSITION_TABLE
+            positions = isinstance(target, keymap.Target) and keymap.is_position_table(target.name)
             if positions or (more and name.endswith("embed_tokens.weight")):
                 found[name] = target
             else:

@@ -31,9 +31,10 @@ from paddlemix.checkpoint.plan import LoadPlan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.published.config import load_config
-from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b
 from paddlemix.settings.published.reader import KeyReader
-from paddlemix.settings.published.tower import tower_like
+from paddlemix.settings.published.tower import refuse_model, tower_like
+from paddlemix.settings.towers.base import Tower
+from paddlemix.settings.towers.table import TOWERS, towers
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils import options
@@ -138,7 +139,7 @@ def _projector_base(folder: Path, base: str | Path | None) -> Path:
 def _open_base(plan: LoadPlan, parts: Parts) -> tuple[TensorSource, str]:
     source = open_folder(parts.base)
     form = keymap.detect(source.infos())
-    if form is None or form in keymap.TOWER_FORMS:
+    if form is None or form in keymap.tower_forms():
         first = next(iter(source.infos()), "nothing")
         what = "a vision tower alone" if form else f'names of no known layout (the first is "{first}")'
         raise CheckpointError(f"{parts.base}: it holds {what}; expected a language model or a LLaVA model")
@@ -165,7 +166,7 @@ def _find_tower(parts: Parts, plan: LoadPlan, given: str | Path | None) -> Path 
     if plan.has(keymap.PREFIX_TOWER):
         # Only the configuration is wanted of the folder, and the settings know that of published towers.
         return find(name, near=near)
-    refuse_chat_14b(KeyReader(raw, _config_folder(parts) / CONFIG))
+    refuse_model(KeyReader(raw, _config_folder(parts) / CONFIG))
     remedy = f"name it with {options.current().vision_tower}"
     what = f"the vision tower of {_config_folder(parts) / CONFIG}"
     found = resolve(name, what, near=near, remedy=remedy)
@@ -175,28 +176,24 @@ def _find_tower(parts: Parts, plan: LoadPlan, given: str | Path | None) -> Path 
 
 
 def _tower_inside(plan: LoadPlan) -> VisionConfig | None:
-    """The published CLIP tower whose shapes the weights in the plan have; None when they hold no such tower."""
+    """The published tower whose shapes the weights in the plan have; None when they hold no such tower."""
+    found = ((tower, _sizes_inside(plan, tower)) for tower in towers() if tower.weight_sizes)
+    return next(filter(None, (tower_like(sizes, tower) for tower, sizes in found if sizes is not None)), None)
 
-    def shape(name: str) -> tuple[int, ...]:
-        entry = plan.entries.get(f"{keymap.PREFIX_CLIP}{name}")
-        return () if entry is None else entry.source.infos()[entry.name].shape
 
-    wide, kernel, positions = shape("class_embedding"), shape("conv1.weight"), shape("positional_embedding.weight")
-    inner = shape("transformer.layers.0.linear1.bias")
-    if not (len(wide) == 1 and len(kernel) == 4 and len(positions) == 2 and len(inner) == 1):
-        return None
-    side = math.isqrt(max(positions[0] - 1, 0))
+def _sizes_inside(plan: LoadPlan, tower: Tower) -> dict[str, int] | None:
+    """Sizes of a tower of this kind, read off the shapes in the plan."""
+    prefix, sizes = keymap.tower_prefix(tower), {}
+    for size, (name, axis) in tower.weight_sizes.items():
+        entry = plan.entries.get(f"{prefix}{name}")
+        shape = () if entry is None else entry.source.infos()[entry.name].shape
+        if not shape:
+            return None
+        sizes[size] = shape[axis]
     layers = itertools.count()
-    depth = next(n for n in layers if not shape(f"transformer.layers.{n}.norm1.weight"))
-    return tower_like(
-        {
-            "hidden_size": wide[0],
-            "intermediate_size": inner[0],
-            "num_hidden_layers": depth,
-            "patch_size": kernel[-1],
-            "image_size": side * kernel[-1],
-        }
-    )
+    depth = next(n for n in layers if not plan.has(f"{prefix}{tower.layers}{n}."))
+    side = math.isqrt(max(sizes.pop("positions") - tower.class_token, 0))
+    return {**sizes, "num_hidden_layers": depth, "image_size": side * sizes["patch_size"]}
 
 
 def _brings_tower(adapter: Adapter | None) -> bool:
@@ -246,23 +243,23 @@ def _add_tower(plan: LoadPlan, config: LlavaConfig, tower: Path | None, parts: P
 
 
 def _tower_beside_wins(config: LlavaConfig, tower: Path, parts: Parts) -> bool:
-    """InternVL-Chat and share4v always load the tower that config.json names, whatever the checkpoint holds.
-
-    Published InternVL-Chat files hold an older table of positions (577 rows, resized once), which their code ignores.
-    """
+    """Some originals (InternVL-Chat, share4v) load the tower that config.json names, whatever the checkpoint holds."""
     if not any((tower / name).is_file() for name in WEIGHT_FILES):
         return False
     share4v = read_json(_config_folder(parts) / CONFIG).get("model_type") == SHARE4V
-    return share4v or config.vision.model_type == INTERN_VIT_TYPE
+    return share4v or TOWERS.get(config.vision.model_type).folder_wins
 
 
 def _fit_positions(plan: LoadPlan, config: LlavaConfig) -> LlavaConfig:
-    """InternViT with the position table that is really there: its side counts, not the image_size of config.json."""
-    entry = plan.entries.get(keymap.POSITION_TABLE)
-    if entry is None or config.vision is None or config.vision.model_type != INTERN_VIT_TYPE:
+    """A resizable position table that is really there: its side counts, not the image_size of config.json."""
+    tower = None if config.vision is None else TOWERS.get(config.vision.model_type)
+    if tower is None or tower.position_table is None:
+        return config
+    entry = plan.entries.get(f"{keymap.tower_prefix(tower)}{tower.position_table}")
+    if entry is None:
         return config
     info = entry.source.infos()[entry.name]
-    rows = info.shape[1] - 1 if len(info.shape) == 3 else 0
+    rows = info.shape[-2] - tower.class_token if len(info.shape) > 1 else 0
     side = math.isqrt(max(rows, 0))
     if side == config.vision.position_grid or side == 0 or side * side != rows:
         return config  # a table of an impossible shape is reported with the other shapes

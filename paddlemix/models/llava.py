@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA: a vision tower and a projector beside a Llama decoder, joined by the indices of the splice plan."""
+"""LLaVA: a vision tower and a projector beside a decoder, joined by the indices of the splice plan."""
 
 import zlib
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlemix.models.head_loss import loss_through_head
+from paddlemix.models.llm.build import build_decoder
 from paddlemix.models.llm.cache import KVCache
-from paddlemix.models.llm.llama import LlamaModel
 from paddlemix.models.loss import next_labels, next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
@@ -21,6 +21,8 @@ from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.towers.base import Tower
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import ConfigError
 
 
@@ -36,7 +38,7 @@ class LlavaForCausalLM(nn.Layer):
         super().__init__()
         self.config = config
         self.parallel = parallel
-        self.llama = LlamaModel(config.text, parallel)
+        self.llama = build_decoder(config.text, parallel)
         if config.vision is not None:
             width = config.text.hidden_size
             self.llama.vision_tower = build_tower(config.vision, parallel)
@@ -163,8 +165,11 @@ def build_empty(config: LlavaConfig, parallel: TensorParallel = ALONE) -> LlavaF
 @paddle.no_grad()
 def init_weights(model: LlavaForCausalLM, seed: int = 0, dtype: str = "float32") -> None:
     """Draw every parameter. A tensor's values depend on ``seed`` and its name only, not on the order."""
+    norms = _norms(model)
     for name, parameter in model.named_parameters():
-        values = _start_values(model.config, name, list(whole_shape(parameter)), seed)
+        shape = list(whole_shape(parameter))
+        ones = name in norms and not name.endswith("bias")
+        values = np.ones(shape, np.float32) if ones else _start_values(model.config, name, shape, seed)
         allocate(parameter, paddle.to_tensor(cut(parameter, values)).astype(dtype))
 
 
@@ -175,40 +180,31 @@ def allocate(parameter: Tensor, values: Tensor) -> None:
     share_memory(parameter, values)
 
 
+def _norms(model: nn.Layer) -> set[str]:
+    """Names of the parameters of norms."""
+    layers = ((prefix, layer) for prefix, layer in model.named_sublayers() if type(layer).__name__.endswith("Norm"))
+    return {f"{prefix}.{name}" for prefix, layer in layers for name, _ in layer.named_parameters()}
+
+
 def _start_values(config: LlavaConfig, name: str, shape: list[int], seed: int) -> np.ndarray:
-    """Ones for norms, zeros for biases, else normal values of the width that the family's own code uses."""
+    """Zeros for biases, else normal values of the width that the family's own code uses."""
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
-    if _is_norm(name, shape):
-        return np.ones(shape, np.float32)
-    if name.endswith((".ls1", ".ls2")):
-        return np.full(shape, 0.1, np.float32)  # InternViT's initializer_factor
+    tower = TOWERS.get(config.vision.model_type) if "vision_tower" in name else None
+    for end, constant in tower.start_constants.items() if tower is not None else ():
+        if name.endswith(end):
+            return np.full(shape, constant, np.float32)
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
     values = rng.standard_normal(shape, dtype=np.float32)
-    values *= np.float32(_start_width(config, name, shape))
+    values *= np.float32(_start_std(config, tower, name, shape))
     return values
 
 
-def _is_norm(name: str, shape: list[int]) -> bool:
-    if "mm_projector" in name:
-        return len(shape) == 1
-    return any(part in name for part in (".norm", "layernorm", ".ln_", "_norm."))
-
-
-def _start_width(config: LlavaConfig, name: str, shape: list[int]) -> float:
+def _start_std(config: LlavaConfig, tower: Tower | None, name: str, shape: list[int]) -> float:
+    if tower is not None:
+        return tower.start_std_of(name, config.vision.hidden_size, config.vision.num_hidden_layers)
     if name.endswith("image_newline"):
         return shape[0] ** -0.5
     if "mm_projector" in name:
         return (3 * shape[0]) ** -0.5  # the variance of torch's default, uniform in 1/sqrt(fan-in)
-    if "vision_tower" not in name:
-        return config.text.initializer_range
-    width, depth = config.vision.hidden_size, config.vision.num_hidden_layers
-    if name.endswith("class_embedding"):
-        return width**-0.5
-    if config.vision.model_type == "intern_vit_6b":
-        return 0.02
-    if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "linear2.weight")):
-        return width**-0.5 * (2 * depth) ** -0.5
-    if name.endswith("out_proj.weight"):
-        return width**-0.5
-    return (2 * width) ** -0.5 if name.endswith("linear1.weight") else 0.02
+    return config.text.initializer_range

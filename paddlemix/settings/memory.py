@@ -82,8 +82,8 @@ def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
     linears = [(width, heads), (width, keys), (width, keys), (heads, width), (width, inner), (width, inner)]
     linears.append((inner, width))
     layer = sum(rows * columns for rows, columns in linears) + 2 * width
-    if text.attention_bias:
-        layer += heads + 2 * keys
+    biases = {"q_proj": heads, "k_proj": keys, "v_proj": keys, "o_proj": width}
+    layer += sum(size for name, size in biases.items() if text.has_bias(name))
     decoder = text.num_hidden_layers * layer + width
     decoder += text.vocab_size * width * (1 if text.tie_word_embeddings else 2)
     adapters = text.num_hidden_layers * lora_rank * sum(rows + columns for rows, columns in linears)
@@ -182,10 +182,10 @@ def _projector(config: LlavaConfig) -> int:
 
 
 def _tower(vision: VisionConfig) -> int:
-    """CLIP and InternViT differ in a few vectors per layer, which is below one part in a thousand."""
+    """Towers of one size differ in a few vectors per layer, which is below one part in a thousand."""
     width, inner = vision.hidden_size, vision.intermediate_size
     layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
-    places = vision.position_grid**2 + 1
+    places = vision.position_grid**2 + vision.class_tokens
     return vision.num_hidden_layers * layer + (3 * vision.patch_size**2 + places + 5) * width
 
 
@@ -210,7 +210,7 @@ def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, to
     found = text * (SCORE_PEAK + (0 if again else SCORE_KEPT * (config.text.num_hidden_layers - 1)))
     if vision is None:
         return found
-    one = rows * tiles * -(-vision.num_attention_heads // together) * (vision.grid**2 + 1) ** 2
+    one = rows * tiles * -(-vision.num_attention_heads // together) * (vision.grid**2 + vision.class_tokens) ** 2
     first = max(settings.model.tune_vit_from_layer or 0, 0)
     trains = settings.model.tune_entire_model or settings.model.tune_vision_tower
     kept = vision.num_hidden_layers - first - 1 if trains and not again else 0
@@ -222,6 +222,8 @@ def _tower_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int) ->
     if vision is None:
         return 0
     trains = settings.model.tune_entire_model or settings.model.tune_vision_tower
-    layer = tiles * (vision.grid**2 + 1) * (2 * 8 * vision.hidden_size + 2 * 2 * vision.intermediate_size)
+    layer = (
+        tiles * (vision.grid**2 + vision.class_tokens) * (2 * 8 * vision.hidden_size + 2 * 2 * vision.intermediate_size)
+    )
     first = max(settings.model.tune_vit_from_layer or 0, 0)
     return layer * (vision.num_hidden_layers - first) * 2 if trains else layer

@@ -8,15 +8,15 @@ Sizes are (height, width) in pixels unless a name says otherwise.
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.towers.clip import CLIP_MEAN, CLIP_STD
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import ConfigError
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The language model (Llama family: Llama, Vicuna, Mistral, Yi)."""
+    """The language model. ``model_type`` picks its description in ``settings/decoders``."""
 
     vocab_size: int
     hidden_size: int
@@ -44,14 +44,17 @@ class TextConfig:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def has_bias(self, projection: str) -> bool:
+        """Whether ``q_proj``, ``k_proj``, ``v_proj`` or ``o_proj`` has a bias."""
+        return DECODERS.get(self.model_type).has_bias(projection, self.attention_bias)
+
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. ``model_type`` picks the class in ``models/vision/build.py``.
+    """The vision tower. ``model_type`` picks its description in ``settings/towers``, which names its class, too.
 
-    ``image_size`` is the side of a tile. ``extra`` holds what one family needs besides: ``q_bias k_bias v_bias
-    post_layernorm`` for EVA-CLIP; ``qkv_bias qk_normalization position_grid`` for InternViT, whose position table has
-    a side of its own (``position_grid`` patches) and is resized to the tile.
+    ``image_size`` is the side of a tile. ``extra`` holds the switches of one family, and ``position_grid`` (in patches)
+    where the position table has a side of its own and is resized to the tile.
     """
 
     hidden_size: int
@@ -78,9 +81,14 @@ class VisionConfig:
         return self.extra.get("position_grid", self.grid)
 
     @property
+    def class_tokens(self) -> int:
+        """Rows in front of the patches: 1, or 0 for a tower without a class token."""
+        return int(TOWERS.get(self.model_type).class_token)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Feature rows that one tile gives (P); ``cls_patch`` keeps the class token in front."""
-        return self.grid * self.grid + (self.select_feature == "cls_patch")
+        return self.grid * self.grid + (self.class_tokens if self.select_feature == "cls_patch" else 0)
 
 
 @dataclass(frozen=True)

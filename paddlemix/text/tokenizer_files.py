@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.decoders.table import tokenizer_of
 from paddlemix.text.spm_rebuild import Rebuilt, rebuild
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
@@ -155,18 +156,12 @@ def _check_id(path: Path, content: str, number: Any) -> None:
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> str:
-    """Whose rules the checkpoint was made with: its own word for it, or else what its original code loads.
-
-    LLaVA loads Mistral bodies with the fast tokenizer and all others with the slow one (model/builder.py); share4v
-    (ShareGPT4V, MV-LLaVA) is pinned to transformers 4.31, whose slow tokenizer differs behind special tokens.
-    """
+    """Whose rules the checkpoint was made with: its own word for it, or else what its original code loads."""
     if "tokenizer_kind" in config:
         return str(config["tokenizer_kind"])
     model = read_json(folder / "config.json")
-    names = {str(model.get("model_type", "")), str((model.get("text_config") or {}).get("model_type", ""))}
-    if "share4v" in names:
-        return "slow_4_31"
-    return "fast" if any("mistral" in name for name in names) else "slow"
+    parts = [part for part in (model.get("text_config"), model) if isinstance(part, dict)]
+    return tokenizer_of(str(part.get("model_type", "")) for part in parts)
 
 
 def write_files(

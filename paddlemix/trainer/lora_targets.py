@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from paddlemix.checkpoint import keymap
+from paddlemix.settings.decoders.table import decoders
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
@@ -13,13 +14,10 @@ from paddlemix.utils.registry import nearest
 if TYPE_CHECKING:
     from paddle import nn
 
-LORA_TARGETS = (r"llama\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",)
-"""Default of ``lora_target_modules``: every linear layer of the decoder, never lm_head, projector or vision tower."""
-
 ALL_LINEAR = "all-linear"
-"""peft's word for the default."""
+"""Default of ``lora_target_modules``, by peft's word: every linear layer of the decoder, never lm_head, projector or
+vision tower."""
 
-_DECODER = "llama.layers."
 _FORMS = ("paddlemix", "llava", "llava_hf", "llava_hf_new")
 """The ways of naming a layer that a pattern may be written for."""
 _OTHER_PARTS = ("vision_tower", "mm_projector", "multi_modal_projector", "lm_head")
@@ -40,9 +38,9 @@ def find_targets(names: Sequence[str], patterns: Iterable[str]) -> tuple[list[st
     chosen: set[str] = set()
     notes = []
     for pattern in dict.fromkeys(patterns):
-        rules = [_compiled(text) for text in (LORA_TARGETS if pattern == ALL_LINEAR else (pattern,))]
+        rules = [_compiled(text) for text in (default_targets() if pattern == ALL_LINEAR else (pattern,))]
         fits = [name for name in names if any(_fits(rule, spellings[name]) for rule in rules)]
-        meant = fits if _names_other_part(pattern) else [name for name in fits if name.startswith(_DECODER)]
+        meant = fits if _names_other_part(pattern) else [name for name in fits if _is_in_decoder(name)]
         if not meant:
             raise ConfigError(f'"lora_target_modules": {_no_layer(pattern, fits, names)}')
         if len(meant) < len(fits):
@@ -60,10 +58,20 @@ def add_adapters(model: "nn.Layer", settings: TrainingSettings) -> list[str]:
 
     group, seed = settings.model, settings.training.seed
     linear = [name for name, layer in model.named_sublayers() if isinstance(layer, Linear)]
-    names, notes = find_targets(linear, group.lora_target_modules or LORA_TARGETS)
+    names, notes = find_targets(linear, group.lora_target_modules or (ALL_LINEAR,))
     whole = [re.escape(name) for name in names]
     add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed)
     return notes
+
+
+def default_targets() -> tuple[str, ...]:
+    """Regular expressions of the layers that LoRA trains by default, as the decoders' descriptions name them."""
+    rules = (rf"{re.escape(keymap.PREFIX_LLM + decoder.layers)}\d+\.{decoder.linears}" for decoder in decoders())
+    return tuple(dict.fromkeys(rules))
+
+
+def _is_in_decoder(name: str) -> bool:
+    return name.startswith(tuple(f"{keymap.PREFIX_LLM}{decoder.layers}" for decoder in decoders()))
 
 
 def _spellings(name: str) -> Iterator[str]:
@@ -92,7 +100,7 @@ def _names_other_part(pattern: str) -> bool:
 
 
 def _first_other(names: Iterable[str]) -> str:
-    return next(name for name in names if not name.startswith(_DECODER))
+    return next(name for name in names if not _is_in_decoder(name))
 
 
 def _no_layer(pattern: str, fits: list[str], names: Sequence[str]) -> str:
@@ -101,8 +109,8 @@ def _no_layer(pattern: str, fits: list[str], names: Sequence[str]) -> str:
             f'"{pattern}" fits no layer of the decoder, but {len(fits)} outside of it ({fits[0]}); '
             f'to give those an adapter name their part: "{_in_part(pattern, fits[0])}"'
         )
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names if name.startswith(_DECODER)))
-    example = next((name for name in names if name.startswith(_DECODER)), "none")
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names if _is_in_decoder(name)))
+    example = next((name for name in names if _is_in_decoder(name)), "none")
     hint = nearest(pattern, [*kinds, ALL_LINEAR])
     lists = "; write a list, one name an item" if "," in pattern else ""
     return (

@@ -21,7 +21,7 @@ from paddlemix.trainer.arguments import place_in_run, started_processes
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
-from paddlemix.trainer.lora_targets import LORA_TARGETS, find_targets
+from paddlemix.trainer.lora_targets import ALL_LINEAR, find_targets
 from paddlemix.trainer.resuming import require_same_run
 from paddlemix.trainer.stages import trained
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
@@ -63,7 +63,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     """
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
-    trained(_parameters(sources, settings), settings)
+    trained(_parameters(sources, settings), settings, sources.config.vision)
     config, parts = sources.config, sources.parts
     tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(parts))
     rows = _add_marks(tokenizer, config)
@@ -113,7 +113,7 @@ def _parameters(sources: Sources, settings: TrainingSettings) -> list[str]:
     if adapter is not None:
         layers = [weight.removesuffix(".weight") for weight in adapter.pairs]
     elif model.lora:
-        layers, _ = find_targets([*_matrices(sources), *_NEW_LAYERS], model.lora_target_modules or LORA_TARGETS)
+        layers, _ = find_targets([*_matrices(sources), *_NEW_LAYERS], model.lora_target_modules or (ALL_LINEAR,))
     else:
         layers = []
     return [*names, *(f"{layer}.lora_{side}" for layer in layers for side in "AB")]

@@ -2,13 +2,16 @@
 """What trains, at which rate, with or without decay: decided once, before the first step, for every parameter."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.model import VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.settings.towers.base import Tower
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils import options
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
@@ -34,11 +37,7 @@ _PARTS = (
     ("other", ("",)),
 )
 _ADAPTERS = "LoRA adapters"
-_TOWER_LAYER = re.compile(r"\.layers\.(\d+)\.")
-
-# LLaVA's trainer keeps norms out of the weight decay by a list of classes in which Mistral's norm was missing (found
-# in transformers 4.37.2), so the published Mistral recipes decay them. The numbers follow the original here.
-_DECAYED_NORMS = ("mistral",)
+_ENCODER_PREFIX = f"{_TOWER_PREFIX}vision_tower."
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in ("lora_A", "lora_B")
 
 
-def trained(names: Sequence[str], settings: TrainingSettings) -> set[str]:
-    """The parameters among ``names`` (all of a model's, with its adapters) that train.
+def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConfig | None) -> set[str]:
+    """The parameters among ``names`` (all of a model's, with its adapters) that train; ``vision``: its tower.
 
     By default the stage ``full`` trains everything but the vision tower, ``lora`` the adapters and the projector,
     ``projector`` the projector, ``vision tower`` the tower (and the projector with ``tune_mm_mlp_adapter``). With
@@ -147,12 +146,13 @@ def trained(names: Sequence[str], settings: TrainingSettings) -> set[str]:
     stage = stage_of(settings)
     include = _checked("freeze_include", settings.model.freeze_include or (), names)
     exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
+    tower = _tower_of(vision)
     trains = {}
     for name in names:
-        default = _trains_by_default(stage, name, settings)
+        default = _trains_by_default(stage, name, settings, tower)
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
-    _check_tower(trains, settings)
+    _check_tower(trains, settings, tower)
     _check_projector(trains, settings)
     chosen = {name for name in names if trains[name]}
     if not chosen:
@@ -174,36 +174,56 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     See ``trained`` for which and for its errors, and ``StagePlan`` for ``idle``.
     """
     names = [name for name, _ in model.named_parameters()]
-    no_decay, found = _without_decay(model), trained(names, settings)
+    vision = _vision_of(model)
+    tower = _tower_of(vision)
+    no_decay, found = _without_decay(model), trained(names, settings, vision)
     chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if name in found}
-    idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model)}
+    idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model, tower)}
     rules = {name: rule for name, rule in chosen.items() if name not in idle}
     return StagePlan(stage_of(settings), rules, tuple(_parts(model, rules)), idle)
 
 
-def _has_effect(name: str, model: "nn.Layer") -> bool:
-    """Whether a parameter changes the features: layers behind the chosen one, and the norm behind all, do not."""
-    if not name.startswith(_TOWER_PREFIX):
+def _vision_of(model: "nn.Layer") -> VisionConfig | None:
+    config = getattr(model, "config", None)
+    return None if config is None else config.vision
+
+
+def _tower_of(vision: VisionConfig | None) -> Tower | None:
+    """The description of a vision tower."""
+    return None if vision is None else TOWERS.get(vision.model_type)
+
+
+def _layer_of(name: str, tower: Tower | None) -> int | None:
+    """Number of the layer of the vision tower that a parameter lies in."""
+    return None if tower is None else tower.layer_of(name.removeprefix(_ENCODER_PREFIX))
+
+
+def _has_effect(name: str, model: "nn.Layer", tower: Tower | None) -> bool:
+    """Whether a parameter changes the features: layers behind the chosen one, and what follows all, do not."""
+    if tower is None or not name.startswith(_TOWER_PREFIX):
         return True
-    layer = _TOWER_LAYER.search(name)
-    return int(layer.group(1)) < model.llama.vision_tower.layer if layer else ".ln_post." not in name
+    layer = _layer_of(name, tower)
+    if layer is None:
+        return not tower.is_behind_layers(name.removeprefix(_ENCODER_PREFIX))
+    return layer < model.llama.vision_tower.layer
 
 
-def _trains_by_default(stage: str, name: str, settings: TrainingSettings) -> bool:
+def _trains_by_default(stage: str, name: str, settings: TrainingSettings, tower: Tower | None) -> bool:
     part, model = part_of(name), settings.model
     if part == TOWER_PART:
-        return (model.tune_entire_model or model.tune_vision_tower) and _from_layer(name, model.tune_vit_from_layer)
+        above = _from_layer(_layer_of(name, tower), model.tune_vit_from_layer)
+        return (model.tune_entire_model or model.tune_vision_tower) and above
     if part == PROJECTOR_PART:
         return model.tune_mm_mlp_adapter if stage == TOWER else not model.freeze_mm_mlp_adapter
     return stage == FULL or part == _ADAPTERS
 
 
-def _check_tower(trains: dict[str, bool], settings: TrainingSettings) -> None:
+def _check_tower(trains: dict[str, bool], settings: TrainingSettings, tower: Tower | None) -> None:
     """ConfigError when keys speak of a tower that trains, and no parameter of it does."""
-    model, tower = settings.model, [name for name in trains if part_of(name) == TOWER_PART]
-    if any(trains[name] for name in tower):
+    model, names = settings.model, [name for name in trains if part_of(name) == TOWER_PART]
+    if any(trains[name] for name in names):
         return
-    layers = {int(found.group(1)) for found in map(_TOWER_LAYER.search, tower) if found}
+    layers = {layer for layer in (_layer_of(name, tower) for name in names) if layer is not None}
     if model.tune_vit_from_layer is not None and model.tune_vit_from_layer > max(layers, default=-1):
         raise ConfigError(
             f'"tune_vit_from_layer" is {model.tune_vit_from_layer}, but the vision tower has {len(layers)} layers: '
@@ -226,12 +246,11 @@ def _check_projector(trains: dict[str, bool], settings: TrainingSettings) -> Non
         )
 
 
-def _from_layer(name: str, first: int | None) -> bool:
-    """Whether a parameter of the tower lies in layer ``first`` or above; None and -1 take every parameter."""
+def _from_layer(layer: int | None, first: int | None) -> bool:
+    """Whether ``layer`` of the tower is ``first`` or above; None and -1 take every parameter."""
     if first is None or first < 0:
         return True
-    layer = _TOWER_LAYER.search(name)
-    return layer is not None and int(layer.group(1)) >= first
+    return layer is not None and layer >= first
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -264,7 +283,7 @@ def _without_decay(model: "nn.Layer") -> set[str]:
     """Biases and norm weights. ``image_newline``, embeddings and the output head do decay, as in LLaVA's trainer."""
     skipped = {name for name, _ in model.named_parameters() if "bias" in name}
     config = getattr(model, "config", None)
-    if config is not None and config.text.model_type in _DECAYED_NORMS:
+    if config is not None and DECODERS.get(config.text.model_type).decays_norms:
         return skipped
     for prefix, layer in model.named_sublayers():
         if type(layer).__name__.endswith("Norm"):

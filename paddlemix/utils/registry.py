@@ -2,8 +2,9 @@
 """Tables of things that settings choose by their exact name."""
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from paddlemix.utils.errors import ConfigError
 
@@ -14,6 +15,15 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """``', did you mean "x"?'`` for the closest known name, or an empty string."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f', did you mean "{found[0]}"?' if found else ""
+
+
+def named(entry: str) -> Any:
+    """What ``module:Name`` names; the module is imported now. ValueError when there is nothing of that name."""
+    module, _, name = entry.partition(":")
+    found = getattr(importlib.import_module(module), name, None)
+    if found is None:
+        raise ValueError(f"{module} has no {name}")
+    return found
 
 
 class Registry(Generic[T]):

@@ -24,7 +24,7 @@ def names(all_names, form) -> list[str]:
     return all_names["intern" if form in HAS_NO_CLIP else "clip"]
 
 
-@pytest.mark.parametrize("form", keymap.FORMS)
+@pytest.mark.parametrize("form", keymap.forms())
 def test_every_parameter_comes_back_under_its_name(form, names):
     mapped = {name: keymap.theirs(name, form) for name in names}
     known = {name: target for name, target in mapped.items() if target is not None}
@@ -34,7 +34,7 @@ def test_every_parameter_comes_back_under_its_name(form, names):
         assert keymap.ours(target.name, form) == keymap.Target(name, target.transpose)
 
 
-@pytest.mark.parametrize("form", [form for form in keymap.FORMS if form not in keymap.TOWER_FORMS])
+@pytest.mark.parametrize("form", [form for form in keymap.forms() if form not in keymap.tower_forms()])
 def test_a_whole_model_has_a_name_for_every_parameter(form, names):
     assert [name for name in names if keymap.theirs(name, form) is None] == []
 
@@ -49,7 +49,7 @@ def test_internvit_comes_back_under_its_names(form, all_names):
         assert keymap.ours(target.name, form) == keymap.Target(name, target.transpose)
 
 
-@pytest.mark.parametrize("form", keymap.FORMS)
+@pytest.mark.parametrize("form", keymap.forms())
 def test_a_form_is_recognised_by_its_names(form, names):
     stored = [target.name for target in (keymap.theirs(name, form) for name in names) if target is not None]
     assert keymap.detect(stored) == form.removesuffix("_hf" if form == "peft_hf" else "")
@@ -64,11 +64,11 @@ PAIRS = [
     ("llava_hf", "image_newline", "llama.image_newline", False),
     ("llava_hf_new", "model.image_newline", "llama.image_newline", False),
     ("llava_hf_new", "model.language_model.norm.weight", "llama.norm.weight", False),
-    ("llava_hf_new", "model.vision_tower.pre_layrnorm.bias", f"{keymap.PREFIX_CLIP}ln_pre.bias", False),
+    ("llava_hf_new", "model.vision_tower.pre_layrnorm.bias", f"{keymap.PREFIX_TOWER}vision_model.ln_pre.bias", False),
     (
         "clip",
         "vision_model.encoder.layers.11.mlp.fc1.weight",
-        f"{keymap.PREFIX_CLIP}transformer.layers.11.linear1.weight",
+        f"{keymap.PREFIX_TOWER}vision_model.transformer.layers.11.linear1.weight",
         True,
     ),
     (
@@ -84,7 +84,7 @@ PAIRS = [
         "llama.vision_tower.vision_tower.embeddings.position_embedding",
         False,
     ),
-    ("clip", "vision_model.embeddings.patch_embedding.bias", f"{keymap.PREFIX_CLIP}conv1.bias", False),
+    ("clip", "vision_model.embeddings.patch_embedding.bias", f"{keymap.PREFIX_TOWER}vision_model.conv1.bias", False),
     ("peft", "base_model.model.model.mm_projector.0.weight", "llama.mm_projector.0.weight", True),
     ("peft", "base_model.model.mm_projector.0.weight", "llama.mm_projector.0.weight", True),
 ]

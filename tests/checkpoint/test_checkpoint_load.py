@@ -118,17 +118,17 @@ def test_such_a_tower_is_also_looked_for_beside_the_base_of_an_adapter(model, tm
 
 
 def test_a_tower_inside_needs_no_folder_when_its_shapes_are_a_published_ones(model, tmp_path, monkeypatch):
-    from paddlemix.settings.published import tower
+    from paddlemix.settings.towers import clip
 
-    facts = {key: getattr(model.config.vision, key) for key in tower.CLIP_LARGE_336}
-    monkeypatch.setitem(tower.WELL_KNOWN, "somebody/published", facts)
+    facts = {key: getattr(model.config.vision, key) for key in clip.CLIP_LARGE_336}
+    monkeypatch.setitem(clip.TOWER.published, "somebody/published", facts)
     hub = kit.hub(tmp_path, model)
     shutil.rmtree(hub["clip"])
     inside = {name: value for name, value in kit.weights_in("llava", model).items() if "vision_tower" in name}
     edit_weights(hub["llava"], lambda tensors: tensors.update(inside))
     kit.write_config(hub["llava"], kit.llava_config(model, "/mnt/other/my-tuned-tower"))
     assert_same(load_model(hub["llava"]).model, model)
-    monkeypatch.delitem(tower.WELL_KNOWN, "somebody/published")
+    monkeypatch.delitem(clip.TOWER.published, "somebody/published")
     with pytest.raises(CheckpointError, match=r'"mm_vision_tower" is "/mnt/other.*name it with vision_tower=FOLDER'):
         load_model(hub["llava"])
 

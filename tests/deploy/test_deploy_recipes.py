@@ -85,10 +85,10 @@ def test_counted_parameters_are_those_of_the_model(config):
 def test_counted_adapters_are_those_of_the_model():
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.ops.linear import add_lora
-    from paddlemix.trainer.lora_targets import LORA_TARGETS
+    from paddlemix.trainer.lora_targets import default_targets
 
     model = LlavaForCausalLM(tiny_config())
-    add_lora(model, LORA_TARGETS, 4, 8)
+    add_lora(model, default_targets(), 4, 8)
     found = sum(int(np.prod(value.shape)) for name, value in model.named_parameters() if ".lora_" in name)
     assert count_parameters(tiny_config(), lora_rank=4).adapters == found
 
@@ -188,10 +188,10 @@ def test_tensor_parallel_counts_the_whole_matrices_of_adapters():
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.ops.linear import add_lora
     from paddlemix.ops.parallel import TensorParallel
-    from paddlemix.trainer.lora_targets import LORA_TARGETS
+    from paddlemix.trainer.lora_targets import default_targets
 
     model = LlavaForCausalLM(PLAIN, TensorParallel(1, 2))
-    add_lora(model, LORA_TARGETS, 4, 8)
+    add_lora(model, default_targets(), 4, 8)
     found = sum(int(np.prod(value.shape)) for name, value in model.named_parameters() if ".lora_" in name)
     assert need(tensor_parallel_degree=2, lora=True, lora_rank=4).gradients == 4 * found
 

@@ -10,10 +10,9 @@ import pytest
 
 from paddlemix.models.llava import init_weights
 from paddlemix.models.projector import build_projector
-from paddlemix.models.vision.build import ENCODERS
+from paddlemix.models.vision.build import encoder_class
 from paddlemix.models.vision.intern_vit import resize_matrix
 from paddlemix.settings.model import VisionConfig
-from paddlemix.settings.published.intern import EVA_TYPE, INTERN_VIT_TYPE
 from paddlemix.utils.errors import ConfigError
 from tests.tiny import tiny_intern_config, tiny_model
 
@@ -24,14 +23,14 @@ INTERN = VisionConfig(
     4,
     image_size=42,
     patch_size=7,
-    model_type=INTERN_VIT_TYPE,
+    model_type="intern_vit_6b",
     hidden_act="gelu",
     layer_norm_eps=1e-6,
     extra={"qkv_bias": False, "qk_normalization": True, "position_grid": 4},
 )
 EVA = replace(
     INTERN,
-    model_type=EVA_TYPE,
+    model_type="eva_clip_vision_model",
     image_size=28,
     extra={"q_bias": True, "k_bias": False, "v_bias": True, "post_layernorm": False},
 )
@@ -39,7 +38,7 @@ EVA = replace(
 
 def encoder_of(config, seed=0):
     """A tower's transformer with random values in every parameter, biases and norms included."""
-    encoder = ENCODERS.get(config.model_type)(config)
+    encoder = encoder_class(config.model_type)(config)
     rng = np.random.default_rng(seed)
     with paddle.no_grad():
         for parameter in encoder.parameters():

@@ -219,11 +219,11 @@ def test_the_optimizer_is_stored_by_structured_names(tmp_path):
 
 
 def test_a_run_does_not_go_on_over_another_base_under_the_same_path(tmp_path):
-    from tests.trainer.trainer_kit import LORA_TARGETS, add_lora, make_trainer, tiny
+    from tests.trainer.trainer_kit import add_lora, default_targets, make_trainer, tiny
 
     def lora_model(seed):
         model = tiny(seed)
-        add_lora(model, LORA_TARGETS, 2, 4.0, 0.0, seed=1)
+        add_lora(model, default_targets(), 2, 4.0, 0.0, seed=1)
         return model
 
     logging.getLogger("PaddleNLP").setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from paddlemix.ops.linear import lora_layers
-from paddlemix.trainer.lora_targets import LORA_TARGETS, add_adapters, find_targets
+from paddlemix.trainer.lora_targets import add_adapters, default_targets, find_targets
 from paddlemix.utils.errors import ConfigError
 from tests.trainer.trainer_kit import settings, tiny
 
@@ -41,7 +41,7 @@ def test_every_spelling_of_a_decoder_layer_means_the_decoder_alone(names, patter
 
 
 def test_pefts_word_for_all_and_patterns_of_everything_mean_the_default(names):
-    default = find_targets(names, LORA_TARGETS)[0]
+    default = find_targets(names, default_targets())[0]
     assert len(default) == 2 * 7
     for pattern in ("all-linear", ".*", "llama.*"):
         assert find_targets(names, [pattern])[0] == default
@@ -61,7 +61,7 @@ def test_layers_outside_of_the_decoder_are_taken_when_their_part_is_named(names)
 def test_a_pattern_that_would_have_fitted_the_tower_says_so_and_others_say_nothing(names):
     (note,) = find_targets(names, [".*q_proj"])[1]
     assert re.search(r'".*q_proj" means 2 layers of the decoder; 3 outside of it fit too \(llama\.vision_tower\.', note)
-    assert find_targets(names, ["llama.layer.*q_proj.*", *LORA_TARGETS])[1] == []
+    assert find_targets(names, ["llama.layer.*q_proj.*", *default_targets()])[1] == []
 
 
 @pytest.mark.parametrize(

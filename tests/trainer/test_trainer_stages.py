@@ -4,7 +4,7 @@ import pytest
 
 from paddlemix.ops.linear import add_lora
 from paddlemix.trainer.checkpointing import plain_optimizer
-from paddlemix.trainer.lora_targets import LORA_TARGETS
+from paddlemix.trainer.lora_targets import default_targets
 from paddlemix.trainer.stages import part_of, plan_stage
 from paddlemix.utils.errors import ConfigError
 from tests.trainer.trainer_kit import CONFIG, make_trainer, settings, tiny
@@ -15,7 +15,7 @@ def parts(plan):
 
 
 def with_adapters(model):
-    add_lora(model, LORA_TARGETS, 4, 8)
+    add_lora(model, default_targets(), 4, 8)
     return model
 
 
@@ -32,7 +32,7 @@ def test_lora_trains_adapters_and_projector_only(tmp_path):
 
 def test_default_targets_are_all_linear_layers_of_the_decoder_and_none_else():
     model = tiny()
-    names = add_lora(model, LORA_TARGETS, 4, 8)
+    names = add_lora(model, default_targets(), 4, 8)
     assert len(names) == 2 * 7
     assert all(name.startswith("llama.layers.") for name in names)
 

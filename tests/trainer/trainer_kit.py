@@ -16,7 +16,7 @@ from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.divided import put
-from paddlemix.trainer.lora_targets import LORA_TARGETS
+from paddlemix.trainer.lora_targets import default_targets
 from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import DataError
@@ -124,7 +124,9 @@ def make_trainer(run: TrainingSettings, rows: Any = None, eval_rows: Any = None,
         model = tiny()
         if run.model.lora:
             lora = run.model
-            add_lora(model, LORA_TARGETS, lora.lora_rank, lora.lora_alpha, lora.lora_dropout, seed=run.training.seed)
+            add_lora(
+                model, default_targets(), lora.lora_rank, lora.lora_alpha, lora.lora_dropout, seed=run.training.seed
+            )
     more.setdefault("order", shuffled(len(rows), run.training.seed))
     return LlavaTrainer(
         model,

@@ -22,7 +22,7 @@ from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import allocate
-from paddlemix.models.vision.build import ENCODERS
+from paddlemix.models.vision.build import encoder_class
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.settings.model import VisionConfig
 from paddlemix.settings.published.tower import read_tower
@@ -77,7 +77,7 @@ def relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
 def load_encoder(folder: Path) -> tuple[VisionConfig, nn.Layer]:
     """A vision tower's transformer alone, from a folder of its own."""
     config = read_tower(folder)
-    encoder = ENCODERS.get(config.model_type)(config)
+    encoder = encoder_class(config.model_type)(config)
     source = open_folder(folder)
     form = keymap.detect(source.infos())
     parameters = dict(encoder.named_parameters())

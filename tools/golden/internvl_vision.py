@@ -2,6 +2,7 @@
 """Golden family i, part one: InternViT and EVA-CLIP towers, their gradients, projectors, images and names."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from paddlemix.imaging.preprocess import preprocess, tiles_of, to_uint8
 from paddlemix.models.llava import allocate
 from paddlemix.models.projector import build_projector
 from paddlemix.settings.model import ImageConfig
-from paddlemix.settings.published.intern import IMAGENET_MEAN, IMAGENET_STD, with_side
 from paddlemix.settings.published.tower import pixels_for, read_tower
+from paddlemix.settings.towers.base import IMAGENET_MEAN, IMAGENET_STD
 from tools.golden.case import Case, guarded
 from tools.golden.common import (
     FEATURES,
@@ -158,7 +159,7 @@ def _pictures(folder: Path) -> Iterator[Case]:
     for side, facts in sides.items():
         if tower is None:
             break
-        pixels = pixels_for(with_side(read_tower(tower), int(side)), [tower])
+        pixels = pixels_for(replace(read_tower(tower), image_size=int(side)), [tower])
         ours = [pixels.crop_size, pixels.resize_size, list(pixels.mean), list(pixels.std), 3]
         size, crop = facts["size"]["shortest_edge"], facts["crop_size"]["height"]
         theirs = [crop, size, facts["image_mean"], facts["image_std"], facts["resample"]]

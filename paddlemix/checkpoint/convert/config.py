@@ -5,25 +5,23 @@ from dataclasses import asdict
 from typing import Any
 
 from paddlemix.checkpoint.save_files import processor_data
+from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError
 
 TOWER_FOLDER = "vision_tower"
 """Sub-folder for the tower of a model that does not know the tower's published name."""
 
-_ORIGINAL_TYPES = {
-    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
-    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
-}
-_HF_BODIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
 
 
 def text_data(text: TextConfig) -> dict[str, Any]:
-    """The language model's keys, as Llama and Mistral have them."""
-    data = {key: value for key, value in asdict(text).items() if value is not None and key != "model_type"}
-    # Absent, it would be transformers' default of 4096 for a Mistral.
-    return {**data, "sliding_window": None} if text.model_type == "mistral" and not text.sliding_window else data
+    """The language model's keys, as its own config.json has them."""
+    decoder, fields = DECODERS.get(text.model_type), asdict(text)
+    foreign = set(fields) - {*decoder.defaults, "rope_scaling", "hidden_act"}
+    data = {key: value for key, value in fields.items() if value is not None and key not in foreign}
+    return {**data, **{key: None for key in decoder.written_null if not fields[key]}}
 
 
 def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool, dtype: str) -> dict[str, Any]:
@@ -32,19 +30,18 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
     ``unfreeze_mm_vision_tower`` makes LLaVA's loader take a tower inside the checkpoint; without it the weights are
     those of the named folder (model/llava_arch.py, clip_encoder.py).
     """
+    decoder = DECODERS.get(config.text.model_type)
     if config.vision is None or config.image is None:
-        body = _HF_BODIES[config.text.model_type]
         return {
-            "architectures": [body],
+            "architectures": [decoder.hf_class],
             "model_type": config.text.model_type,
             **text_data(config.text),
             "torch_dtype": dtype,
             "tokenizer_model_max_length": config.model_max_length,
         }
-    kind, name = _ORIGINAL_TYPES[config.text.model_type]
     data = {
-        "architectures": [name],
-        "model_type": kind,
+        "architectures": [decoder.original_class],
+        "model_type": decoder.original_types[0],
         **text_data(config.text),
         "torch_dtype": dtype,
         "use_mm_proj": True,
@@ -71,12 +68,13 @@ def _aspect(image: ImageConfig) -> str:
     return image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
 
 
-def clip_data(vision: VisionConfig) -> dict[str, Any]:
-    """The config.json of a CLIP vision tower."""
-    if vision.model_type != "clip_vision_model" or vision.extra:
+def tower_data(vision: VisionConfig) -> dict[str, Any]:
+    """The config.json of a vision tower."""
+    tower = TOWERS.get(vision.model_type)
+    if not tower.writable or set(vision.extra) - set(tower.extra):
         raise CheckpointError(f'a vision tower of the kind "{vision.model_type}" has no form in other layouts')
-    left_out = ("select_layer", "select_feature", "extra")
-    return {key: value for key, value in asdict(vision).items() if key not in left_out}
+    fields = {name: value for name, value in asdict(vision).items() if name in tower.defaults}
+    return {**fields, "model_type": tower.type_in_file, **vision.extra}
 
 
 def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int | None, dtype: str) -> dict[str, Any]:
@@ -88,15 +86,15 @@ def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int 
         "model_type": "llava_next" if anyres else "llava",
         "torch_dtype": dtype,
         "text_config": {
-            "architectures": [_HF_BODIES[config.text.model_type]],
+            "architectures": [DECODERS.get(config.text.model_type).hf_class],
             "model_type": config.text.model_type,
             **text_data(config.text),
             "vocab_size": vocabulary,
             "torch_dtype": dtype,
         },
-        "vision_config": clip_data(vision),
+        "vision_config": tower_data(vision),
         "vision_feature_layer": vision.select_layer,
-        "vision_feature_select_strategy": _STRATEGIES[vision.select_feature],
+        "vision_feature_select_strategy": _strategy(vision),
         "image_token_index": image_id,
         "pad_token_id": pad_id,
         "projector_hidden_act": "gelu",
@@ -116,6 +114,8 @@ def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
     vision, image = config.vision, config.image
     if vision is None or image is None:
         raise CheckpointError("llava-hf has no form for a language model without a vision tower")
+    if TOWERS.get(vision.model_type).hf_prefix is None:
+        raise CheckpointError(f'llava-hf has no form for a vision tower of the kind "{vision.model_type}"')
     if config.projector_type != "mlp2x_gelu":
         raise CheckpointError(f'llava-hf has no form for the projector "{config.projector_type}", only for mlp2x_gelu')
     wanted = "spatial_unpad" if image.aspect == "anyres" else "flat"
@@ -125,6 +125,11 @@ def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
             f'llava-hf has no form for image_aspect_ratio "{_aspect(image)}" with mm_patch_merge_type "{image.merge}"'
         )
     return vision, image
+
+
+def _strategy(vision: VisionConfig) -> str:
+    """llava-hf's ``default`` leaves out row 0, which is a patch in a tower without a class token."""
+    return _STRATEGIES[vision.select_feature] if vision.class_tokens else "full"
 
 
 def hf_processor(config: LlavaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,8 +150,8 @@ def hf_processor(config: LlavaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     processor = {
         "processor_class": name,
         "image_token": "<image>",
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": vision.class_tokens,
         "patch_size": vision.patch_size,
-        "vision_feature_select_strategy": _STRATEGIES[vision.select_feature],
+        "vision_feature_select_strategy": _strategy(vision),
     }
     return pixels, processor

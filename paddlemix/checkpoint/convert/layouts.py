@@ -39,9 +39,10 @@ from paddlemix.checkpoint.save_files import (
     write_weights,
 )
 from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
-from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, LlavaConfig
+from paddlemix.settings.model import ImageConfig, LlavaConfig
 from paddlemix.settings.published.config import TEMPLATE_KEY, load_config
-from paddlemix.settings.published.tower import WELL_KNOWN
+from paddlemix.settings.published.tower import Pixels, is_published, pixels_for
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, template_for
 from paddlemix.utils import options
 from paddlemix.utils.dtypes import dtype_named
@@ -272,10 +273,10 @@ def _original(job: _Job, staging: Path, vocabulary: TokenizerPlan, dtype: str) -
     if config.vision is not None and not name:
         name = convert_config.TOWER_FOLDER
         _write_tower(job, staging / name, weights=True)
-    elif name and not job.tower_outside and name not in WELL_KNOWN:
+    elif name and not job.tower_outside and not is_published(name):
         # The weights are inside; what is left to know of the tower goes along under the last part of its name.
         _write_tower(job, staging / Path(name).name, weights=False)
-    if image is not None and (image.resize_size, image.mean, image.std) != (image.crop_size, CLIP_MEAN, CLIP_STD):
+    if image is not None and _pixels_of(image) != pixels_for(config.vision, []):
         write_json(staging / PREPROCESSOR, _pixels(config))
     config = config.with_changes(text=replace(config.text, vocab_size=vocabulary.rows))
     return convert_config.original_data(config, tower=name, tower_inside=job.tower_outside is None, dtype=dtype)
@@ -284,14 +285,19 @@ def _original(job: _Job, staging: Path, vocabulary: TokenizerPlan, dtype: str) -
 def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
     """The tower as a folder of its own, which LLaVA's loader opens before it takes the weights of the checkpoint."""
     folder.mkdir()
-    write_json(folder / CONFIG, convert_config.clip_data(job.config.vision))
+    write_json(folder / CONFIG, convert_config.tower_data(job.config.vision))
     write_json(folder / PREPROCESSOR, _pixels(job.config))
     if weights:
         last: list[LoadEntry] = []
+        form = TOWERS.get(job.config.vision.model_type).form_name
         entries = sorted(job.sources.plan.entries.items())
         names = [(name, entry) for name, entry in entries if name.startswith(keymap.PREFIX_TOWER)]
-        tensors = [stored(name, entry, keymap.theirs(name, "clip"), job.dtype, 0, last) for name, entry in names]
+        tensors = [stored(name, entry, keymap.theirs(name, form), job.dtype, 0, last) for name, entry in names]
         write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+def _pixels_of(image: ImageConfig) -> Pixels:
+    return Pixels(image.crop_size, image.resize_size, image.mean, image.std)
 
 
 def _pixels(config: LlavaConfig) -> dict[str, Any]:
@@ -308,7 +314,7 @@ def _differences(config: LlavaConfig, folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         tower = None
         if config.vision is not None:
-            write_json(Path(place) / CONFIG, convert_config.clip_data(config.vision))
+            write_json(Path(place) / CONFIG, convert_config.tower_data(config.vision))
             write_json(Path(place) / PREPROCESSOR, _pixels(config))
             tower = Path(place)
         found = load_config(folder, tower_folder=None if _is_hf(folder) else tower)

@@ -31,11 +31,10 @@ class LlamaAttention(nn.Layer):
         group = config.num_attention_heads // config.num_key_value_heads
         self.heads, self.kv_heads = kv_heads.count * group, kv_heads.count
         inner, inner_kv = kv_heads.times(group * self.head_dim), kv_heads.times(self.head_dim)
-        bias = config.attention_bias
-        self.q_proj = Linear(config.hidden_size, inner, bias=bias)
-        self.k_proj = Linear(config.hidden_size, inner_kv, bias=bias)
-        self.v_proj = Linear(config.hidden_size, inner_kv, bias=bias)
-        self.o_proj = Linear(inner, config.hidden_size, bias=bias)
+        self.q_proj = Linear(config.hidden_size, inner, bias=config.has_bias("q_proj"))
+        self.k_proj = Linear(config.hidden_size, inner_kv, bias=config.has_bias("k_proj"))
+        self.v_proj = Linear(config.hidden_size, inner_kv, bias=config.has_bias("v_proj"))
+        self.o_proj = Linear(inner, config.hidden_size, bias=config.has_bias("o_proj"))
         self.fused: Fused | None = None
 
     def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None) -> Tensor:

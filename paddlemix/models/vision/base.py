@@ -13,7 +13,10 @@ from paddlemix.utils.errors import ConfigError
 
 
 class VisionEncoder(Protocol):
-    """One family's transformer. ``layers`` is its depth; with ``recompute`` blocks that train keep only their input."""
+    """One family's transformer. ``layers`` is its depth; with ``recompute`` blocks that train keep only their input.
+
+    "1 +" in the shapes is the class token, which not every tower has (``settings.towers.base.Tower.class_token``).
+    """
 
     layers: int
     recompute: bool
@@ -46,7 +49,8 @@ class VisionTower(nn.Layer):
             raise ConfigError(f"vision tower: expected pixels [N, 3, {side}, {side}], got {list(pixels.shape)}")
         hidden = self.vision_tower.hidden_state(pixels, self.layer)
         # The class token is row 0; "patch" leaves it out.
-        return hidden[:, 1:] if self.config.select_feature == "patch" else hidden
+        without = self.config.select_feature == "patch" and self.config.class_tokens
+        return hidden[:, 1:] if without else hidden
 
 
 def run_layers(blocks: Iterable[nn.Layer], hidden: Tensor, mask: Mask, recompute: bool) -> Tensor:

@@ -10,22 +10,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER, decoders
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.published.grid import read_aspect, read_grid
-from paddlemix.settings.published.intern import INTERN_VIT_TYPE, refuse_chat_14b, with_side
 from paddlemix.settings.published.reader import KeyReader
-from paddlemix.settings.published.text import TEXT_DEFAULTS, read_text
+from paddlemix.settings.published.text import read_text
 from paddlemix.settings.published.tower import (
-    CLIP_LARGE_336,
     Pixels,
     find_tower,
     known_tower,
     pixels_for,
-    read_pixels,
     read_tower,
+    refuse_model,
+    with_feature,
 )
 from paddlemix.settings.published.tower import vision_of as _vision_of
 from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA, LLAVA_HF
+from paddlemix.settings.towers.table import LLAVA_HF_VISION, TOWERS
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.foreign import reading, refuse_special
@@ -36,7 +37,6 @@ OWN_MODEL_TYPE = "paddlemix_llava"
 TEMPLATE_KEY = "paddlemix_template"
 """Key of a config.json in another layout for the template of a model, where it is not ``default_template``."""
 
-_ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "share4v": "llama"}
 _HF_TYPES = ("llava", "llava_next")
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
 _MERGES = ("flat", "spatial", "spatial_unpad")
@@ -45,8 +45,6 @@ _STRATEGIES = {"default": "patch", "full": "cls_patch"}
 MAX_PINPOINTS = 1024
 MAX_CANVAS = 1 << 24
 """Pixels of an image's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
-_YI_VOCABULARY = range(64000, 64257)
-"""Yi has 64000 tokens; llava-hf pads the table to a multiple of 64. No other published LLaVA has this size."""
 
 
 def load_config(
@@ -84,35 +82,48 @@ def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaC
         config = _own(reader)
     elif kind in _HF_TYPES and _is_hf(reader):
         config = _llava_hf(reader, root)
-    elif kind in _ORIGINAL_TYPES or (kind in TEXT_DEFAULTS and reader.data.get("mm_vision_tower")):
+    elif kind in _original_types() or (kind in DECODERS and reader.data.get("mm_vision_tower")):
         config = _original(reader, root, given, inside)
-    elif kind in TEXT_DEFAULTS:
+    elif kind in DECODERS:
         config = _language_model(reader, given)
     else:
-        known = (OWN_MODEL_TYPE, *_ORIGINAL_TYPES, "llava_next", *TEXT_DEFAULTS)
+        known = (OWN_MODEL_TYPE, *_original_types(), "llava_next", *DECODERS)
         hint = nearest(str(kind), known)
         reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
     return config
 
 
 def default_template(text: TextConfig) -> str:
-    """Name of the conversation template a model was trained with, from facts about its architecture.
+    """Name of the conversation template a model was trained with, from facts about its architecture."""
+    return DECODERS.get(text.model_type).template_for(text.vocab_size)
 
-    LLaVA's Vicuna models were trained and evaluated with ``vicuna_v1`` (a curious user); its command line chat uses
-    ``llava_v1`` (a curious human) instead. We take the training template everywhere, so that a prompt is what the
-    model has learnt from; ``llava_v1`` can be asked for.
-    """
-    if text.model_type == "mistral":
-        return "mistral_instruct"
-    return "chatml_direct" if text.vocab_size in _YI_VOCABULARY else "vicuna_v1"
+
+def _original_types() -> dict[str, str]:
+    """``model_type`` of LLaVA's own layout to that of the decoder."""
+    return {name: decoder.kind for decoder in decoders() for name in decoder.original_types}
+
+
+def _decoder_of(reader: KeyReader) -> str:
+    """The decoder of a config.json in LLaVA's own layout."""
+    declared = _original_types().get(reader.data["model_type"], reader.data["model_type"])
+    if not DECODERS.get(declared).class_decides:
+        return declared
+    names = [str(name) for name in reader.data.get("architectures") or []]
+    found = [decoder.kind for decoder in decoders() if any(name.endswith(decoder.hf_class) for name in names)]
+    return found[-1] if found else declared
 
 
 def _own(reader: KeyReader) -> LlavaConfig:
     data = {key: value for key, value in reader.data.items() if key not in ("model_type", "architectures", "format")}
     try:
-        return LlavaConfig.from_dict(data, str(reader.file))
+        config = LlavaConfig.from_dict(data, str(reader.file))
+        for key, part, table in (("text", config.text, DECODERS), ("vision", config.vision, TOWERS)):
+            if part is not None and part.model_type not in table:
+                known = f"unknown{nearest(part.model_type, list(table))} (known: {', '.join(table)})"
+                reader.wrong(f"{key}/model_type", part.model_type, known)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+    return config
 
 
 def _is_hf(reader: KeyReader) -> bool:
@@ -121,11 +132,8 @@ def _is_hf(reader: KeyReader) -> bool:
 
 def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
-    refuse_chat_14b(reader)
-    declared = _ORIGINAL_TYPES.get(reader.data["model_type"], reader.data["model_type"])
-    names = reader.data.get("architectures") or []
-    family = "mistral" if any(str(name).endswith("MistralForCausalLM") for name in names) else declared
-    text = read_text(reader, family, complete=True)
+    refuse_model(reader)
+    text = read_text(reader, _decoder_of(reader), complete=True)
     name = reader.take("mm_vision_tower", str, None) or reader.take("vision_tower", str, None)
     if name is None and tower_folder is None:
         raise CheckpointError(
@@ -168,22 +176,18 @@ def _llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
     next_model = reader.take("model_type", str, "") == "llava_next"
     part = reader.child("text_config", {})
-    family = part.take("model_type", str, "llama")
-    if family not in TEXT_DEFAULTS:
-        part.wrong("model_type", family, f"expected one of {', '.join(TEXT_DEFAULTS)}")
+    family = part.take("model_type", str, LLAVA_DECODER.kind)
+    if family not in DECODERS:
+        part.wrong("model_type", family, f"expected one of {', '.join(DECODERS)}")
     text = read_text(part, family, complete=False)
     dtype = reader.dtype() or part.dtype() or "float32"
     part.dtype()
     part.ignore(ANYWHERE)
     part.finish()
-    vision = _vision_of(reader.child("vision_config", {"model_type": "clip_vision_model", **CLIP_LARGE_336}))
-    strategy = _choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), "default")
-    vision = dataclasses.replace(
-        vision, select_layer=reader.take("vision_feature_layer", int, -2), select_feature=_STRATEGIES[strategy]
-    )
+    vision = _hf_vision(reader)
     reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
     reader.expect("multimodal_projector_bias", True, why="the projector has biases")
-    pixels = read_pixels([root], vision.image_size)
+    pixels = pixels_for(vision, [root])
     # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
     grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
     aspect = "anyres" if next_model else ("pad" if pixels.pads else "square")
@@ -204,9 +208,19 @@ def _llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     return _checked(config, reader)
 
 
+def _hf_vision(reader: KeyReader) -> VisionConfig:
+    vision = _vision_of(reader.child("vision_config", LLAVA_HF_VISION))
+    strategy = _choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), "default")
+    if strategy == "default" and not vision.class_tokens:
+        why = "leaves out the first row, which is a patch in a tower without a class token; expected full"
+        reader.wrong("vision_feature_select_strategy", strategy, why)
+    layer = reader.take("vision_feature_layer", int, -2)
+    return with_feature(dataclasses.replace(vision, select_layer=layer), _STRATEGIES[strategy])
+
+
 def _language_model(reader: KeyReader, tower_folder: Path | None) -> LlavaConfig:
-    """A Llama or Mistral without eyes. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
-    text = read_text(reader, reader.take("model_type", str, "llama"), complete=True)
+    """A language model without a tower. With ``tower_folder`` it becomes a LLaVA that has still to be trained."""
+    text = read_text(reader, reader.data["model_type"], complete=True)
     length = min(_length(reader, text.max_position_embeddings), text.max_position_embeddings)
     config = LlavaConfig(
         text=text,
@@ -244,7 +258,7 @@ def _tower(
 def _selected(reader: KeyReader, vision: VisionConfig) -> VisionConfig:
     layer = reader.need("mm_vision_select_layer", int)
     feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
-    return dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+    return with_feature(dataclasses.replace(vision, select_layer=layer), feature)
 
 
 def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int], ...]) -> ImageConfig:
@@ -307,15 +321,16 @@ def _checked(config: LlavaConfig, reader: KeyReader) -> LlavaConfig:
 
 
 def _sized(reader: KeyReader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
-    """Tower and tiles of ``mm_image_size`` pixels: InternViT takes any size, the others have one place per patch."""
+    """Tower and tiles of ``mm_image_size`` pixels, for a tower whose position table is resized."""
     side = reader.take("mm_image_size", int, vision.image_size)
     if side == vision.image_size:
         return vision, image
-    if vision.model_type != INTERN_VIT_TYPE:
+    if TOWERS.get(vision.model_type).position_table is None:
         reader.wrong("mm_image_size", side, f"this vision tower takes {vision.image_size} pixels only")
     if side < vision.patch_size:
         reader.wrong("mm_image_size", side, f"smaller than one patch of {vision.patch_size} pixels")
-    return with_side(vision, side), dataclasses.replace(image, crop_size=side, resize_size=side)
+    sized = dataclasses.replace(vision, image_size=side)
+    return sized, dataclasses.replace(image, crop_size=side, resize_size=side)
 
 
 def _tiled(reader: KeyReader, image: ImageConfig) -> ImageConfig:
@@ -353,7 +368,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
     if vision is not None:
         layer = reader.take("mm_vision_select_layer", int, vision.select_layer)
         feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
-        vision = dataclasses.replace(vision, select_layer=layer, select_feature=feature)
+        vision = with_feature(dataclasses.replace(vision, select_layer=layer), feature)
     merge = None
     if vision is not None and image is not None:
         vision, image = _sized(reader, vision, image)

@@ -127,7 +127,7 @@ class KeyReader:
     def at_most(self, values: dict[str, Any], limits: dict[str, int]) -> None:
         """Refuse numbers that no model has: a model of that size would be laid out before its weights are missed."""
         for name, limit in limits.items():
-            if values[name] is not None and values[name] > limit:
+            if values.get(name) is not None and values[name] > limit:
                 self.wrong(name, values[name], f"expected at most {limit}")
 
     def wrong(self, name: str, value: Any, why: str) -> NoReturn:

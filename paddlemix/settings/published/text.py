@@ -1,35 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language model of a foreign config.json: Llama's and Mistral's keys, with transformers' defaults."""
+"""The language model of a foreign config.json, by the description of its decoder (``settings/decoders``)."""
 
 import math
 from typing import Any
 
+from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import TextConfig
 from paddlemix.settings.published.reader import KeyReader
 
-# Defaults of transformers' LlamaConfig and MistralConfig, for the keys that a file leaves out.
-_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "sliding_window": None,
-}
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "mistral": {
-        **_LLAMA,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-}
 _LARGEST = {
     "vocab_size": 1 << 22,
     "hidden_size": 1 << 17,
@@ -44,23 +22,21 @@ _CORE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 def read_text(reader: KeyReader, family: str, *, complete: bool) -> TextConfig:
     """The language model. ``complete``: the file must hold the sizes itself."""
+    decoder = DECODERS.get(family)
     reader.take("model_type", str, family)
     values: dict[str, Any] = {}
-    for name, default in TEXT_DEFAULTS[family].items():
-        kind = float if isinstance(default, float) else int
+    for name, default in decoder.defaults.items():
+        kind = int if default is None else type(default)
         needed = complete and name in _CORE
         values[name] = reader.need(name, kind) if needed else reader.take(name, kind, default)
     if "sliding_window" in reader.data and reader.data["sliding_window"] is None:
         values["sliding_window"] = None
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
-    values["head_dim"] = reader.take("head_dim", int, None)
     values["rope_theta"], values["rope_scaling"] = _rope(reader, values["rope_theta"])
-    values["attention_bias"] = reader.take("attention_bias", bool, False)
-    values["tie_word_embeddings"] = reader.take("tie_word_embeddings", bool, False)
-    values["initializer_range"] = reader.take("initializer_range", float, 0.02)
-    for name, default in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", None)):
-        values[name] = reader.take(name, int, default)
+    for name, (accepted, why) in decoder.expected.items():
+        reader.expect(name, accepted, why=why)
+    reader.ignore(decoder.ignored)
     reader.expect("hidden_act", "silu", why="only silu is supported")
     reader.expect("mlp_bias", False, why="only layers without bias are supported")
     reader.expect("alibi", False, why="only rotary positions are supported")
@@ -74,12 +50,12 @@ def _check_text(reader: KeyReader, values: dict[str, Any]) -> None:
     reader.positive(values, *_CORE, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     reader.at_most(values, _LARGEST)
     for name in ("head_dim", "sliding_window"):
-        if values[name] is not None:
+        if values.get(name) is not None:
             reader.positive(values, name)
     heads = values["num_attention_heads"]
-    if (values["head_dim"] or 2) % 2:
+    if (values.get("head_dim") or 2) % 2:
         reader.wrong("head_dim", values["head_dim"], "expected an even number; rotary positions turn pairs")
-    if values["head_dim"] is None and values["hidden_size"] % heads:
+    if values.get("head_dim") is None and values["hidden_size"] % heads:
         reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple of it")
     if heads % values["num_key_value_heads"]:
         reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")

@@ -2,63 +2,21 @@
 """The vision tower of a foreign checkpoint: where its folder is, its architecture, and how it wants its images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.model import CLIP_MEAN, CLIP_STD, VisionConfig
+from paddlemix.settings.model import VisionConfig
 from paddlemix.settings.places import places
-from paddlemix.settings.published.intern import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INTERN_VIT_TYPE,
-    eva_of,
-    intern_vit_of,
-    is_eva,
-    known_intern_vit,
-    refuse_14b,
-)
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.unused_keys import ANYWHERE, PREPROCESSOR, VISION
+from paddlemix.settings.towers.base import Tower
+from paddlemix.settings.towers.table import LLAVA_TOWER, TOWERS, towers
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.paths import expanded
 
-# Defaults of transformers' CLIPVisionConfig for the keys that a file leaves out.
-_CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 _LARGEST = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 512, "image_size": 1 << 14}
-
-# CLIP ViT-L/14: the tower that a llava-hf config means when it has no vision_config.
-CLIP_LARGE_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
-
-WELL_KNOWN = {
-    "openai/clip-vit-large-patch14-336": CLIP_LARGE_336,
-    "openai/clip-vit-large-patch14": {**CLIP_LARGE_336, "image_size": 224},
-    # What MV-LLaVA and ShareGPT4V name: CLIP's towers, tuned.
-    "Zery/MV-LLaVA-7B_Pretrained_vit-large224-l4": {**CLIP_LARGE_336, "image_size": 224},
-    "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12": CLIP_LARGE_336,
-    "Lin-Chen/ShareGPT4V-13B_Pretrained_vit-large336-l12": CLIP_LARGE_336,
-}
-"""Architecture of published towers, for checkpoints that hold the tower's weights but not its config.json.
-
-The weights decide in the end: a tower of another shape does not load.
-"""
 
 
 @dataclass(frozen=True)
@@ -67,8 +25,8 @@ class Pixels:
 
     crop_size: int
     resize_size: int
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     pads: bool = False
 
 
@@ -84,61 +42,104 @@ def find_tower(folder: str | Path, name: str) -> Path | None:
 
 
 def read_tower(folder: Path) -> VisionConfig:
-    """The tower of a folder: CLIP (the whole model or its vision part), EVA-CLIP or InternViT."""
-    return vision_of(KeyReader.of_file(folder / "config.json", built_in=(INTERN_VIT_TYPE,)))
+    """The tower of a folder, alone or as the ``vision_config`` of a whole model."""
+    built_in = [tower.type_in_file for tower in towers() if tower.has_code]
+    return vision_of(KeyReader.of_file(folder / "config.json", built_in=built_in))
 
 
 def vision_of(reader: KeyReader) -> VisionConfig:
     """``VisionConfig`` from the object of a tower's config.json.
 
-    A whole CLIP model holds ``vision_config`` and, in files of old versions, also ``vision_config_dict``; where both
+    A whole model (CLIP) holds ``vision_config`` and, in files of old versions, also ``vision_config_dict``; where both
     say something, the second wins (transformers' CLIPConfig does so).
     """
-    kind = reader.take("model_type", str, "clip_vision_model")
-    if kind == "clip":
+    kind = reader.take("model_type", str, LLAVA_TOWER.type_in_file)
+    whole = next((tower for tower in towers() if tower.whole_type == kind), None)
+    if whole is not None:
         reader.ignore(VISION, ANYWHERE)
         part = reader.child("vision_config", {})
         newer = reader.take("vision_config_dict", dict, None) or {}
         reader.dtype()
         reader.finish()
-        return vision_of(part.updated(newer))
-    if kind == INTERN_VIT_TYPE:
-        return intern_vit_of(reader)
-    refuse_14b(reader, kind)
-    if kind != "clip_vision_model":
-        known = f"clip_vision_model, {INTERN_VIT_TYPE}"
+        return vision_of(part.updated({"model_type": part.data.get("model_type", whole.type_in_file), **newer}))
+    return _read(reader, _tower_of(reader, kind))
+
+
+def _tower_of(reader: KeyReader, kind: str) -> Tower:
+    """The description that an object of this ``model_type`` belongs to."""
+    for refused in (item for tower in towers() for item in tower.refused):
+        if kind.startswith(refused.type_prefix) or refused.key in reader.data:
+            reader.wrong("model_type", kind, refused.why)
+    found = [tower for tower in towers() if tower.type_in_file == kind]
+    if not found:
+        known = ", ".join(dict.fromkeys(tower.type_in_file for tower in towers()))
         reader.wrong("model_type", kind, f"a vision tower of this kind is not supported (known: {known})")
-    return eva_of(reader, _CLIP_DEFAULTS) if is_eva(reader) else _clip_of(reader)
+    special = [tower for tower in found if tower.known_by_extra and any(key in reader.data for key in tower.extra)]
+    return special[0] if special else next(tower for tower in found if not tower.known_by_extra)
 
 
-def _clip_of(reader: KeyReader) -> VisionConfig:
+def refuse_model(reader: KeyReader) -> None:
+    """CheckpointError for a chat model on a tower that is not supported, before that tower is looked for."""
+    kind = reader.data.get("mm_projector_type")
+    name = str(reader.data.get("mm_vision_tower"))
+    for refused in (item for tower in towers() for item in tower.refused):
+        if kind in refused.projectors:
+            reader.wrong("mm_projector_type", kind, refused.why)
+        if name.rpartition("/")[2] in refused.names:
+            reader.wrong("mm_vision_tower", name, refused.why)
+
+
+def _read(reader: KeyReader, tower: Tower) -> VisionConfig:
     values: dict[str, Any] = {}
-    for name, default in _CLIP_DEFAULTS.items():
+    for name, default in tower.defaults.items():
         values[name] = reader.take(name, type(default), default)
-    if reader.take("num_channels", int, 3) != 3:
-        reader.wrong("num_channels", reader.data["num_channels"], "images have 3 channels")
-    reader.positive(values, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    reader.positive(values, "image_size", "patch_size", "layer_norm_eps")
+    reader.expect("num_channels", 3, why="images have 3 channels")
+    for name, (accepted, why) in tower.expected.items():
+        reader.expect(name, accepted, why=why)
+    reader.positive(values, *_SIZES, "layer_norm_eps")
     reader.at_most(values, _LARGEST)
-    if values["hidden_size"] % values["num_attention_heads"]:
-        reader.wrong(
-            "num_attention_heads", values["num_attention_heads"], f"hidden_size {values['hidden_size']} is no multiple"
-        )
+    heads = values["num_attention_heads"]
+    if values["hidden_size"] % heads:
+        reader.wrong("num_attention_heads", heads, f"hidden_size {values['hidden_size']} is no multiple")
     if values["image_size"] < values["patch_size"]:
         reader.wrong("patch_size", values["patch_size"], f"larger than image_size {values['image_size']}")
-    if values["hidden_act"] not in ("quick_gelu", "gelu"):
-        reader.wrong("hidden_act", values["hidden_act"], "expected quick_gelu or gelu")
-    reader.ignore(VISION, ANYWHERE)
+    if values["hidden_act"] not in tower.activations:
+        reader.wrong("hidden_act", values["hidden_act"], f"expected {' or '.join(tower.activations)}")
+    extra = {name: reader.take(name, bool, default) for name, default in tower.extra.items()}
+    reader.ignore(tower.ignored, VISION, ANYWHERE)
     reader.dtype()
     reader.finish()
-    return VisionConfig(**values)
+    return _config(tower, values, extra)
+
+
+def _config(tower: Tower, values: Mapping[str, Any], extra: Mapping[str, Any]) -> VisionConfig:
+    """The tower with the tiles that chat models give it."""
+    side = values["image_size"]
+    kept = dict(extra)
+    if tower.position_table is not None:
+        kept["position_grid"] = side // values["patch_size"]
+    sized = {**values, "image_size": tower.tile_sides.get(side, side)}
+    return VisionConfig(model_type=tower.kind, extra=kept, **sized)
+
+
+def _published(tower: Tower, facts: Mapping[str, Any]) -> VisionConfig:
+    return _config(tower, {**tower.defaults, **facts}, tower.extra)
 
 
 def known_tower(name: str | None) -> VisionConfig | None:
     """Architecture of a published tower by its exact name, or by a path that ends in its last part."""
     name = name or ""
-    found = [known for known in (name, *published_twins(name)) if known in WELL_KNOWN]
-    return VisionConfig(**{**_CLIP_DEFAULTS, **WELL_KNOWN[found[0]]}) if found else known_intern_vit(name)
+    whole, last = (name, *published_twins(name)), (name.rpartition("/")[2],)
+    for tower in towers():
+        for known in last if tower.known_by_last_part else whole:
+            if known in tower.published:
+                return _published(tower, tower.published[known])
+    return None
+
+
+def is_published(name: str) -> bool:
+    """Whether every program knows the tower that is called so."""
+    return any(name in tower.published for tower in towers() if not tower.known_by_last_part)
 
 
 def published_twins(name: str) -> list[str]:
@@ -146,44 +147,49 @@ def published_twins(name: str) -> list[str]:
     path = Path(name)
     if len(path.parts) < 3 and not path.is_absolute():
         return []
-    return [known for known in WELL_KNOWN if Path(known).name == path.name]
+    names = (known for tower in towers() if not tower.known_by_last_part for known in tower.published)
+    return [known for known in names if Path(known).name == path.name]
 
 
-def tower_like(sizes: Mapping[str, int]) -> VisionConfig | None:
-    """The published tower of these sizes (keys of ``CLIP_LARGE_336`` but the heads), which weights tell by themselves.
+def tower_like(sizes: Mapping[str, int], tower: Tower = LLAVA_TOWER) -> VisionConfig | None:
+    """The published ``tower`` of these sizes (fields of ``VisionConfig`` but the heads), which weights show.
 
     The number of heads is in no shape, so a tower that nobody published is not guessed.
     """
-    known = (facts for facts in WELL_KNOWN.values() if all(facts[key] == size for key, size in sizes.items()))
-    return next((VisionConfig(**{**_CLIP_DEFAULTS, **facts}) for facts in known), None)
+    for facts in tower.published.values():
+        known = {**tower.defaults, **facts}
+        if all(known[key] == size for key, size in sizes.items()):
+            return _published(tower, facts)
+    return None
+
+
+def with_feature(vision: VisionConfig, feature: str) -> VisionConfig:
+    """``patch`` or ``cls_patch``; without a class token both are the same, and it is called ``patch``."""
+    return replace(vision, select_feature=feature if TOWERS.get(vision.model_type).class_token else "patch")
 
 
 def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:
-    """How the images of a tower are made; ``folders`` may hold a preprocessor_config.json.
-
-    InternVL-Chat does not read that file for InternViT (it says 224 for the tower that is used at 336): the side is
-    the tile's, mean and deviation are ImageNet's.
-    """
-    if vision.model_type == INTERN_VIT_TYPE:
-        return Pixels(vision.image_size, vision.image_size, IMAGENET_MEAN, IMAGENET_STD)
-    return read_pixels(folders, vision.image_size)
+    """How the images of a tower are made; ``folders`` may hold a preprocessor_config.json."""
+    tower = TOWERS.get(vision.model_type)
+    plain = Pixels(vision.image_size, vision.image_size, tower.mean, tower.std)
+    return read_pixels(folders, plain) if tower.reads_preprocessor else plain
 
 
-def read_pixels(folders: list[Path], image_size: int) -> Pixels:
-    """The first preprocessor_config.json in ``folders``, or CLIP's own numbers for tiles of ``image_size``."""
+def read_pixels(folders: list[Path], plain: Pixels) -> Pixels:
+    """The first preprocessor_config.json in ``folders``, or ``plain``: what the tower itself says."""
     for folder in folders:
         file = folder / "preprocessor_config.json"
         if file.is_file():
-            pixels = _pixels_of(KeyReader.of_file(file), image_size)
-            if pixels.crop_size != image_size:
+            pixels = _pixels_of(KeyReader.of_file(file), plain)
+            if pixels.crop_size != plain.crop_size:
                 raise CheckpointError(
-                    f'{file}: "crop_size" is {pixels.crop_size}, but the vision tower takes {image_size} pixels'
+                    f'{file}: "crop_size" is {pixels.crop_size}, but the vision tower takes {plain.crop_size} pixels'
                 )
             return pixels
-    return Pixels(image_size, image_size)
+    return plain
 
 
-def _pixels_of(reader: KeyReader, image_size: int) -> Pixels:
+def _pixels_of(reader: KeyReader, plain: Pixels) -> Pixels:
     kind = reader.data.get("image_processor_type", "")
     pads = str(kind).startswith("LlavaImageProcessor") and bool(reader.data.get("do_pad", False))
     for name in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
@@ -194,9 +200,9 @@ def _pixels_of(reader: KeyReader, image_size: int) -> Pixels:
     factor = reader.take("rescale_factor", float, 1 / 255)
     if abs(factor * 255 - 1) > 1e-6:
         reader.wrong("rescale_factor", factor, "expected 1/255")
-    crop = _side(reader, "crop_size", image_size)
+    crop = _side(reader, "crop_size", plain.crop_size)
     resize = _side(reader, "size", crop)
-    mean, std = reader.triple("image_mean", CLIP_MEAN), reader.triple("image_std", CLIP_STD)
+    mean, std = reader.triple("image_mean", plain.mean), reader.triple("image_std", plain.std)
     if min(std) <= 0:
         reader.wrong("image_std", std, "expected numbers above 0")
     reader.ignore(PREPROCESSOR, ANYWHERE)

@@ -89,13 +89,7 @@ VISION: dict[str, str] = {
     **_table("a vision tower has no such tokens", "bos_token_id eos_token_id pad_token_id tie_word_embeddings"),
     **_table(_TRAINED, "initializer_range dropout"),
 }
-"""Ignored in the configuration of a CLIP vision tower."""
-
-INTERN_VIT: dict[str, str] = {
-    **_table(_SPEED, "use_flash_attn"),
-    **_table("layers are dropped while the tower trains in its own code only; here all of them act", "drop_path_rate"),
-}
-"""Ignored in the config.json of InternViT towers."""
+"""Ignored in the configuration of every vision tower."""
 
 PREPROCESSOR: dict[str, str] = {
     **_table(_BOOKKEEPING, "feature_extractor_type image_processor_type auto_processor _valid_processor_keys"),
