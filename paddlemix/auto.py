@@ -166,8 +166,9 @@ class LlavaProcessor:
         With ``text``: a dict with ``input_ids`` and ``attention_mask`` int64 [B, T] (padded on the left),
         ``pixel_values`` float32 [N, 3, S, S] (None without images) and ``layouts``, which ``AutoModelMIX.generate``
         takes. A ``text`` is a question, which gets the model's template around it, or a conversation: ``Message``s, or
-        dicts with ``role`` and ``content``. Its ``images`` are one image or several. Several texts are a list of
-        questions or a list of conversations, and ``images`` has an entry for each: None, an image or several.
+        dicts as in a row of training data (``role`` and ``content``, which may be parts; ``from`` and ``value``). Its
+        ``images`` are one image or several. Several texts are a list of questions or a list of conversations, and
+        ``images`` has an entry for each: None, an image or several.
         ConfigError for images without a vision tower; DataError where images and ``<image>`` marks differ.
         """
         from paddlemix.text.batching import as_list, pad_rows
@@ -194,14 +195,19 @@ class LlavaProcessor:
         return self.images(load_image(picture, OWN_LIMITS))
 
     def _ids(self, text: Any, pictures: int) -> list[int]:
-        from paddlemix.text.messages import Message, question
+        from paddlemix.datasets.rows import read_messages
+        from paddlemix.text.messages import Message, placed_messages, question
         from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
         from paddlemix.utils.errors import DataError
 
+        tags = self.use_im_start_end
         if isinstance(text, str):
-            messages = question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=self.use_im_start_end)
+            messages = question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
+        elif all(isinstance(one, Message) for one in text):
+            messages = list(text)
         else:
-            messages = [one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in text]
+            read = read_messages(text, [None] * pictures)
+            messages = placed_messages(read.messages, layout=self.template, images=pictures, use_im_start_end=tags)
         ids = [int(token) for token in self.prompt(messages).ids]
         places = ids.count(IMAGE_TOKEN_INDEX)
         if places != pictures:

@@ -7,7 +7,8 @@ from typing import Any
 
 from paddlemix.datasets import multiview
 from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_folders, check_pictures
-from paddlemix.datasets.rows import MarkRules, UnreadKeys
+from paddlemix.datasets.records import UnreadKeys
+from paddlemix.datasets.rows import MarkRules
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.load import OWN_LIMITS

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of a data file in any of the known forms: LLaVA's turns, chatml pairs, OpenAI messages.
+"""The one reader of conversations: LLaVA's turns (ShareGPT's too), chatml pairs, OpenAI messages with content parts.
 
-Nothing of a row is dropped in silence: what is null or empty is not there, what nobody reads is counted by its key.
+A row of a data file goes through ``read_row``, what a program or a client asks through ``read_messages``; both give a
+``Conversation``. Nothing of it is dropped in silence: what is null or empty is not there, what nobody reads is counted
+by its key.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paddlemix.text.messages import ROW_ROLES, Message
+from paddlemix.datasets.records import LongNumber, Place, UnreadKeys, kind_of
+from paddlemix.text.messages import ROW_ROLES, Conversation, Message
 from paddlemix.utils.constants import IMAGE_TOKEN
-from paddlemix.utils.errors import DataError
 from paddlemix.utils.registry import nearest
 
 IMAGE_KEYS = ("image", "images")
@@ -25,72 +26,7 @@ CHAT_TURN_KEYS = ("role", "content", *LEARN_KEYS)
 PART_KEYS = ("type", "text", "image_url", "image", "path")
 CHAT_ROLES = ("system", "user", "assistant")
 FROM_SOURCE = "file://"
-_SHOWN_KEYS = 8
 _LEARN = {False: "0 (not learnt) or 1", True: "false (not learnt) or true"}
-_LONG_ENOUGH = 4300
-"""Digits of a number that Python turns into an int without being asked twice."""
-
-
-@dataclass(frozen=True)
-class LongNumber:
-    """A whole number of more digits than Python reads. As a value of a row it is a fault of that row alone."""
-
-    digits: int
-
-
-def whole_number(text: str) -> int | LongNumber:
-    """``parse_int`` of Python's json."""
-    return int(text) if len(text) <= _LONG_ENOUGH else LongNumber(len(text.lstrip("-")))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row stands. ``pointer`` is its JSON pointer, empty for JSON lines."""
-
-    file: str
-    pointer: str
-
-    @property
-    def text(self) -> str:
-        """``file: /12`` or ``file:13``."""
-        return f"{self.file}: {self.pointer}" if self.pointer else self.file
-
-    def fault(self, path: str, problem: str) -> DataError:
-        """The error for the value at ``path`` (a JSON pointer inside the row)."""
-        return DataError(f"{self.file}: {self.pointer}{path}: {problem}")
-
-
-class _Repeated(dict[str, Any]):
-    """An object in which ``key`` stands twice."""
-
-    key = ""
-
-
-class RepeatedKeys:
-    """``object_pairs_hook`` of Python's json, which settles keys that stand twice by dropping the first one."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """The object."""
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
-        self.seen = True
-        twice = _Repeated(found)
-        twice.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        return twice
-
-    def check(self, row: Any, place: Place) -> None:
-        """DataError for a row in which a key stands twice."""
-        left = [("", row)] if self.seen else []
-        while left:
-            at, value = left.pop()
-            if isinstance(value, _Repeated):
-                raise place.fault(at, f'the key "{value.key[:80]}" stands twice in one object; keep one of them')
-            members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-            left += [(f"{at}/{name}", member) for name, member in members]
 
 
 @dataclass(frozen=True)
@@ -116,39 +52,8 @@ class _Unnamed:
     kind: str
 
 
-class UnreadKeys:
-    """Counts the keys of rows, turns and parts that nothing reads."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.rows = 0
-        self._known: dict[str, tuple[str, ...]] = {}
-
-    def see(self, data: dict[str, Any], known: tuple[str, ...]) -> list[str]:
-        """Count the keys of one object that are not ``known`` and hold something; returns them."""
-        found = [key for key, value in data.items() if key not in known and value not in (None, "", [], {})]
-        for key in found:
-            self.counts[key] += 1
-            self._known.setdefault(key, known)
-        return found
-
-    def note(self) -> str | None:
-        """``keys of rows that are not read: "img" (12 times, did you mean "image"?), ...``; None without any."""
-        if not self.counts:
-            return None
-        common = self.counts.most_common()
-        named = [f'"{key[:80]}" ({count} times{self._hint(key)})' for key, count in common[:_SHOWN_KEYS]]
-        more = f" and {len(common) - _SHOWN_KEYS} more" if len(common) > _SHOWN_KEYS else ""
-        return f"keys of rows that are not read: {', '.join(named)}{more}"
-
-    def _hint(self, key: str) -> str:
-        return nearest(key.lower(), self._known[key])
-
-
-def normalise(
-    row: Any, place: Place, rules: MarkRules = STRICT, unread: UnreadKeys | None = None
-) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """Messages and images of a row in any of the known forms. DataError with the JSON pointer otherwise.
+def read_row(row: Any, place: Place, rules: MarkRules = STRICT, unread: UnreadKeys | None = None) -> Conversation:
+    """The conversation of a row in any of the known forms. DataError with the JSON pointer otherwise.
 
     A mark that ``rules`` put in front stands once for each image; of views, the caller keeps one.
     """
@@ -170,7 +75,25 @@ def normalise(
         raise place.fault("", _mark_alone(row, strange))
     if images and not marks:
         messages = _marked(messages, len(images), place, rules)
-    return tuple(messages), tuple(images)
+    return Conversation(tuple(messages), tuple(images), "" if row.get("id") is None else str(row["id"]))
+
+
+def read_messages(
+    turns: Sequence[Message | dict[str, Any]], images: Sequence[Any] = (), *, where: str = "messages"
+) -> Conversation:
+    """A conversation that a program or a client gives: OpenAI's messages, LLaVA's turns, or ``Message``s.
+
+    ``images`` are those beside the turns (paths, addresses, bytes, PIL images), in the order of their ``<image>`` marks
+    or of the image parts without a path; else the parts name them. DataError with ``where`` and the JSON pointer.
+    """
+    place, written = Place(where, ""), list(turns)
+    if written and all(isinstance(turn, Message) for turn in written):
+        return Conversation(tuple(written), tuple(images))
+    if written and isinstance(written[0], dict) and "from" in written[0]:
+        messages, parts = [_llava_turn(turn, place, f"/{i}", UnreadKeys()) for i, turn in enumerate(written)], []
+    else:
+        messages, parts = _chat(written, place, UnreadKeys(), at="")
+    return Conversation(tuple(messages), tuple(_joined(parts, list(images), place)))
 
 
 def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | _Unnamed]]:
@@ -186,7 +109,7 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')
 
 
-def _joined(parts: list[str | _Unnamed], listed: list[str], place: Place) -> list[str]:
+def _joined(parts: list[str | _Unnamed], listed: list[Any], place: Place) -> list[Any]:
     """The images of a row; image parts without a path of their own take those beside the messages in order."""
     named = [part for part in parts if isinstance(part, str)]
     unnamed = [part for part in parts if isinstance(part, _Unnamed)]
@@ -281,26 +204,28 @@ def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
     return all(said.values())
 
 
-def _chat(turns: Any, place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | _Unnamed]]:
+def _chat(
+    turns: Any, place: Place, unread: UnreadKeys, at: str = "/messages"
+) -> tuple[list[Message], list[str | _Unnamed]]:
     if not isinstance(turns, list) or not turns:
-        raise place.fault("/messages", f"{kind_of(turns)}; expected a list of messages that is not empty")
+        raise place.fault(at, f"{kind_of(turns)}; expected a list of messages that is not empty")
     messages: list[Message] = []
     images: list[str | _Unnamed] = []
     for index, turn in enumerate(turns):
-        at = f"/messages/{index}"
+        here = f"{at}/{index}"
         if not isinstance(turn, dict) or "content" not in turn:
-            raise place.fault(at, 'expected {"role": ..., "content": ...}')
+            raise place.fault(here, 'expected {"role": ..., "content": ...}')
         unread.see(turn, CHAT_TURN_KEYS)
         role = turn.get("role")
         if role not in CHAT_ROLES:
-            raise place.fault(f"{at}/role", f"{role!r}; expected one of {', '.join(CHAT_ROLES)}"[:200])
+            raise place.fault(f"{here}/role", f"{role!r}; expected one of {', '.join(CHAT_ROLES)}"[:200])
         content = turn["content"]
         if isinstance(content, list):
-            text, found = _parts(content, place, f"{at}/content", unread)
+            text, found = _parts(content, place, f"{here}/content", unread)
             images += found
         else:
-            text = _text(content, place, f"{at}/content")
-        messages.append(Message(role, text, _learns(turn, place, at)))
+            text = _text(content, place, f"{here}/content")
+        messages.append(Message(role, text, _learns(turn, place, here)))
     return messages, images
 
 
@@ -369,13 +294,3 @@ def _text(value: Any, place: Place, at: str) -> str:
 def _absent(value: Any) -> bool:
     """Null, an empty text or an empty list: the key says that there is nothing."""
     return value is None or value in ("", [])
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is, for a message."""
-    if isinstance(value, LongNumber):
-        return f"a number of {value.digits} digits"
-    if value in ([], ""):
-        return "empty"
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true/false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -13,19 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets.multiview import views_of
-from paddlemix.datasets.rows import (
-    STRICT,
-    MarkRules,
-    Place,
-    RepeatedKeys,
-    UnreadKeys,
-    kind_of,
-    normalise,
-    whole_number,
-)
+from paddlemix.datasets.records import Place, RepeatedKeys, UnreadKeys, kind_of, whole_number
+from paddlemix.datasets.rows import STRICT, MarkRules, read_row
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
+from paddlemix.text.messages import Conversation
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import refuse_pointer
 from paddlemix.utils.paths import begins_at
@@ -67,24 +60,21 @@ def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKe
     for place, row in rows:
         try:
             keys.check(row, place)
-            messages, images = normalise(row, place, entry.rules, unread)
-            name = str(row["id"]) if row.get("id") is not None else ""
-            paths, views = _placed(name, images, root, entry, place)
+            talk = read_row(row, place, entry.rules, unread)
+            paths, views = _placed(talk, root, entry, place)
         except DataError as error:
             bad.add(error, place.text)
             continue
-        where = f'{place.text} (id "{name[:80]}")' if name else place.text
-        yield Sample(messages, paths, name, where, root, entry.chat_template, views)
+        where = f'{place.text} (id "{talk.id[:80]}")' if talk.id else place.text
+        yield Sample(talk.messages, paths, talk.id, where, root, entry.chat_template, views)
 
 
-def _placed(
-    name: str, images: tuple[str, ...], root: str, entry: DatasetEntry, place: Place
-) -> tuple[tuple[str, ...], Views | None]:
+def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) -> tuple[tuple[str, ...], Views | None]:
     """Paths of a row's images, and how they become views."""
-    if not entry.multiview or not images:
-        return tuple(image if is_address(image) else os.path.join(root, image) for image in images), None
+    if not entry.multiview or not talk.images:
+        return tuple(image if is_address(image) else os.path.join(root, image) for image in talk.images), None
     try:
-        return views_of(name, images, root, entry.multiview)
+        return views_of(talk.id, talk.images, root, entry.multiview)
     except DataError as error:
         raise place.fault("/image", str(error)) from error
 

@@ -6,6 +6,7 @@ prompt for the same conversation, end an answer at the same ids and stop strings
 
     predictor = Predictor.load("liuhaotian/llava-v1.5-7b")
     prompt = predictor.prompt(predictor.question("What is this?", pictures=1), [predictor.picture("a.png")])
+    prompt = predictor.prompt(read_messages([{"role": "user", "content": [...]}]))  # datasets.rows
     for piece in predictor.stream(prompt): ...
     answers = predictor.answer([prompt, other_prompt], Decoding(max_new_tokens=16))
 """
@@ -29,7 +30,7 @@ from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.text.chat_template import ChatTemplate
-from paddlemix.text.messages import Message, question
+from paddlemix.text.messages import Conversation, Message, placed_messages, question
 from paddlemix.text.render import render
 from paddlemix.text.templates import Template
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
@@ -127,11 +128,19 @@ class Predictor:
         tags = self.model.config.use_im_start_end
         return question(text, pictures, mmtag=self.template.mmtag, use_im_start_end=tags)
 
-    def prompt(self, messages: Sequence[Message], pictures: Sequence[Picture] = ()) -> Prompt:
+    def prompt(self, asked: Conversation | Sequence[Message], pictures: Sequence[Picture] | None = None) -> Prompt:
         """The prompt for the next answer. The texts hold one ``<image>`` for each image, in their order.
 
+        A ``Conversation`` (``datasets.rows``) gets its marks where the training puts them, so that its ids are those
+        that a row is trained with; ``pictures`` None opens its images. Messages alone are taken as they are written.
         DataError when the numbers differ or the messages are out of order.
         """
+        messages: Sequence[Message] = asked.messages if isinstance(asked, Conversation) else asked
+        if isinstance(asked, Conversation):
+            pictures = [self.picture(image) for image in asked.images] if pictures is None else pictures
+            tags = self.model.config.use_im_start_end
+            messages = placed_messages(messages, layout=self.template, images=len(pictures), use_im_start_end=tags)
+        pictures = pictures or ()
         rendered = render(self.template, messages, self.tokenizer, answer_open=True)
         ids = tuple(int(token) for token in rendered.ids)
         places = ids.count(IMAGE_TOKEN_INDEX)

@@ -47,7 +47,7 @@ class _Part:
 
 
 class ChatTemplate:
-    """A ``chat_template.json``. It can stand wherever a ``Template`` can (``render``, ``messages_from_llava_row``).
+    """A ``chat_template.json``. It can stand wherever a ``Template`` can (``render``, ``placed_messages``).
 
     The prompt for an answer is the ``conversation`` text in front of it, so prompts and samples agree; a ``query`` that
     says something else is reported once and not used. Spaces at the end of that text move to the answer, because

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said, before any template: messages, segments of rendered text, and LLaVA's rows as messages."""
+"""What is said, before any template: messages, conversations with their images, segments of rendered text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +26,29 @@ class Message:
     role: Role
     text: str
     learns: bool = True
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and the images of their ``<image>`` marks in order, whatever form they were written in.
+
+    ``images`` are references that nothing has opened: paths and addresses as written; from Python also bytes and PIL.
+    ``datasets.rows`` makes conversations of rows and of what is asked.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[Any, ...] = ()
+    id: str = ""
+
+    def before_answer(self, number: int = -1) -> "Conversation":
+        """What the assistant's answer of that number (default: the last) is an answer to, with the images of that.
+
+        IndexError when there is no such answer.
+        """
+        places = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
+        messages = self.messages[: places[number]]
+        marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
+        return replace(self, messages=messages, images=self.images[:marks])
 
 
 @dataclass(frozen=True)
@@ -68,32 +91,20 @@ def check_turns(messages: Sequence[Message], *, assistant_first: bool = False) -
     return system, turns
 
 
-def messages_from_llava_row(
-    conversations: Sequence[dict[str, Any]],
-    *,
-    layout: ChatFormat,
-    images: int,
-    use_im_start_end: bool = False,
-) -> list[Message]:
-    """Messages of a LLaVA row (``from``/``value``), with its image places where the original's training puts them.
-
-    ``images`` is the number of images that the row lists. As in the original (preprocess_multimodal and the
-    preprocess_* functions of train.py): a turn that holds ``<image>`` is stripped and begins with "<image>\\n"; mmtag
-    templates write "<Image><image></Image>"; ``use_im_start_end`` wraps the place in "<im_start>" and "<im_end>"; a
-    row that begins with the assistant loses that turn unless the layout takes it. Rows without an image stay as they
-    are.
-
-    We deviate in one thing: the original merges several ``<image>`` of one turn into one. A row that lists several
-    images keeps them all, where they stand.
-    """
-    messages = [_row_message(i, row) for i, row in enumerate(conversations)]
-    return placed_messages(messages, layout=layout, images=images, use_im_start_end=use_im_start_end)
-
-
 def placed_messages(
     messages: Sequence[Message], *, layout: ChatFormat, images: int, use_im_start_end: bool = False
 ) -> list[Message]:
-    """The messages of a row as ``messages_from_llava_row`` describes them."""
+    """The messages of a conversation, its image places where the original's training puts them.
+
+    ``images`` is the number of image places. As in the original (preprocess_multimodal and the
+    preprocess_* functions of train.py): a turn that holds ``<image>`` is stripped and begins with "<image>\\n"; mmtag
+    templates write "<Image><image></Image>"; ``use_im_start_end`` wraps the place in "<im_start>" and "<im_end>"; a
+    conversation that begins with the assistant loses that turn unless the layout takes it. Without an image the
+    messages stay as they are.
+
+    We deviate in one thing: the original merges several ``<image>`` of one turn into one. A conversation with several
+    images keeps them all, where they stand.
+    """
     found = list(messages)
     first = int(bool(found) and found[0].role == "system")
     if len(found) > first and found[first].role == "assistant" and not layout.assistant_first:
@@ -101,14 +112,6 @@ def placed_messages(
     if images:
         found = [replace(m, text=place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in found]
     return found
-
-
-def _row_message(index: int, row: dict[str, Any]) -> Message:
-    if not isinstance(row, dict) or not isinstance(row.get("value"), str) or row.get("from") not in ROW_ROLES:
-        raise DataError(
-            f'conversations[{index}] is {row!r}: expected {{"from": "human" | "gpt" | "system", "value": text}}'
-        )
-    return Message(ROW_ROLES[row["from"]], row["value"])
 
 
 def place_images(text: str, images: int, mmtag: bool = False, use_im_start_end: bool = False) -> str:

@@ -178,6 +178,8 @@ def test_the_processor_takes_text_and_images_and_the_model_continues_them(hub):
     conversation += [{"role": "user", "content": "why?"}]
     whole = processor(text=conversation, images=tiny_image(1))["input_ids"]
     assert tokenizer.decode([token for token in whole[0] if token >= 0]).endswith("why? ASSISTANT:")
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}, *conversation[1:]]
+    assert processor(text=parts, images=tiny_image(1))["input_ids"].tolist() == whole.tolist()
 
 
 def processor_rows(processor, texts):

@@ -9,7 +9,8 @@ import pytest
 
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.multiview import views_of
-from paddlemix.datasets.rows import IMAGE_KEYS, LongNumber, MarkRules, Place, UnreadKeys, normalise
+from paddlemix.datasets.records import LongNumber, Place, UnreadKeys
+from paddlemix.datasets.rows import IMAGE_KEYS, MarkRules, read_row
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.text.messages import Message
@@ -302,9 +303,9 @@ class Rows:
 
 def read_one(encoder, row, rules, multiview):
     place = Place("f.json", "/0")
-    messages, found = normalise(row, place, rules)
-    images, views = views_of(str(row.get("id")), found, "", 4) if multiview else (found, None)
-    sample = Sample(messages, tuple(images), str(row.get("id")), "f.json: /0", views=views)
+    talk = read_row(row, place, rules)
+    images, views = views_of(str(row.get("id")), talk.images, "", 4) if multiview else (talk.images, None)
+    sample = Sample(talk.messages, tuple(images), str(row.get("id")), "f.json: /0", views=views)
     encoder.check(sample)
     for image in sample.images:
         encoder.pictures.path(sample, image)

@@ -11,6 +11,10 @@ import pytest
 from PIL import Image
 
 from paddlemix.checkpoint.save import save_model
+from paddlemix.datasets.preprocess import SampleEncoder
+from paddlemix.datasets.records import Place
+from paddlemix.datasets.rows import read_messages, read_row
+from paddlemix.datasets.sample import Sample
 from paddlemix.generation.features import FeatureCache, size_of
 from paddlemix.generation.folder import ending_ids
 from paddlemix.generation.predictor import Predictor
@@ -32,8 +36,8 @@ def made() -> Callable[..., Predictor]:
     tokenizer = load_tokenizer(tiny_tokenizer_folder())
     processor = ImageProcessor(model.config.image, model.config.vision)
 
-    def make(**changes: Any) -> Predictor:
-        return Predictor(model, tokenizer, processor, templates.get("vicuna_v1"), **changes)
+    def make(template: str = "vicuna_v1", **changes: Any) -> Predictor:
+        return Predictor(model, tokenizer, processor, templates.get(template), **changes)
 
     return make
 
@@ -57,6 +61,75 @@ def test_a_batch_answers_as_each_stream_alone(made, batch_size) -> None:
     alone = [predictor.stream(prompt, TOKENS).read() for prompt in prompts]
     assert predictor.answer(prompts, TOKENS, batch_size=batch_size) == alone
     assert len({answer.ids for answer in alone}) == 3
+
+
+def row_in_every_form(folder: Path) -> dict[str, Any]:
+    """One conversation of two rounds about two images, as each of the known forms writes it."""
+    one, two = (str(folder / f"{name}.png") for name in "ab")
+    texts = ["<image>\nwhat is this?", "a cat", "<image>\nand here?", "a dog"]
+    speakers = [("human", "user"), ("gpt", "assistant")]
+
+    def part(kind: str, value: Any, text: str) -> list[dict[str, Any]]:
+        return [{"type": kind, kind: value}, {"type": "text", "text": text}]
+
+    def chat(first: Any, second: Any) -> dict[str, Any]:
+        contents = [first, texts[1], second, texts[3]]
+        return {"messages": [{"role": speakers[i % 2][1], "content": content} for i, content in enumerate(contents)]}
+
+    def turns(which: int) -> dict[str, Any]:
+        return {"conversations": [{"from": speakers[i % 2][which], "value": text} for i, text in enumerate(texts)]}
+
+    beside = {"images": [one, two]}
+    bare = [[{"type": "image"}, {"type": "text", "text": text}] for text in ("what is this?", "and here?")]
+    return {
+        "llava": {**turns(0), **beside},
+        "sharegpt": {**turns(1), **beside},
+        "pairs": {"conversations": [texts[:2], texts[2:]], **beside},
+        "openai texts": {**chat(texts[0], texts[2]), **beside},
+        "openai image_url": chat(
+            part("image_url", {"url": one}, "what is this?"), part("image_url", {"url": f"file://{two}"}, "and here?")
+        ),
+        "openai image": chat(part("image", one, "what is this?"), part("image", two, "and here?")),
+        "openai bare parts": {**chat(*bare), **beside},
+    }
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "v1_mmtag", "mistral_instruct"])
+def test_a_row_of_any_form_is_asked_with_the_ids_that_it_trains_with(made, tmp_path, template) -> None:
+    for kind, name in enumerate("ab"):
+        tiny_image(kind).save(tmp_path / f"{name}.png")
+    predictor = made(template=template)
+    layout = templates.get(template, training=True)
+    encoder = SampleEncoder(predictor.tokenizer, predictor.processor, layout, max_length=512)
+    prompts = set()
+    for form, row in row_in_every_form(tmp_path).items():
+        talk = read_row(row, Place("f.json", "/0"))
+        turns = row.get("messages") or row["conversations"]
+        if isinstance(turns[0], dict):
+            assert read_messages(turns, row.get("images", ())) == talk, form
+        trained = encoder.render(Sample(talk.messages, talk.images, "", "f.json: /0")).ids
+        for number, images in ((0, 1), (1, 2)):
+            prompt = predictor.prompt(talk.before_answer(number))
+            assert list(prompt.ids) == list(trained[: len(prompt.ids)]), form
+            assert len(prompt.pictures) == images
+        prompts.add(prompt.ids)
+    assert len(prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        ([], r"asked: empty; expected a list of messages that is not empty"),
+        (["why?"], r'asked: /0: expected \{"role": ..., "content": ...\}'),
+        ([{"role": "tool", "content": "x"}], r"asked: /0/role: 'tool'; expected one of system, user, assistant"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], r'asked: /0/content/0: expected a part of type "text"'),
+        ([{"role": "user", "content": [{"type": "image"}]}], r"asked: /0/content/0: the image is missing"),
+        ([{"from": "human", "value": "x"}, {"from": "robot", "value": "x"}], r"asked: /1/from: 'robot'; expected one"),
+    ],
+)
+def test_what_is_wrong_with_a_conversation_that_is_asked_is_named(turns, words) -> None:
+    with pytest.raises(DataError, match=words):
+        read_messages(turns, where="asked")
 
 
 def test_random_answers_do_not_depend_on_who_shares_the_batch(made) -> None:

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from paddlemix.text import chat_template, templates
-from paddlemix.text.messages import Message, Segment, first_turn_with_images, messages_from_llava_row
+from paddlemix.text.messages import Conversation, Message, Segment, first_turn_with_images, placed_messages
 from paddlemix.text.render import render, render_segments
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import ConfigError, DataError
@@ -183,7 +183,7 @@ def test_an_unknown_template_names_the_nearest_one():
 
 
 def row(*values):
-    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return [Message(("user", "assistant")[i % 2], value) for i, value in enumerate(values)]
 
 
 def texts_of(messages):
@@ -192,40 +192,38 @@ def texts_of(messages):
 
 def test_one_picture_moves_to_the_front_of_its_turn_and_several_marks_merge():
     layout = templates.get("v1")
-    got = messages_from_llava_row(row("see <image> and <image> ", "x", "more"), layout=layout, images=1)
+    got = placed_messages(row("see <image> and <image> ", "x", "more"), layout=layout, images=1)
     assert texts_of(got) == ["<image>\nsee  and", "x", "more"]
 
 
 def test_several_pictures_of_a_row_stay_where_they_stand():
     layout = templates.get("v1")
-    got = messages_from_llava_row(row("<image><image> compare", "x", "and <image>?", "y"), layout=layout, images=3)
+    got = placed_messages(row("<image><image> compare", "x", "and <image>?", "y"), layout=layout, images=3)
     assert texts_of(got) == ["<image><image> compare", "x", "<image>\nand ?", "y"]
 
 
 def test_a_row_without_pictures_stays_as_it_is():
-    got = messages_from_llava_row(row(" <image> x ", "y"), layout=templates.get("v1"), images=0)
+    got = placed_messages(row(" <image> x ", "y"), layout=templates.get("v1"), images=0)
     assert texts_of(got) == [" <image> x ", "y"]
 
 
 def test_tags_and_marks_stand_around_the_place():
-    got = messages_from_llava_row(
-        row("<image>\nx", "y"), layout=templates.get("v1_mmtag"), images=1, use_im_start_end=True
-    )
+    got = placed_messages(row("<image>\nx", "y"), layout=templates.get("v1_mmtag"), images=1, use_im_start_end=True)
     assert got[0].text == "<Image><im_start><image><im_end></Image>\nx"
 
 
 def test_a_row_that_begins_with_the_answer_loses_it_unless_the_layout_takes_it():
-    rows = [{"from": "gpt", "value": "hi"}, *row("a", "b")]
-    assert len(messages_from_llava_row(rows, layout=templates.get("v1"), images=0)) == 2
-    assert len(messages_from_llava_row(rows, layout=templates.get("v0", training=True), images=0)) == 3
+    rows = [Message("assistant", "hi"), *row("a", "b")]
+    assert len(placed_messages(rows, layout=templates.get("v1"), images=0)) == 2
+    assert len(placed_messages(rows, layout=templates.get("v0", training=True), images=0)) == 3
 
 
-@pytest.mark.parametrize(
-    "bad", [{"from": "robot", "value": "x"}, {"from": "human"}, {"from": "human", "value": 3}, "x"]
-)
-def test_a_bad_turn_of_a_row_is_named(bad):
-    with pytest.raises(DataError, match=r"conversations\[1\] is"):
-        messages_from_llava_row([*row("a"), bad], layout=templates.get("v1"), images=0)
+def test_a_conversation_before_an_answer_keeps_the_images_that_were_shown():
+    talk = Conversation((Message("system", "s"), *row("<image> a", "b", "<image> c", "d")), ("1.png", "2.png"), "7")
+    assert talk.before_answer() == Conversation(talk.messages[:4], ("1.png", "2.png"), "7")
+    assert talk.before_answer(0) == Conversation(talk.messages[:2], ("1.png",), "7")
+    with pytest.raises(IndexError):
+        talk.before_answer(2)
 
 
 def test_a_chat_with_two_pictures_begins_with_two_places():

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.text.messages import Message, first_turn_with_images, messages_from_llava_row
+from paddlemix.datasets.records import Place
+from paddlemix.datasets.rows import MarkRules, read_row
+from paddlemix.text.messages import Message, first_turn_with_images, placed_messages
 from paddlemix.text.render import Rendered, render
 from paddlemix.text.stream import keyword_stop
 from paddlemix.text.templates import Template, get, prompt_text
@@ -198,6 +200,12 @@ def _training_cases(data: dict[str, Any], tokenizers: Tokenizers) -> Iterator[Ca
         yield from guarded(name, _trained, name, row, tokenizers)
 
 
+def _read(name: str, row: dict[str, Any]) -> tuple[Message, ...]:
+    """The row's messages; its images are only counted here."""
+    turns = {"conversations": row["conversations"]}
+    return read_row(turns, Place(name, ""), MarkRules(mark_without_images="text")).messages
+
+
 def _trained(name: str, row: dict[str, Any], tokenizers: Tokenizers) -> Case:
     tokenizer = tokenizers.flags(row["legacy"], row["fast"])
     if row["mm_use_im_patch_token"]:
@@ -208,8 +216,8 @@ def _trained(name: str, row: dict[str, Any], tokenizers: Tokenizers) -> Case:
         tokenizer.add_special(["<|im_start|>", "<|im_end|>"])
         tokenizer.add_bos = False
     template = get(row["version"], training=True)
-    messages = messages_from_llava_row(
-        row["conversations"],
+    messages = placed_messages(
+        _read(name, row),
         layout=template,
         images=int(row["has_image"]),
         use_im_start_end=row["mm_use_im_start_end"],
@@ -303,7 +311,7 @@ def _batch_file(path: Path, rows: list[dict[str, Any]], tokenizer: Tokenizer) ->
 
 def _sample(row: dict[str, Any], version: str, tokenizer: Tokenizer) -> Rendered:
     template, images = get(version, training=True), int("image" in row)
-    messages = messages_from_llava_row(row["conversations"], layout=template, images=images)
+    messages = placed_messages(_read(version, row), layout=template, images=images)
     return render(template, messages, tokenizer, answer_open=False, specials=True, images=bool(images))
 
 
