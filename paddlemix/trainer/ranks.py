@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.files import write_small
 from paddlemix.utils.leftovers import TEMPORARY_PREFIX
 from paddlemix.utils.shown import shown
@@ -32,6 +32,10 @@ EVERY = 1.0
 """Seconds between two signs of life of a process, and between two looks at the others."""
 SILENT = 20.0
 """After so many seconds without a sign a process counts as stopped. Gloo gives up, without a name, after 30."""
+
+
+_FIRST_SPEAKS = 2.0
+"""Seconds that the other processes leave to the first one for the error that all of them end with."""
 
 
 @dataclass
@@ -71,6 +75,29 @@ def require_alike(facts: dict[str, Any], world: int) -> None:
                     f"{shown(json.dumps(first.get(name)))} on rank 0 and {shown(json.dumps(other.get(name)))} on rank "
                     f"{rank}. Start all of them with the same settings, data and weights"
                 )
+
+
+def raise_together(problem: PaddleMixError | None, world: int) -> None:
+    """Called by every process with what it ran into, or None: raises the first problem of all on those without one.
+
+    Processes look at parts of the data of their own, a launcher ends all when one ends, and its console shows what the
+    first process says. So that one names the problem, whosever it is, before the others end.
+    """
+    if world == 1:
+        if problem is not None:
+            raise problem
+        return
+    import paddle
+
+    everywhere: list[PaddleMixError | None] = []
+    paddle.distributed.all_gather_object(everywhere, problem)
+    found = next(((rank, error) for rank, error in enumerate(everywhere) if error is not None), None)
+    if found is None:
+        return
+    if paddle.distributed.get_rank() != 0:
+        time.sleep(_FIRST_SPEAKS)
+    rank, error = found
+    raise problem or type(error)(f"rank {rank}: {error}")
 
 
 def versions() -> dict[str, str]:

@@ -14,15 +14,21 @@ from typing import Any
 from paddlemix.settings.run.loader import differences_from_default, settings_to_json
 from paddlemix.settings.run.rules import check_conflicts
 from paddlemix.settings.run.training import TrainingSettings
-from paddlemix.trainer.arguments import check_processes, names_of_keys, place_in_group, training_arguments
+from paddlemix.trainer.arguments import (
+    check_processes,
+    names_of_keys,
+    place_in_group,
+    started_processes,
+    training_arguments,
+)
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
 from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
-from paddlemix.trainer.ranks import RankWatch, require_alike, versions
+from paddlemix.trainer.ranks import RankWatch, raise_together, require_alike, versions
 from paddlemix.trainer.reports import Reports, require_reporters
 from paddlemix.utils import device as devices
 from paddlemix.utils import early_stop, files
 from paddlemix.utils.commands import shown
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
 from paddlemix.utils.options import speaking
 
@@ -97,6 +103,7 @@ class TrainingRun:
         self.output = output
         self.resume = resume
         self.prepared: Prepared | None = None
+        self.problem: PaddleMixError | None = None
         self.began = False
 
     def train(self) -> Result:
@@ -105,18 +112,28 @@ class TrainingRun:
         return self.carry_out()
 
     def prepare(self) -> None:
-        """Everything that needs no paddle: find the model, read the rows."""
+        """Everything that needs no paddle: find the model, read the rows.
+
+        What one of several processes runs into waits for ``set_up``, which raises it on all of them.
+        """
         self._log_start()
-        self.prepared = prepare(self.settings, self.resume)
+        try:
+            self.prepared = prepare(self.settings, self.resume)
+        except PaddleMixError as problem:
+            if started_processes() == 1:
+                raise
+            self.problem = problem
+            return
         for note in self.prepared.notes:
             self._say(f"note: {note}")
 
     def set_up(self) -> None:
         """Choose the device, load the model, decide what trains."""
-        if self.prepared is None:
+        if self.prepared is None and self.problem is None:
             self.prepare()
         device = self._choose_device()
         self.args = training_arguments(self.settings, device.name)
+        raise_together(self.problem, self.args.world_size)
         self.reports = Reports(self.settings, self.output, main=is_main())
         require_alike({**settings_to_json(self.settings), **versions()}, self.args.world_size)
         self._load(device)

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,19 @@ def test_without_paddle_the_launch_says_what_to_type(place: Path, tmp_path: Path
     assert done.returncode == 2
     assert "is not installed for" in done.stderr
     assert done.stderr.rstrip().endswith(f"-e '{ROOT}[cpu]'")
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(300)
+def test_what_the_second_process_alone_finds_is_said_where_the_run_was_started(place: Path) -> None:
+    rows = json.loads((place / "train.json").read_text())
+    pictured = [row for row in rows if "image" in row]
+    pictured[1] = {**pictured[1], "image": "gone.png"}  # the files are shared in turn: the second one is rank 1's
+    (place / "gone.json").write_text(json.dumps(pictured))
+    given = {"NPROC": "2", "BACKEND": "gloo", "LOG_DIR": str(place / "logs-gone")}
+    done = start(place, sys.executable, "settings.json", "--data_path", "gone.json", "--output_dir", "o", **given)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert re.search(r"error: rank 1: gone\.json: /1.*gone\.png: no such image file", said), said[-3000:]
+    assert "error: gone.json: /1" in (place / "logs-gone" / "workerlog.1").read_text()
+    assert not (place / "o").exists(), "nothing is left of a run that did not begin"
