@@ -111,7 +111,8 @@ class AutoChatMIX:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | None = None, **options: Any) -> "ChatSession":
-        """The session of a folder, a LoRA adapter or a name. ``options`` are those of ``generation.load.load_chat``.
+        """The session of a folder, a LoRA adapter or a name. ``options`` are those of ``generation.load.load_chat``,
+        with ``generation.predictor.Opening``.
 
         ``device``: ``cpu``, ``gpu[:N]``, ``npu[:N]``; None is the best there is, in the dtype that it computes in.
         """

@@ -60,9 +60,9 @@ def test_the_arguments_that_python_is_offered_exist():
     import inspect
 
     from paddlemix.checkpoint.load import load_model
-    from paddlemix.generation.load import load_chat
+    from paddlemix.generation.predictor import Opening
 
-    known = {*inspect.signature(load_model).parameters, *inspect.signature(load_chat).parameters}
+    known = {*inspect.signature(load_model).parameters, *Opening.__annotations__}
     offered = {name for phrase in asdict(PYTHON).values() if phrase for name in re.findall(r"\b(\w+)=", phrase)}
     assert offered
     assert offered <= known

@@ -7,23 +7,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
 from paddlemix.utils.paths import expanded, path_at
 
 if TYPE_CHECKING:
     from paddlemix.annotate.batch import Job, Progress
 
-OPTIONS = Options(
-    base="--base FOLDER",
-    vision_tower="--vision-tower FOLDER",
-    projector="--projector FILE",
-    device="--device cpu",
-    template="--template NAME",
-)
+OPTIONS = replace(FLAGS, template="--template NAME")
 EVERY_SECONDS = 10.0
 """Without a terminal, progress is a line this often."""
 
@@ -38,7 +33,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     sheets = name == "syn"
     key = "image_pth" if sheets else "id"
     kind_of_root = "folder that image_pth starts from" if sheets else "folder that holds Cap3D_imgs_view0, 1, 4, 5"
-    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(about)
 
     def flag(text: str, **kind: Any) -> None:
         found.add_argument(f"--{text}", **kind)
@@ -54,16 +49,11 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("batch-size", type=int, default=8, help="objects that are asked at once (default 8)")
     flag("template", default="v1", help="v1: as the model was trained (default); share4v_v1: as the original tool asks")
-    flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
-    flag("top-p", type=float, default=1.0, help="draw from the likeliest tokens that sum to this (default 1: off)")
-    flag("max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
-    flag("seed", type=int, default=0, help="with the same seed the same answers (default 0)")
+    answer_flags(found, seed=0)
+    device_flags(found)
     flag("unknown-score", type=int, help="score of an answer that is none (default null; the original's syn tool: 1)")
     flag("contact-sheet", type=int, default=24, metavar="N", help="draw N objects as a PNG beside the file (0: none)")
     flag("restart", action="store_true", help="forget what an earlier run has done")
-    flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
-    flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
-    flag("debug", action="store_true", help="show where an error comes from")
     if sheets:
         flag("grid", type=int, default=2, help="views along a side of a sheet (default 2)")
         flag("sheet-order", choices=("training", "reading"), help="order of the views (default: training for 2 x 2)")
@@ -157,21 +147,10 @@ def _annotator(args: argparse.Namespace) -> Any:
     decoding = Decoding(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
     )
-    device.before_paddle(args.device)
-    if (args.device or "cpu") == "cpu":
-        device.tune_cpu()
+    device.before_asking(args.device)
     from paddlemix.annotate.annotator import Annotator
 
-    return Annotator.load(
-        args.model_path,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        projector=args.projector,
-        template=args.template,
-        decoding=decoding,
-        device=args.device,
-        dtype="float16" if args.fp16 else None,
-    )
+    return Annotator.load(args.model_path, **opening(args), conv_mode=args.template, decoding=decoding)
 
 
 def _progress(total: int) -> tuple[Callable[["Progress"], None], Callable[[], None]]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
@@ -13,6 +14,11 @@ from paddlemix.generation.sampling import Decoding
 from paddlemix.text.messages import Message
 from paddlemix.text.render import render
 from paddlemix.utils.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from paddlemix.generation.predictor import Opening
 
 _AGAIN = 8
 """Tokens kept free for every answer."""
@@ -26,23 +32,10 @@ class Annotator:
     decoding: Decoding
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        base: str | None = None,
-        vision_tower: str | None = None,
-        projector: str | None = None,
-        template: str = "v1",
-        decoding: Decoding | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-    ) -> "Annotator":
-        """Open a model as the chat does. The template is the one that the model was trained with: v1."""
-        predictor = Predictor.load(
-            path, base=base, vision_tower=vision_tower, projector=projector, device=device, dtype=dtype,
-            conv_mode=template,
-        )  # fmt: skip
+    def load(cls, path: str, *, decoding: Decoding | None = None, **opening: "Unpack[Opening]") -> "Annotator":
+        """Open a model as the chat does. Its template is v1, which it was trained with, unless ``conv_mode`` says."""
+        opening.setdefault("conv_mode", "v1")
+        predictor = Predictor.load(path, **opening)
         if predictor.processor is None:
             raise ConfigError(f"{path} has no vision tower; give a model that sees")
         return cls(predictor, predictor.decoding(decoding))

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddlemix.utils.entry_point import run_command
+from paddlemix.utils.options import command_parser
 from paddlemix.utils.paths import path_at
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the demo."""
-    found = argparse.ArgumentParser(
-        prog="paddlemix demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = command_parser(__doc__, prog="paddlemix demo")
     found.add_argument(
         "--out", type=path_at, default=Path("demo_out"), help="folder for everything (default: demo_out)"
     )
@@ -29,7 +28,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
     found.add_argument("--no-lora", action="store_true", help="leave out the second task")
     found.add_argument("--no-chat", action="store_true", help="end without the chat")
-    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
 

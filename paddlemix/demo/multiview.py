@@ -7,12 +7,12 @@ Exit code 0, also when less is learnt than promised, which the last line says; 1
 view tells what it cannot show.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from paddlemix.utils.entry_point import run_command
+from paddlemix.utils.options import command_parser
 from paddlemix.utils.paths import path_at
 
 
@@ -22,15 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    found = argparse.ArgumentParser(
-        prog="python -m paddlemix.demo.multiview",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_parser(__doc__, prog="python -m paddlemix.demo.multiview")
     found.add_argument("--out", type=path_at, default=Path("demo_out/multiview"), help="folder for everything")
     found.add_argument("--seed", type=int, default=0, help="decides objects, questions and weights (default: 0)")
     found.add_argument("--quick", action="store_true", help="a few steps only: shows that every part runs")
-    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = found.parse_args(argv)
     from paddlemix.demo.multiview_run import FULL, QUICK, Demo
 

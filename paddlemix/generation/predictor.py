@@ -13,7 +13,7 @@ prompt for the same conversation, end an answer at the same ids and stop strings
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 import paddle
@@ -38,6 +38,26 @@ from paddlemix.text.vocabulary import fit_rows
 from paddlemix.utils import device as devices
 from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Opening(TypedDict, total=False):
+    """How a model is opened, besides its path: the keywords of ``Predictor.load`` and of all that stands on it."""
+
+    base: str | None
+    """Needed only where the folder does not say (or no longer finds) what it belongs to."""
+    device: str | None
+    """``cpu``, ``gpu[:N]``, ``npu[:N]``; None is the best there is (``utils.device.choose``)."""
+    dtype: str | None
+    """``float32``, ``float16`` or ``bfloat16``; None is what the device computes best in."""
+    conv_mode: str | None
+    """Replaces the folder's template. Without it a PaddleNLP ``chat_template.json`` counts, else the configuration."""
+    vision_tower: str | None
+    projector: str | None
+    lora: Literal["merge", "keep"]
+    """``keep``: an adapter stays beside the weights."""
 
 
 class Predictor:
@@ -66,31 +86,15 @@ class Predictor:
         self.features = FeatureCache() if features is None else features
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        base: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        conv_mode: str | None = None,
-        vision_tower: str | None = None,
-        projector: str | None = None,
-        lora: Literal["merge", "keep"] = "merge",
-    ) -> "Predictor":
+    def load(cls, path: str | Path, **opening: "Unpack[Opening]") -> "Predictor":
         """Open what is in ``path``: an original, llava-hf or own folder, a LoRA adapter, or a projector.
 
-        ``base`` is needed only where the folder does not say (or no longer finds) what it belongs to. ``device`` and
-        ``dtype`` None take the best there is (``utils.device.choose``). ``conv_mode`` replaces the folder's template;
-        without it a PaddleNLP ``chat_template.json`` in the folder counts, else the name in its configuration. With
-        ``lora="keep"`` an adapter stays beside the weights. Of ``generation_config.json`` the ending ids are taken, and
-        nothing of how to sample.
+        Of ``generation_config.json`` the ending ids are taken, and nothing of how to sample.
         """
-        chosen = devices.choose(device, dtype)
+        conv_mode, lora = opening.pop("conv_mode", None), opening.setdefault("lora", "merge")
+        chosen = devices.choose(opening.pop("device", None), opening.pop("dtype", None))
         paddle.set_device(chosen.name)
-        loaded = load_model(
-            path, base=base, vision_tower=vision_tower, projector=projector, dtype=chosen.dtype, lora=lora
-        )
+        loaded = load_model(path, dtype=chosen.dtype, **opening)
         if lora == "merge":
             loaded.model.prepare_inference()
         config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)

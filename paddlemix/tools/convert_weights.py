@@ -11,26 +11,22 @@ peft's form for transformers' LLaVA; own and paddlemix: theirs).
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags
 from paddlemix.utils.paths import expanded
 
-OPTIONS = Options(
-    base="--base FOLDER",
-    vision_tower="--vision-tower FOLDER",
-    projector="--projector FILE",
-    target="another --dst",
-)
+OPTIONS = replace(FLAGS, device=None, target="another --dst")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(__doc__)
     found.add_argument(
         "--src", required=True, type=expanded, help="model folder in any published layout, or a published name"
     )
@@ -44,7 +40,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--delta-base", type=expanded, help="the weights are differences to this language model: add it to them"
     )
-    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
 

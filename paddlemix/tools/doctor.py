@@ -23,21 +23,16 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.utils import device
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags
 from paddlemix.utils.paths import expanded
 from paddlemix.utils.shown import readable
 
-OPTIONS = Options(
-    base="--base FOLDER",
-    vision_tower="--vision-tower FOLDER",
-    projector="--projector FILE",
-    device="--device cpu",
-)
+OPTIONS = FLAGS
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of both reports."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(__doc__)
     found.add_argument(
         "folder", nargs="?", type=expanded, help="model or adapter folder; without it the device is looked at"
     )
@@ -53,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--master", help="host:port of machine 0, for several machines")
     found.add_argument("--rank", type=int, default=0, help="number of this machine (default 0)")
     found.add_argument("--json", action="store_true", help="print JSON")
-    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
 

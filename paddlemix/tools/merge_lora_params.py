@@ -9,6 +9,7 @@ The adapter folder is never written to. Without --model_name_or_path the base th
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
@@ -16,21 +17,20 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.utils.commands import shown
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags
 from paddlemix.utils.paths import expanded
 
-OPTIONS = Options(
+OPTIONS = replace(
+    FLAGS,
     base="--model_name_or_path FOLDER",
     vision_tower="--vision_tower FOLDER",
-    projector="--projector FILE",
-    device="--device cpu",
     target="another --merge_model_path",
 )
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's command, and --dtype."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(__doc__)
     found.add_argument("--lora_path", required=True, type=expanded, help="adapter folder (ours or peft's)")
     model_flags(found, base=("model_name_or_path",), dash="_")
     found.add_argument(
@@ -43,7 +43,6 @@ def parser() -> argparse.ArgumentParser:
         choices=("float32", "float16", "bfloat16"),
         help="dtype of the saved weights (default: float32, which keeps every digit; the others take half the space)",
     )
-    found.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return found
 
 

@@ -37,6 +37,13 @@ class Device:
         return self.name.split(":")[0]
 
 
+def before_asking(name: str | None) -> None:
+    """``before_paddle`` for a process that answers questions; on the CPU, the default, with ``tune_cpu``."""
+    before_paddle(name)
+    if (name or "cpu") == "cpu":
+        tune_cpu()
+
+
 def before_paddle(name: str | None = None) -> list[str]:
     """Refuse an old paddle, check the variables of the Ascend plug-in, and set those that ``import paddle`` reads.
 

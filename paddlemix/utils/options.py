@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running command calls the things that a caller may set, so that an error offers only what it accepts.
+"""The flags that commands share, and what the running command calls the things that a caller may set.
+
+So an error offers only what its command accepts.
 
 A library function that needs, say, the vision tower cannot know whether the person typed a flag, wrote a key into a
 settings file or called it from Python. Each command says once what its own names are (``speaking``); errors and notes
@@ -7,10 +9,11 @@ ask ``current()``. Without a command they speak of the arguments of ``load_model
 """
 
 import contextlib
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from paddlemix.utils.paths import expanded
 
@@ -44,7 +47,21 @@ PYTHON = Options(
 )
 """The arguments of ``load_model`` and ``load_chat``."""
 
+FLAGS = Options(
+    base="--base FOLDER", vision_tower="--vision-tower FOLDER", projector="--projector FILE", device="--device cpu"
+)
+"""The flags of ``model_flags`` and ``device_flags``."""
+
 _CURRENT: ContextVar[Options] = ContextVar("options", default=PYTHON)
+
+
+def command_parser(
+    about: str, *, debug: str = "show the traceback of an error", prog: str | None = None
+) -> ArgumentParser:
+    """A parser whose help is ``about`` as it is written, with the flag ``--debug`` that every command has."""
+    found = ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
+    found.add_argument("--debug", action="store_true", help=debug)
+    return found
 
 
 def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash: str = "-") -> None:
@@ -56,6 +73,41 @@ def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash
     flag(*base, text="base model, for an adapter or a projector whose config does not lead to it")
     flag(f"vision{dash}tower", text="folder of the vision tower (default: the one that the model names)")
     flag("projector", text="projector file or folder that replaces the model's own")
+
+
+def device_flags(parser: ArgumentParser) -> None:
+    """Where a model computes, and whether in float16."""
+    best = "cpu, gpu, npu, or one of them with :N (default: the best there is)"
+    parser.add_argument("--device", help=best)
+    half = "compute in float16 (default: bfloat16 where the device has it)"
+    parser.add_argument("--fp16", action="store_true", help=half)
+
+
+def answer_flags(
+    parser: ArgumentParser, *, temperature: float | None = 0.2, top_p: float = 1.0, seed: int | None = None
+) -> None:
+    """How answers are drawn. ``temperature`` None: the command says its own default."""
+    off = ": off" if top_p == 1.0 else ""
+    drawn = f"draw from the likeliest tokens that sum to this (default {top_p:g}{off})"
+    text = "0 is greedy (default 0.2" + (")" if temperature is not None else ", with --num-beams 0)")
+    parser.add_argument("--temperature", type=float, default=temperature, help=text)
+    parser.add_argument("--top-p", type=float, default=top_p, help=drawn)
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    again = (
+        "makes random answers repeatable" if seed is None else f"with the same seed the same answers (default {seed})"
+    )
+    parser.add_argument("--seed", type=int, default=seed, help=again)
+
+
+def opening(args: Namespace) -> dict[str, Any]:
+    """The arguments of ``Predictor.load`` that ``model_flags`` and ``device_flags`` were given."""
+    return {
+        "base": args.base,
+        "vision_tower": args.vision_tower,
+        "projector": args.projector,
+        "device": args.device,
+        "dtype": "float16" if args.fp16 else None,
+    }
 
 
 def current() -> Options:

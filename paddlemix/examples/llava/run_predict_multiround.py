@@ -22,7 +22,7 @@ from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, 
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
 from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -34,18 +34,12 @@ DEFAULT_TEMPERATURE = 0.2
 DEFAULT_MODEL = "paddlemix/llava/llava-v1.5-7b"
 DEFAULT_SIZE = "about 14 GB"
 """13.5 GB of weights in 16 bits and the small files."""
-OPTIONS = Options(
-    base="--base FOLDER",
-    vision_tower="--vision-tower FOLDER",
-    projector="--projector FILE",
-    device="--device cpu",
-    template="--conv-mode NAME",
-)
+OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's and LLaVA's chat commands, and ours; underscores work in place of the dashes."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(__doc__, debug="show each prompt and answer as they are, and what was reused")
 
     def flag(*names: str, **kind: Any) -> None:
         found.add_argument(*(f"--{name}" for name in names), **kind)
@@ -62,18 +56,13 @@ def parser() -> argparse.ArgumentParser:
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
     flag("system", help="system prompt instead of the template's")
-    flag("temperature", type=float, help=f"0 is greedy (default {DEFAULT_TEMPERATURE:g}, with --num-beams 0)")
-    flag("top-p", type=float, default=1.0, help="draw from the likeliest tokens that sum to this (default 1: off)")
+    answer_flags(found, temperature=None)
+    device_flags(found)
     flag("top-k", type=int, default=0, help="draw from this many likeliest tokens (default 0: off)")
     flag("num-beams", type=int, default=1, help="beams of a beam search (default 1)")
     flag("repetition-penalty", type=float, default=1.0, help="above 1 holds generated tokens back (default 1: off)")
-    flag("max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
-    flag("seed", type=int, help="makes random answers repeatable")
-    flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
-    flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
     flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
     flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
-    flag("debug", action="store_true", help="show each prompt and answer as they are, and what was reused")
     return found
 
 
@@ -120,19 +109,13 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
 
         templates.get(args.conv_mode)
     model = args.model_path or _default_model()
-    device.before_paddle(args.device)
-    if (args.device or "cpu") == "cpu":
-        device.tune_cpu()
+    device.before_asking(args.device)
     from paddlemix.generation.load import load_chat
 
     session = load_chat(
         model,
-        base=args.base,
-        device=args.device,
-        dtype="float16" if args.fp16 else None,
+        **opening(args),
         conv_mode=args.conv_mode,
-        vision_tower=args.vision_tower,
-        projector=args.projector,
         system=args.system,
         decoding=decoding,
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),

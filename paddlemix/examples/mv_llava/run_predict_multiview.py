@@ -12,6 +12,7 @@ An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answe
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import fit
-from paddlemix.utils.options import Options, model_flags
+from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
 from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -34,18 +35,12 @@ if TYPE_CHECKING:
 
 REPEAT = 4
 
-OPTIONS = Options(
-    base="--base FOLDER",
-    vision_tower="--vision-tower FOLDER",
-    projector="--projector FILE",
-    device="--device cpu",
-    template="--conv-mode NAME",
-)
+OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the command; underscores work in place of the dashes."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser(__doc__)
 
     def flag(*names: str, **kind: Any) -> None:
         found.add_argument(*(f"--{name}" for name in names), **kind)
@@ -61,13 +56,8 @@ def parser() -> argparse.ArgumentParser:
          help="ask this and end (several times: one round each)")  # fmt: skip
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
-    flag("temperature", type=float, default=0.2, help="0 is greedy (default 0.2)")
-    flag("top-p", type=float, default=0.7, help="draw from the likeliest tokens that sum to this (default 0.7)")
-    flag("max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
-    flag("seed", type=int, help="makes random answers repeatable")
-    flag("device", help="cpu, gpu, npu, or one of them with :N (default: the best there is)")
-    flag("fp16", action="store_true", help="compute in float16 (default: bfloat16 where the device has it)")
-    flag("debug", action="store_true", help="show where an error comes from")
+    answer_flags(found, top_p=0.7)
+    device_flags(found)
     return found
 
 
@@ -132,18 +122,12 @@ def start(args: argparse.Namespace) -> "ChatSession":
     )
     if args.conv_mode is not None:
         templates.get(args.conv_mode)
-    device.before_paddle(args.device)
-    if (args.device or "cpu") == "cpu":
-        device.tune_cpu()
+    device.before_asking(args.device)
     from paddlemix.generation.load import load_chat
 
     session = load_chat(
         args.model_path,
-        base=args.base,
-        vision_tower=args.vision_tower,
-        projector=args.projector,
-        device=args.device,
-        dtype="float16" if args.fp16 else None,
+        **opening(args),
         conv_mode=args.conv_mode,
         decoding=decoding,
         note=lambda sentence: print(f"({sentence})", file=sys.stderr),
