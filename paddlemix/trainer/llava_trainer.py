@@ -14,6 +14,7 @@ import paddle
 from paddle.distributed.fleet.meta_parallel import TensorParallel
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
+from paddlenlp.utils.log import logger
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.ops import compat
@@ -365,6 +366,13 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         self.lr_scheduler.step(self._carried.schedule_step)
         if self.do_grad_scaling and self._carried.scaler:
             _restore_scaler(self.scaler, self._carried.scaler)
+
+    def _print_timer(self) -> None:
+        # The parent's also asks paddle for timers of pipelines, and learns from an assertion that there are none:
+        # under ``python -O`` that is an AttributeError.
+        if self.timers is not None:
+            times = self.timers.log(list(self.timers.timers), reset=True)
+            logger.info(f"[Profile global_step: {self.state.global_step}] {times}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # Nothing to load: every step seeds its own noise.

@@ -68,7 +68,7 @@ def run_command(
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"error: {line}\n")
                 sys.stderr.flush()
-            return 1 if error.filename is None else 2
+            return 1 if error.errno in _UNWRITABLE and error.filename is None else 2
         if not IN_USE:
             raise
         # An operator of a plug-in that fails in the backward pass raises in paddle, without a line of ours.
@@ -81,6 +81,8 @@ def _reason(error: OSError) -> str | None:
     """What the system refuses, in a line; None when nothing but the program can know."""
     if isinstance(error.filename, str | bytes) and error.strerror:
         return f"{shown(os.fsdecode(error.filename))}: {error.strerror}; check the path and its permissions"
+    if isinstance(error, FileNotFoundError) and not _stands():
+        return "the current folder is gone; change to another one"
     for name, stream in (("output", sys.stdout), ("error output", sys.stderr)) if error.errno in _UNWRITABLE else ():
         try:
             stream.write("\n")  # the error of a write names no file: does this stream refuse another one?
@@ -89,6 +91,15 @@ def _reason(error: OSError) -> str | None:
             _give_up(stream)
             return f"the standard {name} cannot be written ({cause.strerror}); send it somewhere else"
     return None
+
+
+def _stands() -> bool:
+    """Whether the current folder still has a place in the file system."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _give_up(stream: TextIO) -> None:

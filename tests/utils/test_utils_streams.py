@@ -64,6 +64,15 @@ def test_a_file_that_the_system_refuses_is_told_with_its_name(name, capsys):
     assert told.count("\n") == 1
 
 
+def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert run_command(lambda argv: Path("model").absolute() and 0, []) == 2
+    assert capsys.readouterr().err == "error: the current folder is gone; change to another one\n"
+
+
 def test_an_error_of_the_system_that_names_nothing_keeps_its_traceback():
     def work(argv):
         raise OSError(5, "Input/output error")
