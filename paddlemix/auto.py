@@ -99,8 +99,7 @@ class AutoModelMIX:
         mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
         pictures = [list(found) for found in layouts] or [[] for _ in ids]
         rows = [PlanRow(row[kept > 0], own) for row, kept, own in zip(ids, mask, pictures, strict=True)]
-        tokens = 1 if model.config.vision is None else model.config.vision.tokens_per_tile
-        plan = build_plan(rows, tokens_per_tile=tokens, padding_side="left")
+        plan = build_plan(rows, tokens_per_tile=model.config.tokens_per_tile, padding_side="left")
         known = None if tokenizer is None else tokenizer.vocab_size
         given = {"eos_ids": (model.config.text.eos_token_id,), "vocab_size": known, **decoding}
         return generate_batch(model, plan, pixel_values, Decoding(**given))
@@ -323,11 +322,11 @@ def _config(folder: Path, vision_tower: str | Path | None, overrides: dict[str, 
 
 
 def _tokenizer_folder(folder: Path, base: str | Path | None = None) -> Path:
-    from paddlemix.checkpoint.folders import kind_of
+    from paddlemix.checkpoint.folders import is_adapter
     from paddlemix.checkpoint.lora.read import read_adapter
     from paddlemix.text.tokenizer_files import has_tokenizer
 
-    if has_tokenizer(folder) or kind_of(folder) not in ("adapter", "peft"):
+    if has_tokenizer(folder) or not is_adapter(folder):
         return folder
     return read_adapter(folder).find_base(base)
 

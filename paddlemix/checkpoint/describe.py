@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, find, kind_of, read_json, resolve, tower_name
+from paddlemix.checkpoint.folders import ADAPTERS, CONFIG, MODEL_TYPE, find, kind_of, read_optional, resolve, tower_name
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
@@ -162,8 +162,8 @@ def _look(root: Path, kind: str, result: Description, given: Mapping[str, str | 
 
 def _missing_folders(root: Path, kind: str, given: Mapping[str, str | Path | None]) -> list[str]:
     """Base and tower that are named and not on this machine; describing a folder downloads nothing."""
-    raw = read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
-    if kind in ("adapter", "peft"):
+    raw = read_optional(root / CONFIG)
+    if kind in ADAPTERS:
         adapter = read_adapter(root)
         beside = (root / adapter.base_relative).is_dir() if adapter.base_relative else False
         absent = adapter.base and not beside and find(adapter.base, near=root) is None

@@ -10,18 +10,22 @@ from paddlemix.checkpoint.formats.limits import brief, plain_name
 from paddlemix.checkpoint.formats.source import WEIGHT_FILES
 from paddlemix.checkpoint.hub_sites import PREFIX, may_fetch, why_not
 from paddlemix.settings.places import downloaded, has_weights, places
+from paddlemix.settings.published.config import OWN_MODEL_TYPE
 from paddlemix.settings.published.tower import published_twins
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.paths import begins_at, expanded
 
 CONFIG = "config.json"
-MODEL_TYPE = "paddlemix_llava"
+MODEL_TYPE = OWN_MODEL_TYPE
 """``model_type`` of our own folder form."""
 
 ADAPTER_CONFIG = "lora_config.json"
 ADAPTER_WEIGHTS = "lora_model_state.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+ADAPTERS = ("adapter", "peft")
+"""Kinds of folders (``kind_of``) that hold an adapter."""
+GENERATION = "generation_config.json"
 FINGERPRINT = "base_fingerprint.json"
 """Beside an adapter in peft's form that we wrote: a few values of the base it belongs to."""
 
@@ -87,6 +91,21 @@ def _places(name: str, near: Near) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. CheckpointError names the file and the reason."""
     return foreign.read_json(path, CheckpointError, _MAX_CONFIG_BYTES)
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """``read_json``; an empty object when there is no such file."""
+    return foreign.read_optional(path, CheckpointError, _MAX_CONFIG_BYTES)
+
+
+def generation_file(*folders: Path) -> Path | None:
+    """The ``generation_config.json`` of the first of these folders that has one: it belongs to the model in them."""
+    return next((folder / GENERATION for folder in folders if (folder / GENERATION).is_file()), None)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA adapter, ours or peft's. CheckpointError: see ``kind_of``."""
+    return kind_of(folder) in ADAPTERS
 
 
 def kind_of(folder: Path) -> str:

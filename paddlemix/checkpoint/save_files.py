@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE
+from paddlemix.checkpoint.folders import CONFIG, GENERATION, MODEL_TYPE
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.settings.model import ImageConfig, LlavaConfig
 
 MAX_SHARD_BYTES = 5 * 10**9
 PREPROCESSOR = "preprocessor_config.json"
-GENERATION = "generation_config.json"
 TRAINING_SETTINGS = "training_settings.json"
 """The resolved settings of the run that made the weights, when there was one."""
 

@@ -104,7 +104,7 @@ def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
     two differently; several processes must agree on the parameters of a step besides.
     """
     return Collator(
-        tokens_per_tile=config.vision.tokens_per_tile if config.vision else 1,
+        tokens_per_tile=config.tokens_per_tile,
         tile_side=config.vision.image_size if config.vision else 1,
         pad_to_multiple_of=settings.data.pad_to_multiple_of,
         min_tiles=1 if config.vision else 0,

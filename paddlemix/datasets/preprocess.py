@@ -162,7 +162,7 @@ class SampleEncoder:
             per_tile = self.processor.vision.tokens_per_tile if self.processor else 0
             return views.count(len(sample.images)) * per_tile
         sizes = [self._size(sample, image) for image in sample.images]
-        return len(views.layout(sizes, config, self.processor.vision).order)
+        return views.layout(sizes, config, self.processor.vision).length
 
     def _size(self, sample: Sample, image: str) -> Size:
         if is_remote(self.pictures.path(sample, image)):
@@ -186,7 +186,7 @@ def _named(error: DataError, sample: Sample) -> DataError:
 def _fit(ids: np.ndarray, layouts: Sequence[ImageLayout], max_length: int) -> tuple[int, int, int]:
     """(ids to keep, their merged length, merged positions cut off)."""
     spans = np.ones(len(ids), dtype=np.int64)
-    spans[ids == IMAGE_TOKEN_INDEX] = [len(layout.order) for layout in layouts]
+    spans[ids == IMAGE_TOKEN_INDEX] = [layout.length for layout in layouts]
     ends = np.cumsum(spans)
     total = int(ends[-1]) if len(ends) else 0
     kept = int((ends <= max_length).sum())

@@ -111,8 +111,7 @@ class AnswerStream(Iterator[str]):
         slots = self.prompt.slots
         kept = self._cache.keep(self._model, slots)
         self.reused = self._cache.keys_values.length
-        vision = self._model.config.vision
-        plan, features = plan_of([self.prompt], vision.tokens_per_tile if vision is not None else 1, skip=kept)
+        plan, features = plan_of([self.prompt], self._model.config.tokens_per_tile, skip=kept)
         samplers = [Sampler.of(self.decoding, self._draw)]
         cache = self._cache.keys_values
         steps = generate(self._model, plan, None, self.decoding, features=features, cache=cache, samplers=samplers)

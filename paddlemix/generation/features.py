@@ -27,7 +27,7 @@ class Picture:
     @property
     def length(self) -> int:
         """Positions that the image takes in the sequence."""
-        return len(self.layout.order)
+        return self.layout.length
 
 
 class FeatureCache:

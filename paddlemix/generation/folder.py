@@ -3,15 +3,14 @@
 
 from pathlib import Path
 
-from paddlemix.checkpoint.folders import read_json
+from paddlemix.checkpoint.folders import generation_file, read_json
+from paddlemix.imaging.layout import token_count
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig, TextConfig
 from paddlemix.text import model_template, templates
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.templates import Template
 from paddlemix.utils.errors import CheckpointError
-
-GENERATION = "generation_config.json"
 
 
 def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None) -> Template | ChatTemplate:
@@ -27,7 +26,7 @@ def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None
 
 def ending_ids(*folders: Path) -> tuple[int, ...]:
     """The ``eos_token_id`` of the first folder that has a ``generation_config.json``: one id, or a list of them."""
-    path = next((folder / GENERATION for folder in folders if (folder / GENERATION).is_file()), None)
+    path = generation_file(*folders)
     found = read_json(path).get("eos_token_id") if path is not None else None
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if any(type(number) is not int or number < 0 for number in ids):
@@ -49,7 +48,7 @@ def picture_tokens(config: LlavaConfig) -> str:
         return "no vision tower"
     side = config.image.crop_size
     sizes = [(side, side), *((height, width) for width, height in config.image.grid_pinpoints)]
-    counts = sorted({len(processor.layout(size).order) for size in sizes})
+    counts = sorted({token_count(size, config.image, config.vision) for size in sizes})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{number} tokens an image ({config.image.aspect})"
 

@@ -214,7 +214,7 @@ class Predictor:
             return [
                 self.stream(prompt, decoding, draw=draw).read() for prompt, draw in zip(prompts, draws, strict=True)
             ]
-        plan, features = plan_of(prompts, self._tokens_per_tile)
+        plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
         readers = [self._reader(decoding) for _ in prompts]
         samplers = [Sampler.of(decoding, draw) for draw in draws]
         for ids in generate(self.model, plan, None, decoding, features=features, samplers=samplers):
@@ -224,12 +224,7 @@ class Predictor:
                 break
         return [reader.answer() for reader in readers]
 
-    @property
-    def _tokens_per_tile(self) -> int:
-        vision = self.model.config.vision
-        return vision.tokens_per_tile if vision is not None else 1
-
     def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""
-        plan, features = plan_of(prompts, self._tokens_per_tile)
+        plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
         return next_scores(self.model, plan, features).numpy()

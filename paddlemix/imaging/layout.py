@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddlemix.settings.model import ImageConfig, VisionConfig
+from paddlemix.settings.published.grid import ASPECTS
 from paddlemix.utils.errors import ConfigError
 
 NEWLINE = -1
@@ -23,7 +24,6 @@ BLENDED = -2
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
-ASPECTS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
 
 
@@ -32,13 +32,18 @@ class Layout:
     """The feature rows of one image in merged order.
 
     ``tiles`` is the number of tiles given to the vision tower. ``order`` (int64) holds ``tile * P + row`` or
-    ``NEWLINE``, where P is the number of feature rows of one tile; ``len(order)`` is the number of image tokens.
+    ``NEWLINE``, where P is the number of feature rows of one tile.
     With a ``blend``, entries of ``BLENDED - k`` stand for its row k.
     """
 
     tiles: int
     order: np.ndarray
     blend: "Blend | None" = None
+
+    @property
+    def length(self) -> int:
+        """Positions that the image takes in the merged sequence: its visual tokens and newlines."""
+        return len(self.order)
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,6 +128,11 @@ class LlavaConfig:
     vision_tower_name: str | None = None
     dtype: str = "float32"
 
+    @property
+    def tokens_per_tile(self) -> int:
+        """Feature rows of one tile (P); 1 without a vision tower, where a plan asks for a number and has no tile."""
+        return 1 if self.vision is None else self.vision.tokens_per_tile
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; ``LlavaConfig.from_dict`` gives the same object back."""
         return asdict(self)

@@ -151,7 +151,7 @@ def _merge(index: int, row: PlanRow, first: tuple[int, int], per_tile: int, max_
     is_place = ids == IMAGE_TOKEN_INDEX
     _check(index, ids, is_place, row.layouts, per_tile)
     spans = np.ones(len(ids), dtype=np.int64)
-    spans[is_place] = [len(layout.order) for layout in row.layouts]
+    spans[is_place] = [layout.length for layout in row.layouts]
     origin = np.repeat(np.arange(len(ids)), spans)
     is_image = is_place[origin]
     feature = np.full(len(origin), _TEXT, dtype=np.int64)

@@ -2,7 +2,6 @@
 """Reading and writing the files of a tokenizer folder as HF transformers lays them out."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from paddlemix.settings.decoders.table import tokenizer_of
 from paddlemix.text.spm_rebuild import Rebuilt, rebuild
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.foreign import CONFIG_BYTES
+from paddlemix.utils.foreign import read_optional
 from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
 
@@ -77,9 +76,9 @@ def _read_files(folder: Path) -> TokenizerFiles:
     if not has_tokenizer(folder):
         remedy = f"copy {MODEL_FILE} from the base language model into this folder{begins_at(path)}"
         raise CheckpointError(f"{path}: no such file; {remedy}")
-    config = read_json(folder / "tokenizer_config.json")
-    special_map = read_json(folder / "special_tokens_map.json")
-    fast = read_json(folder / JSON_FILE, _JSON_BYTES)
+    config = read_optional(folder / "tokenizer_config.json", CheckpointError)
+    special_map = read_optional(folder / "special_tokens_map.json", CheckpointError)
+    fast = read_optional(folder / JSON_FILE, CheckpointError, _JSON_BYTES)
     roles: dict[str, str | None] = {}
     for role in ROLES:
         # The map wins over the config in the layout without "added_tokens_decoder", as in transformers 4.37.
@@ -106,11 +105,6 @@ def _with_rules(config: dict[str, Any], rebuilt: Rebuilt) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path, max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is absent. CheckpointError names the file and the place."""
-    return foreign.read_json(path, CheckpointError, max_bytes) if os.path.lexists(path) else {}
-
-
 def _content(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
@@ -120,7 +114,7 @@ def _read_added(
 ) -> list[AddedToken]:
     """Added tokens in the order of their ids; the richest file that names a token wins."""
     found: dict[str, AddedToken] = {}
-    for content, number in read_json(folder / "added_tokens.json").items():
+    for content, number in read_optional(folder / "added_tokens.json", CheckpointError).items():
         _check_id(folder / "added_tokens.json", content, number)
         found[content] = AddedToken(content, number)
     rows = [(JSON_FILE, row.get("id") if isinstance(row, dict) else None, row) for row in fast.get("added_tokens", [])]
@@ -159,7 +153,7 @@ def _kind(folder: Path, config: dict[str, Any]) -> str:
     """Whose rules the checkpoint was made with: its own word for it, or else what its original code loads."""
     if "tokenizer_kind" in config:
         return str(config["tokenizer_kind"])
-    model = read_json(folder / "config.json")
+    model = read_optional(folder / "config.json", CheckpointError)
     parts = [part for part in (model.get("text_config"), model) if isinstance(part, dict)]
     return tokenizer_of(str(part.get("model_type", "")) for part in parts)
 

@@ -15,7 +15,7 @@ from paddlemix.utils.options import Options
 
 def check_processes(settings: TrainingSettings) -> None:
     """ConfigError when the processes that were started cannot be divided as ``tensor_parallel_degree`` wants."""
-    degree, started = settings.training.tensor_parallel_degree, started_processes()
+    degree, started = settings.training.tensor_parallel_degree, env.processes()
     if degree > 1 and started % degree:
         were = "1 process was" if started == 1 else f"{started} processes were"
         raise ConfigError(
@@ -30,13 +30,7 @@ def place_in_run(settings: TrainingSettings) -> tuple[int, int]:
 
     Those that hold one model together (tensor parallel) read the same rows.
     """
-    rank = int(env.raw("PADDLE_TRAINER_ID") or "0")
-    return rank, max(1, started_processes() // max(1, settings.training.tensor_parallel_degree))
-
-
-def started_processes() -> int:
-    """Processes of this run, as the launcher tells them."""
-    return int(env.raw("PADDLE_TRAINERS_NUM") or "1")
+    return env.rank(), max(1, env.processes() // max(1, settings.training.tensor_parallel_degree))
 
 
 def names_of_keys(settings: TrainingSettings) -> Options:

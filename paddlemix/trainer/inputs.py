@@ -11,6 +11,7 @@ from paddlemix.datasets.reading import RowsRead, entries_of
 from paddlemix.datasets.reading import read_rows as _read_rows
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.conversation import check_conversation
+from paddlemix.trainer.output import is_main
 from paddlemix.utils import env
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.logging import console
@@ -23,12 +24,12 @@ def with_adapter(settings: TrainingSettings) -> TrainingSettings:
     ``lora`` has to be set: without it the adapter is folded into the model, which then trains as a whole. Other
     settings come back as they are.
     """
-    from paddlemix.checkpoint.folders import find, kind_of
+    from paddlemix.checkpoint.folders import find, is_adapter
     from paddlemix.checkpoint.lora.read import read_adapter
 
     model = settings.model
     folder = find(model.model_name_or_path or "", weights=True)
-    if not model.lora or model.lora_path or folder is None or kind_of(folder) not in ("adapter", "peft"):
+    if not model.lora or model.lora_path or folder is None or not is_adapter(folder):
         return settings
     adapter = read_adapter(folder)
     base = adapter.find_base(model.base)
@@ -63,12 +64,10 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
 
 def read_rows(settings: TrainingSettings) -> RowsRead:
     """The rows of the run, with a bar for the look at the images where there is a terminal."""
-    rank, world = (int(env.raw(name) or default) for name, default in
-                   (("PADDLE_TRAINER_ID", "0"), ("PADDLE_TRAINERS_NUM", "1")))  # fmt: skip
     hidden = settings.training.disable_tqdm
     shown = console().is_terminal if hidden is None else not hidden
-    with _bar() if shown and rank == 0 else contextlib.nullcontext() as progress:
-        return _read_rows(settings, rank=rank, world=world, progress=progress)
+    with _bar() if shown and is_main() else contextlib.nullcontext() as progress:
+        return _read_rows(settings, rank=env.rank(), world=env.processes(), progress=progress)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ SETTINGS_FILE = "training_settings.json"
 
 def is_main() -> bool:
     """Whether this is the process that prints and writes."""
-    return (env.raw("PADDLE_TRAINER_ID") or "0") == "0"
+    return env.rank() == 0
 
 
 @contextlib.contextmanager

@@ -17,13 +17,14 @@ from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
-from paddlemix.trainer.arguments import place_in_run, started_processes
+from paddlemix.trainer.arguments import place_in_run
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
 from paddlemix.trainer.lora_targets import ALL_LINEAR, find_targets
 from paddlemix.trainer.resuming import require_same_run
 from paddlemix.trainer.stages import trained
+from paddlemix.utils import env
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN
 
 _NEW_LAYERS = tuple(f"llama.mm_projector.{number}" for number in range(8))
@@ -85,7 +86,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     template, chat_template = conversation.asked_with(layouts, *told)
     notes = [*without_effect.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
     if state is not None:
-        notes += require_same_run(state, settings, started_processes(), data.train, resume)
+        notes += require_same_run(state, settings, env.processes(), data.train, resume)
     return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)
 
 

@@ -18,7 +18,6 @@ from paddlemix.trainer.arguments import (
     check_processes,
     names_of_keys,
     place_in_group,
-    started_processes,
     training_arguments,
 )
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
@@ -26,7 +25,7 @@ from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
 from paddlemix.trainer.ranks import RankWatch, raise_together, require_alike, versions
 from paddlemix.trainer.reports import Reports, require_reporters
 from paddlemix.utils import device as devices
-from paddlemix.utils import early_stop, files
+from paddlemix.utils import early_stop, env, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
@@ -120,7 +119,7 @@ class TrainingRun:
         try:
             self.prepared = prepare(self.settings, self.resume)
         except PaddleMixError as problem:
-            if started_processes() == 1:
+            if env.processes() == 1:
                 raise
             self.problem = problem
             return

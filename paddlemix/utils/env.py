@@ -112,6 +112,16 @@ def raw(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def rank() -> int:
+    """Number of this process among those of its run, as the launcher says; known before paddle is imported."""
+    return int(raw("PADDLE_TRAINER_ID") or "0")
+
+
+def processes() -> int:
+    """Processes of this run, as the launcher says."""
+    return int(raw("PADDLE_TRAINERS_NUM") or "1")
+
+
 def names(prefix: str) -> list[str]:
     """Names of all variables of this process that begin with ``prefix``."""
     return sorted(name for name in os.environ if name.startswith(prefix))

@@ -136,6 +136,11 @@ def read_json(
     return value
 
 
+def read_optional(path: Path, error: type[PaddleMixError], max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
+    """``read_json``; an empty object when nothing of that name is there."""
+    return read_json(path, error, max_bytes) if os.path.lexists(path) else {}
+
+
 def parse_json(
     text: str,
     where: str,

@@ -24,12 +24,21 @@ from paddlemix.checkpoint.convert.vocab import (
     plan_for_hf,
     plan_without_image_token,
 )
-from paddlemix.checkpoint.folders import CONFIG, MODEL_TYPE, kind_of, read_json, resolve, tower_name
+from paddlemix.checkpoint.folders import (
+    ADAPTERS,
+    CONFIG,
+    GENERATION,
+    MODEL_TYPE,
+    generation_file,
+    kind_of,
+    read_json,
+    resolve,
+    tower_name,
+)
 from paddlemix.checkpoint.formats.pdparams import write_pdparams
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.checkpoint.save_files import (
-    GENERATION,
     MAX_SHARD_BYTES,
     PREPROCESSOR,
     generation_data,
@@ -128,7 +137,7 @@ def convert(
     folder = resolve(src, "the model")
     _refuse_target(folder, Path(dst))
     kind = kind_of(folder)
-    if to == "projector" or kind in ("adapter", "peft"):
+    if to == "projector" or kind in ADAPTERS:
         with publish_folder(dst) as staging:
             notes: list[str] = []
             if to == "projector":
@@ -335,11 +344,11 @@ def _is_hf(folder: Path) -> bool:
 
 
 def _write_generation(job: _Job, staging: Path) -> None:
-    for folder in (job.sources.parts.folder, job.sources.parts.base):
-        if (folder / GENERATION).is_file():
-            read_json(folder / GENERATION)  # an error here and not in the chat with the new folder
-            shutil.copyfile(folder / GENERATION, staging / GENERATION)
-            return
+    found = generation_file(job.sources.parts.folder, job.sources.parts.base)
+    if found is not None:
+        read_json(found)  # an error here and not in the chat with the new folder
+        shutil.copyfile(found, staging / GENERATION)
+        return
     write_json(staging / GENERATION, generation_data(job.config))
 
 

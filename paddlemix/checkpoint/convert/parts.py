@@ -13,6 +13,7 @@ from paddlemix.checkpoint.convert import config as convert_config
 from paddlemix.checkpoint.folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    ADAPTERS,
     CONFIG,
     FINGERPRINT,
     MODEL_TYPE,
@@ -278,7 +279,7 @@ def write_projector(folder: Path, staging: Path, dtype: str | None) -> list[Stor
 
 def _projector_sources(folder: Path) -> Iterable[tuple[TensorSource, Iterable[str]]]:
     kind = kind_of(folder)
-    if kind in ("adapter", "peft"):
+    if kind in ADAPTERS:
         return [(source, names) for source, _, names in read_adapter(folder).others]
     source = open_folder(folder) if kind == "full" else open_file(projector_file(folder))
     return [(source, source.infos())]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoint.folders import read_json
+from paddlemix.checkpoint.folders import read_json, read_optional
 from paddlemix.checkpoint.save_files import TRAINING_SETTINGS, write_json
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.text.chat_template import ChatTemplate
@@ -79,7 +79,7 @@ def _write_template(folder: Path, layout: Template | ChatTemplate, config: Llava
 
 
 def _card(source: Path, config: LlavaConfig, layout: Template | ChatTemplate, program: str | None) -> str:
-    settings = read_json(source / TRAINING_SETTINGS) if (source / TRAINING_SETTINGS).is_file() else {}
+    settings = read_optional(source / TRAINING_SETTINGS)
     base = _published(str(settings.get("model_name_or_path") or _former_name(source)))
     head = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags:", "- llava", "- paddlemix"]
     if "/" in base:

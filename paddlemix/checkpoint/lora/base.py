@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.folders import read_json
+from paddlemix.checkpoint.folders import read_optional
 from paddlemix.checkpoint.formats.base import to_float32
 from paddlemix.checkpoint.formats.source import TensorSource
 from paddlemix.checkpoint.lora.read import Adapter
@@ -50,7 +50,7 @@ def require_base(adapter: Adapter, base: Path, source: TensorSource, form: str) 
     Values may differ by the rounding of bfloat16; other weights of the same shape do not come that close.
     """
     marker = base / MERGED_MARKER
-    if marker.is_file() and adapter.sha256 in read_json(marker).get("adapters", []):
+    if adapter.sha256 in read_optional(marker).get("adapters", []):
         raise CheckpointError(f"{base}: the adapter {adapter.folder} is merged into it already; use {base} as it is")
     expected = adapter.fingerprint
     if not expected:
@@ -107,5 +107,5 @@ def brings_projector(adapter: Adapter) -> bool:
 def merged_marker(adapter: Adapter, base: Path) -> dict[str, Any]:
     """What the folder of a merged model records, so that the same adapter is not folded in again."""
     marker = base / MERGED_MARKER
-    before = read_json(marker).get("adapters", []) if marker.is_file() else []
+    before = read_optional(marker).get("adapters", [])
     return {"adapters": [*before, adapter.sha256], "adapter": str(adapter.folder), "base": str(base)}

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoint.folders import read_json
+from paddlemix.checkpoint.folders import generation_file, read_json, read_optional
 from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.checkpoint.lora.base import MERGED_MARKER, merged_marker
 from paddlemix.checkpoint.lora.read import merge_paths
 from paddlemix.checkpoint.save import save_model
-from paddlemix.checkpoint.save_files import GENERATION, TRAINING_SETTINGS
+from paddlemix.checkpoint.save_files import TRAINING_SETTINGS
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
@@ -68,13 +68,10 @@ def template_file(loaded: Loaded) -> dict[str, Any]:
 
 def training_of(loaded: Loaded) -> dict[str, Any] | None:
     """The settings of the run that made the adapter, which the merged model owes its weights to."""
-    path = loaded.folder / TRAINING_SETTINGS
-    return read_json(path) if path.is_file() else None
+    return read_optional(loaded.folder / TRAINING_SETTINGS) or None
 
 
 def generation_of(loaded: Loaded) -> dict[str, Any] | None:
     """The ``generation_config.json`` that belongs to a loaded model; None when it has none."""
-    for folder in (loaded.folder, loaded.base):
-        if (folder / GENERATION).is_file():
-            return read_json(folder / GENERATION)
-    return None
+    path = generation_file(loaded.folder, loaded.base)
+    return None if path is None else read_json(path)

@@ -16,8 +16,9 @@ from paddlemix.checkpoint.folders import (
     ADAPTER_WEIGHTS,
     FINGERPRINT,
     PEFT_CONFIG,
-    kind_of,
+    is_adapter,
     read_json,
+    read_optional,
     resolve,
 )
 from paddlemix.checkpoint.formats.base import to_float32
@@ -208,7 +209,7 @@ def _read_peft(folder: Path) -> Adapter:
         trained = open_file(beside)
         form = keymap.detect(trained.infos()) or "peft"
         others.append((trained, form, tuple(trained.infos())))
-    known = read_json(folder / FINGERPRINT).get("base_fingerprint") if (folder / FINGERPRINT).is_file() else None
+    known = read_optional(folder / FINGERPRINT).get("base_fingerprint")
     named = config.get("base_model_name_or_path")
     return Adapter(folder, source, pairs, others, dropout, sha256(path), named, fingerprint=known or {})
 
@@ -289,7 +290,7 @@ def merge_paths(adapter: str | Path, target: str | Path | None) -> tuple[Path, P
     CheckpointError when the first is no adapter or the second holds something. Needs no paddle.
     """
     source = resolve(adapter, "the adapter")
-    if kind_of(source) not in ("adapter", "peft"):
+    if not is_adapter(source):
         raise CheckpointError(f"{source}: it is no LoRA adapter, so there is nothing to merge")
     folder = Path(target) if target is not None else source.absolute().with_name(f"{source.absolute().name}-merged")
     another = options.current().target or "another folder"

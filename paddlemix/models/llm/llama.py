@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlemix.models.llm.cache import KVCache
+from paddlemix.models.recompute import recomputed
 from paddlemix.ops.activation import ACTIVATIONS, gated
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
@@ -165,7 +166,7 @@ class LlamaModel(nn.Layer):
         hidden = embeds
         for layer in self.layers:
             if self.recompute and cache is None and paddle.is_grad_enabled():
-                hidden = _recompute(layer, hidden, tables, mask)
+                hidden = recomputed(layer, hidden, tables, mask)
             else:
                 hidden = layer(hidden, tables, mask, cache)
         if cache is not None:
@@ -194,14 +195,3 @@ class LlamaModel(nn.Layer):
                 f"sequence of {end} places: this model sees only the last {window} (sliding_window), which is not "
                 'supported; shorten the sequence, or set "sliding_window": null if the model was trained without it'
             )
-
-
-def _recompute(layer: LlamaLayer, hidden: Tensor, tables: StepTables, mask: Mask) -> Tensor:
-    from paddle.distributed.fleet.utils import recompute
-
-    if hidden.stop_gradient:
-        # Paddle passes no gradient at all into a recomputed layer whose inputs need none: with frozen embeddings and
-        # projector the adapters of the layer would stay at their start without a word.
-        hidden = hidden.detach()
-        hidden.stop_gradient = False
-    return recompute(layer, hidden, tables, mask)

@@ -7,6 +7,7 @@ from typing import Protocol
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.models.recompute import recomputed
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.settings.model import VisionConfig
 from paddlemix.utils.errors import ConfigError
@@ -56,7 +57,7 @@ class VisionTower(nn.Layer):
 def run_layers(blocks: Iterable[nn.Layer], hidden: Tensor, mask: Mask, recompute: bool) -> Tensor:
     """``hidden`` [N, 1 + P, C] through ``blocks``; see ``VisionEncoder`` for ``recompute``."""
     for block in blocks:
-        hidden = _recomputed(block, hidden, mask) if recompute and _trains(block, hidden) else block(hidden, mask)
+        hidden = recomputed(block, hidden, mask) if recompute and _trains(block, hidden) else block(hidden, mask)
     return hidden
 
 
@@ -65,13 +66,3 @@ def _trains(block: nn.Layer, hidden: Tensor) -> bool:
     if not paddle.is_grad_enabled():
         return False
     return not hidden.stop_gradient or not all(item.stop_gradient for item in block.parameters())
-
-
-def _recomputed(block: nn.Layer, hidden: Tensor, mask: Mask) -> Tensor:
-    from paddle.distributed.fleet.utils import recompute
-
-    if hidden.stop_gradient:
-        # Paddle gives no gradient to a recomputed layer whose inputs need none (the first block that trains).
-        hidden = hidden.detach()
-        hidden.stop_gradient = False
-    return recompute(block, hidden, mask)

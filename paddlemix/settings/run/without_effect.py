@@ -50,15 +50,11 @@ def _own_templates(settings: TrainingSettings) -> str | None:
     return "every data set has a chat_template" if all_own else None
 
 
-def _processes() -> int:
-    return int(env.raw("PADDLE_TRAINERS_NUM") or "1")
-
-
 _EVALUATION = _unless(lambda s: s.training.do_eval, "do_eval is false")
 _BEST = _unless(lambda s: s.training.load_best_model_at_end, "load_best_model_at_end is false")
 _HALF = _unless(lambda s: s.training.fp16 or s.training.bf16, "the run computes in float32")
-_SHARDED = _unless(lambda s: s.training.sharding and _processes() > 1, "nothing is sharded")
-_SEVERAL = _unless(lambda _: _processes() > 1, "one process was started")
+_SHARDED = _unless(lambda s: s.training.sharding and env.processes() > 1, "nothing is sharded")
+_SEVERAL = _unless(lambda _: env.processes() > 1, "one process was started")
 _REPORTS = _unless(lambda s: s.training.report_to, "report_to names nobody")
 
 IDLE: dict[str, Why] = {
