@@ -13,11 +13,14 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.doctor.findings import Finding, fail, note, ok, warn
-from paddlemix.ops import activation, rope
+from paddlemix.ops import activation, norm, rope
 from paddlemix.ops.attention import math as plain_attention
 from paddlemix.ops.attention import npu as fused_attention
 from paddlemix.ops.attention.contract import Mask, make_request
-from paddlemix.ops.npu import fused, library, mc2, switches
+from paddlemix.ops.attention.select import ATTENTION
+from paddlemix.ops.dispatch import OPERATORS, Operator, facts
+from paddlemix.ops.npu import fused, library, mc2
+from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.errors import BackendError
 
 ALLOWED = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -26,24 +29,25 @@ ALLOWED = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 bfloat16 rounds by 0.004 of a value, float16 by 0.0005; a few roundings of several terms add up.
 """
 
-NAMES = {"ATTENTION": "flash_attention_npu", "RMS_NORM": "rms_norm_npu", "ROPE": "fused_rope", "SWIGLU": "swiglu"}
-
 Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], list[Tensor], str | None]
 """Name, fused, plain, inputs that get gradients, and why the fused one cannot serve them."""
 
 
 def forms(on_npu: bool = False) -> list[Finding]:
     """One line for each operator: the form in the plug-in, and what the flags say. ``on_npu``: a missing one costs."""
-    found = [_form(switch, name, on_npu) for switch, name in NAMES.items()]
-    if switches.setting("MC2")[0] != "0":  # off unless asked for
-        found.append(_form("MC2", mc2.OPERATOR, on_npu))
-    return found
+    try:
+        runtime = Runtime.current(FUSED)
+    except BackendError as error:  # flags that contradict each other
+        return [fail("flags", str(error))]
+    # One that is off unless asked for is named when it is asked for.
+    asked = [operator for _, operator in sorted(OPERATORS.items()) if runtime.asks(operator.name)]
+    return [_form(operator, runtime, on_npu) for operator in asked]
 
 
-def _form(switch: str, name: str, on_npu: bool) -> Finding:
-    value, flag = switches.setting(switch)
-    told = "" if value == "auto" else f"; {flag}={value}"
-    if switch == "SWIGLU":
+def _form(operator: Operator, runtime: Runtime, on_npu: bool) -> Finding:
+    name, choice = operator.plugin, runtime.choice(operator.name)
+    told = f"; {choice.by}" if choice.by and (choice.off or choice.forced) else ""
+    if name not in library.KNOWN:  # a standard operator of paddle
         dtypes = sorted(library.kernel_dtypes(name))
         text, good = (
             f"kernel for {', '.join(dtypes)}" if dtypes else "the plug-in has no kernel of its own",
@@ -53,16 +57,14 @@ def _form(switch: str, name: str, on_npu: bool) -> Finding:
     else:
         form = library.form_of(name)
         known = not isinstance(form, str)
-        good = known and (switch == "MC2" or library.has_gradient(name))  # that gradient is ours
+        good = known and (operator is mc2.MC2 or library.has_gradient(name))  # that gradient is ours
         text = f"form: {form.name}" if known else str(form)
         text += "; without its gradient: the plain path trains" if known and not good else ""
         values = {"form": form.name, "gradient": good} if known else {"form": None}
     if good:
         # Somebody has chosen the plain path: worth reading on a card, and no fault.
-        return (note if on_npu and value == "0" else ok)(name, text + told, **values)
-    return (
-        warn(name, f"{text}{told}; {switches.COSTS[switch]}", **values) if on_npu else note(name, text + told, **values)
-    )
+        return (note if on_npu and choice.off else ok)(name, text + told, **values)
+    return warn(name, f"{text}{told}; {operator.cost}", **values) if on_npu else note(name, text + told, **values)
 
 
 def self_check(device: str, dtype: str) -> list[Finding]:
@@ -150,7 +152,7 @@ def _attention(
     q = _draw([batch, q_len, heads[0], width], dtype, 1)
     k, v = (_draw([batch, k_len, heads[1], width], dtype, seed) for seed in (2, 3))
     options: dict[str, Any] = {"scale": width**-0.5}
-    reason = fused_attention.why_not(make_request(q, k, v, mask, 0.0, False))
+    reason = ATTENTION.why_not(FUSED, Runtime.current(), make_request(q, k, v, mask))
     return (
         name,
         lambda *tensors: fused_attention.attend(*tensors, mask, **options),
@@ -160,26 +162,32 @@ def _attention(
     )
 
 
+def _reason(operator: Operator, *tensors: Tensor) -> str | None:
+    """Why the fused kernel of ``operator`` cannot serve these tensors; None when it can."""
+    return operator.why_not(FUSED, Runtime.current(), facts(*tensors))
+
+
 def _norm(dtype: str) -> Case:
     x, weight = _draw([64, 4096], dtype, 4), _draw([4096], dtype, 5)
 
     def plain(x: Tensor, weight: Tensor) -> Tensor:
         return x * paddle.rsqrt((x * x).mean(axis=-1, keepdim=True) + 1e-5) * weight
 
-    return "rms norm", lambda *t: fused.rms_norm(*t, 1e-5), plain, [x, weight], fused.why_not_rms_norm(x, weight)
+    return "rms norm", lambda *t: fused.rms_norm(*t, 1e-5), plain, [x, weight], _reason(norm.RMS_NORM, x, weight)
 
 
 def _rope(dtype: str) -> Case:
     x = _draw([2, 64, 4, 128], dtype, 6)
     positions = paddle.to_tensor(np.stack([np.arange(64), np.arange(64) + 100]))
-    cos, sin = rope.RotaryTables(128, 10000.0).at(positions)
+    runtime = Runtime.current()
+    cos, sin = rope.RotaryTables(128, 10000.0, None, runtime).at(positions)
     tables = fused.rope_tables(cos, sin, dtype)
     return (
         "rotary",
         lambda x: fused.rope(x, *tables),
-        lambda x: rope.rotate(x, (cos, sin)),
+        lambda x: rope.rotate(x, (cos, sin), runtime),
         [x],
-        fused.why_not_rope(x, 128),
+        _reason(rope.ROPE, x),
     )
 
 
@@ -190,4 +198,4 @@ def _swiglu(dtype: str) -> Case:
         gate, up = paddle.split(x, 2, axis=-1)
         return activation.silu(gate) * up
 
-    return "swiglu", fused.swiglu, plain, [x], fused.why_not_swiglu(x)
+    return "swiglu", fused.swiglu, plain, [x], _reason(activation.SWIGLU, x)

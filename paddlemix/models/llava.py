@@ -19,6 +19,7 @@ from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
+from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.towers.base import Tower
@@ -32,12 +33,13 @@ class LlavaForCausalLM(nn.Layer):
     Parameter names are those of the Paddle checkpoints: ``llama.*`` (tower, projector and newline included) and
     ``lm_head.weight``, which tied models do not have. Linear weights are ``[in, out]``. With ``parallel`` the layers of
     decoder and tower, the token table and the head are slices (``ops.parallel``); projector and norms are whole.
+    ``runtime`` (None: by the device that paddle is set to and the environment) decides by which kernels they compute.
     """
 
-    def __init__(self, config: LlavaConfig, parallel: TensorParallel = ALONE) -> None:
+    def __init__(self, config: LlavaConfig, parallel: TensorParallel = ALONE, runtime: Runtime | None = None) -> None:
         super().__init__()
         self.config = config
-        self.parallel = parallel
+        self.parallel = parallel = parallel.on(runtime)
         self.llama = build_decoder(config.text, parallel)
         if config.vision is not None:
             width = config.text.hidden_size
@@ -88,7 +90,7 @@ class LlavaForCausalLM(nn.Layer):
 
     def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
-        return KVCache(self.config.text, batch, self.dtype, capacity)
+        return KVCache(self.config.text, batch, self.dtype, capacity, runtime=self.parallel.runtime)
 
     def forward(
         self,
@@ -156,10 +158,12 @@ class LlavaForCausalLM(nn.Layer):
             self.llama.vision_tower.vision_tower.recompute = on
 
 
-def build_empty(config: LlavaConfig, parallel: TensorParallel = ALONE) -> LlavaForCausalLM:
+def build_empty(
+    config: LlavaConfig, parallel: TensorParallel = ALONE, runtime: Runtime | None = None
+) -> LlavaForCausalLM:
     """The model without memory for its parameters; a loader or ``init_weights`` gives it to them."""
     with paddle.LazyGuard():
-        return LlavaForCausalLM(config, parallel)
+        return LlavaForCausalLM(config, parallel, runtime)
 
 
 @paddle.no_grad()

@@ -7,7 +7,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.npu import fused, switches
+from paddlemix.ops.dispatch import Kernel, Operator, plain, register
+from paddlemix.ops.npu import fused
+from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.registry import Registry
 
 ACTIVATIONS: Registry = Registry("activation")
@@ -15,34 +17,53 @@ ACTIVATIONS: Registry = Registry("activation")
 
 @ACTIVATIONS.add("quick_gelu")
 def quick_gelu(x: Tensor) -> Tensor:
-    """CLIP was trained with x * sigmoid(1.702 x), not with GELU (openai/CLIP, class QuickGELU)."""
+    """Any shape, in the dtype of x.
+
+    CLIP was trained with x * sigmoid(1.702 x), not with GELU (openai/CLIP, class QuickGELU).
+    """
     return x * functional.sigmoid(x * 1.702) if x.dtype == paddle.float32 else quick_gelu_by_silu(x)
 
 
 def quick_gelu_by_silu(x: Tensor) -> Tensor:
-    """The same function for half precision: plug-ins of the NPU before 2024-10 have no sigmoid in bfloat16."""
+    """The same function (any shape) for half precision: NPU plug-ins before 2024-10 have no sigmoid in bfloat16."""
     return functional.silu(x * 1.702) * (1.0 / 1.702)
 
 
 @ACTIVATIONS.add("gelu")
 def gelu(x: Tensor) -> Tensor:
-    """GELU by the error function; the projector and SigLIP-less towers use it."""
+    """GELU (any shape, in the dtype of x) by the error function; the projector and SigLIP-less towers use it."""
     return functional.gelu(x)
 
 
 @ACTIVATIONS.add("silu", "swish")
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x)."""
+    """x * sigmoid(x); any shape, in the dtype of x."""
     return functional.silu(x)
 
 
-def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """act(gate) * up. Without ``up`` the last axis of ``gate`` holds both, the gate first."""
-    if act is silu and fused.wants_swiglu(gate):
-        quick = switches.served("SWIGLU", lambda: fused.swiglu(gate, up))
-        if quick is not None:
-            return quick
+def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runtime: Runtime) -> Tensor:
+    """act(gate) * up, ``[..., I]`` each. Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first."""
+    return SWIGLU(runtime, gate, up) if act is silu else _gated(act, gate, up)
+
+
+def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
+    """silu(gate) * up; shapes: ``gated``."""
+    return _gated(silu, gate, up)
+
+
+def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None) -> Tensor:
     if up is None:
         half = gate.shape[-1] // 2
         gate, up = paddle.split(gate, [half, half], axis=-1)  # with sections: plug-ins of the NPU are known to have it
     return act(gate) * up
+
+
+SWIGLU = register(
+    Operator(
+        "SWIGLU",
+        (Kernel(FUSED, fused.why_not_swiglu, fused.swiglu, (FUSED,)), plain(swiglu)),
+        cost="each MLP has one operator more, and keeps one product more",
+        plugin="swiglu",
+    )
+)
+"""Called with gate and up (or None), as ``gated``."""

@@ -4,34 +4,36 @@
 import paddle
 from paddle import Tensor, nn
 
+from paddlemix.ops.dispatch import Kernel, Operator, plain, register
 from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.npu import fused, switches
+from paddlemix.ops.npu import fused
 from paddlemix.ops.parallel import Share, count_of, is_shared, mark
+from paddlemix.ops.runtime import FUSED, Runtime
 
 
 class RMSNorm(nn.Layer):
     """``x / sqrt(mean(x * x) + epsilon) * weight`` over the last axis, the whole of it when ``width`` is a share."""
 
-    def __init__(self, width: int | Share, epsilon: float) -> None:
+    def __init__(self, width: int | Share, epsilon: float, runtime: Runtime) -> None:
         super().__init__()
         self.width = width
         self.epsilon = epsilon
+        self.runtime = runtime
         self.weight = self.create_parameter([count_of(width)], default_initializer=nn.initializer.Constant(1.0))
         mark(self.weight, 0, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` to ``[..., D]`` in the dtype of x."""
+        """``[..., D]`` to ``[..., D]`` in the dtype of x (float32, float16 or bfloat16)."""
         if is_shared(self.width):
             return _rms_norm_of_part(x, self.weight, self.epsilon, self.width)
-        return rms_norm(x, self.weight, self.epsilon)
+        return RMS_NORM(self.runtime, x, self.weight, self.epsilon)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """See ``RMSNorm``. Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul)."""
-    if fused.wants_rms_norm(x, weight):
-        quick = switches.served("RMS_NORM", lambda: fused.rms_norm(x, weight, epsilon))
-        if quick is not None:
-            return quick
+    """``x`` [..., D] and ``weight`` [D] to [..., D], in the dtype of x: the plain form.
+
+    Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul).
+    """
     wide = to_dtype(x, paddle.float32)
     width = x.shape[-1]
     if x.ndim > 2 and x.shape[-2] == 1:  # a decode step: the product of each row with itself is one operator
@@ -41,6 +43,17 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         scale = paddle.rsqrt(paddle.matmul(wide * wide, ones) + epsilon)
     # The scaled rows return to the model's dtype before the weight is applied, as the reference does.
     return to_dtype(wide * scale, x.dtype) * weight
+
+
+RMS_NORM = register(
+    Operator(
+        "RMS_NORM",
+        (Kernel(FUSED, fused.why_not_rms_norm, fused.rms_norm, (FUSED,)), plain(rms_norm)),
+        cost="each norm is 9 operators and float32 copies of its rows in place of 2 operators",
+        plugin="rms_norm_npu",
+    )
+)
+"""Called with x [..., D], weight [D] and epsilon."""
 
 
 def _rms_norm_of_part(x: Tensor, weight: Tensor, epsilon: float, share: Share) -> Tensor:

@@ -16,7 +16,8 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
-from paddlemix.ops.npu import mc2, switches
+from paddlemix.ops.npu import mc2
+from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import ConfigError
 
 Values = TypeVar("Values", np.ndarray, Tensor)
@@ -24,11 +25,21 @@ Values = TypeVar("Values", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This process's place among the ``size`` devices that share a model. ``group``: paddle's, None for all."""
+    """This process's place among the ``size`` devices that share a model. ``group``: paddle's, None for all.
+
+    ``runtime``: what this process computes with. A model puts it in (``on``) before it hands this to its layers.
+    """
 
     rank: int = 0
     size: int = 1
     group: Any = None
+    runtime: Runtime | None = None
+
+    def on(self, runtime: Runtime | None = None) -> "TensorParallel":
+        """The same place with ``runtime``; None: with the one it has, else with that of the device and environment."""
+        if runtime is None and self.runtime is not None:
+            return self
+        return replace(self, runtime=runtime or Runtime.current())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TensorParallel":
         """Itself: sharding stage2 copies parameters with what they carry, and a group of processes cannot be copied."""
@@ -58,7 +69,7 @@ class TensorParallel:
         """``sum_over_ranks(x W)``, one operator where the npu has it. ``even``: every device has as many rows of W."""
         if self.size == 1:
             return paddle.matmul(x, weight)
-        if switches.setting("MC2")[0] == "0":
+        if self.runtime is None or not self.runtime.asks("MC2"):
             return self.sum_over_ranks(paddle.matmul(x, weight))
         return _Product.apply(x, weight, self, even)
 
@@ -252,8 +263,7 @@ class _Product(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, parallel: TensorParallel, even: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out = mc2.product(x, weight, parallel.rank, parallel.size, parallel.group, even)
-        return parallel.reduce(paddle.matmul(x, weight)) if out is None else out
+        return mc2.product(x, weight, parallel, even)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

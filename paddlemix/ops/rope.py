@@ -8,8 +8,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.npu import fused, switches
+from paddlemix.ops.dispatch import Kernel, Operator, plain, register
+from paddlemix.ops.dtypes import dtype_name, to_dtype
+from paddlemix.ops.npu import fused
+from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.errors import ConfigError
 
 
@@ -19,65 +21,81 @@ class RotaryTables:
     Tables are made from the positions of a step, in float32, so there is no longest position and nothing to grow.
     """
 
-    def __init__(self, head_dim: int, theta: float, scaling: dict[str, Any] | None = None) -> None:
+    def __init__(self, head_dim: int, theta: float, scaling: dict[str, Any] | None, runtime: Runtime) -> None:
         self.head_dim = head_dim
+        self.runtime = runtime
         self.frequencies = rotary_frequencies(head_dim, theta, scaling)
 
     def step(self, positions: Tensor) -> "StepTables":
-        """The tables for ``positions`` [B, L], to be shared by all layers of a step."""
-        return StepTables(*self.at(positions))
+        """The tables for ``positions`` [B, L] (int64), to be shared by all layers of a step."""
+        return StepTables(*self.at(positions), self.runtime)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 (cos, sin) of ``positions`` [B, L], each ``[B, L, 1, D]``; sin carries the sign of the rotation."""
-        frequencies = paddle.to_tensor(self.frequencies, place=positions.place)
-        angles = positions.astype("float32").unsqueeze([2, 3]) * frequencies
+        """Float32 (cos, sin) of int64 ``positions`` [B, L], each ``[B, L, 1, D]``; sin carries the sign of the turn."""
+        angles = positions.astype("float32").unsqueeze([2, 3]) * paddle.to_tensor(self.frequencies)
         cos, sin = paddle.cos(angles), paddle.sin(angles)
         return paddle.concat([cos, cos], axis=-1), paddle.concat([-sin, sin], axis=-1)
 
 
 class StepTables:
-    """cos and sin ``[B, L, 1, D]`` of one step, repeated over as many heads as a layer asks for."""
+    """cos and sin of one step, float32 ``[B, L, 1, D]``, repeated over as many heads as a layer asks for."""
 
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+    def __init__(self, cos: Tensor, sin: Tensor, runtime: Runtime) -> None:
         self.cos, self.sin = cos, sin
+        self.runtime = runtime
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self._fused: tuple[Tensor, Tensor] | None = None
-        self._wants_fused: bool | None = None
+        self._fused: dict[str, tuple[Tensor, Tensor]] = {}
 
     def turn(self, x: Tensor) -> Tensor:
-        """``x`` [B, L, H, D] turned to its positions, in the dtype of x. The first call decides for the whole step."""
-        if self._wants_fused is None:
-            self._wants_fused = fused.wants_rope(x, x.shape[3])
-        if not self._wants_fused:
-            return rotate(x, self.over(x.shape[2]))
-        if self._fused is None:
-            self._fused = fused.rope_tables(self.cos, self.sin, fused.dtype_of(x))
-        tables = self._fused
-        quick = switches.served("ROPE", lambda: fused.rope(x, *tables))
-        return rotate(x, self.over(x.shape[2])) if quick is None else quick
+        """``x`` [B, L, H, D] turned to its positions, in the dtype of x (float32, float16 or bfloat16)."""
+        return ROPE(self.runtime, x, self)
 
     def over(self, heads: int) -> tuple[Tensor, Tensor]:
-        """``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""
+        """Float32 ``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""
         if heads not in self._kept:
-            batch, length, _, width = self.cos.shape
-            shape = [batch, length, heads, width]
+            shape = [-1, -1, heads, -1]  # -1: as it is
             self._kept[heads] = (self.cos.expand(shape).contiguous(), self.sin.expand(shape).contiguous())
         return self._kept[heads]
 
+    def fused(self, dtype: str) -> tuple[Tensor, Tensor]:
+        """Both as ``fused_rope`` wants them: ``[1, B * L, 1, D]`` in ``dtype``, sin unsigned."""
+        if dtype not in self._fused:
+            self._fused[dtype] = fused.rope_tables(self.cos, self.sin, dtype)
+        return self._fused[dtype]
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn ``x`` [B, L, H, D] by tables of the same shape (or ``[B, L, 1, D]``): in float32, back in the dtype of x."""
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor], runtime: Runtime) -> Tensor:
+    """Turn ``x`` [B, L, H, D] by float32 tables of that shape or ``[B, L, 1, D]``: in float32, back in x's dtype."""
     cos, sin = tables
     wide = to_dtype(x, paddle.float32)
-    return to_dtype(wide * cos + _swapped(wide) * sin, x.dtype)
+    return to_dtype(wide * cos + _swapped(wide, runtime) * sin, x.dtype)
 
 
-def _swapped(x: Tensor) -> Tensor:
+def _swapped(x: Tensor, runtime: Runtime) -> Tensor:
     """The two halves of every head change places. A roll is one operator; NPU plug-ins are not known to have it."""
     half = x.shape[-1] // 2
-    if x.place.is_custom_place():
-        return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
-    return paddle.roll(x, half, axis=-1)
+    if runtime.device in ("cpu", "gpu"):
+        return paddle.roll(x, half, axis=-1)
+    return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
+
+
+ROPE = register(
+    Operator(
+        "ROPE",
+        (
+            Kernel(
+                FUSED,
+                fused.why_not_rope,
+                lambda x, tables: fused.rope(x, *tables.fused(dtype_name(x.dtype))),
+                (FUSED,),
+            ),
+            plain(lambda x, tables: rotate(x, tables.over(x.shape[2]), tables.runtime)),
+        ),
+        cost="each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
+        plugin="fused_rope",
+    )
+)
+"""Called with x [B, L, H, D] and the ``StepTables`` of its positions."""
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> np.ndarray:

@@ -11,7 +11,8 @@ from unittest import mock
 import paddle
 
 from paddlemix.doctor import operators
-from paddlemix.ops.npu import library, switches
+from paddlemix.ops import dispatch
+from paddlemix.ops.npu import library
 from tests.npu_standin.worker import compared, compared_generation, train
 
 LIMITS: dict[str, tuple[str, Callable[..., bool]]] = {
@@ -67,7 +68,7 @@ def main() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in LIMITS:
         library._refused.clear()
-        switches._told.clear()
+        dispatch.forget_reports()
         with limited(name):
             found[name] = {**differences(), "forced": forced(LIMITS[name][0])}
     with ExitStack() as entered:

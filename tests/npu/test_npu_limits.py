@@ -102,8 +102,9 @@ def test_a_training_computes_on_the_device_of_its_settings(device, found):
 
 def test_an_operator_that_was_used_is_named_when_something_fails():
     program = (
-        "import json, paddle; from paddlemix.ops.activation import gated, silu; from paddlemix.utils import errors;"
-        "before = list(errors.IN_USE); paddle.set_device('npu'); gated(silu, paddle.rand([2, 8]));"
+        "import json, paddle; from paddlemix.ops.activation import SWIGLU; from paddlemix.utils import errors;"
+        "from paddlemix.ops.runtime import Runtime; before = list(errors.IN_USE); paddle.set_device('npu');"
+        "SWIGLU(Runtime.current(), paddle.rand([2, 8]), None);"
         "print('RESULT ' + json.dumps({'before': before, 'after': errors.IN_USE}))"
     )
     found = run("-c", program)

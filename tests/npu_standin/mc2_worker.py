@@ -13,6 +13,7 @@ import paddle
 
 from paddlemix.models.llava import build_empty, init_weights
 from paddlemix.ops.parallel import TensorParallel
+from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import BackendError
 from tests.npu_standin import worker
 from tests.npu_standin.worker import Calls
@@ -59,12 +60,13 @@ def main(folder: Path) -> None:
 
 def refused(parallel: TensorParallel) -> dict[str, Any]:
     """The errors of a forced operator that cannot serve."""
+    on_cpu, parallel = parallel.on(Runtime.current("cpu")), parallel.on()
     found = {}
     x, weight = paddle.rand([4, 8]), paddle.rand([8, 8])
     cases = {
         "float32": lambda: parallel.product(x, weight, even=True),
         "uneven": lambda: parallel.product(x.astype("bfloat16"), weight.astype("bfloat16"), even=False),
-        "cpu": lambda: parallel.product(x.cpu(), weight.cpu(), even=True),
+        "cpu": lambda: on_cpu.product(x.cpu(), weight.cpu(), even=True),
     }
     for name, run in cases.items():
         try:

@@ -145,7 +145,7 @@ def test_forcing_what_cannot_be_raises_with_the_reason(worker: Worker, setting: 
 def test_auto_tells_each_reason_once(worker: Worker) -> None:
     log = worker("switches")["log"]
     assert log.count("fused npu rope: off: fused_rope: the head width 32 is no multiple of 64") == 1
-    assert log.count("fused npu rms_norm: off (PADDLEMIX_NPU_FUSED_RMS_NORM=0)") == 1
+    assert log.count("rms_norm: plain (not npu: PADDLEMIX_NPU_FUSED_RMS_NORM=0)") == 1
     assert log.count("not npu: flash_attention_npu takes float16 and bfloat16, not float32") == 1
 
 

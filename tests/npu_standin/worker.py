@@ -20,13 +20,13 @@ from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.sampling import Decoding
 from paddlemix.models.llava import LlavaForCausalLM, init_weights
 from paddlemix.ops.attention import math as law
-from paddlemix.ops.attention import npu as fused_attention
 from paddlemix.ops.attention.contract import Mask, make_request
-from paddlemix.ops.attention.select import attend
+from paddlemix.ops.attention.select import ATTENTION, attend
 from paddlemix.ops.linear import add_lora
-from paddlemix.ops.norm import rms_norm
+from paddlemix.ops.norm import RMS_NORM, rms_norm
 from paddlemix.ops.npu import library
 from paddlemix.ops.rope import RotaryTables, rotate
+from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.utils.errors import BackendError
@@ -260,7 +260,7 @@ def case_operators() -> dict[str, Any]:
             seen.append([out.numpy(), *(item.grad.numpy().copy() for item in given)])
         found[name] = max(float(np.abs(a - b).max()) for a, b in zip(*seen, strict=True))
 
-    two = paddle.to_tensor([4, 9])
+    two, runtime = paddle.to_tensor([4, 9]), Runtime.current()
     masks = {
         "causal": lambda: Mask(True),
         "all": lambda: Mask(False),
@@ -272,7 +272,7 @@ def case_operators() -> dict[str, Any]:
         for kv_heads in (4, 2, 1):
             hold(
                 f"attention {name}, {kv_heads} key heads",
-                lambda q, k, v, mask=mask: attend(q, k, v, mask(), scale=0.25),
+                lambda q, k, v, mask=mask: attend(q, k, v, mask(), scale=0.25, runtime=runtime),
                 lambda q, k, v, mask=mask: law.attend(q, k, v, mask(), scale=0.25),
                 tensor(2, 12, 4, 16),
                 tensor(2, 12, kv_heads, 16),
@@ -281,7 +281,7 @@ def case_operators() -> dict[str, Any]:
     for name, q_len, offset, k_len in (("tail", 5, 0, 12), ("behind a cache", 4, 3, 12), ("one of a block", 1, 6, 12)):
         hold(
             f"attention {name}",
-            lambda q, k, v, offset=offset: attend(q, k, v, Mask(True, offset=offset), scale=0.3),
+            lambda q, k, v, offset=offset: attend(q, k, v, Mask(True, offset=offset), scale=0.3, runtime=runtime),
             lambda q, k, v, offset=offset: law.attend(q, k, v, Mask(True, offset=offset), scale=0.3),
             tensor(2, q_len, 4, 16),
             tensor(2, k_len, 2, 16),
@@ -289,18 +289,13 @@ def case_operators() -> dict[str, Any]:
         )
     from paddlemix.ops.npu import fused
 
-    def plain_norm(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
-        os.environ["PADDLEMIX_NPU_FUSED"] = "0"
-        try:
-            return rms_norm(x, weight, 1e-5)
-        finally:
-            del os.environ["PADDLEMIX_NPU_FUSED"]
-
-    hold("rms_norm", lambda x, w: rms_norm(x, w, 1e-5), plain_norm, tensor(2, 7, 32), tensor(32))
+    hold("rms_norm", lambda x, w: RMS_NORM(runtime, x, w, 1e-5), lambda x, w: rms_norm(x, w, 1e-5),
+         tensor(2, 7, 32), tensor(32))  # fmt: skip
     positions = paddle.to_tensor(rng.integers(0, 50, [3, 7]))
-    tables = RotaryTables(64, 10000.0).step(positions)
-    plain_tables = RotaryTables(64, 10000.0).at(positions)
-    hold("rope, own positions in each row", tables.turn, lambda x: rotate(x, plain_tables), tensor(3, 7, 2, 64))
+    tables = RotaryTables(64, 10000.0, None, runtime)
+    plain_tables = tables.at(positions)
+    hold("rope, own positions in each row", tables.step(positions).turn, lambda x: rotate(x, plain_tables, runtime),
+         tensor(3, 7, 2, 64))  # fmt: skip
     silu = paddle.nn.functional.silu
     hold("swiglu", fused.swiglu, lambda a, b: silu(a) * b, tensor(2, 5, 8), tensor(2, 5, 8))
     hold("swiglu of one tensor", fused.swiglu, lambda a: silu(a[..., :8]) * a[..., 8:], tensor(2, 5, 16))
@@ -314,15 +309,20 @@ def case_switches() -> dict[str, Any]:
     q = paddle.rand([1, 4, 2, 16]).astype("bfloat16")
     odd = paddle.rand([1, 4, 2, 24]).astype("bfloat16")
     x, weight = paddle.rand([2, 32]), paddle.ones([32])
-    tables = RotaryTables(32, 10000.0)
 
     def attention(of: paddle.Tensor, **more: Any) -> Callable[[], Any]:
-        return lambda: attend(of, of, of, Mask(True), scale=0.25, **more)
+        return lambda: attend(of, of, of, Mask(True), scale=0.25, runtime=Runtime.current(), **more)
 
     def on_cpu() -> Any:
-        return attend(
-            q.cpu().astype("float32"), q.cpu().astype("float32"), q.cpu().astype("float32"), Mask(True), scale=1.0
-        )
+        given = [q.cpu().astype("float32")] * 3
+        return attend(*given, Mask(True), scale=1.0, runtime=Runtime.current("cpu"))
+
+    def norm(of: paddle.Tensor, by: paddle.Tensor, device: str | None = None) -> Callable[[], Any]:
+        return lambda: RMS_NORM(Runtime.current(device), of, by, 1e-5)
+
+    def turned() -> Any:
+        tables = RotaryTables(32, 10000.0, None, Runtime.current())
+        return tables.step(paddle.to_tensor([[0, 1, 2, 3]])).turn(paddle.rand([1, 4, 2, 32]))
 
     attempts: dict[str, tuple[dict[str, str], Callable[[], Any]]] = {
         "auto": ({}, attention(q)),
@@ -339,18 +339,12 @@ def case_switches() -> dict[str, Any]:
         "contradiction": ({"PADDLEMIX_NPU_FUSED": "0", "PADDLEMIX_ATTENTION": "npu"}, attention(q)),
         "contradiction too": ({"PADDLEMIX_NPU_FUSED": "1", "PADDLEMIX_ATTENTION": "math"}, attention(q)),
         "garbage": ({"PADDLEMIX_NPU_FUSED": "yes"}, attention(q)),
-        "norm": ({}, lambda: rms_norm(x, weight, 1e-5)),
-        "norm off": ({"PADDLEMIX_NPU_FUSED_RMS_NORM": "0"}, lambda: rms_norm(x, weight, 1e-5)),
-        "norm forced": (
-            {"PADDLEMIX_NPU_FUSED_RMS_NORM": "1"},
-            lambda: rms_norm(x.astype("bfloat16"), weight, 1e-5),
-        ),
-        "norm forced cpu": ({"PADDLEMIX_NPU_FUSED": "1"}, lambda: rms_norm(x.cpu(), weight.cpu(), 1e-5)),
-        "rope": ({}, lambda: tables.step(paddle.to_tensor([[0, 1, 2, 3]])).turn(paddle.rand([1, 4, 2, 32]))),
-        "rope forced": (
-            {"PADDLEMIX_NPU_FUSED_ROPE": "1"},
-            lambda: tables.step(paddle.to_tensor([[0, 1, 2, 3]])).turn(paddle.rand([1, 4, 2, 32])),
-        ),
+        "norm": ({}, norm(x, weight)),
+        "norm off": ({"PADDLEMIX_NPU_FUSED_RMS_NORM": "0"}, norm(x, weight)),
+        "norm forced": ({"PADDLEMIX_NPU_FUSED_RMS_NORM": "1"}, norm(x.astype("bfloat16"), weight)),
+        "norm forced cpu": ({"PADDLEMIX_NPU_FUSED": "1"}, norm(x.cpu(), weight.cpu(), "cpu")),
+        "rope": ({}, turned),
+        "rope forced": ({"PADDLEMIX_NPU_FUSED_ROPE": "1"}, turned),
     }
     found: dict[str, Any] = {}
     for name, (flags, run) in attempts.items():
@@ -372,12 +366,13 @@ def case_unknown() -> dict[str, Any]:
     paddle.set_device("npu")
     q = paddle.rand([1, 4, 2, 16]).astype("bfloat16")
     calls = Calls()
-    out = attend(q, q, q, Mask(True), scale=0.25)
+    runtime = Runtime.current()
+    out = attend(q, q, q, Mask(True), scale=0.25, runtime=runtime)
     wanted = law.attend(q, q, q, Mask(True), scale=0.25)
-    request = make_request(q, q, q, Mask(True), 0.0, False)
+    request = make_request(q, q, q, Mask(True))
     os.environ["PADDLEMIX_NPU_FUSED_ATTENTION"] = "1"
     try:
-        attend(q, q, q, Mask(True), scale=0.25)
+        attend(q, q, q, Mask(True), scale=0.25, runtime=Runtime.current())
         forced = "no error"
     except BackendError as error:
         forced = str(error)
@@ -388,7 +383,7 @@ def case_unknown() -> dict[str, Any]:
         called = str(error)
     return {
         "difference": float((out - wanted).astype("float32").abs().max()),
-        "why_not": fused_attention.why_not(request),
+        "why_not": ATTENTION.why_not("npu", runtime, request),
         "forced": forced,
         "called": called,
         "calls": calls.read(),

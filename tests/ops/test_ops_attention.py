@@ -7,9 +7,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.ops import compat
+from paddlemix.ops import compat, dispatch
 from paddlemix.ops.attention import math, sdpa, select
 from paddlemix.ops.attention.contract import Mask, make_request
+from paddlemix.ops.attention.select import ATTENTION
+from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import BackendError
 
 TOLERANCE = 2e-6
@@ -90,10 +92,10 @@ def test_math_is_a_softmax_over_the_allowed_keys(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_blocked_form_equals_math_forward_and_backward(name, heads_first):
     results = []
-    for backend in (math, sdpa):
+    for backend in (math.attend, sdpa.blocked):
         q, k, v, mask = case(**SHAPES[name])
         keys, values = (k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3])) if heads_first else (k, v)
-        out = backend.attend(q, keys, values, mask, scale=0.3, kv_heads_first=heads_first)
+        out = backend(q, keys, values, mask, scale=0.3, kv_heads_first=heads_first)
         weight = paddle.to_tensor(np.random.default_rng(0).standard_normal(out.shape).astype("float32"))
         (out * weight).sum().backward()
         results.append([out.numpy(), q.grad.numpy(), k.grad.numpy(), v.grad.numpy()])
@@ -124,7 +126,7 @@ def test_the_fused_kernel_is_called_with_a_mask_that_means_the_same(monkeypatch,
         pytest.skip("the plain form in this paddle serves neither fewer key heads nor is_causal on a CPU")
     for scale in (0.3, 8**-0.5):
         q, k, v, mask = case(**SHAPES[name])
-        fused = sdpa._fused(q, k, v, mask, scale, 0.0).numpy()
+        fused = sdpa.fused(q, k, v, mask, scale=scale).numpy()
         np.testing.assert_allclose(fused, math.attend(q, k, v, mask, scale=scale).numpy(), atol=TOLERANCE)
 
 
@@ -141,17 +143,17 @@ def test_the_fused_kernel_is_called_with_a_mask_that_means_the_same(monkeypatch,
 def test_an_older_paddle_is_not_given_what_its_fused_kernel_gets_wrong(monkeypatch, dtype, asks, capability, text):
     monkeypatch.setattr(compat, "sdpa_asks_its_kernels", lambda: asks)
     monkeypatch.setattr(compat, "gpu_capability", lambda: capability)
-    request = dataclasses.replace(make_request(*case(), 0.0, False), device="gpu", dtype=dtype)
-    reason = sdpa.why_not(request)
+    request = dataclasses.replace(make_request(*case()), dtype=dtype)
+    reason = ATTENTION.why_not("sdpa", Runtime("gpu"), request)
     assert reason is None if text is None else text in reason
 
 
 def test_what_a_query_may_not_see_does_not_move_its_answer():
     q, k, v, mask = case(q_len=140, k_len=140)
-    before = sdpa.attend(q, k, v, mask, scale=0.3).numpy()
+    before = sdpa.blocked(q, k, v, mask, scale=0.3).numpy()
     hidden = paddle.arange(140).reshape([1, 140, 1, 1]) >= 100
     k, v = (paddle.where(hidden, paddle.full_like(item, 50.0), item) for item in (k, v))
-    after = sdpa.attend(q, k, v, mask, scale=0.3).numpy()
+    after = sdpa.blocked(q, k, v, mask, scale=0.3).numpy()
     assert np.array_equal(before[:, :100], after[:, :100])
     assert not np.allclose(before[:, 100:], after[:, 100:])
 
@@ -171,7 +173,7 @@ def test_dropout_drops_and_keeps_the_mean():
     paddle.seed(0)
     q, k, v, mask = case(q_len=64, k_len=64, causal=False)
     ones = paddle.ones_like(v)
-    out = select.attend(q, k, ones, mask, scale=0.3, dropout=0.5).numpy()
+    out = select.attend(q, k, ones, mask, scale=0.3, dropout=0.5, runtime=Runtime("cpu")).numpy()
     assert out.std() > 0.05
     assert abs(out.mean() - 1.0) < 0.05
 
@@ -179,11 +181,11 @@ def test_dropout_drops_and_keeps_the_mean():
 def test_auto_says_why_it_passed_over_a_backend(monkeypatch):
     lines = []
     logger = type("Logger", (), {"info": staticmethod(lambda text, *values: lines.append(text % values))})
-    monkeypatch.setattr(select, "_told", set())
-    monkeypatch.setattr(select, "get_logger", lambda name: logger)
+    monkeypatch.setattr(dispatch, "_reported", set())
+    monkeypatch.setattr(dispatch, "get_logger", lambda name: logger)
     q, k, v, mask = case()
     for _ in range(3):
-        select.attend(q, k, v, mask, scale=0.3, dropout=0.1)
+        select.attend(q, k, v, mask, scale=0.3, dropout=0.1, runtime=Runtime("cpu"))
     assert lines == ["attention: math (not sdpa: the blocked form on the CPU has no dropout)"]
 
 
@@ -195,27 +197,29 @@ def test_forcing_what_cannot_be_raises_with_the_reason(monkeypatch, forced, drop
     monkeypatch.setenv("PADDLEMIX_ATTENTION", forced)
     q, k, v, mask = case()
     with pytest.raises(BackendError, match=f"PADDLEMIX_ATTENTION={forced}.*{text}"):
-        select.attend(q, k, v, mask, scale=0.3, dropout=dropout)
+        select.attend(q, k, v, mask, scale=0.3, dropout=dropout, runtime=Runtime.current())
 
 
 @pytest.mark.parametrize("forced", ["math", "sdpa"])
 def test_a_backend_can_be_forced(monkeypatch, forced):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", forced)
     called = []
-    monkeypatch.setattr(select.BACKENDS[forced], "attend", lambda *a, **k: called.append(forced))
+    kernels = [dataclasses.replace(one, call=lambda *a, name=one.name, **k: called.append(name))
+               for one in ATTENTION.kernels]  # fmt: skip
+    monkeypatch.setattr(select, "ATTENTION", dataclasses.replace(ATTENTION, kernels=tuple(kernels)))
     q, k, v, mask = case()
-    select.attend(q, k, v, mask, scale=0.3)
+    select.attend(q, k, v, mask, scale=0.3, runtime=Runtime.current())
     assert called == [forced]
 
 
 def test_shapes_that_do_not_fit_are_named():
     q, k, v, mask = case(heads=4, kv_heads=4)
     with pytest.raises(BackendError, match=r"the heads of k and v must divide those of q"):
-        make_request(q[:, :, :3], k, v, mask, 0.0, False)
+        make_request(q[:, :, :3], k, v, mask)
 
 
 def test_segments_must_cover_the_cached_places():
     q, k, v, _ = case(q_len=4, k_len=12)
     mask = Mask(causal=True, offset=8, segments=paddle.zeros([2, 4], dtype="int64"))
     with pytest.raises(BackendError, match="segments cover 4 places, but 8 cached \\+ 4 new"):
-        select.attend(q, k, v, mask, scale=0.3)
+        select.attend(q, k, v, mask, scale=0.3, runtime=Runtime("cpu"))

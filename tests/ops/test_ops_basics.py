@@ -10,7 +10,10 @@ import pytest
 from paddlemix.ops.activation import ACTIVATIONS, quick_gelu_by_silu
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.rope import RotaryTables, rotary_frequencies, rotate
+from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import ConfigError
+
+CPU = Runtime("cpu")
 
 
 def randn(*shape):
@@ -29,26 +32,26 @@ def rotated(x, positions, theta):
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 def test_rotation_is_a_complex_product(theta):
     x, positions = randn(2, 7, 3, 8), np.array([[0, 1, 2, 3, 4, 5, 6], [0, 0, 9, 400, 1999, 2, 1]])
-    tables = RotaryTables(8, theta).step(paddle.to_tensor(positions))
-    ours = rotate(paddle.to_tensor(x), tables.over(3)).numpy()
+    tables = RotaryTables(8, theta, None, CPU).step(paddle.to_tensor(positions))
+    ours = rotate(paddle.to_tensor(x), tables.over(3), CPU).numpy()
     # Float32 angles: at position 1999 one rounding of the angle is 1e-4 of a turn's radian.
     np.testing.assert_allclose(ours, rotated(x, positions, theta), atol=5e-4)
     np.testing.assert_allclose(ours[0], rotated(x, positions, theta)[0], atol=2e-6)
 
 
 def test_wide_tables_equal_broadcast_ones():
-    tables = RotaryTables(8, 1e4).step(paddle.arange(5).reshape([1, 5]))
+    tables = RotaryTables(8, 1e4, None, CPU).step(paddle.arange(5).reshape([1, 5]))
     x = paddle.to_tensor(randn(1, 5, 3, 8))
-    assert np.array_equal(rotate(x, tables.over(3)).numpy(), rotate(x, (tables.cos, tables.sin)).numpy())
+    assert np.array_equal(rotate(x, tables.over(3), CPU).numpy(), rotate(x, (tables.cos, tables.sin), CPU).numpy())
 
 
 def test_scores_depend_on_the_distance_only():
     q, k = paddle.to_tensor(randn(1, 1, 1, 16)), paddle.to_tensor(randn(1, 1, 1, 16) * 2)
-    tables = RotaryTables(16, 1e4)
+    tables = RotaryTables(16, 1e4, None, CPU)
     scores = []
     for place in (0, 50):
         first, second = (tables.step(paddle.to_tensor([[p]])).over(1) for p in (place + 3, place))
-        scores.append(float((rotate(q, first) * rotate(k, second)).sum()))
+        scores.append(float((rotate(q, first, CPU) * rotate(k, second, CPU)).sum()))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
@@ -77,12 +80,12 @@ def test_llama3_scaling_equals_the_reference():
 )
 def test_unknown_scaling_is_refused(scaling, text):
     with pytest.raises(ConfigError, match=text):
-        RotaryTables(8, 1e4, scaling)
+        RotaryTables(8, 1e4, scaling, CPU)
 
 
 def test_rms_norm_is_its_formula():
     x = randn(2, 5, 64) * 3
-    layer = RMSNorm(64, 1e-5)
+    layer = RMSNorm(64, 1e-5, CPU)
     layer.weight.set_value(paddle.to_tensor(randn(64)))
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * layer.weight.numpy()
@@ -92,7 +95,7 @@ def test_rms_norm_is_its_formula():
 def test_rms_norm_of_zeros_has_a_finite_gradient():
     x = paddle.zeros([1, 4])
     x.stop_gradient = False
-    RMSNorm(4, 1e-5)(x).sum().backward()
+    RMSNorm(4, 1e-5, CPU)(x).sum().backward()
     assert np.isfinite(x.grad.numpy()).all()
 
 

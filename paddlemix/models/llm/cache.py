@@ -6,6 +6,7 @@ from paddle import Tensor
 
 from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.select import cache_keeps_heads_first
+from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -20,13 +21,14 @@ class KVCache:
     causal mask whose ``offset`` is the ``length`` before the step. ``heads_first`` says how they lie.
     """
 
-    def __init__(self, config: TextConfig, batch: int, dtype: str = "float32", capacity: int = 0) -> None:
+    def __init__(
+        self, config: TextConfig, batch: int, dtype: str = "float32", capacity: int = 0, *, runtime: Runtime
+    ) -> None:
         self.length = 0
         self.batch = batch
         self.dtype = dtype
-        device = _device()
-        self.heads_first = cache_keeps_heads_first(device)
-        self._on_npu = device == "npu"
+        self.heads_first = cache_keeps_heads_first(runtime)
+        self._on_npu = runtime.device == "npu"
         self._slots: tuple[tuple[int, int, int], Tensor] | None = None
         self._wanted = _blocks(capacity)
         self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
@@ -124,7 +126,3 @@ def _take_rows(held: Tensor, rows: list[int]) -> Tensor:
     if held.dtype == paddle.float32:
         return paddle.index_select(held, paddle.to_tensor(rows, dtype="int64"))
     return paddle.concat([held[row : row + 1] for row in rows])
-
-
-def _device() -> str:
-    return paddle.get_device().partition(":")[0]

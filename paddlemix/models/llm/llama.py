@@ -46,21 +46,20 @@ class LlamaAttention(nn.Layer):
         if cache is not None:
             k, v = cache.append(self.index, k, v)
             heads_first = cache.heads_first
-        out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim), kv_heads_first=heads_first)
-        return self.o_proj(out.reshape([x.shape[0], x.shape[1], self.heads * self.head_dim]))
+        scale = 1.0 / math.sqrt(self.head_dim)
+        out = attend(q, k, v, mask, scale=scale, runtime=self.parallel.runtime, kv_heads_first=heads_first)
+        return self.o_proj(out.reshape([0, 0, self.heads * self.head_dim]))
 
     def _project(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
-        batch, length, _ = x.shape
-        q = self.q_proj(x).reshape([batch, length, self.heads, self.head_dim])
-        k = self.k_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
-        v = self.v_proj(x).reshape([batch, length, self.kv_heads, self.head_dim])
+        q = self.q_proj(x).reshape([0, 0, self.heads, self.head_dim])  # 0: as it is
+        k = self.k_proj(x).reshape([0, 0, self.kv_heads, self.head_dim])
+        v = self.v_proj(x).reshape([0, 0, self.kv_heads, self.head_dim])
         return tables.turn(q), tables.turn(k), v
 
     def _project_fused(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
         """One product for all three, one rotation for the heads of q and k together."""
-        batch, length, _ = x.shape
         turned = self.heads + self.kv_heads
-        heads = self.fused(x).reshape([batch, length, turned + self.kv_heads, self.head_dim])
+        heads = self.fused(x).reshape([0, 0, turned + self.kv_heads, self.head_dim])
         both, v = paddle.split(heads, [turned, self.kv_heads], axis=2)
         q, k = paddle.split(tables.turn(both), [self.heads, self.kv_heads], axis=2)
         return q, k, v
@@ -95,8 +94,10 @@ class LlamaMLP(nn.Layer):
         """``[B, L, D]`` to the same shape."""
         x = self.parallel.copy_to_ranks(x)
         if self.fused is None:
-            return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
-        return self.down_proj(gated(self.act, self.fused(x)))
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = self.fused(x), None
+        return self.down_proj(gated(self.act, gate, up, self.parallel.runtime))
 
     def fuse(self) -> None:
         """Use one product for gate and up from now on (inference). Layers with an open adapter stay apart."""
@@ -118,8 +119,8 @@ class LlamaLayer(nn.Layer):
         super().__init__()
         self.self_attn = LlamaAttention(config, index, parallel)
         self.mlp = LlamaMLP(config, parallel)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
 
     def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
@@ -138,13 +139,14 @@ class LlamaModel(nn.Layer):
                 f"num_attention_heads {config.num_attention_heads}"
             )
         self.config = config
+        parallel = parallel.on()
         # Cut along the width and not along the vocabulary, whose size need not divide: no id is looked for elsewhere.
         self.width = parallel.share(config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, self.width.count)
         mark(self.embed_tokens.weight, 1, self.width)
         self.layers = nn.LayerList([LlamaLayer(config, index, parallel) for index in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryTables(config.width_per_head, config.rope_theta, config.rope_scaling)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
+        self.rotary = RotaryTables(config.width_per_head, config.rope_theta, config.rope_scaling, parallel.runtime)
         self.recompute = False
 
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Linear
 from paddlemix.ops.parallel import ALONE, TensorParallel
+from paddlemix.ops.tracing import size
 from paddlemix.settings.model import VisionConfig
 
 
@@ -32,12 +33,11 @@ class ClipAttention(nn.Layer):
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
-        batch, length, _ = x.shape
         x = self.parallel.copy_to_ranks(x)
-        shape = [batch, length, self.heads, self.head_dim]
+        shape = [0, 0, self.heads, self.head_dim]  # 0: as it is
         q, k, v = (layer(x).reshape(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.out_proj(out.reshape([batch, length, self.heads * self.head_dim]))
+        out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim), runtime=self.parallel.runtime)
+        return self.out_proj(out.reshape([0, 0, self.heads * self.head_dim]))
 
 
 class ClipLayer(nn.Layer):
@@ -89,7 +89,7 @@ class ClipTransformer(nn.Layer):
     def embed(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]``: class token first, after the pre-norm (hidden state 0)."""
         patches = self.conv1(pixels.astype(self.conv1.weight.dtype)).reshape([0, 0, -1]).transpose([0, 2, 1])
-        first = self.class_embedding.reshape([1, 1, -1]).expand([patches.shape[0], 1, patches.shape[2]])
+        first = self.class_embedding.reshape([1, 1, -1]).expand([size(patches, 0), 1, patches.shape[2]])
         return self.ln_pre(paddle.concat([first, patches], axis=1) + self.positional_embedding.weight)
 
 
@@ -100,7 +100,7 @@ class ClipEncoder(nn.Layer):
         super().__init__()
         self.layers = config.num_hidden_layers
         self.recompute = False
-        self.vision_model = ClipTransformer(config, parallel)
+        self.vision_model = ClipTransformer(config, parallel.on())
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""

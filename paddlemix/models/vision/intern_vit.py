@@ -19,6 +19,7 @@ from paddlemix.ops.attention.select import attend
 from paddlemix.ops.linear import Linear
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.parallel import ALONE, TensorParallel
+from paddlemix.ops.tracing import size
 from paddlemix.settings.model import VisionConfig
 
 _CUBIC = -0.75  # the constant of the cubic kernel in torch's bicubic interpolation (most others use -0.5)
@@ -79,17 +80,23 @@ class InternVitEmbeddings(nn.Layer):
         side = math.isqrt(table.shape[1])
         if grid == (side, side):
             return table  # the resize to the same size is exactly the identity
+        resized = paddle.matmul(self._matrix(side, grid), table[0].astype("float32"))
+        return resized.unsqueeze(0).astype(table.dtype)
+
+    def _matrix(self, side: int, grid: tuple[int, int]) -> Tensor:
+        """``resize_matrix`` on the device: kept, but for a constant of a graph that is being traced."""
+        if not paddle.in_dynamic_mode():
+            return paddle.to_tensor(resize_matrix(side, grid))
         if (side, grid) not in self._matrices:
             self._matrices[side, grid] = paddle.to_tensor(resize_matrix(side, grid))
-        resized = paddle.matmul(self._matrices[side, grid], table[0].astype("float32"))
-        return resized.unsqueeze(0).astype(table.dtype)
+        return self._matrices[side, grid]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, H, W]`` to ``[N, 1 + P, C]``; pixels behind the last whole patch are not looked at."""
         patches = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
         grid = (patches.shape[2], patches.shape[3])
         rows = patches.reshape([0, 0, -1]).transpose([0, 2, 1])
-        first = self.class_embedding.expand([rows.shape[0], 1, rows.shape[2]])
+        first = self.class_embedding.expand([size(rows, 0), 1, rows.shape[2]])
         added = paddle.concat([self.position_embedding[:, :1], self.positions(grid)], axis=1)
         return paddle.concat([first, rows], axis=1) + added
 
@@ -107,21 +114,20 @@ class InternVitAttention(nn.Layer):
         self.qkv = Linear(width, inner.repeated(3), bias=config.extra["qkv_bias"])
         self.q_norm = self.k_norm = None
         if config.extra["qk_normalization"]:
-            self.q_norm = RMSNorm(inner, config.layer_norm_eps)
-            self.k_norm = RMSNorm(inner, config.layer_norm_eps)
+            self.q_norm = RMSNorm(inner, config.layer_norm_eps, parallel.runtime)
+            self.k_norm = RMSNorm(inner, config.layer_norm_eps, parallel.runtime)
         self.proj = Linear(inner, width)
 
     def forward(self, x: Tensor, mask: Mask) -> Tensor:
         """``[N, 1 + P, C]`` to the same shape."""
-        batch, length, _ = x.shape
         inner = self.heads * self.head_dim
         # By sections: plug-ins are not known to split by number in bfloat16.
         q, k, v = paddle.split(self.qkv(self.parallel.copy_to_ranks(x)), [inner] * 3, axis=-1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        shape = [batch, length, self.heads, self.head_dim]
-        out = attend(q.reshape(shape), k.reshape(shape), v.reshape(shape), mask, scale=1.0 / math.sqrt(self.head_dim))
-        return self.proj(out.reshape([batch, length, inner]))
+        q, k, v = (part.reshape([0, 0, self.heads, self.head_dim]) for part in (q, k, v))  # 0: as it is
+        out = attend(q, k, v, mask, scale=1.0 / math.sqrt(self.head_dim), runtime=self.parallel.runtime)
+        return self.proj(out.reshape([0, 0, inner]))
 
 
 class InternVitMlp(nn.Layer):
@@ -146,9 +152,9 @@ class InternVitLayer(nn.Layer):
     def __init__(self, config: VisionConfig, parallel: TensorParallel) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm1 = RMSNorm(width, config.layer_norm_eps)
+        self.norm1 = RMSNorm(width, config.layer_norm_eps, parallel.runtime)
         self.attn = InternVitAttention(config, parallel)
-        self.norm2 = RMSNorm(width, config.layer_norm_eps)
+        self.norm2 = RMSNorm(width, config.layer_norm_eps, parallel.runtime)
         self.mlp = InternVitMlp(config, parallel)
         self.ls1 = self.create_parameter([width])
         self.ls2 = self.create_parameter([width])
@@ -175,7 +181,7 @@ class InternVitEncoder(nn.Layer):
         self.layers = config.num_hidden_layers
         self.recompute = False
         self.embeddings = InternVitEmbeddings(config)
-        self.encoder = InternVitLayers(config, parallel)
+        self.encoder = InternVitLayers(config, parallel.on())
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, H, W]`` to ``[N, 1 + P, C]`` after ``layer`` blocks; the later blocks are not run."""

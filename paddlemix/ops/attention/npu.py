@@ -12,28 +12,21 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.ops.attention.contract import Mask, Request
+from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.npu import library
-from paddlemix.utils import env
+from paddlemix.ops.runtime import FUSED, Runtime
 
-NAME = "npu"
 OPERATOR = "flash_attention_npu"
 HEAD_STEP, HEAD_LIMIT = 16, 512
 
 
-def why_not(request: Request) -> str | None:
+def why_not(runtime: Runtime, request: Request) -> str | None:
     """Why the fused operator cannot serve ``request``; None when it can."""
-    if request.device != "npu":
-        return f"the tensors are on {request.device}, not on an npu"
     reason = library.why_not(OPERATOR)
     if reason:
         return reason
-    return _why_not_shape(request)
-
-
-def _why_not_shape(request: Request) -> str | None:
-    if request.dtype not in ("float16", "bfloat16") and not (
-        request.dtype == "float32" and env.get("PADDLEMIX_NPU_ATTENTION_FLOAT32") == "1"
-    ):
+    dtypes = ("float16", "bfloat16", *(("float32",) if runtime.float32_attention else ()))
+    if request.dtype not in dtypes:
         return f"{OPERATOR} takes float16 and bfloat16, not {request.dtype}"
     if request.head_dim % HEAD_STEP or request.head_dim > HEAD_LIMIT:
         return f"{OPERATOR}: the head width {request.head_dim} is no multiple of {HEAD_STEP} up to {HEAD_LIMIT}"
@@ -41,13 +34,15 @@ def _why_not_shape(request: Request) -> str | None:
         return f"{OPERATOR}: its dropout leaves the forward pass alone but not the gradients"
     if request.kv_heads_first:
         return f"{OPERATOR} wants keys in [B, L, H, D]"
+    if min(request.batch, request.q_len, request.k_len) < 0:
+        return f"{OPERATOR} wants to know all sizes when it is traced"
     return None
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, scale: float, dropout: float = 0.0, kv_heads_first: bool = False
 ) -> Tensor:
-    """Same answer as ``math.attend`` to rounding. Ask ``why_not`` first."""
+    """Same answer as ``math.attend`` to rounding. Ask ``why_not`` first. Shapes and dtypes: ``contract``."""
     del dropout, kv_heads_first  # refused by why_not when set
     own = 1.0 / math.sqrt(q.shape[3])
     if not math.isclose(scale, own, rel_tol=1e-6):
@@ -55,7 +50,7 @@ def attend(
     k, v = _without_tail(k, mask, q.shape[1]), _without_tail(v, mask, q.shape[1])
     hidden = _hidden(mask, q.shape[0], q.shape[1], k.shape[1])
     # Contract of the hint: causal, as many queries as keys, nothing cached, and each further rule only hides more.
-    triangle = hidden is not None and mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
+    triangle = hidden is not None and mask.causal and mask.known_offset == 0 and q.shape[1] == k.shape[1]
     is_test = not paddle.is_grad_enabled() or (q.stop_gradient and k.stop_gradient and v.stop_gradient)
     return library.run_named(
         OPERATOR,
@@ -71,10 +66,8 @@ def _without_tail(keys: Tensor, mask: Mask, q_len: int) -> Tensor:
     A single row keeps the block and gets a mask instead: its shapes then change once a block and not once a token,
     and nothing is copied.
     """
-    filled = mask.offset + q_len
-    if q_len == 1 or not mask.causal or keys.shape[1] <= filled:
-        return keys
-    return keys[:, :filled]
+    filled = mask.reach(q_len, keys.shape[1])
+    return keys if q_len == 1 or filled == keys.shape[1] else keys[:, :filled]
 
 
 def _hidden(mask: Mask, batch: int, q_len: int, k_len: int) -> Tensor | None:
@@ -82,7 +75,7 @@ def _hidden(mask: Mask, batch: int, q_len: int, k_len: int) -> Tensor | None:
 
     The operator repeats a mask neither over rows of queries nor, in some releases, over the batch: it is full size.
     """
-    if q_len == 1 and mask.is_plain and (not mask.causal or k_len == mask.offset + 1):
+    if q_len == 1 and mask.is_plain and (not mask.causal or k_len == mask.known_offset + 1):
         return None
 
     def build() -> Tensor | None:
@@ -92,3 +85,6 @@ def _hidden(mask: Mask, batch: int, q_len: int, k_len: int) -> Tensor | None:
         return paddle.logical_not(allowed).expand([batch, 1, q_len, k_len]).contiguous()
 
     return mask.keep(("npu", batch, q_len, k_len), build)
+
+
+KERNEL = Kernel(FUSED, why_not, attend, (FUSED,))

@@ -13,7 +13,10 @@ from paddle.nn import functional
 
 from paddlemix.ops import compat
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
+from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
+from paddlemix.ops.runtime import Runtime
+from paddlemix.ops.tracing import size
 
 NAME = "sdpa"
 HALF = ("float16", "bfloat16")
@@ -22,18 +25,24 @@ BLOCK = 128
 """Query rows of one block. Small enough for its scores to stay in the cache, large enough to keep the matmul busy."""
 
 
-def why_not(request: Request) -> str | None:
-    """Why this backend cannot serve ``request``; None when it can."""
-    if request.device == "cpu":
-        return "the blocked form on the CPU has no dropout" if request.dropout else None
-    if request.device == "gpu":
-        return _why_not_fused(request)
-    return f'no fused kernel is known for the device "{request.device}"'
+def why_not_blocked(runtime: Runtime, request: Request) -> str | None:
+    """Why the form for a CPU cannot serve ``request``; None when it can."""
+    del runtime
+    if request.dropout:
+        return "the blocked form on the CPU has no dropout"
+    if request.q_len == 1:
+        return None
+    open_ended = request.q_len < 0 or request.k_len < 0 or (request.batch < 0 and not request.mask.is_plain)
+    return "the blocked form on the CPU wants to know all lengths when it is traced" if open_ended else None
 
 
-def _why_not_fused(request: Request) -> str | None:
+def why_not_fused(runtime: Runtime, request: Request) -> str | None:
+    """Why the framework's kernel for a GPU cannot serve ``request``; None when it can."""
+    del runtime
     if request.kv_heads_first:
         return "the fused kernel wants keys in [B, L, H, D]"
+    if min(request.batch, request.q_len, request.k_len) < 0:
+        return "the fused kernel wants to know all sizes when it is traced"
     if compat.sdpa_asks_its_kernels():
         return None
     if request.dtype not in HALF:
@@ -43,19 +52,14 @@ def _why_not_fused(request: Request) -> str | None:
     return None
 
 
-def attend(
+def fused(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, scale: float, dropout: float = 0.0, kv_heads_first: bool = False
 ) -> Tensor:
-    """Same answer as ``math.attend`` to rounding. Ask ``why_not`` first."""
-    if q.place.is_cpu_place():
-        return _blocked(q, k, v, mask, scale, kv_heads_first)
-    return _fused(q, k, v, mask, scale, dropout)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
+    """Same answer as ``math.attend`` to rounding, by the framework's kernel. Shapes and dtypes: ``contract``."""
+    del kv_heads_first  # refused by why_not_fused when set
     q_len, k_len = q.shape[1], k.shape[1]
     # The kernel's own causal rule aligns the last query with the last key, so it fits only without a cached prefix.
-    causal = mask.causal and mask.is_plain and mask.offset == 0 and q_len == k_len
+    causal = mask.causal and mask.is_plain and mask.known_offset == 0 and q_len == k_len
     bias = None if causal else mask.additive(q_len, k_len)
     if bias is not None:
         bias = bias.astype(q.dtype).expand([q.shape[0], q.shape[2], q_len, k_len])
@@ -68,7 +72,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
     )
 
 
-def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads_first: bool) -> Tensor:
+def blocked(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, scale: float, dropout: float = 0.0, kv_heads_first: bool = False
+) -> Tensor:
+    """Same answer as ``math.attend`` to rounding, in blocks of query rows. Shapes and dtypes: ``contract``."""
+    del dropout  # refused by why_not_blocked when set
     if not kv_heads_first:
         k, v = swap_heads(k), swap_heads(v)
     if q.shape[1] == 1:
@@ -90,22 +98,22 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, kv_heads
 def _step(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     """One query ``[B, 1, H, D]`` over k and v ``[B, Hk, Lk, D]``, in as few operators as can be: decoding waits."""
     batch, _, heads, width = q.shape
-    kv_heads, keys = k.shape[1], k.shape[2]
-    rows = (q * scale).reshape([batch, kv_heads, heads // kv_heads, width])
+    kv_heads, keys = k.shape[1], size(k, 2)
+    rows = (q * scale).reshape([0, kv_heads, heads // kv_heads, width])
     scores = to_dtype(paddle.matmul(rows, k, transpose_y=True), paddle.float32)
-    bias = mask.keep(("step", keys, heads, kv_heads), lambda: _step_bias(mask, keys, batch, kv_heads, heads))
+    bias = mask.keep(("step", k.shape[2], heads, kv_heads), lambda: _step_bias(mask, keys, batch, kv_heads, heads))
     if bias is not None:
         scores = scores + bias
     weights = to_dtype(functional.softmax(scores, axis=-1), q.dtype)
-    return paddle.matmul(weights, v).reshape([batch, 1, heads, width])
+    return paddle.matmul(weights, v).reshape([0, 1, heads, width])
 
 
-def _step_bias(mask: Mask, keys: int, batch: int, kv_heads: int, heads: int) -> Tensor | None:
+def _step_bias(mask: Mask, keys: int | Tensor, batch: int, kv_heads: int, heads: int) -> Tensor | None:
     """``[keys]`` for a plain mask (None when every key is seen), else as wide as the scores: it is small either way."""
     if mask.is_plain:
-        whole = not mask.causal or keys == mask.offset + 1
-        return None if whole else mask.additive(1, keys).reshape([keys])
-    return mask.additive(1, keys).expand([batch, kv_heads, heads // kv_heads, keys]).contiguous()
+        whole = not mask.causal or (isinstance(keys, int) and keys == mask.known_offset + 1)
+        return None if whole else mask.additive(1, keys).reshape([-1])
+    return mask.additive(1, keys).expand([batch, kv_heads, heads // kv_heads, -1]).contiguous()  # -1: as it is
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
@@ -117,7 +125,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> 
     outs = []
     for first in range(0, q_len, block):
         last = min(first + block, q_len)
-        seen = min(mask.offset + last, k_len) if mask.causal else k_len
+        seen = mask.reach(last, k_len)
         part = q if last - first == q_len else q[:, :, :, first:last]
         keys, values = (k, v) if seen == k_len else (k[:, :, :seen], v[:, :, :seen])
         part = part.reshape([batch, kv_heads, heads // kv_heads * (last - first), width])
@@ -136,10 +144,13 @@ def _bias(mask: Mask, first: int, last: int, keys: int) -> Tensor | None:
     """What the causal rule adds to the scores of query rows ``first`` to ``last`` over the first ``keys`` keys."""
     if not mask.causal:
         return None
-    place = mask.offset + first
+    place = mask.known_offset + first
     return mask.keep(("diagonal", place, last - first, keys), lambda: _diagonal(last - first, keys, place))
 
 
 def _diagonal(rows: int, keys: int, place: int) -> Tensor:
     """Float32 ``[rows, keys]``: ``MASKED`` right of the diagonal that starts at key ``place``."""
     return paddle.triu(paddle.full([rows, keys], MASKED, dtype="float32"), place + 1)
+
+
+KERNELS = (Kernel(NAME, why_not_blocked, blocked, ("cpu",)), Kernel(NAME, why_not_fused, fused, ("gpu",)))

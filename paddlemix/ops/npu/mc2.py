@@ -5,11 +5,15 @@ The operator sends the first rows of the product while it computes the next, so 
 the product. It has no gradient of its own; the caller brings it (``ops.parallel``).
 """
 
+from typing import Any, NamedTuple
+
 import paddle
 from paddle import Tensor
 
+from paddlemix.ops.dispatch import Kernel, Operator, register
+from paddlemix.ops.dtypes import dtype_name
 from paddlemix.ops.npu import library
-from paddlemix.ops.npu.switches import off_on_device, served, use
+from paddlemix.ops.runtime import FUSED, Runtime
 
 OPERATOR = "fused_mm_allreduce"
 SIZES = (2, 4, 8)
@@ -18,38 +22,61 @@ SIZES = (2, 4, 8)
 _HALF = ("float16", "bfloat16")
 
 
-def why_not(x: Tensor, weight: Tensor, size: int, even: bool) -> str | None:
-    """Why the operator cannot serve ``x`` [..., K] times ``weight`` [K, N] in a group of ``size``; None when it can.
+class Product(NamedTuple):
+    """What is asked of the operator: dtypes of x and weight, devices of the group, and whether their parts are equal.
 
-    ``even``: every device has as many rows of the weight; otherwise some might be refused what others are served, and
-    wait for them for ever.
+    With unequal parts some devices might be refused what others are served, and wait for them for ever.
     """
+
+    x: str
+    weight: str
+    size: int
+    even: bool
+
+
+def why_not(runtime: Runtime, request: Product) -> str | None:
+    """Why the operator cannot serve ``request``; None when it can."""
+    del runtime
     form = library.form_of(OPERATOR)
     if isinstance(form, str):
         return form
-    if size not in SIZES or not even:
+    if request.size not in SIZES or not request.even:
         return f"{OPERATOR} wants equal parts on {', '.join(map(str, SIZES))} devices"
-    dtype = str(x.dtype).rpartition(".")[2]
-    if dtype not in _HALF or x.dtype != weight.dtype:
-        return f"{OPERATOR} takes {' and '.join(_HALF)}, not {dtype} with {str(weight.dtype).rpartition('.')[2]}"
+    if request.x not in _HALF or request.x != request.weight:
+        return f"{OPERATOR} takes {' and '.join(_HALF)}, not {request.x} with {request.weight}"
     return None
 
 
-def product(x: Tensor, weight: Tensor, rank: int, size: int, group: object, even: bool) -> Tensor | None:
-    """``x W`` summed over the group, outside of any gradient; None when the plain path has to serve it.
-
-    ``rank`` is that within the group, ``group`` paddle's (None: all processes).
-    """
-    if off_on_device("MC2", x) or not use("MC2", why_not(x, weight, size, even)):
-        return None
-    return served("MC2", lambda: _run(x, weight, rank, group))
-
-
-def _run(x: Tensor, weight: Tensor, rank: int, group: object) -> Tensor:
-    whole = group or paddle.distributed.collective._get_default_group()
-    name = whole.process_group.get_comm_name(rank)
-    rows = x.detach().reshape([-1, x.shape[-1]])
-    out = library.run_named(OPERATOR, x1=rows, x2=weight.detach(), bias=None, hcom=name, reduce_op="sum", comm_turn=0)[
-        0
-    ]
+def fused(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
+    """``x`` [..., K] times ``weight`` [K, N], summed over the group of ``parallel``, outside of any gradient."""
+    whole = parallel.group or paddle.distributed.collective._get_default_group()
+    name = whole.process_group.get_comm_name(parallel.rank)
+    rows, given = x.detach().reshape([-1, x.shape[-1]]), {"bias": None, "hcom": name, "reduce_op": "sum"}
+    out = library.run_named(OPERATOR, x1=rows, x2=weight.detach(), comm_turn=0, **given)[0]
     return out.reshape([*x.shape[:-1], weight.shape[1]])
+
+
+def plain(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
+    """The same by a product and an all-reduce."""
+    return parallel.reduce(paddle.matmul(x, weight))
+
+
+MC2 = register(
+    Operator(
+        "MC2",
+        (Kernel(FUSED, why_not, fused, (FUSED,)), Kernel("plain", lambda runtime, request: None, plain)),
+        cost="the sums of tensor parallel wait for the products in front of them",
+        plugin=OPERATOR,
+    )
+)
+
+
+def product(x: Tensor, weight: Tensor, parallel: Any, even: bool) -> Tensor:
+    """``x`` [..., K] times ``weight`` [K, N] (one dtype), summed over the devices of ``parallel`` (``TensorParallel``).
+
+    ``even``: every device has as many rows of the weight.
+    """
+    runtime = parallel.runtime
+    request = Product(dtype_name(x.dtype), dtype_name(weight.dtype), parallel.size, even)
+    kernel = runtime.keep((MC2.name, request), lambda: MC2.choose(runtime, request))
+    return MC2.run(kernel, runtime, x, weight, parallel)
