@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
+from paddle.nn import functional
 
 from paddlemix.generation.sampling import Decoding, Sampler, penalise_repeats
 from paddlemix.models.llava import LlavaForCausalLM
-from paddlemix.models.llm.cache import KVCache
+from paddlemix.models.llm.cache import Cache
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.splice.plan import Plan
 from paddlemix.utils.errors import BackendError
@@ -33,7 +34,7 @@ class _Run:
     """A batch on its way: the cache, where each row starts, and the next position of each row."""
 
     model: LlavaForCausalLM
-    cache: KVCache
+    cache: Cache
     starts: np.ndarray
     next_position: np.ndarray
     vocab_size: int | None
@@ -41,22 +42,30 @@ class _Run:
 
     def _mask(self) -> Mask:
         starts = paddle.to_tensor(self.starts) if self.starts.any() else None
-        return Mask(causal=True, key_starts=starts, offset=self.cache.length)
+        return Mask(causal=True, key_starts=starts, offset=self.cache.offset)
 
     def _scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        scores = self.model.logits(hidden[:, -1])
+        """Scores ``[B, V]`` of the token after each of ``hidden`` [B, D]."""
+        scores = self.model.logits(hidden)
         return scores if self.vocab_size is None else scores[:, : self.vocab_size]
 
     @paddle.no_grad()
     def prefill(self, plan: Plan, features: paddle.Tensor | None) -> paddle.Tensor:
-        """Run the plan's columns behind the cache; scores ``[B, V]`` of the token that comes next."""
+        """Run the plan's columns behind the cache; scores ``[B, V]`` of the token that comes next in each row."""
         blend = None
         if plan.blend_index is not None:
             blend = paddle.to_tensor(plan.blend_index), paddle.to_tensor(plan.blend_weight)
         rows = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features, blend)
-        positions = plan.positions + self.cache.length
+        kept = self.next_position - plan.lengths
+        positions = plan.positions + kept[:, None]
         hidden = self.model.decode(rows, paddle.to_tensor(positions), self._mask(), self.cache)
-        return self._scores(hidden)
+        length = plan.token_ids.shape[1]
+        if (plan.starts + plan.lengths == length).all():
+            return self._scores(hidden[:, -1])
+        # Padded on the right: the padding leaves the cache again, and each row ends at a column of its own.
+        self.cache.trim(self.next_position)
+        ends = paddle.to_tensor(np.arange(len(kept)) * length + plan.lengths - 1)
+        return self._scores(functional.embedding(ends, hidden.reshape([-1, hidden.shape[2]])))
 
     @paddle.no_grad()
     def step(self, ids: Sequence[int]) -> paddle.Tensor:
@@ -67,7 +76,7 @@ class _Run:
         positions = paddle.to_tensor(self.next_position[:, None])
         hidden = self.model.decode(rows, positions, self._mask(), self.cache)
         self.next_position = self.next_position + 1
-        return self._scores(hidden)
+        return self._scores(hidden[:, -1])
 
 
 def _start(
@@ -75,20 +84,31 @@ def _start(
     plan: Plan,
     pixels: np.ndarray | None,
     features: paddle.Tensor | None,
-    cache: KVCache | None,
+    cache: Cache | None,
     vocab_size: int | None,
 ) -> tuple[_Run, paddle.Tensor]:
-    batch, length = plan.token_ids.shape
-    if (plan.starts + plan.lengths != length).any():
-        raise ValueError("rows of different lengths are generated from a plan with padding_side='left'")
-    kept = 0 if cache is None else cache.length
-    if kept and batch != 1:
-        raise ValueError("only a single row can go on behind a cache that is not empty")
+    kept = _kept(plan, cache)
     if features is None and pixels is not None and len(pixels):
         features = encode_images(model, pixels)
-    cache = model.new_cache(batch) if cache is None else cache
+    cache = model.new_cache(len(plan.lengths)) if cache is None else cache
     run = _Run(model, cache, plan.starts, plan.lengths + kept, vocab_size)
     return run, run.prefill(plan, features)
+
+
+def _kept(plan: Plan, cache: Cache | None) -> np.ndarray | int:
+    """Places of the rows that stand in the cache already; ValueError for rows that the cache cannot hold."""
+    if cache is not None and cache.own_lengths:
+        if plan.starts.any():
+            raise ValueError("rows behind a cache with a length for each are planned with padding_side='right'")
+        return cache.lengths
+    if (plan.starts + plan.lengths != plan.token_ids.shape[1]).any():
+        raise ValueError(
+            "rows of different lengths are generated from a plan with padding_side='left', or with a static cache"
+        )
+    kept = 0 if cache is None else cache.offset
+    if kept and len(plan.lengths) != 1:
+        raise ValueError("only a single row can go on behind a cache that is not empty, unless it is a static cache")
+    return kept
 
 
 def next_scores(model: LlavaForCausalLM, plan: Plan, features: paddle.Tensor | None = None) -> paddle.Tensor:
@@ -103,14 +123,16 @@ def generate(
     decoding: Decoding | None = None,
     *,
     features: paddle.Tensor | None = None,
-    cache: KVCache | None = None,
+    cache: Cache | None = None,
     samplers: Sequence[Sampler] | None = None,
 ) -> Iterator[list[int]]:
     """Yield one id a row until every row has ended or ``max_new_tokens`` are out.
 
-    ``plan`` is left padded when its rows differ in length. ``pixels [N, 3, S, S]`` are its tiles in order, or
-    ``features [N, P, D]`` if they are encoded already. A ``cache`` that is not empty holds what stands before the
-    plan's only row. A row's ending id is yielded; after it the row yields ``decoding.pad_id``.
+    ``plan`` is left padded when its rows differ in length; for a ``cache`` whose rows have lengths of their own
+    (``model.new_static_cache``, with room for the plan's columns and the new tokens) it is right padded. ``pixels
+    [N, 3, S, S]`` are its tiles in order, or ``features [N, P, D]`` if they are encoded already. A ``cache`` that is
+    not empty holds what stands before the plan's only row (a static one: before each row). A row's ending id is
+    yielded; after it the row yields ``decoding.pad_id``.
     When an id is yielded, all ids before it are in the cache and it is not. Beams yield all their ids at the end.
     """
     decoding = decoding or Decoding()

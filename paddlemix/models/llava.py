@@ -11,7 +11,8 @@ from paddle import Tensor, nn
 
 from paddlemix.models.head_loss import loss_through_head
 from paddlemix.models.llm.build import build_decoder
-from paddlemix.models.llm.cache import KVCache
+from paddlemix.models.llm.cache import Cache, KVCache
+from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.models.loss import next_labels, next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
@@ -75,7 +76,7 @@ class LlavaForCausalLM(nn.Layer):
         newline = self.llama.image_newline if self.config.has_image_newline else None
         return merge_rows(source, self.llama.embed(token_ids), features, newline, blend)
 
-    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
+    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]`` after the final norm; a cache is written and advanced by L."""
         return self.llama.decode(embeds, positions, mask, cache)
 
@@ -91,6 +92,10 @@ class LlavaForCausalLM(nn.Layer):
     def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
         return KVCache(self.config.text, batch, self.dtype, capacity, runtime=self.parallel.runtime)
+
+    def new_static_cache(self, capacity: int) -> StaticCache:
+        """An empty KV cache of a fixed size, whose rows have lengths of their own; the first step says how many."""
+        return StaticCache(self.config.text.num_hidden_layers, capacity, self.dtype, self.parallel.runtime)
 
     def forward(
         self,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key and value cache of a decoder: blocks of places, filled from the left, trimmed by a number."""
+"""The key and value cache of a decoder: what every one offers, and the one that grows by blocks of places."""
+
+from typing import Protocol
 
 import paddle
 from paddle import Tensor
@@ -14,8 +16,39 @@ BLOCK = 128
 """Places that are added at a time. The unused tail is hidden by the causal rule of the mask."""
 
 
+class Cache(Protocol):
+    """Keys and values of all layers. A step writes behind the filled places of every row.
+
+    ``heads_first``: keys and values lie as ``[B, Hk, L, D]`` and not as ``[B, L, Hk, D]``. ``own_lengths``: rows
+    may hold different numbers of places.
+    """
+
+    heads_first: bool
+    own_lengths: bool
+
+    @property
+    def capacity(self) -> int:
+        """Places of a row that are allocated."""
+
+    @property
+    def offset(self) -> int | Tensor:
+        """What the mask of the next step counts as cached: a number, or int64 [B] (or []) where rows differ."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write ``[B, L, Hk, D]`` behind the filled places of one layer; give what the step attends to."""
+
+    def advance(self, count: int | Tensor) -> None:
+        """``count`` more places are filled in every row and layer."""
+
+    def trim(self, length: int) -> None:
+        """Keep the first ``length`` places."""
+
+    def reorder(self, rows: list[int]) -> None:
+        """Row i becomes a copy of what row ``rows[i]`` was."""
+
+
 class KVCache:
-    """Keys and values of all layers of ``batch`` rows. ``length`` places are filled.
+    """The cache that grows: all rows have the same ``length`` filled places (unequal ones are padded on the left).
 
     ``append`` gives whole blocks back, tail included, so that a step reads them without a copy: use them with a
     causal mask whose ``offset`` is the ``length`` before the step. ``heads_first`` says how they lie.
@@ -25,6 +58,7 @@ class KVCache:
         self, config: TextConfig, batch: int, dtype: str = "float32", capacity: int = 0, *, runtime: Runtime
     ) -> None:
         self.length = 0
+        self.own_lengths = False
         self.batch = batch
         self.dtype = dtype
         self.heads_first = cache_keeps_heads_first(runtime)
@@ -39,6 +73,11 @@ class KVCache:
         """Places that are allocated."""
         held = self._keys[0]
         return 0 if held is None else held.shape[self._axis]
+
+    @property
+    def offset(self) -> int:
+        """``length``."""
+        return self.length
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all its keys and values back.
@@ -69,8 +108,8 @@ class KVCache:
         """Row i becomes a copy of what row ``rows[i]`` was; their number is the new batch (beam search)."""
         if not all(0 <= row < self.batch for row in rows):
             raise ConfigError(f"KV cache of {self.batch} rows: cannot take rows {rows}")
-        self._keys = [None if held is None else _take_rows(held, rows) for held in self._keys]
-        self._values = [None if held is None else _take_rows(held, rows) for held in self._values]
+        self._keys = [None if held is None else take_rows(held, rows) for held in self._keys]
+        self._values = [None if held is None else take_rows(held, rows) for held in self._values]
         self.batch = len(rows)
 
     @property
@@ -121,8 +160,11 @@ def _blocks(places: int) -> int:
     return -(-places // BLOCK) * BLOCK
 
 
-def _take_rows(held: Tensor, rows: list[int]) -> Tensor:
-    """Rows of the batch in another order. Plug-ins of the NPU lack index_select in bfloat16, but slice and join."""
+def take_rows(held: Tensor, rows: list[int]) -> Tensor:
+    """``held`` [B, ...] with its rows in another order, in its dtype.
+
+    Plug-ins of the NPU lack index_select in bfloat16, but slice and join.
+    """
     if held.dtype == paddle.float32:
         return paddle.index_select(held, paddle.to_tensor(rows, dtype="int64"))
     return paddle.concat([held[row : row + 1] for row in rows])

@@ -6,7 +6,7 @@ import math
 import paddle
 from paddle import Tensor, nn
 
-from paddlemix.models.llm.cache import KVCache
+from paddlemix.models.llm.cache import Cache
 from paddlemix.models.recompute import recomputed
 from paddlemix.ops.activation import ACTIVATIONS, gated
 from paddlemix.ops.attention.contract import Mask
@@ -15,6 +15,7 @@ from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
+from paddlemix.ops.tracing import size
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -38,7 +39,7 @@ class LlamaAttention(nn.Layer):
         self.o_proj = Linear(inner, config.hidden_size, bias=config.has_bias("o_proj"))
         self.fused: Fused | None = None
 
-    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         x = self.parallel.copy_to_ranks(x)
         q, k, v = self._project(x, tables) if self.fused is None else self._project_fused(x, tables)
@@ -122,7 +123,7 @@ class LlamaLayer(nn.Layer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
 
-    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None = None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), tables, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -161,8 +162,8 @@ class LlamaModel(nn.Layer):
             return rows
         return paddle.where((token_ids == pad).unsqueeze(-1), rows.detach(), rows)
 
-    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
-        """``[B, L, D]`` to ``[B, L, D]`` after the final norm. ``mask.offset`` is the length of the cache."""
+    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None) -> Tensor:
+        """``[B, L, D]`` to ``[B, L, D]`` after the final norm. ``mask.offset`` is that of the cache."""
         self._check(embeds, mask, cache)
         tables = self.rotary.step(positions)
         hidden = embeds
@@ -172,7 +173,7 @@ class LlamaModel(nn.Layer):
             else:
                 hidden = layer(hidden, tables, mask, cache)
         if cache is not None:
-            cache.advance(embeds.shape[1])
+            cache.advance(size(embeds, 1))
         return self.norm(hidden)
 
     def fuse(self) -> None:
@@ -187,11 +188,15 @@ class LlamaModel(nn.Layer):
             layer.self_attn.unfuse()
             layer.mlp.unfuse()
 
-    def _check(self, embeds: Tensor, mask: Mask, cache: KVCache | None) -> None:
-        filled = 0 if cache is None else cache.length
-        if mask.offset != filled:
-            raise ConfigError(f"decode: the mask counts {mask.offset} cached places, the cache holds {filled}")
-        window, end = self.config.sliding_window, filled + embeds.shape[1]
+    def _check(self, embeds: Tensor, mask: Mask, cache: Cache | None) -> None:
+        filled = 0 if cache is None else cache.offset
+        if mask.offset is not filled and (not isinstance(filled, int) or mask.known_offset != filled):
+            raise ConfigError(
+                f"decode: the mask counts {mask.offset} cached places, the cache holds {filled}; give the mask "
+                "the offset of the cache"
+            )
+        window = self.config.sliding_window
+        end = filled + embeds.shape[1] if isinstance(filled, int) else cache.capacity
         if window is not None and end > window:
             raise ConfigError(
                 f"sequence of {end} places: this model sees only the last {window} (sliding_window), which is not "

@@ -77,7 +77,7 @@ def why_not_rope(runtime: Runtime, request: Facts) -> str | None:
 def rope_tables(cos: Tensor, sin: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Tables ``[B, L, 1, D]`` (sin signed, float32) as the operator wants them: ``[1, B * L, 1, D]``, sin unsigned."""
     width = cos.shape[-1]
-    shape = [1, -1, 1, width]
+    shape = [1, size(cos, 0) * size(cos, 1), 1, width]
     half = sin[..., width // 2 :]  # the first half carries the sign
     return cos.reshape(shape).astype(dtype), paddle.concat([half, half], axis=-1).reshape(shape).astype(dtype)
 
@@ -90,7 +90,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     batch, length = size(x, 0), size(x, 1)
     heads, width = x.shape[2:]
-    flat = x.reshape([1, -1, heads, width])
+    flat = x.reshape([1, batch * length, heads, width])
     return library.run("fused_rope", flat, cos, sin)[0].reshape([batch, length, heads, width])
 
 
