@@ -18,8 +18,9 @@ from paddlemix.ops.attention import math as plain_attention
 from paddlemix.ops.attention import npu as fused_attention
 from paddlemix.ops.attention.contract import Mask, make_request
 from paddlemix.ops.attention.select import ATTENTION
-from paddlemix.ops.dispatch import OPERATORS, Operator, facts
+from paddlemix.ops.dispatch import Operator, facts
 from paddlemix.ops.npu import fused, library, mc2
+from paddlemix.ops.operators import OPERATORS
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.errors import BackendError
 
@@ -40,7 +41,7 @@ def forms(on_npu: bool = False) -> list[Finding]:
     except BackendError as error:  # flags that contradict each other
         return [fail("flags", str(error))]
     # One that is off unless asked for is named when it is asked for.
-    asked = [operator for _, operator in sorted(OPERATORS.items()) if runtime.asks(operator.name)]
+    asked = [operator for operator in OPERATORS.values() if runtime.asks(operator.name)]
     return [_form(operator, runtime, on_npu) for operator in asked]
 
 

@@ -7,7 +7,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.dispatch import Kernel, Operator, plain, register
+from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.registry import Registry
@@ -58,12 +58,10 @@ def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None) -> 
     return act(gate) * up
 
 
-SWIGLU = register(
-    Operator(
-        "SWIGLU",
-        (Kernel(FUSED, fused.why_not_swiglu, fused.swiglu, (FUSED,)), plain(swiglu)),
-        cost="each MLP has one operator more, and keeps one product more",
-        plugin="swiglu",
-    )
+SWIGLU = Operator(
+    "SWIGLU",
+    (Kernel(FUSED, fused.why_not_swiglu, fused.swiglu, (FUSED,)), plain(swiglu)),
+    cost="each MLP has one operator more, and keeps one product more",
+    plugin="swiglu",
 )
 """Called with gate and up (or None), as ``gated``."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One shape for every operator that has a fast form: kernels in order of preference, the plain one last.
 
-A new one is a file that makes its ``Operator`` (and registers it), and the row of its flag in ``utils.env``:
+A new one is a file that makes its ``Operator``, a row of the table in ``ops.operators`` and the row of its flag in
+``utils.env``:
 
-    SWIGLU = register(Operator("SWIGLU", (Kernel("npu", why_not, call, ("npu",)), plain(call)), cost="..."))
+    SWIGLU = Operator("SWIGLU", (Kernel("npu", why_not, call, ("npu",)), plain(call)), cost="...", plugin="swiglu")
     out = SWIGLU(runtime, gate, up)
 
 The first kernel that can serve is taken, and reported once; one that is forced and cannot serve is an error with the
@@ -149,15 +150,6 @@ class Operator:
 
 
 _REMEDY = "use auto to let the plain path serve it"
-
-OPERATORS: dict[str, Operator] = {}
-"""All operators by name, as far as their files are imported."""
-
-
-def register(operator: Operator) -> Operator:
-    """``operator`` itself, from now on in ``OPERATORS``."""
-    OPERATORS[operator.name] = operator
-    return operator
 
 
 def forget_reports() -> None:

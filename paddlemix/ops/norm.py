@@ -4,7 +4,7 @@
 import paddle
 from paddle import Tensor, nn
 
-from paddlemix.ops.dispatch import Kernel, Operator, plain, register
+from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.npu import fused
 from paddlemix.ops.parallel import Share, count_of, is_shared, mark
@@ -45,13 +45,11 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return to_dtype(wide * scale, x.dtype) * weight
 
 
-RMS_NORM = register(
-    Operator(
-        "RMS_NORM",
-        (Kernel(FUSED, fused.why_not_rms_norm, fused.rms_norm, (FUSED,)), plain(rms_norm)),
-        cost="each norm is 9 operators and float32 copies of its rows in place of 2 operators",
-        plugin="rms_norm_npu",
-    )
+RMS_NORM = Operator(
+    "RMS_NORM",
+    (Kernel(FUSED, fused.why_not_rms_norm, fused.rms_norm, (FUSED,)), plain(rms_norm)),
+    cost="each norm is 9 operators and float32 copies of its rows in place of 2 operators",
+    plugin="rms_norm_npu",
 )
 """Called with x [..., D], weight [D] and epsilon."""
 

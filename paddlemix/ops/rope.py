@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from paddlemix.ops.dispatch import Kernel, Operator, plain, register
+from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -79,21 +79,19 @@ def _swapped(x: Tensor, runtime: Runtime) -> Tensor:
     return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
 
 
-ROPE = register(
-    Operator(
-        "ROPE",
-        (
-            Kernel(
-                FUSED,
-                fused.why_not_rope,
-                lambda x, tables: fused.rope(x, *tables.fused(dtype_name(x.dtype))),
-                (FUSED,),
-            ),
-            plain(lambda x, tables: rotate(x, tables.over(x.shape[2]), tables.runtime)),
+ROPE = Operator(
+    "ROPE",
+    (
+        Kernel(
+            FUSED,
+            fused.why_not_rope,
+            lambda x, tables: fused.rope(x, *tables.fused(dtype_name(x.dtype))),
+            (FUSED,),
         ),
-        cost="each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
-        plugin="fused_rope",
-    )
+        plain(lambda x, tables: rotate(x, tables.over(x.shape[2]), tables.runtime)),
+    ),
+    cost="each rotation is 8 operators and float32 copies of its rows in place of 1 operator",
+    plugin="fused_rope",
 )
 """Called with x [B, L, H, D] and the ``StepTables`` of its positions."""
 

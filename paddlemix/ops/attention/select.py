@@ -6,18 +6,16 @@ from paddle import Tensor, is_grad_enabled
 
 from paddlemix.ops.attention import math, npu, sdpa
 from paddlemix.ops.attention.contract import Mask, make_request
-from paddlemix.ops.dispatch import Operator, register
+from paddlemix.ops.dispatch import Operator
 from paddlemix.ops.npu.library import RefusalError
 from paddlemix.ops.runtime import FUSED, Runtime
 
-ATTENTION = register(
-    Operator(
-        "ATTENTION",
-        (npu.KERNEL, *sdpa.KERNELS, math.KERNEL),
-        cost="plain attention is 11 operators in place of 1 and keeps every score in memory, about 13 bytes each at "
-        "the peak (rows x heads x length x length): docs/cluster.md has the GB of each recipe",
-        plugin=npu.OPERATOR,
-    )
+ATTENTION = Operator(
+    "ATTENTION",
+    (npu.KERNEL, *sdpa.KERNELS, math.KERNEL),
+    cost="plain attention is 11 operators in place of 1 and keeps every score in memory, about 13 bytes each at "
+    "the peak (rows x heads x length x length): docs/cluster.md has the GB of each recipe",
+    plugin=npu.OPERATOR,
 )
 """The backends in the order in which ``auto`` asks them. ``PADDLEMIX_ATTENTION`` forces one by its name."""
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor
 
-from paddlemix.ops.dispatch import Kernel, Operator, register
+from paddlemix.ops.dispatch import Kernel, Operator
 from paddlemix.ops.dtypes import dtype_name
 from paddlemix.ops.npu import library
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -61,13 +61,11 @@ def plain(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
     return parallel.reduce(paddle.matmul(x, weight))
 
 
-MC2 = register(
-    Operator(
-        "MC2",
-        (Kernel(FUSED, why_not, fused, (FUSED,)), Kernel("plain", lambda runtime, request: None, plain)),
-        cost="the sums of tensor parallel wait for the products in front of them",
-        plugin=OPERATOR,
-    )
+MC2 = Operator(
+    "MC2",
+    (Kernel(FUSED, why_not, fused, (FUSED,)), Kernel("plain", lambda runtime, request: None, plain)),
+    cost="the sums of tensor parallel wait for the products in front of them",
+    plugin=OPERATOR,
 )
 
 
