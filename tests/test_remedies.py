@@ -118,7 +118,7 @@ def allowed_flags(name: str) -> set[str]:
 
 
 COMMANDS_OF_OTHERS = ("demo/", "doctor/", "cli.py", "utils/commands.py", "__main__.py", "utils/options.py", "ops/npu/",
-                      "utils/entry_point.py")  # fmt: skip
+                      "ops/dispatch.py", "utils/entry_point.py")  # fmt: skip
 """Files that start or name other commands, with their flags."""
 
 
