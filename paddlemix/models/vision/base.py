@@ -14,12 +14,11 @@ from paddlemix.utils.errors import ConfigError
 
 
 class VisionEncoder(Protocol):
-    """One family's transformer. ``layers`` is its depth; with ``recompute`` blocks that train keep only their input.
+    """One family's transformer. With ``recompute`` blocks that train keep only their input.
 
     "1 +" in the shapes is the class token, which not every tower has (``settings.towers.base.Tower.class_token``).
     """
 
-    layers: int
     recompute: bool
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
