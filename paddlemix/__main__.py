@@ -14,6 +14,7 @@ SYNONYMS = {
     **dict.fromkeys(("finetune", "train", "lora", "supervisedfinetune"), "sft"),
     **dict.fromkeys(("predict", "infer", "inference", "generate", "cli", "ask"), "chat"),
     "check": "doctor",
+    **dict.fromkeys(("evaluate", "evaluation", "score", "benchmark"), "eval"),
 }
 """What other projects call our commands, without hyphens."""
 

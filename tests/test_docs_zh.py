@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = ("training", "data", "checkpoints", "npu", "npu-first-hour", "cluster", "demo")
+PAGES = ("training", "data", "checkpoints", "npu", "npu-first-hour", "cluster", "demo", "evaluation")
 """What a user in China asked for first; every page in ``docs/zh`` is checked, these must be there."""
 
 

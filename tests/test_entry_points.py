@@ -20,6 +20,7 @@ ARGUMENTS = {
     "pretrain": ["paddlemix/config/llava/pretrain.json", "--model_name_or_path", "paddlemix/config"],
     "merge": ["--lora_path", "adapter"],
     "convert": ["--src", "model", "--dst", "new", "--to", "own"],
+    "eval": ["list"],
     "doctor": [],
     "demo": [],
 }

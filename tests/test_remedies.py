@@ -35,6 +35,8 @@ SHARED = ("annotate/batch.py", "annotate/objects.py", "annotate/objects_csv.py",
 def flags_of(module: str) -> set[str]:
     found = importlib.import_module(module)
     parsers = [found.parser()] if module != "tools.mv_llava_batch" else [found.parser(n, "") for n in ("obj", "syn")]
+    for action in [action for parser in parsers for action in parser._actions]:
+        parsers += action.choices.values() if isinstance(action.choices, dict) else ()  # of verbs
     return {text.lstrip("-") for parser in parsers for action in parser._actions for text in action.option_strings}
 
 
@@ -112,6 +114,8 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
+    if name.startswith("eval/"):
+        return flags_of("paddlemix.eval.__main__")
     if name in SHARED:
         return flags_of("tools.mv_llava_batch")
     return set()

@@ -26,7 +26,7 @@ LAYERS = (
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 TOP = len(LAYERS) - 1
 
-NO_PADDLE = ("utils", "settings", "text", "imaging", "splice", "datasets")
+NO_PADDLE = ("utils", "settings", "text", "imaging", "splice", "datasets", "eval")
 LAZY_PADDLE = ("paddlemix/utils/device.py",)
 """Files of rooms without paddle that may import it inside a function."""
 
@@ -46,6 +46,7 @@ ONLY_IN = {
     "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
     "ml_dtypes": ("paddlemix/checkpoint/",),
     "yaml": ("paddlemix/datasets/",),
+    "openpyxl": ("paddlemix/eval/",),
     "fastapi": ("paddlemix/serve/",),
     "uvicorn": ("paddlemix/serve/",),
     "gradio": ("paddlemix/serve/",),

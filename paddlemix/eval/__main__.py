@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score the answers of a benchmark, compare two runs, and write the files that benchmarks' authors take.
+
+    paddlemix eval score pope --answers answers.jsonl --data eval/pope --output scores/pope.json
+    paddlemix eval compare scores/before.json scores/after.json
+    paddlemix eval report scores --published
+    paddlemix eval upload seed --answers answers.jsonl --data eval/seed_bench --output upload.jsonl
+    paddlemix eval list
+
+Exit code 0: done. 1: scored, but answers are missing, failed, double or of no question (the summary names them).
+2: a flag or a file is wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from paddlemix.utils.entry_point import run_command
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.paths import path_at
+from paddlemix.utils.shown import readable
+
+FOLDER = "the benchmark's folder, as downloaded"
+DEBUG = "show the traceback of an error"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of all verbs."""
+    found = argparse.ArgumentParser(
+        prog="paddlemix eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--debug", action="store_true", help=DEBUG)
+    verbs = found.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    score = verbs.add_parser("score", help="score the answers of a benchmark")
+    _answers(score)
+    score.add_argument("--data", type=path_at, required=True, metavar="DIR", help=FOLDER)
+    score.add_argument("--convention", metavar="NAME", help="whose rules (default: the originals'; see eval list)")
+    score.add_argument("--output", type=path_at, metavar="FILE.json", help="score file, for compare and report")
+    _sampling(score)
+
+    compare = verbs.add_parser("compare", help="two score files side by side")
+    compare.add_argument("a", type=path_at, metavar="A.json", help="score file of the first run")
+    compare.add_argument("b", type=path_at, metavar="B.json", help="score file of the second run")
+    compare.add_argument("--output", type=path_at, metavar="FILE", help="write it to a .md or .json file")
+    _sampling(compare)
+
+    report = verbs.add_parser("report", help="one table over the score files of a folder")
+    report.add_argument("folder", type=path_at, metavar="DIR")
+    report.add_argument("--published", action="store_true", help="add the published figures of LLaVA")
+    report.add_argument("--output", type=path_at, metavar="FILE", help="write it to a .md or .json file")
+    _common(report)
+
+    upload = verbs.add_parser("upload", help="write the file that a benchmark's authors take")
+    _answers(upload)
+    upload.add_argument("--data", type=path_at, metavar="DIR", help=FOLDER)
+    upload.add_argument("--output", type=path_at, required=True, metavar="FILE")
+    upload.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+    _common(verbs.add_parser("list", help="the benchmarks, their conventions and upload files"))
+    return found
+
+
+def _answers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("benchmark", metavar="BENCHMARK", help="eval list names them")
+    parser.add_argument(
+        "--answers", type=path_at, nargs="+", required=True, metavar="FILE", help="answers.jsonl, or its parts in order"
+    )
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resamples", type=int, default=1000, help="samples of the bootstrap (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    _common(parser)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out one verb and return the exit code."""
+    return run_command(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    for name in ("resamples", "seed"):
+        if getattr(args, name, 1) < (name == "resamples"):
+            raise ConfigError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'resamples')}")
+    if args.verb in ("compare", "report") and args.output and args.output.suffix not in (".md", ".json"):
+        raise ConfigError(f"--output {args.output}: expected a .md or a .json file")
+    return {"score": _score, "compare": _compare, "report": _report, "upload": _upload, "list": _list}[args.verb](args)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from paddlemix.eval import scoring, tables
+    from paddlemix.eval.benchmarks import benchmark_named
+
+    if args.output and args.output.suffix != ".json":
+        raise ConfigError(f"--output {args.output}: expected a .json file")
+    scored = scoring.score_files(
+        benchmark_named(args.benchmark),
+        args.answers,
+        args.data,
+        convention=args.convention,
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+    if args.output:
+        scoring.write_score(args.output, scored)
+    _show(args, tables.score_lines(scored), tables.score_value(scored))
+    return 0 if scored.score.complete else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from paddlemix.eval import compare
+
+    found = compare.compare_files(args.a, args.b, resamples=args.resamples, seed=args.seed)
+    _deliver(args, compare.comparison_lines(found), compare.comparison_value(found))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from paddlemix.eval import report
+
+    scores = report.read_folder(args.folder)
+    _deliver(args, report.report_lines(scores, published=args.published), report.report_value(scores))
+    return 0
+
+
+def _upload(args: argparse.Namespace) -> int:
+    from paddlemix.eval import answer_files, uploads
+    from paddlemix.eval.benchmarks import benchmark_named
+
+    name = benchmark_named(args.benchmark).name
+    uploads.write_upload(name, answer_files.read_answers(args.answers), args.data, args.output)
+    sys.stdout.write(f"wrote {readable(str(args.output))}\n")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from paddlemix.eval import tables
+    from paddlemix.eval.benchmarks import BENCHMARKS
+    from paddlemix.eval.uploads import UPLOADS
+
+    rows = []
+    for name, one in BENCHMARKS.items():
+        conventions = ", ".join(one.scorer.conventions) if one.scorer else f"none: {one.unscored}"
+        rows.append((name, one.title, conventions, UPLOADS[name][1] if name in UPLOADS else ""))
+    header = ("benchmark", "title", "conventions, the default first", "upload")
+    _show(args, tables.table(header, rows), [dict(zip(header, row, strict=True)) for row in rows])
+    return 0
+
+
+def _deliver(args: argparse.Namespace, lines: list[str], value: object) -> None:
+    """Write the file that was asked for, and show the rest."""
+    from paddlemix.eval import tables
+    from paddlemix.utils.files import atomic_write
+
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        text = tables.as_text(value) if args.output.suffix == ".json" else "\n".join(lines) + "\n"
+        atomic_write(args.output, text)
+    _show(args, lines, value)
+
+
+def _show(args: argparse.Namespace, lines: list[str], value: object) -> None:
+    from paddlemix.eval import tables
+
+    sys.stdout.write(tables.as_text(value) if args.json else "".join(f"{readable(line)}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

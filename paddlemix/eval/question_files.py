@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks' own files, as downloaded, read into questions with their right answers.
+
+Folders are those of LLaVA's ``playground/data/eval``; a file may lie in any of the places that its authors, or LLaVA's
+documentation, put it. Each reader takes the folder of one benchmark.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from paddlemix.eval.records import Record, read_lines, read_list, read_object, read_table
+from paddlemix.eval.scorers.choices import LETTERS
+from paddlemix.eval.scorers.mme import COGNITION, PERCEPTION, mme_question_key
+from paddlemix.eval.scorers.score import Question
+from paddlemix.eval.scorers.vqa import PEOPLE, textvqa_question_key
+from paddlemix.utils.errors import DataError
+from paddlemix.utils.foreign import read_text
+from paddlemix.utils.paths import begins_at
+from paddlemix.utils.shown import as_json, shown
+
+NO_VALUE = ("", "nan", "none")
+"""Cells of MMBench that say that there is none, in small letters."""
+
+
+def find(folder: Path, *patterns: str) -> Path:
+    """The first file below ``folder`` that fits one of the patterns, tried in their order; DataError when none does."""
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; give the folder of the benchmark, as it was downloaded")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder{begins_at(folder)}")
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[0]
+    raise DataError(f"{folder}: no {' or '.join(patterns)} in it; docs/evaluation.md says which files are needed")
+
+
+def yes_no(record: Record, key: str) -> str:
+    """A label that has to be yes or no."""
+    label = record.text(key).strip().lower()
+    if label not in ("yes", "no"):
+        raise record.fault(key, f"expected yes or no, got {as_json(record.value[key])}")
+    return label
+
+
+def ten_answers(record: Record, given: tuple[str, ...], key: str = "answers") -> tuple[str, ...]:
+    """The answers of people, of which VQA accuracy needs ten."""
+    if len(given) != PEOPLE:
+        raise record.fault(key, f"{len(given)} answers; VQA accuracy is defined over {PEOPLE}")
+    return given
+
+
+def pope(folder: Path) -> list[Question]:
+    """``llava_pope_test.jsonl`` and ``coco/coco_pope_{random,popular,adversarial}.json``.
+
+    The labels of a category belong to its questions in their order; image and question are compared, too.
+    """
+    asked: dict[str, list[Record]] = defaultdict(list)
+    for record in read_lines(find(folder, "llava_pope_test.jsonl", "*pope*.jsonl")):
+        asked[record.text("category")].append(record)
+    found = []
+    for category, questions in asked.items():
+        path = find(folder, f"coco/coco_pope_{category}.json", f"**/coco_pope_{category}.json")
+        labels = list(read_lines(path))
+        if len(labels) != len(questions):
+            raise DataError(
+                f'{path}: {len(labels)} labels for {len(questions)} questions of category "{shown(category)}"; take '
+                "the file of the POPE release that the question file was made from (LLaVA: commit e3e39262)"
+            )
+        for question, label in zip(questions, labels, strict=True):
+            _require_same(question, label, path)
+            found.append(Question(question.name("question_id"), (yes_no(label, "label"),), {"category": category}))
+    return found
+
+
+def _require_same(question: Record, label: Record, path: Path) -> None:
+    text, image = label.text("text", ""), label.text("image", "")
+    if not question.text("text").startswith(text) or (image and question.text("image", image) != image):
+        raise DataError(
+            f'{label.where}: asks "{shown(text, 80)}" about {shown(image, 80)}, but {question.where}, which stands at '
+            f"the same place, does not; take the {path.name} that belongs to the question file"
+        )
+
+
+def scienceqa(folder: Path, split: str = "test") -> list[Question]:
+    """``problems.json`` and ``pid_splits.json`` of ScienceQA."""
+    splits = read_object(find(folder, "pid_splits.json", "**/pid_splits.json"))
+    problems = read_object(find(folder, "problems.json", "**/problems.json"))
+    found = []
+    for key in splits.texts(split):
+        problem = problems.record(key)
+        choices, answer = len(problem.items("choices")), problem.number("answer")
+        if not 0 <= answer < choices or choices > len(LETTERS):
+            raise problem.fault("answer", f"{answer} of {choices} choices; expected 0 to {choices - 1}, of at most 5")
+        image = "yes" if problem.value.get("image") else "no"
+        found.append(Question(key, (LETTERS[answer],), {"image": image}, choices=choices))
+    return found
+
+
+def textvqa(folder: Path) -> list[Question]:
+    """``TextVQA_0.5.1_val.json``. A question that an image has twice is scored twice, by its last answers."""
+    data = list(read_object(find(folder, "TextVQA_0.5.1_val.json", "**/TextVQA*_val.json")).records("data"))
+    keys = [textvqa_question_key(record.name("image_id"), record.text("question")) for record in data]
+    people = {key: ten_answers(record, record.texts("answers")) for key, record in zip(keys, data, strict=True)}
+    return [Question(key, people[key]) for key in keys]
+
+
+def vqav2(folder: Path) -> list[Question]:
+    """Annotations of the VQA challenge with their answers (``v2_mscoco_val2014_annotations.json``)."""
+    path = find(folder, "v2_mscoco_*_annotations.json", "**/*annotations.json")
+    found = []
+    for record in read_object(path).records("annotations"):
+        given = tuple(answer.text("answer") for answer in record.records("answers"))
+        groups = {"answer_type": record.text("answer_type")} if "answer_type" in record.value else {}
+        found.append(Question(record.name("question_id"), ten_answers(record, given), groups))
+    return found
+
+
+def vizwiz(folder: Path) -> list[Question]:
+    """``val.json`` of VizWiz, in which images are the keys."""
+    found = []
+    for record in read_list(find(folder, "val.json", "**/val.json", "**/train.json")):
+        given = tuple(answer.text("answer") for answer in record.records("answers"))
+        found.append(Question(record.text("image"), ten_answers(record, given)))
+    return found
+
+
+def vizwiz_images(folder: Path) -> dict[str, str]:
+    """The image of each question of LLaVA's question file, by question_id; empty when that file is not there."""
+    files = sorted(folder.glob("llava_*.jsonl"))
+    return {record.name("question_id"): record.text("image") for path in files for record in read_lines(path)}
+
+
+def gqa(folder: Path) -> list[Question]:
+    """``testdev_balanced_questions.json`` of GQA; questions that are not of the balanced set are left out, as there."""
+    found = []
+    path = find(folder, "testdev_balanced_questions.json", "**/testdev_balanced_questions.json")
+    data = read_object(path)
+    for key in data.value:
+        record = data.record(key)
+        if record.value.get("isBalanced") is False:
+            continue
+        groups = {}
+        if "types" in record.value:
+            types = record.record("types")
+            structural = types.text("structural", "")
+            groups = {"structural": structural, "semantic": types.text("semantic", "")}
+            groups["type"] = "open" if structural == "query" else "binary"
+        found.append(Question(key, (record.text("answer"),), groups))
+    return found
+
+
+def seed(folder: Path) -> list[Question]:
+    """``SEED-Bench.json``."""
+    data = read_object(find(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json"))
+    names = {str(number): name for name, number in data.record("question_type").value.items()}
+    found = []
+    for record in data.records("questions"):
+        kind = record.name("question_type_id")
+        groups = {"type": names.get(kind, kind), "data_type": record.text("data_type")}
+        found.append(Question(record.name("question_id"), (record.text("answer"),), groups, choices=4))
+    return found
+
+
+def mmbench(folder: Path) -> list[Question]:
+    """``mmbench_dev_*.tsv`` (or its Chinese form), whose rows have the answer; those of the test split have none."""
+    path = find(folder, "mmbench_dev*.tsv", "MMBench_DEV*.tsv", "*.tsv")
+    rows = read_table(path, ["index", "question", "A", "B"])
+    if "answer" not in rows[0].value if rows else True:
+        raise DataError(f"{path}: no column answer: this split is scored by its authors; write the upload file instead")
+    found = []
+    for row in rows:
+        options = options_of(row)
+        groups = {key: row.value[key] for key in ("category", "l2-category") if row.value.get(key)}
+        found.append(Question(row.text("index"), (row.text("answer"),), groups, choices=len(options)))
+    return found
+
+
+def options_of(row: Record) -> list[str]:
+    """The options of a row of MMBench: those before the first that is empty, "nan" or "none"."""
+    found = []
+    for letter in "ABCD":
+        option = row.text(letter, "")
+        if option.lower() in NO_VALUE:
+            break
+        found.append(option)
+    return found
+
+
+def mme(folder: Path) -> list[Question]:
+    """MME's folders of text files: ``CATEGORY/FILE.txt`` or ``CATEGORY/questions_answers_YN/FILE.txt``.
+
+    Each file has two lines ``question<TAB>Yes|No`` about one image.
+    """
+    root = next((path for path in sorted(folder.glob("MME_Benchmark_release*")) if path.is_dir()), folder)
+    found = [question for task in (*PERCEPTION, *COGNITION) for question in _mme_task(root, task)]
+    if not found:
+        raise DataError(f"{root}: no folder {PERCEPTION[0]}, {PERCEPTION[1]}, ... with MME's questions in it")
+    return found
+
+
+def _mme_task(root: Path, task: str) -> Iterator[Question]:
+    folder = root / task / "questions_answers_YN"
+    folder = folder if folder.is_dir() else root / task
+    for path in sorted(folder.glob("*.txt")):
+        lines = [line for line in read_text(path, DataError).splitlines() if line.strip()]
+        if len(lines) != 2:
+            raise DataError(f"{path}: {len(lines)} questions; MME has two about each image")
+        for number, line in enumerate(lines, 1):
+            question, tab, answer = line.strip().partition("\t")
+            label = answer.strip().lower()
+            if not tab or label not in ("yes", "no"):
+                raise DataError(f'{path}:{number}: expected "question<TAB>Yes" or "No", got "{shown(line, 80)}"')
+            key = mme_question_key(task, path.stem, question)
+            yield Question(key, (label,), {"category": task}, unit=f"{task}/{path.stem}")
+
+
+def refcoco(folder: Path) -> list[Question]:
+    """JSON lines with ``question_id``, ``bbox`` (x, y, width, height in pixels), ``width``, ``height`` of the image."""
+    found = []
+    for record in read_list(find(folder, "refcoco*.jsonl", "refcoco*.json", "*.jsonl")):
+        width, height = record.number("width"), record.number("height")
+        box = record.items("bbox")
+        if len(box) != 4 or not all(type(value) in (int, float) for value in box) or min(width, height) < 1:
+            raise record.fault("bbox", f"expected x, y, width, height in pixels, got {as_json(box)}")
+        x, y, w, h = box
+        shares = [x / width, y / height, (x + w) / width, (y + h) / height]
+        split = record.text("split", "")
+        text = "[" + ", ".join(f"{share:.9f}" for share in shares) + "]"
+        found.append(Question(record.name("question_id"), (text,), {"split": split} if split else {}))
+    return found
+
+
+def own(folder: Path) -> list[Question]:
+    """Own data, JSON lines: ``question_id`` (else the line's number from 0), ``answer`` or a list ``answers``."""
+    path = folder if folder.is_file() else find(folder, "*.jsonl")
+    found = []
+    for number, record in enumerate(read_list(path)):
+        key = record.name("question_id") if "question_id" in record.value else str(number)
+        given = record.texts("answers") if "answers" in record.value else (record.text("answer"),)
+        if not given:
+            raise record.fault("answers", "an empty list; a question needs a right answer")
+        groups = {"category": record.text("category")} if "category" in record.value else {}
+        options = len(record.items("options")) if "options" in record.value else 0
+        found.append(Question(key, given, groups, choices=options))
+    return found
+
+
+def own_vqa(folder: Path) -> list[Question]:
+    """As ``own``, with the ten answers that VQA accuracy is defined over."""
+    found = own(folder)
+    for question in found:
+        if len(question.expected) != PEOPLE:
+            raise DataError(
+                f'{folder}: question "{shown(question.key, 80)}": /answers: {len(question.expected)} answers; VQA '
+                f"accuracy is defined over {PEOPLE}. With fewer, score by exact or rouge-l"
+            )
+    return found
