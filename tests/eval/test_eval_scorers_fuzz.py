@@ -22,9 +22,10 @@ PARTS = (
     "\n", "\t", "!", "?", ";", "/", "-", "(", ")", "[", "]", '"', "\\", "_", "@", "`", "<", ">", "=", "+", "{", "}",
     "A", "B", "C", "D", "E", "F", "G", "A.", "B. ", "C. cat", "The answer is ", "The answer is B.", "The answer is A",
     "the answer is C.", "The", "the", "a", "an", "A", "none", "zero", "two", "Ten", "eleven", "0", "2", "10", "10,000",
-    "1,,2", "1.5", "3.", ".5", ". 5", "." * 33, ". " * 20, "it's", "'s", "'", "ow's'at", 
+    "1,,2", "1.5", "3.", ".5", ". 5", "." * 33, ". " * 20, "it's", "'s", "'", "ow's'at",
     "somebody'd", "Im", "I'dve", "y'allll", "let's", "red", "Red", "cat", "two dogs", "unanswerable", "é", "İ", "ß",
-    "１", "²", "٣", "\u00a0", "\u2003", "\x1c", "’s", "是", "否", "n/a", "0.", "1.000.000", "e.g.", "U.S.A.", *tuple(originals.WHOLE)[::12],
+    "１", "²", "٣", "\u00a0", "\u2003", "\x1c", "’s", "是", "否", "n/a", "0.", "1.000.000", "e.g.", "U.S.A.",
+    *tuple(originals.WHOLE)[::12],
 )  # fmt: skip
 """What answers are drawn from: words that the rules look for, and what stands in their way."""
 
