@@ -20,7 +20,7 @@ LAYERS = (
     ("checkpoint",),
     ("generation", "trainer"),
     ("annotate",),
-    ("eval", "serve", "export", "demo", "doctor", "auto"),
+    ("eval", "serve", "export", "validate", "demo", "doctor", "auto"),
     ("tools", "examples", "deploy", "__main__"),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -40,6 +40,25 @@ class Encoded:
     segments: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a sample costs, from its text and the headers of its images.
+
+    ``text`` and ``visual`` positions of the whole sample, the positions that ``max_length`` keeps (``length``), and how
+    many of those are learnt.
+    """
+
+    text: int
+    visual: int
+    length: int
+    learnt: int
+
+    @property
+    def cut(self) -> int:
+        """Positions beyond ``max_length``."""
+        return self.text + self.visual - self.length
+
+
 class SampleEncoder:
     """Encodes samples of any source with one tokenizer, one processor and one template.
 
@@ -74,15 +93,30 @@ class SampleEncoder:
         rendered = self.render(sample)
         places = self._places(sample)
         layouts = [layout for _, layout in places]
+        ids, labels, length, cut = self._cut(sample, rendered, layouts)
+        used = int((ids == IMAGE_TOKEN_INDEX).sum())
+        parts = [self.processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
+        pixels = np.concatenate(parts) if parts else None
+        return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
+
+    def measure(self, sample: Sample) -> Measured:
+        """What ``self(sample)`` would cost, without decoding an image; DataError for what it would refuse."""
+        rendered = self.render(sample)
+        layouts = self._layouts(sample, [self._size(sample, image) for image in sample.images])
+        _, labels, length, cut = self._cut(sample, rendered, layouts)
+        visual = sum(len(layout.order) for layout in layouts)
+        return Measured(length + cut - visual, visual, length, int((labels[1:] != IGNORE_INDEX).sum()))
+
+    def _cut(
+        self, sample: Sample, rendered: Rendered, layouts: Sequence[ImageLayout]
+    ) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """Ids and labels (int64 [T]) that ``max_length`` keeps, their merged length, merged positions cut off."""
         ids, labels = np.array(rendered.ids, dtype=np.int64), np.array(rendered.labels, dtype=np.int64)
         kept, length, cut = _fit(ids, layouts, self.max_length)
         ids, labels = ids[:kept], labels[:kept]
         if not (labels[1:] != IGNORE_INDEX).any():
             raise DataError(f"{sample.where}: {self._why_nothing_is_learnt(cut, length + cut)}")
-        used = int((ids == IMAGE_TOKEN_INDEX).sum())
-        parts = [self.processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
-        pixels = np.concatenate(parts) if parts else None
-        return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
+        return ids, labels, length, cut
 
     def length(self, sample: Sample) -> int:
         """Merged positions of the whole sample, before ``max_length``. Reads at most the headers of its images."""
@@ -92,16 +126,19 @@ class SampleEncoder:
     def _places(self, sample: Sample) -> list[tuple[list[Image], ImageLayout]]:
         """For each image place the images that are encoded for it, and the layout of their rows."""
         pictures = [self.pictures.load(sample, image) for image in sample.images]
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        layouts = self._layouts(sample, [(picture.height, picture.width) for picture in pictures])
         if sample.views is None:
-            return [([picture], self.processor.layout(size)) for picture, size in zip(pictures, sizes, strict=True)]
-        if not pictures:
-            return []
+            return [([picture], layout) for picture, layout in zip(pictures, layouts, strict=True)]
+        return [(sample.views.cut(pictures), layout) for layout in layouts]
+
+    def _layouts(self, sample: Sample, sizes: Sequence[Size]) -> list[ImageLayout]:
+        """The layout of each image place; ``sizes`` are (height, width) in pixels of the sample's images."""
+        if sample.views is None or not sizes:
+            return [self.processor.layout(size) for size in sizes]
         try:
-            layout = sample.views.layout(sizes, self.processor.image, self.processor.vision)
+            return [sample.views.layout(sizes, self.processor.image, self.processor.vision)]
         except DataError as error:
             raise DataError(f"{sample.where}: {', '.join(sample.images)}: {error}") from error
-        return [(sample.views.cut(pictures), layout)]
 
     def messages(self, sample: Sample) -> list[Message]:
         """The conversation as the template takes it. DataError when turns or images do not fit."""

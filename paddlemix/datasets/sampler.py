@@ -45,6 +45,19 @@ def even_chunks(indices: Sequence[int], lengths: Sequence[int], chunks: int) -> 
     return found
 
 
+def useful_share(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:
+    """Share of the positions of padded batches that hold a token.
+
+    ``order`` are indices of ``lengths`` as they are trained on; each ``batch_size`` of them (one process, one
+    micro-batch) are padded to their longest. 1.0 without padding.
+    """
+    ordered = np.asarray(lengths, dtype=np.int64)[np.asarray(order, dtype=np.int64)]
+    starts = np.arange(0, len(ordered), batch_size)
+    longest = np.maximum.reduceat(ordered, starts)
+    counts = np.diff(np.append(starts, len(ordered)))
+    return float(ordered.sum() / (longest * counts).sum())
+
+
 def length_grouped(lengths: Sequence[int], batch_size: int, world: int, permute: Permute, window: int = 1) -> list[int]:
     """Shuffle, cut into megabatches (``world * batch_size`` rows), sort each by length, deal each to the processes.
 

@@ -69,6 +69,14 @@ def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKe
         yield Sample(talk.messages, paths, talk.id, where, root, entry.chat_template, views)
 
 
+def raw_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """Each row of a data file as it is written, and the place that errors name; without lines that are no JSON."""
+    text, bad, keys = _read_text(path), BadSamples("skip"), RepeatedKeys()
+    rows = _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
+    for place, row in rows:
+        yield place.text, row
+
+
 def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) -> tuple[tuple[str, ...], Views | None]:
     """Paths of a row's images, and how they become views."""
     if not entry.multiview or not talk.images:

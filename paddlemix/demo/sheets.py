@@ -4,55 +4,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from paddlemix.demo.data import Answer
+from paddlemix.imaging.drawing import CURVE, FAINT, INK, LINE, RIGHT, WRONG, Box, Pen
 
-PAPER, INK, FAINT, LINE = "#fbfaf7", "#22262e", "#6d7480", "#dfe2e6"
-RIGHT, WRONG, CURVE = "#1f8f4d", "#c8322f", "#3469d6"
 TINTS = {True: "#eaf6ee", False: "#fbebea"}
 
 _COLUMNS, _PICTURE, _GAP, _MARGIN, _HEAD = 6, 132, 14, 26, 62
 _CARD = (_PICTURE + 16, _PICTURE + 82)
-_SHARP = 2
-"""Sheets are drawn with this many pixels per unit of length, so that text stays crisp on dense screens."""
-
-Box = tuple[float, float, float, float]
-
-
-class _Pen:
-    """Draws in units; one unit is ``_SHARP`` pixels."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.image = Image.new("RGB", (round(width * _SHARP), round(height * _SHARP)), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
-
-    def text(self, at: tuple[float, float], text: str, size: int, colour: str, anchor: str = "la") -> None:
-        self.draw.text((at[0] * _SHARP, at[1] * _SHARP), text, colour, _font(size * _SHARP), anchor)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        scaled = [(x * _SHARP, y * _SHARP) for x, y in points]
-        self.draw.line(scaled, colour, round(width * _SHARP), joint="curve")
-
-    def card(self, box: Box, fill: str, edge: str) -> None:
-        self.draw.rounded_rectangle([side * _SHARP for side in box], 7 * _SHARP, fill, edge, _SHARP)
-
-    def paste(self, picture: Image.Image, at: tuple[float, float], side: float) -> None:
-        size = round(side * _SHARP)
-        smooth = picture.resize((size, size), Image.Resampling.LANCZOS)
-        self.image.paste(smooth, (round(at[0] * _SHARP), round(at[1] * _SHARP)))
-
-    def save(self, path: Path) -> None:
-        # A palette of 256 colours is enough for flat shapes and text, and makes the file a third as large.
-        self.image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def choose_for_sheet(answers: Sequence[Answer], count: int = 18, wrong: int = 3) -> list[Answer]:
@@ -74,7 +36,7 @@ def draw_answers(path: Path, pictures: Path, answers: Sequence[Answer], title: s
     rows = math.ceil(len(answers) / _COLUMNS)
     width = 2 * _MARGIN + _COLUMNS * (_CARD[0] + _GAP) - _GAP
     height = _HEAD + rows * (_CARD[1] + _GAP) - _GAP + _MARGIN
-    pen = _Pen(width, height)
+    pen = Pen(width, height)
     pen.text((_MARGIN, 16), title, 19, INK)
     pen.text((_MARGIN, 40), note, 12, FAINT)
     for index, answer in enumerate(answers):
@@ -83,7 +45,7 @@ def draw_answers(path: Path, pictures: Path, answers: Sequence[Answer], title: s
     pen.save(path)
 
 
-def _card(pen: _Pen, pictures: Path, answer: Answer, x: float, y: float) -> None:
+def _card(pen: Pen, pictures: Path, answer: Answer, x: float, y: float) -> None:
     colour = RIGHT if answer.right else WRONG
     pen.card((x, y, x + _CARD[0], y + _CARD[1]), TINTS[answer.right], colour)
     with Image.open(pictures / answer.question.picture) as picture:
@@ -98,7 +60,7 @@ def _card(pen: _Pen, pictures: Path, answer: Answer, x: float, y: float) -> None
         pen.text((x + 26, base + 15), f"right: {answer.question.answer}", 10, FAINT, "ls")
 
 
-def _mark(pen: _Pen, right: bool, x: float, y: float, colour: str) -> None:
+def _mark(pen: Pen, right: bool, x: float, y: float, colour: str) -> None:
     if right:
         pen.line([(x, y + 6), (x + 4, y + 10), (x + 11, y + 1)], colour, 2)
     else:
@@ -134,14 +96,14 @@ _DECADE = (1, 2, 5)
 
 def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
     """One panel for each curve, side by side: steps to the right, loss upwards on a logarithmic scale."""
-    pen = _Pen(_MARGIN + len(curves) * (_PANEL[0] + _MARGIN), _PANEL[1] + 96)
+    pen = Pen(_MARGIN + len(curves) * (_PANEL[0] + _MARGIN), _PANEL[1] + 96)
     for index, curve in enumerate(curves):
         left = _MARGIN + index * (_PANEL[0] + _MARGIN)
         _panel(pen, curve, (left + 40, 50, left + _PANEL[0], 50 + _PANEL[1]))
     pen.save(path)
 
 
-def _panel(pen: _Pen, curve: Curve, box: Box) -> None:
+def _panel(pen: Pen, curve: Curve, box: Box) -> None:
     left, top, right, bottom = box
     pen.text((left - 40, 16), curve.title, 15, INK)
     losses = [max(loss, 1e-5) for _, loss in curve.points]

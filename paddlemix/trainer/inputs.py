@@ -64,17 +64,21 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
 
 def read_rows(settings: TrainingSettings) -> RowsRead:
     """The rows of the run, with a bar for the look at the images where there is a terminal."""
-    hidden = settings.training.disable_tqdm
-    shown = console().is_terminal if hidden is None else not hidden
-    with _bar() if shown and is_main() else contextlib.nullcontext() as progress:
+    with progress_bar(settings, "images looked at") if is_main() else contextlib.nullcontext() as progress:
         return _read_rows(settings, rank=env.rank(), world=env.processes(), progress=progress)
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Progress]:
+def progress_bar(settings: TrainingSettings, what: str) -> Iterator[Progress | None]:
+    """A bar with the time that is left, where there is a terminal or ``disable_tqdm`` is false; else None."""
+    hidden = settings.training.disable_tqdm
+    shown = console().is_terminal if hidden is None else not hidden
+    if not shown:
+        yield None
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images looked at  ETA"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{what}  ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,6 +14,7 @@ from paddlemix.datasets.build import Datasets, build_datasets
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run import without_effect
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.text.messages import ChatFormat
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
@@ -57,19 +58,40 @@ def model_arguments(settings: TrainingSettings) -> tuple[str, dict[str, Any]]:
     }
 
 
+@dataclass(frozen=True)
+class Opened:
+    """The model that a run begins with, as far as rows need it: no weight is read."""
+
+    config: LlavaConfig
+    tokenizer: Tokenizer
+    token_rows: int
+    """Rows that the token tables need."""
+    template_folder: Path
+
+    def template(self, settings: TrainingSettings) -> ChatFormat:
+        """What rows without a template of their own are written with. ConfigError: ``training_template``."""
+        return conversation.training_template(settings, self.template_folder, self.config.template)
+
+
+def open_start(settings: TrainingSettings) -> Opened:
+    """Find the model and load its tokenizer; what shall train is checked by name. CheckpointError, ConfigError."""
+    name, folders = model_arguments(settings)
+    sources = find_sources(name, **folders)
+    trained(_parameters(sources, settings), settings, sources.config.vision)
+    tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(sources.parts))
+    rows = _add_marks(tokenizer, sources.config)
+    fit_rows(tokenizer, rows)
+    return Opened(sources.config, tokenizer, rows, template_folder(sources.parts))
+
+
 def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
     """Find the model, load its tokenizer, read and check the rows, and whether the run may go on from ``resume``.
 
     CheckpointError, ConfigError, DataError.
     """
-    name, folders = model_arguments(settings)
-    sources = find_sources(name, **folders)
-    trained(_parameters(sources, settings), settings, sources.config.vision)
-    config, parts = sources.config, sources.parts
-    tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(parts))
-    rows = _add_marks(tokenizer, config)
-    fit_rows(tokenizer, rows)
-    told = (settings, template_folder(parts), config.template)
+    opened = open_start(settings)
+    config, tokenizer, rows = opened.config, opened.tokenizer, opened.token_rows
+    told = (settings, opened.template_folder, config.template)
     rank, world = place_in_run(settings)
     state = read_state(resume) if resume is not None and settings.training.do_train else None
     data = build_datasets(
@@ -78,7 +100,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
         tokenizer,
         rows=read_rows(settings),
         before=state and rows_before(resume, state.data),
-        template=conversation.training_template(*told),
+        template=opened.template(settings),
         rank=rank,
         world=world,
     )

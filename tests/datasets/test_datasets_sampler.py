@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddlemix.datasets.build import order_of
-from paddlemix.datasets.sampler import LengthGroupedSampler, even_chunks, length_grouped, modality_grouped, shuffled
+from paddlemix.datasets.sampler import (
+    LengthGroupedSampler,
+    even_chunks,
+    length_grouped,
+    modality_grouped,
+    shuffled,
+    useful_share,
+)
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import DataError
 
@@ -39,10 +46,11 @@ def test_every_row_comes_once_and_again_the_same(lengths, batch_size, world, win
     assert order == LengthGroupedSampler(lengths, **options)(2)
 
 
-def _useful_share(order, lengths, batch_size: int) -> float:
-    """Part of the positions of an epoch's batches that are no padding."""
-    batches = lengths[np.array(order)[: len(order) // batch_size * batch_size]].reshape(-1, batch_size)
-    return float(batches.sum() / (batches.max(1) * batch_size).sum())
+def test_the_useful_share_is_what_padding_leaves():
+    lengths = [3, 1, 4, 1, 5]
+    assert useful_share(lengths, [0, 1, 2, 3, 4], 1) == 1
+    assert useful_share(lengths, [0, 1, 2, 3, 4], 2) == 14 / (2 * 3 + 2 * 4 + 5)  # the last batch is smaller
+    assert useful_share(lengths, [1, 3, 0, 2, 4], 2) == 14 / (2 * 1 + 2 * 4 + 5)
 
 
 @pytest.mark.parametrize("key", ["group_by_length", "group_by_modality_length"])
@@ -57,8 +65,8 @@ def test_a_grouping_key_saves_at_least_a_third_of_the_padding_of_chance(key, wor
     settings = TrainingSettings().with_changes(
         output_dir="out", per_device_train_batch_size=batch_size, seed=1, **{key: True}
     )
-    grouped = _useful_share(order_of(settings.training, rows, world)(0), lengths, batch_size)
-    plain = _useful_share(shuffled(len(lengths), 1)(0), lengths, batch_size)
+    grouped = useful_share(lengths, order_of(settings.training, rows, world)(0), batch_size)
+    plain = useful_share(lengths, shuffled(len(lengths), 1)(0), batch_size)
     assert 1 - grouped < 2 / 3 * (1 - plain), (grouped, plain)
 
 

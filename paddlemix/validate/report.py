@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a look at a data set found: numbers for a person and for a program, and a chart of the lengths."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.datasets.packing import pack
+from paddlemix.datasets.sampler import LengthGroupedSampler, shuffled, useful_share
+from paddlemix.imaging.drawing import CURVE, FAINT, INK, LINE, WRONG, Box, Pen
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.validate.survey import Survey
+
+PERCENTILES = (50, 90, 99)
+
+
+def summary(found: Survey, bad_in_file: int, settings: TrainingSettings, processes: int) -> dict[str, Any]:
+    """Counts, lengths and costs as plain JSON. ``bad_in_file``: rows that could not even be read."""
+    lengths, cut = found.column("length"), found.column("text") + found.column("visual") - found.column("length")
+    rows = len(found.facts) + bad_in_file
+    good = len(lengths)
+    counts = {
+        "rows": rows,
+        "bad_rows": rows - good,
+        "images": int(found.column("images").sum()),
+        "rows_without_image": int((found.column("images") == 0).sum()),
+        "turns": int(found.column("turns").sum()),
+        "tokens": int(lengths.sum()),
+        "text_tokens": int(found.column("text").sum()),
+        "visual_tokens": int(found.column("visual").sum()),
+        "learnt_tokens": int(found.column("learnt").sum()),
+        "max_length": settings.data.max_length,
+        "rows_cut": int((cut > 0).sum()),
+        "tokens_cut": int(cut.sum()),
+    }
+    if not good:
+        return counts
+    marks = {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES}
+    return {**counts, "length": {**marks, "max": int(lengths.max())}, "cost": cost(found, settings, processes)}
+
+
+def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str, Any]:
+    """Steps and tokens of the run, and which share of the positions of its batches is no padding in each order."""
+    training = settings.training
+    lengths = found.column("length").tolist()
+    images = found.column("images")
+    batch, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    signed = [length if count else -length for length, count in zip(lengths, images, strict=True)]
+
+    def grouped(values: list[int], by_modality: bool) -> float:
+        order = LengthGroupedSampler(
+            values, batch_size=batch, world=processes, seed=training.seed, by_modality=by_modality
+        )
+        return round(useful_share(lengths, order(0), batch), 4)
+
+    packs = [sum(lengths[index] for index in group) for group in pack(lengths, settings.data.max_length)]
+    order = shuffled(len(lengths), training.seed)(0)
+    units = len(packs) if settings.data.mixtoken else len(lengths)
+    an_epoch = math.ceil(math.ceil(units / (batch * processes)) / accumulated)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
+    return {
+        "processes": processes,
+        "rows_a_step": batch * processes * accumulated,
+        "steps_an_epoch": an_epoch,
+        "steps": steps,
+        "tokens_a_step": round(sum(lengths) / max(an_epoch, 1)),
+        "useful_share": {
+            "random": round(useful_share(lengths, order, batch), 4),
+            "group_by_length": grouped(lengths, False),
+            "group_by_modality_length": grouped(signed, True),
+            "mixtoken": round(useful_share(packs, shuffled(len(packs), training.seed)(0), batch), 4),
+        },
+        "packs": len(packs),
+    }
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """The summary for a person."""
+    found = [
+        f"{data['rows']:,} rows, {data['bad_rows']:,} of them cannot be used; {data['images']:,} images, "
+        f"{data['rows_without_image']:,} rows without one, {data['turns']:,} answers",
+        f"{data['tokens']:,} tokens ({data['text_tokens']:,} of text and {data['visual_tokens']:,} visual before the "
+        f"cut), {data['learnt_tokens']:,} of them learnt",
+        f"max_length {data['max_length']:,}: {data['rows_cut']:,} rows are cut, {data['tokens_cut']:,} tokens",
+    ]
+    if "cost" not in data:
+        return found
+    length, price = data["length"], data["cost"]
+    marks = ", ".join(f"{length[str(p)]:,} ({p} %)" for p in PERCENTILES)
+    share = ", ".join(f"{name} {100 * value:.1f} %" for name, value in price["useful_share"].items())
+    return [
+        *found,
+        f"lengths: at most {marks}, the longest {length['max']:,}",
+        f"{price['steps']:,} steps of {price['rows_a_step']:,} rows on {price['processes']} process(es), about "
+        f"{price['tokens_a_step']:,} tokens each",
+        f"positions that are no padding: {share}",
+    ]
+
+
+_PANEL = (420, 190)
+_MARGIN, _BINS = 30, 48
+
+
+def draw_lengths(path: Path, found: Survey, max_length: int) -> None:
+    """A PNG with three histograms: tokens of text, visual tokens, and both with the line of ``max_length``."""
+    text, visual = found.column("text"), found.column("visual")
+    panels = [("text tokens", text, None), ("visual tokens", visual, None), ("all tokens", text + visual, max_length)]
+    pen = Pen(_MARGIN + len(panels) * (_PANEL[0] + _MARGIN), _PANEL[1] + 96)
+    for number, (title, values, mark) in enumerate(panels):
+        left = _MARGIN + number * (_PANEL[0] + _MARGIN)
+        _histogram(pen, title, values, mark, (left + 44, 50, left + _PANEL[0], 50 + _PANEL[1]))
+    pen.save(path)
+
+
+def _histogram(pen: Pen, title: str, values: np.ndarray, mark: int | None, box: Box) -> None:
+    left, top, right, bottom = box
+    pen.text((left - 44, 16), f"{title} ({len(values):,} rows)", 15, INK)
+    limit = max(int(values.max(initial=1)), mark or 0) * 1.02 + 1
+    counts, _ = np.histogram(values, bins=_BINS, range=(0, limit))
+    most = max(int(counts.max(initial=1)), 1)
+    for share in (0, 0.5, 1):
+        y = bottom - (bottom - top) * share
+        pen.line([(left, y), (right, y)], LINE)
+        pen.text((left - 8, y), f"{round(most * share):,}", 11, FAINT, "rm")
+    width = (right - left) / _BINS
+    for index, count in enumerate(counts):
+        if count:
+            height = max((bottom - top) * count / most, 1)  # a single long row is seen, too
+            pen.bar((left + index * width, bottom - height, left + (index + 1) * width - 1, bottom), CURVE)
+    for at in _steps(limit):
+        x = left + (right - left) * at / limit
+        pen.line([(x, bottom), (x, bottom + 4)], FAINT)
+        pen.text((x, bottom + 8), f"{at:,}", 11, FAINT, "ma")
+    if mark is not None:
+        x = left + (right - left) * mark / limit
+        pen.line([(x, top - 6), (x, bottom)], WRONG, 1.5)
+        pen.text((x, top - 8), f"max_length {mark:,}", 11, WRONG, "rs" if mark > limit / 2 else "ls")
+
+
+def _steps(limit: float) -> Sequence[int]:
+    """At most six round numbers from 0 to ``limit``."""
+    power = 10 ** math.floor(math.log10(limit))
+    step = next(step for step in (power // 10, power // 5, power // 2, power, 2 * power) if step and limit / step <= 6)
+    return range(0, int(limit) + 1, step)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rows of a training configuration looked at, and what was found written down."""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix.datasets.build import make_encoder
+from paddlemix.datasets.pictures import check_folders
+from paddlemix.datasets.reading import entries_of
+from paddlemix.datasets.rows import UnreadKeys
+from paddlemix.datasets.sample import BadSamples, Sample
+from paddlemix.datasets.sources import LINES, raw_rows, read
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer.inputs import find_inputs, progress_bar
+from paddlemix.trainer.preparation import open_start
+from paddlemix.utils import files
+from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.journal import json_bytes
+from paddlemix.utils.logging import say
+from paddlemix.utils.shown import readable
+from paddlemix.validate import report
+from paddlemix.validate.survey import Look, fingerprint, survey
+
+BAD_ROWS = 3
+"""Exit code when rows cannot be used."""
+
+_PLACE = re.compile(r"(?P<file>.*?):(?P<record> ?/?\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a look is done. ``processes``: those of the planned training; ``jobs``: those that look."""
+
+    folder: Path
+    jobs: int = 1
+    decode: bool = False
+    processes: int = 1
+    write_clean: Path | None = None
+
+
+class _Faults(BadSamples):
+    """Rows that cannot be read, in the order of the files."""
+
+    def __init__(self) -> None:
+        super().__init__("skip")
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, error: DataError, where: str, index: int | None = None) -> None:
+        super().add(error, where, index)
+        self.found.append((where, str(error)))
+
+
+@dataclass
+class _Part:
+    """The rows of ``dataset.train`` or ``dataset.eval``."""
+
+    name: str
+    files: list[str]
+    samples: list[Sample]
+    faults: _Faults
+    data: dict[str, Any] = field(default_factory=dict)
+    bad_places: set[str] = field(default_factory=set)
+
+
+def validate(settings: TrainingSettings, options: Options, *, first_stage: bool = False) -> int:
+    """Look at every row and image of the run that ``settings`` describe; 0, or 3 when rows cannot be used.
+
+    Writes ``bad_rows.jsonl``, ``summary.json`` and ``lengths.png`` (for evaluation rows ``..._eval``) into
+    ``options.folder``, and the rows that can be used to ``options.write_clean``. The rules and the sentences are those
+    of the training. ConfigError, CheckpointError, DataError for what is no matter of single rows.
+    """
+    find_inputs(settings, first_stage=first_stage)
+    opened = open_start(settings)
+    encoder = make_encoder(settings, opened.config, opened.tokenizer, opened.template(settings))
+    unread = UnreadKeys()
+    parts = list(_parts(settings, unread))
+    _check_clean(parts, options.write_clean)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    asked = {
+        "template": encoder.template.name, "max_length": settings.data.max_length, "decode": options.decode,
+        "model": str(settings.model.model_name_or_path), "tokens": opened.tokenizer.vocab_size,
+        "image": repr(opened.config.image), "data": repr(settings.data),
+    }  # fmt: skip
+    for part in parts:
+        _look(part, settings, Look(encoder, options.decode), options, asked)
+    if note := unread.note():
+        say(f"note: {note}")
+    if options.write_clean is not None:
+        _write_clean(parts[0], options.write_clean)
+    bad = sum(part.data["bad_rows"] for part in parts)
+    say(f"written to {options.folder}")
+    return BAD_ROWS if bad else 0
+
+
+def _parts(settings: TrainingSettings, unread: UnreadKeys) -> list[_Part]:
+    found = []
+    used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
+    for name, entries in (settings.data.dataset or {}).items():
+        if not entries or not used.get(name):
+            continue
+        faults, samples, names = _Faults(), [], []
+        for entry in entries_of(entries, settings):
+            samples += read(entry, faults, unread)
+            names += entry.data_files
+        check_folders(samples)
+        found.append(_Part(name, names, samples, faults))
+    if not found:
+        raise ConfigError('no rows to look at: set "data_path" or "dataset", and "do_train" or "do_eval"')
+    return found
+
+
+def _look(part: _Part, settings: TrainingSettings, look: Look, options: Options, asked: dict[str, Any]) -> None:
+    ending = "" if part.name == "train" else f"_{part.name}"
+    journal = options.folder / f"progress{ending}.jsonl"
+    began = time.monotonic()
+    with progress_bar(settings, "rows looked at") as progress:
+        key = fingerprint(part.files, asked)
+        found = survey(part.samples, look, journal, key, jobs=options.jobs, progress=progress)
+    seconds = max(time.monotonic() - began, 1e-9)
+    faults = [(where, reason, "") for where, reason in part.faults.found]
+    faults += [(part.samples[row].where, *fault) for row, fault in sorted(found.faults.items())]
+    part.data = report.summary(found, len(part.faults.found), settings, options.processes)
+    (options.folder / f"summary{ending}.json").write_bytes(json_bytes(part.data, indent=2) + b"\n")
+    bad = b"".join(json_bytes(_bad_row(*fault)) + b"\n" for fault in faults)
+    (options.folder / f"bad_rows{ending}.jsonl").write_bytes(bad)
+    if len(found.faults) < len(found.facts):
+        report.draw_lengths(options.folder / f"lengths{ending}.png", found, settings.data.max_length)
+    part.bad_places = {_place(where) for where, _, _ in faults}
+    looked = len(part.samples) - found.reused
+    say(f"{part.name}: {looked:,} rows looked at, {looked / seconds:,.0f} rows/s")
+    if found.reused:
+        say(f"  {found.reused:,} rows are from the look that stopped ({journal})")
+    for line in report.lines(part.data):
+        say(f"  {line}")
+    for where, reason, _ in faults[:3]:
+        say(f"  {reason if reason.startswith(_place(where)) else f'{where}: {reason}'}")
+    if len(faults) > 3:
+        say(f"  and {len(faults) - 3:,} more in {options.folder / f'bad_rows{ending}.jsonl'}")
+
+
+def _place(where: str) -> str:
+    """The place of a sample without its id."""
+    return where.partition(' (id "')[0]
+
+
+def _bad_row(where: str, reason: str, image: str) -> dict[str, str]:
+    place = _place(where)
+    found = _PLACE.fullmatch(place)
+    file, record = (found["file"], found["record"].strip()) if found else (place, "")
+    return {"file": readable(file), "record": record, "reason": readable(reason), "image": readable(image)}
+
+
+def _check_clean(parts: list[_Part], target: Path | None) -> None:
+    if target is None:
+        return
+    if target.suffix.lower() not in (".json", *LINES):
+        raise ConfigError(f"--write-clean {target}: give a name that ends with .json or .jsonl")
+    if any(target.resolve() == Path(name).resolve() for part in parts for name in part.files):
+        raise ConfigError(f"--write-clean {target}: this is a file of the data set; give another name")
+    roots = sorted({sample.image_root for sample in parts[0].samples})
+    if parts[0].name != "train" or len(roots) > 1:
+        raise ConfigError(
+            f"--write-clean {target}: one file cannot hold rows with {len(roots)} image folders ({', '.join(roots)}); "
+            'look at one entry at a time: give its file with "--data_path"'
+        )
+
+
+def _write_clean(part: _Part, target: Path) -> None:
+    good = (row for name in part.files for place, row in raw_rows(name) if place not in part.bad_places)
+    rows = [json.dumps(row, ensure_ascii=False) for row in good]
+    text = "\n".join([*rows, ""]) if target.suffix.lower() in LINES else "[\n" + ",\n".join(rows) + "\n]\n"
+    files.atomic_write(target, text.encode("utf-8", "backslashreplace"))
+    say(f"{len(rows):,} rows that can be used: {target}")

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``paddlemix validate``: what it finds is what a training would stop at, and what it counts is what is trained on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlemix.settings.run.loader import load_settings
+from paddlemix.tools import validate_data
+from paddlemix.utils.errors import DataError
+from paddlemix.validate import survey as module
+from paddlemix.validate.report import cost, draw_lengths
+from paddlemix.validate.survey import FACTS, Survey, survey
+from tests.tiny import tiny_model, tiny_tokenizer_folder, write_rows
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from paddlemix.checkpoint.save import save_model
+    from paddlemix.text.tokenizer import load_tokenizer
+
+    root = tmp_path_factory.mktemp("place")
+    model = tiny_model()
+    save_model(root / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    write_rows(root)
+    return root
+
+
+def row(image: str | None, answer: str = "a red circle", **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {} if image is None else {"image": image}
+    human = "what is shown?" if image is None else "<image>\nwhat is shown?"
+    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
+    return {**found, "conversations": turns, **more}
+
+
+def keys(place: Path, rows: list[Any] | Path, *more: str) -> list[str]:
+    data = rows if isinstance(rows, Path) else place / "mixed.json"
+    if not isinstance(rows, Path):
+        data.write_text(json.dumps(rows))
+    return ["--model_name_or_path", str(place / "model"), "--data_path", str(data), "--image_folder", str(place),
+            "--output_dir", str(place.with_name("out")), "--do_train", "true", "--device", "cpu", *more]  # fmt: skip
+
+
+def flags(place: Path, rows: list[Any] | Path, *more: str, folder: Path) -> list[str]:
+    return [*keys(place, rows), "--report", str(folder), "--jobs", "1", *more]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+BAD = {
+    "missing image": row("nowhere.png"),
+    "no image file": row("torn.png"),
+    "a mark without an image": row(None) | {"conversations": row("0.png")["conversations"]},
+    "no answer": row("0.png", ""),
+    "no conversation": {"image": "0.png"},
+    "turns in disorder": {"conversations": row("0.png")["conversations"][::-1]},
+}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_it_finds_what_training_stops_at_in_the_same_words_and_writes_the_rest(
+    place: Path, tmp_path: Path, jobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 4)
+    (place / "torn.png").write_bytes((place / "0.png").read_bytes()[:20])
+    good = [row(f"{n}.png", img="x") for n in range(3)] + [row(None)]
+    rows = [good[0], *BAD.values(), *good[1:]]
+    clean = tmp_path / "clean.json"
+    argv = flags(place, rows, "--write-clean", str(clean), "--jobs", jobs, folder=tmp_path)
+    assert validate_data.main(argv) == 3
+    assert json.loads(clean.read_text()) == good
+    found = {line["record"]: line for line in read_lines(tmp_path / "bad_rows.jsonl")}
+    assert sorted(found) == [f"/{n}" for n in range(1, 1 + len(BAD))]
+    assert {line["file"] for line in found.values()} == {str(place / "mixed.json")}
+    assert found["/1"]["image"].endswith("nowhere.png")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["rows"], summary["bad_rows"], summary["images"], summary["turns"]) == (10, 6, 3, 4)
+    for number, bad in enumerate(BAD.values(), start=1):
+        alone = [rows[0]] * number + [bad]
+        assert what_training_says(keys(place, alone)) == found[f"/{number}"]["reason"]
+    assert validate_data.main(flags(place, clean, folder=tmp_path / "again")) == 0
+    assert not place.with_name("out").exists()
+
+
+def what_training_says(argv: list[str]) -> str:
+    from paddlemix.datasets.build import build_datasets
+    from paddlemix.trainer.inputs import read_rows
+    from paddlemix.trainer.preparation import open_start
+
+    settings = load_settings(argv)
+    opened = open_start(settings)
+    template = opened.template(settings)
+
+    def last_row() -> None:
+        data = build_datasets(settings, opened.config, opened.tokenizer, rows=read_rows(settings), template=template)
+        data.train[len(data.train) - 1]
+
+    with pytest.raises(DataError) as caught:
+        last_row()
+    return str(caught.value).partition('\n"on_bad_sample"')[0]
+
+
+def test_counts_are_those_of_the_encoded_rows(place: Path, tmp_path: Path) -> None:
+    from paddlemix.datasets.build import build_datasets
+    from paddlemix.trainer.preparation import open_start
+    from paddlemix.utils.constants import IGNORE_INDEX
+
+    rows = [row(f"{n}.png", "a red circle left of a green square " * n) for n in range(1, 6)] + [row(None)]
+    assert validate_data.main(flags(place, rows, "--max_length", "100", folder=tmp_path)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    settings = load_settings(keys(place, rows, "--max_length", "100"))
+    opened = open_start(settings)
+    data = build_datasets(settings, opened.config, opened.tokenizer, template=opened.template(settings))
+    encoded = [data.train[index] for index in range(len(rows))]
+    assert summary["tokens"] == sum(item.length for item in encoded)
+    assert summary["tokens_cut"] == sum(item.truncated for item in encoded) > 0
+    assert summary["rows_cut"] == sum(item.truncated > 0 for item in encoded)
+    assert summary["learnt_tokens"] == sum(int((item.labels[1:] != IGNORE_INDEX).sum()) for item in encoded)
+    assert summary["visual_tokens"] == 5 * opened.config.vision.tokens_per_tile
+    assert summary["length"]["max"] == max(item.length for item in encoded)
+
+
+def test_lines_that_are_no_json_and_decoded_images(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    (place / "half.png").write_bytes(_cut_behind_the_header(place / "0.png"))
+    lines = [json.dumps(row("0.png")), "{no json", json.dumps(row("half.png")), json.dumps(row(None))]
+    data.write_text("\n".join(lines) + "\n")
+    clean = tmp_path / "clean.jsonl"
+    assert validate_data.main(flags(place, data, "--write-clean", str(clean), folder=tmp_path)) == 3
+    assert [line["record"] for line in read_lines(tmp_path / "bad_rows.jsonl")] == ["2"], "a header says nothing of it"
+    assert len(read_lines(clean)) == 3
+    assert validate_data.main(flags(place, data, "--decode", folder=tmp_path)) == 3
+    assert [line["record"] for line in read_lines(tmp_path / "bad_rows.jsonl")] == ["2", "3"]
+
+
+def _cut_behind_the_header(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[: data.index(b"IDAT") + 8]
+
+
+def test_a_look_that_was_killed_goes_on_and_changed_data_are_looked_at_anew(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 2)
+    seen: list[str] = []
+    samples = [f"row {n}" for n in range(5)]
+
+    def look(sample: str) -> dict[str, Any]:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(sample)
+        return {"facts": [1] * len(FACTS)} if sample != "row 1" else {"reason": "bad", "image": ""}
+
+    journal = tmp_path / "progress.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        survey(samples, look, journal, "a", jobs=1)
+    seen.clear()
+    found = survey(samples, look, journal, "a", jobs=1)
+    assert seen == ["row 2", "row 3", "row 4"]
+    assert found.reused == 2
+    assert found.faults == {1: ("bad", "")}
+    assert found.column("text").tolist() == [1] * 4
+    seen.clear()
+    monkeypatch.setattr(module, "PORTION", 5)
+    with pytest.raises(KeyboardInterrupt):  # all five rows anew: the third is where this look ends
+        survey(samples, look, journal, "another key", jobs=1)
+
+
+def test_costs_count_steps_and_what_padding_takes(place: Path) -> None:
+    argv = keys(place, [row(None)], "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3",
+                "--num_train_epochs", "2", "--max_length", "100")  # fmt: skip
+    settings = load_settings(argv)
+    facts = np.zeros((40, len(FACTS)), dtype=np.int64)
+    facts[:, FACTS.index("length")] = [90, 10] * 20
+    found = cost(Survey(facts), settings, processes=2)
+    assert (found["rows_a_step"], found["steps_an_epoch"], found["steps"]) == (12, 4, 8)  # 10 batches, 3 of them a step
+    assert found["tokens_a_step"] == 500
+    assert found["packs"] == 20
+    assert found["useful_share"]["mixtoken"] == 1
+    # Only batches at the border of a window hold rows of both lengths; by chance half of the batches do: 100 of 180.
+    assert found["useful_share"]["random"] < 0.85 < 0.9 < found["useful_share"]["group_by_length"]
+
+
+def test_the_chart_shows_the_line_of_max_length(tmp_path: Path) -> None:
+    facts = np.zeros((300, len(FACTS)), dtype=np.int64)
+    facts[:, 0] = np.arange(300)
+    draw_lengths(tmp_path / "lengths.png", Survey(facts), 100)
+    image = np.asarray(Image.open(tmp_path / "lengths.png").convert("RGB")).astype(int)
+    red = (image[..., 0] > 180) & (image[..., 1] < 80) & (image[..., 2] < 80)
+    blue = (image[..., 2] > 180) & (image[..., 0] < 90)
+    height, width = red.shape
+    assert red[:, 2 * width // 3 :].sum(axis=0).max() > height / 2, "a line in the last panel"
+    assert not red[:, : 2 * width // 3].any()
+    assert blue[:, : width // 3].any()
+    assert not blue[:, width // 3 : 2 * width // 3].sum() > blue[:, : width // 3].sum(), "no visual tokens: one bar"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--write-clean", "x.csv"], "ends with .json or .jsonl"),
+        (["--write-clean", "DATA"], "is a file of the data set"),
+        (["--template", "nothing"], "nothing"),
+        (["--data_path", "nowhere.json"], "nowhere.json: no such data file"),
+        (["--no_such_key", "1"], "no_such_key"),
+    ],
+)
+def test_what_is_no_matter_of_rows_ends_with_2_and_writes_nothing(
+    place: Path, tmp_path: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = flags(place, [row(None)], folder=tmp_path / "report")
+    if "--data_path" in more:
+        del argv[argv.index("--data_path") : argv.index("--data_path") + 2]
+    more = [str(place / "mixed.json") if word == "DATA" else word for word in more]
+    assert validate_data.main([*argv, *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_paddle_is_not_imported(place: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom paddlemix.tools.validate_data import main\n"
+        "code = main(sys.argv[1:])\nprint('paddle' in sys.modules, code)\n"
+    )
+    argv = flags(place, [row("0.png"), row(None)], "--jobs", "2", folder=tmp_path)
+    ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "False 0"
