@@ -110,6 +110,8 @@ def allowed_flags(name: str) -> set[str]:
     module = f"paddlemix.{name.removesuffix('.py').replace('/', '.')}"
     if module in PARSERS:
         return flags_of(module)
+    if name.startswith("validate/") or name == "tools/validate_data.py":
+        return {*KNOWN, *ALIASES, "key", *flags_of("paddlemix.tools.validate_data")}
     if name.startswith(("trainer/", "settings/", "datasets/")) or name.endswith(
         ("supervised_finetune.py", "pretrain.py")
     ):

@@ -22,18 +22,23 @@ class Journal(Generic[Record]):
     A line counts when it is whole: what a kill (or a power cut) leaves of the last one is cut off. ``done`` maps batch
     numbers to their records. ``fits(batch, records)`` says whether records can be those of a batch; from the first line
     on that has another form, another number or records that do not fit, the batches are done again. ConfigError when
-    the file belongs to a run with other settings, is no journal, or another process is writing to it.
+    the file belongs to a run with other settings, is no journal, or another process is writing to it (``in_use``: what
+    to do then).
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], fits: Callable[[int, list[Any]], TypeGuard[list[Record]]]
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        fits: Callable[[int, list[Any]], TypeGuard[list[Record]]],
+        in_use: str = "choose another --split-index",
     ) -> None:
         self.path = path
         self.done: dict[int, list[Record]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = open(path, "a+b")  # noqa: SIM115 - it stays open for the whole run, close() ends it
         try:
-            _lock(self._stream, path)
+            _lock(self._stream, path, in_use)
             self._recover(dict(settings), fits)
         except ConfigError:
             self._stream.close()
@@ -107,7 +112,7 @@ def _is_batch(value: Any, batch: int) -> bool:
     return isinstance(records, list) and all(isinstance(record, dict) for record in records)
 
 
-def _lock(stream: Any, path: Path) -> None:
+def _lock(stream: Any, path: Path, in_use: str) -> None:
     """Two processes on one journal would interleave their lines."""
     with contextlib.suppress(ImportError):
         import fcntl
@@ -115,6 +120,4 @@ def _lock(stream: Any, path: Path) -> None:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(
-                f"{path}: another process is working on this part; choose another --split-index"
-            ) from error
+            raise ConfigError(f"{path}: another process is working on this part; {in_use}") from error

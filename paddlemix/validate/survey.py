@@ -122,7 +122,7 @@ def _journal(path: Path, key: str, portions: list[range]) -> Journal[dict[str, A
 
     if path.is_file() and f'"{key}"'.encode() not in path.open("rb").readline():
         path.unlink()
-    return Journal(path, {"key": key}, fits)
+    return Journal(path, {"key": key}, fits, in_use="wait for it, or choose another --report")
 
 
 def _is_record(record: dict[str, Any]) -> bool:

@@ -233,3 +233,14 @@ def test_paddle_is_not_imported(place: Path, tmp_path: Path) -> None:
     argv = flags(place, [row("0.png"), row(None)], "--jobs", "2", folder=tmp_path)
     ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "False 0"
+
+
+def test_two_looks_at_once_do_not_write_into_one_journal(place: Path, tmp_path: Path, capsys: Any) -> None:
+    import fcntl
+
+    argv = flags(place, [row(None)], folder=tmp_path)
+    assert validate_data.main(argv) == 0
+    with open(tmp_path / "progress.jsonl", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert validate_data.main(argv) == 2
+    assert "choose another --report" in capsys.readouterr().err
