@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
     flags = parser()
     if not argv or "--help" in argv or "-h" in argv:
         flags.print_help(sys.stdout if argv else sys.stderr)
-        return 0 if argv else 2
+        raise SystemExit(0 if argv else 2)
     own, rest = flags.parse_known_args(argv)
     settings = load_settings(rest)
     from paddlemix.validate.run import Options, validate
