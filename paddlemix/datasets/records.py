@@ -81,7 +81,6 @@ class UnreadKeys:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.rows = 0
         self._known: dict[str, tuple[str, ...]] = {}
 
     def see(self, data: dict[str, Any], known: tuple[str, ...]) -> list[str]:

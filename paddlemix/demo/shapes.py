@@ -48,11 +48,6 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     @property
-    def combination(self) -> tuple[tuple[str, str, str], ...]:
-        """What the image shows (place, colour, kind), without size, tint and jitter."""
-        return tuple(sorted((shape.place, shape.colour, shape.kind) for shape in self.shapes))
-
-    @property
     def unseen(self) -> bool:
         """Whether it belongs to the images that no training sees: a shape stands in its ``held_out_place``."""
         return any(shape.place == held_out_place(shape.colour, shape.kind) for shape in self.shapes)

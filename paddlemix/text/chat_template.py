@@ -210,28 +210,6 @@ def load(path: str | Path) -> ChatTemplate:
         return ChatTemplate(data, str(path))
 
 
-def apply_chat_template_json(template: dict[str, Any] | str | Path, pairs: Sequence[Sequence[str]]) -> list[Segment]:
-    """Segments of chatml pairs ``[[user, assistant], ...]``; a last pair of one text leaves its answer open."""
-    layout = ChatTemplate(template) if isinstance(template, dict) else load(template)
-    messages = messages_from_pairs(pairs)
-    return layout.segments(messages, answer_open=bool(messages) and messages[-1].role == "user")
-
-
-def messages_from_pairs(pairs: Sequence[Sequence[str]]) -> list[Message]:
-    """Messages of chatml pairs. DataError names the pair that is not one or two texts."""
-    messages: list[Message] = []
-    for i, pair in enumerate(pairs):
-        last = i == len(pairs) - 1
-        if (
-            isinstance(pair, str)
-            or not (len(pair) == 2 or (last and len(pair) == 1))
-            or not all(isinstance(x, str) for x in pair)
-        ):
-            raise DataError(f"conversations[{i}] is {pair!r}: expected [user text, assistant text]")
-        messages += [Message(role, text) for role, text in zip(("user", "assistant"), pair, strict=False)]
-    return messages
-
-
 def _checked(data: Any, name: str) -> dict[str, Any]:
     if isinstance(data, dict) and "chat_template" in data:
         raise DataError(

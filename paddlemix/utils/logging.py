@@ -91,12 +91,6 @@ def say_command(line: str) -> None:
     console().print(f"  {line}", markup=False, soft_wrap=True)
 
 
-@functools.cache
-def once(message: str) -> None:
-    """Log ``message`` as a warning, the first time only."""
-    get_logger().warning(message)
-
-
 def redirect_library_logs(path: str | Path) -> None:
     """Send the log lines of paddle, paddlenlp and Python warnings to the file ``path`` instead of the terminal.
 

@@ -249,7 +249,8 @@ TEMPLATE = {
 
 
 def test_a_chat_template_file_gives_structured_segments():
-    segments = chat_template.apply_chat_template_json(TEMPLATE, [["USER: a", "b"], ["c", "d"]])
+    messages = conversation([("USER: a", "b"), ("c", "d")])
+    segments = chat_template.ChatTemplate(TEMPLATE).segments(messages, answer_open=False)
     assert "".join(part.text for part in segments) == (
         "Be kind. Round USER: USER: a ASSISTANT: b</s> [2] USER: c ASSISTANT: d</s>"
     )
@@ -276,12 +277,14 @@ def test_a_chat_template_that_writes_the_begin_token_gets_no_second_one():
 
 
 def test_pairs_with_an_open_answer_end_in_front_of_it():
-    segments = chat_template.apply_chat_template_json(TEMPLATE, [["a", "b"], ["c"]])
+    messages = conversation([("a", "b"), ("c", "d")])[:-1]
+    segments = chat_template.ChatTemplate(TEMPLATE).segments(messages, answer_open=True)
     assert "".join(part.text for part in segments).endswith("USER: c ASSISTANT:")
 
 
 def test_user_text_is_never_read_as_a_template():
-    segments = chat_template.apply_chat_template_json(TEMPLATE, [["{{bot}} {% if %}", "{{user}}"]])
+    messages = conversation([("{{bot}} {% if %}", "{{user}}")])
+    segments = chat_template.ChatTemplate(TEMPLATE).segments(messages, answer_open=False)
     assert [part.text for part in segments if part.quoted] == ["{{bot}} {% if %}", "{{user}}"]
 
 
