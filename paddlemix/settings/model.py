@@ -86,6 +86,17 @@ class VisionConfig:
         return int(TOWERS.get(self.model_type).class_token)
 
     @property
+    def feature_layer(self) -> int:
+        """Layers that run for the features, ``select_layer`` counted from the front; ConfigError beyond the tower."""
+        depth, chosen = self.num_hidden_layers, self.select_layer
+        layer = chosen if chosen >= 0 else depth + 1 + chosen
+        if not 0 <= layer <= depth:
+            raise ConfigError(
+                f"mm_vision_select_layer {chosen}: the tower has {depth} layers; expected {-depth - 1} to {depth}"
+            )
+        return layer
+
+    @property
     def tokens_per_tile(self) -> int:
         """Feature rows that one tile gives (P); ``cls_patch`` keeps the class token in front."""
         return self.grid * self.grid + (self.class_tokens if self.select_feature == "cls_patch" else 0)

@@ -73,12 +73,7 @@ class StagePlan:
     idle: dict[str, Rule]
 
     def apply(self, model: "nn.Layer") -> None:
-        """Let exactly the planned parameters collect gradients. ConfigError when those chosen of a tower get none."""
-        if self.idle and not any(name.startswith(_TOWER_PREFIX) for name in self.rules):
-            raise ConfigError(
-                f"the features come from behind {model.llama.vision_tower.layer} layers of the vision tower, and what "
-                'was chosen of it lies behind them; lower "tune_vit_from_layer", or name other layers in freeze_exclude'
-            )
+        """Let exactly the planned parameters collect gradients."""
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = name not in self.rules
 
@@ -141,7 +136,8 @@ def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConf
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
     neither leave it alone. Adapters always train.
-    ConfigError when a pattern matches nothing, nothing is left to train, or no rate is above 0. Needs no paddle.
+    ConfigError when a pattern matches nothing, nothing is left to train, no rate is above 0, or what was chosen of the
+    tower changes no feature. Needs no paddle.
     """
     stage = stage_of(settings)
     include = _checked("freeze_include", settings.model.freeze_include or (), names)
@@ -165,6 +161,7 @@ def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConf
             f'every learning rate of what trains ({stage}) is 0, so no weight would change; give "learning_rate", '
             '"mm_projector_lr" or "vision_tower_lr" a value above 0'
         )
+    _check_effect(chosen, vision)
     return chosen
 
 
@@ -175,10 +172,9 @@ def plan_stage(model: "nn.Layer", settings: TrainingSettings) -> StagePlan:
     """
     names = [name for name, _ in model.named_parameters()]
     vision = _vision_of(model)
-    tower = _tower_of(vision)
     no_decay, found = _without_decay(model), trained(names, settings, vision)
     chosen = {name: Rule(_rate(name, settings), decay=name not in no_decay) for name in names if name in found}
-    idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, model, tower)}
+    idle = {name: rule for name, rule in chosen.items() if not _has_effect(name, vision)}
     rules = {name: rule for name, rule in chosen.items() if name not in idle}
     return StagePlan(stage_of(settings), rules, tuple(_parts(model, rules)), idle)
 
@@ -198,14 +194,25 @@ def _layer_of(name: str, tower: Tower | None) -> int | None:
     return None if tower is None else tower.layer_of(name.removeprefix(_ENCODER_PREFIX))
 
 
-def _has_effect(name: str, model: "nn.Layer", tower: Tower | None) -> bool:
+def _check_effect(chosen: Iterable[str], vision: VisionConfig | None) -> None:
+    """ConfigError when what was chosen of a tower gets no gradient."""
+    tower = [name for name in chosen if name.startswith(_TOWER_PREFIX)]
+    if tower and not any(_has_effect(name, vision) for name in tower):
+        raise ConfigError(
+            f"the features come from behind {vision.feature_layer} layers of the vision tower, and what was chosen "
+            'of it lies behind them; lower "tune_vit_from_layer", or name other layers in freeze_exclude'
+        )
+
+
+def _has_effect(name: str, vision: VisionConfig | None) -> bool:
     """Whether a parameter changes the features: layers behind the chosen one, and what follows all, do not."""
+    tower = _tower_of(vision)
     if tower is None or not name.startswith(_TOWER_PREFIX):
         return True
     layer = _layer_of(name, tower)
     if layer is None:
         return not tower.is_behind_layers(name.removeprefix(_ENCODER_PREFIX))
-    return layer < model.llama.vision_tower.layer
+    return layer < vision.feature_layer
 
 
 def _trains_by_default(stage: str, name: str, settings: TrainingSettings, tower: Tower | None) -> bool:

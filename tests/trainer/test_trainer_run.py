@@ -291,6 +291,11 @@ WRONG = {
         {"tune_vision_tower": "true", "tune_vit_from_layer": 99},
         '"tune_vit_from_layer" is 99, but the vision tower has 2 layers',
     ),
+    "what of the tower trains": (
+        {"tune_vision_tower": "true", "tune_vit_from_layer": 1},
+        "what was chosen of it lies behind them",
+    ),
+    "the layer of the features": ({"mm_vision_select_layer": -9}, "layer -9 of a vision tower with 2 layers"),
 }
 
 DRIVER = """

@@ -185,11 +185,11 @@ def test_a_rate_for_a_frozen_tower_is_an_error(tmp_path):
 
 
 def test_layers_that_give_no_feature_alone_are_an_error(tmp_path):
-    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
-    assert tower_layers(plan) == []
-    assert len(plan.idle) == 16
     with pytest.raises(ConfigError, match="features come from behind 2 layers of the vision tower"):
-        plan.apply(tiny())
+        plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=2))
+    plan = plan_stage(tiny(), settings(tmp_path, tune_entire_model=True, tune_vit_from_layer=1))
+    assert tower_layers(plan) == ["1"]
+    assert len(plan.idle) == 16
 
 
 @pytest.mark.parametrize(

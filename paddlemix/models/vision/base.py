@@ -32,13 +32,7 @@ class VisionTower(nn.Layer):
         super().__init__()
         self.config = config
         self.vision_tower = encoder
-        depth = config.num_hidden_layers
-        self.layer = config.select_layer if config.select_layer >= 0 else depth + 1 + config.select_layer
-        if not 0 <= self.layer <= depth:
-            raise ConfigError(
-                f"mm_vision_select_layer {config.select_layer}: the tower has {depth} layers; "
-                f"expected {-depth - 1} to {depth}"
-            )
+        self.layer = config.feature_layer
         if config.select_feature not in ("patch", "cls_patch"):
             raise ConfigError(f'mm_vision_select_feature "{config.select_feature}": expected "patch" or "cls_patch"')
 
