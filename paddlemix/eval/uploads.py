@@ -14,6 +14,7 @@ from typing import Any
 from paddlemix.eval.answer_files import AnswerRecord
 from paddlemix.eval.question_files import NO_VALUE, find
 from paddlemix.eval.records import Record, read_lines, read_object, read_table
+from paddlemix.eval.scorers.score import is_failure
 from paddlemix.eval.scorers.words import evalai
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write
@@ -25,10 +26,11 @@ Texts = Mapping[str, str]
 
 
 def _texts(answers: Sequence[AnswerRecord]) -> dict[str, str]:
-    failed = [answer for answer in answers if answer.failure]
+    failed = [answer for answer in answers if is_failure(answer.text, answer.failure)]
     if failed:
+        reason = failed[0].failure or shown(failed[0].text, 80)
         raise DataError(
-            f"{failed[0].where}: {len(failed)} answers failed ({failed[0].failure}); an upload file would hold them as "
+            f"{failed[0].where}: {len(failed)} answers failed ({reason}); an upload file would hold them as "
             "answers. Ask these questions again first"
         )
     return {str(answer.question_id): answer.text for answer in answers}

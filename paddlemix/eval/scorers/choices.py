@@ -12,7 +12,8 @@ LETTERS = "ABCDE"
 """ScienceQA has at most five options."""
 
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")  # the last period stands for any character, as in the original
-_OWN = re.compile(r"\(?([A-Z])\)?(?:[.:,)\s]|$)|\b[Aa]nswer(?: is|:)\s*\(?([A-Z])\b")
+_BEGINS = re.compile(r"\(([A-Z])\)|([A-Z])(?:[.:,)]|$)")
+_SAYS = re.compile(r"\b[Aa]nswer(?: is|:)\s*\(?([A-Z])\b")
 
 
 def science_letter(text: str, choices: int) -> str:
@@ -45,9 +46,12 @@ def as_it_is(text: str, choices: int) -> str:
 
 
 def option_letter(text: str, choices: int) -> str:
-    """Our own rule: the letter at the beginning ("B", "B.", "(B) ...", "B: ...") or behind "answer is" / "answer:"."""
-    found = _OWN.match(text.strip()) or _OWN.search(text)
-    letter = "" if found is None else found[1] or found[2]
+    """Our own rule: a letter that begins the answer ("B", "B.", "(B) dog", "B: dog") or follows "answer is", "answer:".
+
+    A letter that a space follows is none: it may be an article.
+    """
+    found = _BEGINS.match(text.strip()) or _SAYS.search(text)
+    letter = "" if found is None else next(filter(None, found.groups()))
     limit = choices or 26
     return letter if letter and ord(letter) - ord("A") < limit else ""
 

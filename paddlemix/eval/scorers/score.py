@@ -51,7 +51,12 @@ class Answer:
     @property
     def failed(self) -> bool:
         """Whether the text is none of the model's."""
-        return bool(self.failure) or self.text.lstrip().startswith(FAILED_TEXTS)
+        return is_failure(self.text, self.failure)
+
+
+def is_failure(text: str, failure: str = "") -> bool:
+    """Whether an answer is none: a failure was recorded, or the text is what a harness writes in its place."""
+    return bool(failure) or text.lstrip().startswith(FAILED_TEXTS)
 
 
 @dataclass(frozen=True)
