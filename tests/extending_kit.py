@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 _BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```\n", flags=re.S | re.M)
-_FILE = re.compile(r"`(paddlemix/[\w/]+\.py)`:?\Z")
+_PATH = re.compile(r"`(paddlemix/[\w/]+\.py)`")
 
 
 @dataclass
@@ -25,7 +25,8 @@ class Recipe:
 def recipes(page: Path = PAGE) -> dict[str, Recipe]:
     """The recipes by their headings.
 
-    A block of Python behind the path of a file is that file, any other is run; a diff changes the file named last.
+    A block of Python right behind the path of a file and a colon is that file, any other is run. A diff changes the
+    file whose path stands first in the paragraph before it, or that of the diff before.
     """
     found = {}
     for section in page.read_text(encoding="utf-8").split("\n## ")[1:]:
@@ -35,12 +36,12 @@ def recipes(page: Path = PAGE) -> dict[str, Recipe]:
         for block in _BLOCK.finditer(section):
             before = section[end : block.start()].rstrip()
             end = block.end()
-            path = _FILE.search(re.sub(r"[:.]?\Z", "", before))
-            named = path[1] if path else named
+            paths = _PATH.findall(before.rpartition("\n\n")[2])
             if block[1] == "diff":
+                named = paths[0] if paths else named
                 recipe.changes.append((named, block[2]))
-            elif path:
-                recipe.files[path[1]] = block[2]
+            elif before.endswith("`:") and paths:
+                recipe.files[paths[-1]] = block[2]
             else:
                 recipe.scripts.append(block[2])
         found[recipe.title] = recipe

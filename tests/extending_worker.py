@@ -13,8 +13,11 @@ import paddlemix
 from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
 from paddlemix.models.llava import build_empty, init_weights
+from paddlemix.ops.dispatch import facts
+from paddlemix.ops.npu import library
+from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.published.config import load_config
-from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.errors import BackendError, CheckpointError
 from tests.checkpoint import checkpoint_kit as kit
 from tests.extending_kit import ROOT, recipes
 from tests.tiny import tiny_config, tiny_tokenizer_folder, write_rows
@@ -181,6 +184,11 @@ def test_training_names_its_layers(llava, place):
     chosen = {name.removeprefix(TOY).rpartition(".")[0] for name in plan.rules if name.startswith(TOY)}
     assert {name.split(".")[1] for name in chosen} == {"1"}, chosen
     assert {name.removeprefix(TOY).split(".")[1] for name in plan.idle} == {"2"}
+    plan = plan_stage(llava[1], load_settings([*parts[: parts.index("--lora")], "--tune_entire_model", "true"]))
+    assert {name.removeprefix(TOY).split(".")[0] for name in plan.rules if name.startswith(TOY)} == {
+        "layers", "patches", "positions",
+    }  # fmt: skip
+    assert {f"{TOY}final_norm.weight", f"{TOY}final_norm.bias"} < set(plan.idle)
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +282,35 @@ def test_a_template_holds_the_law_of_prompts_and_samples():
     learnt = tokenizer.decode([label for label in sample.labels if label >= 0])
     assert "red square" in learnt, learnt
     assert "shown" not in learnt, learnt
+
+
+def test_a_backend_of_attention_can_be_forced(llava, monkeypatch):
+    folder, model, _ = llava
+    pixels = paddle.randn([2, 3, 28, 28])
+    expected = model.encode_images(pixels).numpy()
+    monkeypatch.setenv("PADDLEMIX_ATTENTION", "toy")
+    forced = load_model(folder).model
+    assert np.abs(forced.encode_images(pixels).numpy() - expected).max() < 1e-5
+    reason = "PADDLEMIX_ATTENTION=toy: toy wants as many key heads as query heads, not 2 and 4"
+    with pytest.raises(BackendError, match=reason):  # so it was the toy that served the tower
+        logits(forced)
+
+
+def test_a_fused_operator_serves_where_the_plug_in_has_it(monkeypatch):
+    from paddlemix.doctor import operators
+    from paddlemix.ops.toy import SCALED_ADD, scaled_add
+
+    x, y, scale = paddle.randn([2, 5, 8]), paddle.randn([2, 5, 8]), paddle.randn([8])
+    expected = scaled_add(x, y, scale)
+    npu = Runtime("npu", {})
+    assert np.array_equal(SCALED_ADD(npu, x, y, scale), expected)  # not registered: the plain one serves
+    assert "toy_scaled_add" in [finding.name for finding in operators.forms()]
+    monkeypatch.setenv("PADDLEMIX_NPU_FUSED_SCALED_ADD", "1")
+    with pytest.raises(BackendError, match="PADDLEMIX_NPU_FUSED_SCALED_ADD=1: the tensors are on cpu, not on an npu"):
+        SCALED_ADD(Runtime.current(), x, y, scale)
+    calls = []
+    monkeypatch.setattr(library, "why_not", lambda name: None)
+    monkeypatch.setattr(library, "run", lambda name, *given: calls.append(name) or [given[0] + given[1] * given[2]])
+    assert np.array_equal(SCALED_ADD(Runtime("npu", {}), x, y, scale), expected)
+    assert calls == ["toy_scaled_add"]
+    assert SCALED_ADD.choose(npu, facts(x, y, scale.astype("float16"))).name == "plain"  # two dtypes
