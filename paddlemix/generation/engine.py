@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
-from paddle.nn import functional
 
 from paddlemix.generation.sampling import Decoding, Sampler, penalise_repeats
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.models.llm.cache import Cache
 from paddlemix.ops.attention.contract import Mask
+from paddlemix.ops.tracing import look_up
 from paddlemix.splice.plan import Plan
 from paddlemix.utils.errors import BackendError
 
@@ -65,7 +65,7 @@ class _Run:
         # Padded on the right: the padding leaves the cache again, and each row ends at a column of its own.
         self.cache.trim(self.next_position)
         ends = paddle.to_tensor(np.arange(len(kept)) * length + plan.lengths - 1)
-        return self._scores(functional.embedding(ends, hidden.reshape([-1, hidden.shape[2]])))
+        return self._scores(look_up(hidden.reshape([-1, hidden.shape[2]]), ends))
 
     @paddle.no_grad()
     def step(self, ids: Sequence[int]) -> paddle.Tensor:

@@ -3,7 +3,8 @@
 
 import paddle
 from paddle import Tensor
-from paddle.nn import functional
+
+from paddlemix.ops.tracing import look_up
 
 
 def merge_rows(
@@ -28,11 +29,10 @@ def merge_rows(
         parts.append(newline.astype(text.dtype).reshape([1, width]))
     if blend is not None and features is not None:
         parts.append(_blended(features.reshape([-1, width]), *blend).astype(text.dtype))
-    # An embedding look-up, because it has forward and backward with duplicate indices on every device.
-    return functional.embedding(source, paddle.concat(parts, axis=0))
+    return look_up(paddle.concat(parts, axis=0), source)
 
 
 def _blended(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """``[N * P, D]`` and ``[K, 4]`` to ``[K, D]``, summed in float32."""
-    corners = functional.embedding(index, rows).astype("float32")
+    corners = look_up(rows, index).astype("float32")
     return (corners * weight.unsqueeze(-1)).sum(axis=1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import paddle
 from paddle import Tensor, nn
+from paddle.nn import functional
 
 import paddlemix
 
@@ -17,6 +18,18 @@ def size(x: Tensor, axis: int) -> int | Tensor:
     """Size of ``axis`` of ``x`` (any shape and dtype): a number where it is known, else an int64 tensor ``[]``."""
     known = x.shape[axis]
     return known if known >= 0 else paddle.shape(x)[axis].astype("int64")
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``table`` [R, D] in the order of int64 ``index`` [...]: [..., D], in the dtype of the table.
+
+    An embedding, because it has forward and backward with duplicate indices on every device; it does not take a table
+    whose length a traced graph leaves open, so there it is a gather.
+    """
+    if table.shape[0] >= 0:
+        return functional.embedding(index, table)
+    shape = [size(index, axis) for axis in range(index.ndim)]
+    return paddle.gather(table, index.reshape([-1])).reshape([*shape, table.shape[1]])
 
 
 def to_static(layer: nn.Layer, input_spec: Sequence[paddle.static.InputSpec]) -> nn.Layer:
