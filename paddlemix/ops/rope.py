@@ -12,6 +12,7 @@ from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
+from paddlemix.ops.tracing import contiguous
 from paddlemix.utils.errors import ConfigError
 
 
@@ -54,7 +55,7 @@ class StepTables:
         """Float32 ``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""
         if heads not in self._kept:
             shape = [-1, -1, heads, -1]  # -1: as it is
-            self._kept[heads] = (self.cos.expand(shape).contiguous(), self.sin.expand(shape).contiguous())
+            self._kept[heads] = (contiguous(self.cos.expand(shape)), contiguous(self.sin.expand(shape)))
         return self._kept[heads]
 
     def fused(self, dtype: str) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,11 @@ def size(x: Tensor, axis: int) -> int | Tensor:
     return known if known >= 0 else paddle.shape(x)[axis].astype("int64")
 
 
+def contiguous(x: Tensor) -> Tensor:
+    """``x`` (any shape and dtype) without strides; in a graph there are none."""
+    return x.contiguous() if paddle.in_dynamic_mode() else x
+
+
 def look_up(table: Tensor, index: Tensor) -> Tensor:
     """Rows of ``table`` [R, D] in the order of int64 ``index`` [...]: [..., D], in the dtype of the table.
 

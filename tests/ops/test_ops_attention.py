@@ -2,6 +2,7 @@
 """Every attention backend against the written-out law, forward and backward; and the door that chooses."""
 
 import dataclasses
+import doctest
 
 import numpy as np
 import paddle
@@ -36,12 +37,20 @@ SHAPES = {
     "left padding, all of a row": {"q_len": 9, "k_len": 9, "key_starts": [0, 9]},
     "segments": {"q_len": 150, "k_len": 150, "segments": True},
     "segments and padding": {"q_len": 20, "k_len": 20, "segments": True, "key_starts": [0, 4]},
+    "one query, a cache of rows": {"q_len": 1, "k_len": 30, "offset": [29, 3]},
+    "one query, grouped, a cache of rows": {"q_len": 1, "k_len": 128, "offset": [0, 20], "heads": 4, "kv_heads": 2},
+    "queries behind a cache of rows": {"q_len": 9, "k_len": 30, "offset": [21, 4]},
+    "more than a block behind a cache of rows": {"q_len": 150, "k_len": 300, "offset": [17, 150]},
+    "left padding behind a cache of rows": {"q_len": 5, "k_len": 20, "offset": [15, 3], "key_starts": [9, 5]},
+    "a number that is a tensor": {"q_len": 9, "k_len": 30, "offset": 4, "traced": True},
     "segments after a cached prefix": {"q_len": 6, "k_len": 128, "offset": 10, "segments": True},
 }
 
 
-def case(q_len=12, k_len=12, heads=4, kv_heads=4, causal=True, offset=0, segments=False, **places):
+def case(q_len=12, k_len=12, heads=4, kv_heads=4, causal=True, offset=0, segments=False, traced=False, **places):
     """(q, k, v, mask) of two rows; ``places`` are key_lengths and key_starts."""
+    if traced or isinstance(offset, list):
+        offset = paddle.to_tensor(offset)
     rng = np.random.default_rng(q_len * 7 + k_len)
     shapes = [[2, q_len, heads, 8], [2, k_len, kv_heads, 8], [2, k_len, kv_heads, 8]]
     q, k, v = (paddle.to_tensor(rng.standard_normal(shape).astype("float32")) for shape in shapes)
@@ -60,15 +69,21 @@ def by_hand(q, k, v, mask):
     out = np.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for b, i, h in np.ndindex(q.shape[:3]):
-        keys = [j for j in range(k.shape[1]) if sees(mask, b, i, j)] or [min(mask.offset + i, k.shape[1] - 1)]
+        keys = [j for j in range(k.shape[1]) if sees(mask, b, i, j)] or [min(place_of(mask, b, i), k.shape[1] - 1)]
         scores = k[b, keys, h // group] @ q[b, i, h] * 0.3
         weights = np.exp(scores - scores.max())
         out[b, i, h] = weights / weights.sum() @ v[b, keys, h // group]
     return out
 
 
+def place_of(mask, b, i):
+    """Of query i of row b in its row."""
+    offset = mask.offset if isinstance(mask.offset, int) else np.broadcast_to(mask.offset.numpy(), [2])[b]
+    return int(offset) + i
+
+
 def sees(mask, b, i, j):
-    place = mask.offset + i
+    place = place_of(mask, b, i)
     rules = [not mask.causal or j <= place]
     rules.append(mask.key_lengths is None or j < int(mask.key_lengths[b]))
     rules.append(mask.key_starts is None or j >= int(mask.key_starts[b]))
@@ -210,6 +225,19 @@ def test_a_backend_can_be_forced(monkeypatch, forced):
     q, k, v, mask = case()
     select.attend(q, k, v, mask, scale=0.3, runtime=Runtime.current())
     assert called == [forced]
+
+
+def test_segments_want_a_number_of_cached_places():
+    with pytest.raises(BackendError, match="segments wants the number of cached places as a whole number"):
+        Mask(causal=True, offset=paddle.to_tensor([1, 2]), segments=paddle.zeros([2, 4], dtype="int64"))
+
+
+def test_the_examples_of_the_mask_are_what_it_gives():
+    finder, examples = doctest.DocTestFinder(recurse=False), []
+    for test in finder.find(Mask, "Mask", globs={"Mask": Mask, "paddle": paddle}):
+        examples += test.examples
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+    assert len(examples) == 3
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -15,6 +15,7 @@ from paddlemix.ops.attention.contract import Mask, Request
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.npu import library
 from paddlemix.ops.runtime import FUSED, Runtime
+from paddlemix.ops.tracing import contiguous
 
 OPERATOR = "flash_attention_npu"
 HEAD_STEP, HEAD_LIMIT = 16, 512
@@ -82,7 +83,7 @@ def _hidden(mask: Mask, batch: int, q_len: int, k_len: int) -> Tensor | None:
         allowed = mask.allowed(q_len, k_len)
         if allowed is None:
             return None
-        return paddle.logical_not(allowed).expand([batch, 1, q_len, k_len]).contiguous()
+        return contiguous(paddle.logical_not(allowed).expand([batch, 1, q_len, k_len]))
 
     return mask.keep(("npu", batch, q_len, k_len), build)
 

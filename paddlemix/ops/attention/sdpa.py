@@ -16,7 +16,7 @@ from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.runtime import Runtime
-from paddlemix.ops.tracing import size
+from paddlemix.ops.tracing import contiguous, size
 
 NAME = "sdpa"
 HALF = ("float16", "bfloat16")
@@ -113,7 +113,8 @@ def _step_bias(mask: Mask, keys: int | Tensor, batch: int, kv_heads: int, heads:
     if mask.is_plain:
         whole = not mask.causal or (isinstance(keys, int) and keys == mask.known_offset + 1)
         return None if whole else mask.additive(1, keys).reshape([-1])
-    return mask.additive(1, keys).expand([batch, kv_heads, heads // kv_heads, -1]).contiguous()  # -1: as it is
+    wide = mask.additive(1, keys).expand([batch, kv_heads, heads // kv_heads, -1])  # -1: as it is
+    return contiguous(wide)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
