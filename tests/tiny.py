@@ -105,6 +105,8 @@ def tiny_intern_config(**changes: Any) -> Any:
 def tiny_model(seed: int = 0, **changes: Any) -> Any:
     """A model of ``config`` (default: ``tiny_config(**changes)``) with seeded random weights, in eval mode.
 
+    ``runtime`` is its own unless it is given.
+
     The weights are larger than a training would begin with: with the usual 0.02 the scores of such a narrow model
     hardly depend on the prompt, and no test could tell a right answer from a wrong one.
     """
@@ -112,7 +114,8 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
 
     from paddlemix.models.llava import LlavaForCausalLM, init_weights
 
-    model = LlavaForCausalLM(changes.pop("config", None) or tiny_config(**changes))
+    runtime = changes.pop("runtime", None)
+    model = LlavaForCausalLM(changes.pop("config", None) or tiny_config(**changes), runtime=runtime)
     init_weights(model, seed)
     with paddle.no_grad():
         for parameter in model.parameters():

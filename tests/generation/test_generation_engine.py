@@ -11,6 +11,7 @@ import pytest
 from paddlemix.generation.engine import _advance, _Beams, encode_images, generate, generate_batch
 from paddlemix.generation.sampling import Decoding, Sampler
 from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.ops.runtime import Runtime
 from paddlemix.splice.plan import Plan, PlanRow, build_plan
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX as IMAGE
 from paddlemix.utils.errors import BackendError
@@ -32,11 +33,11 @@ IDS = ([1, 5, IMAGE, 7, 8, 9], [1, IMAGE, 4, IMAGE, 99, 100, 101, 102], [1, 44])
 USES = ([0], [0, 1], [])
 
 
-def plan_of(pictures: list[Any], rows: list[int]) -> tuple[Plan, np.ndarray | None]:
+def plan_of(pictures: list[Any], rows: list[int], side: str = "left") -> tuple[Plan, np.ndarray | None]:
     layouts = [[pictures[i].layout for i in USES[row]] for row in rows]
     tiles = [pictures[i].pixels for row in rows for i in USES[row]]
     plan = build_plan(
-        [PlanRow(IDS[row], own) for row, own in zip(rows, layouts, strict=True)], tokens_per_tile=4, padding_side="left"
+        [PlanRow(IDS[row], own) for row, own in zip(rows, layouts, strict=True)], tokens_per_tile=4, padding_side=side
     )
     return plan, np.concatenate(tiles) if tiles else None
 
@@ -188,9 +189,52 @@ def test_a_plan_padded_on_the_right_is_refused(model: Any) -> None:
         list(generate(model, plan))
 
 
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_rows_of_a_static_cache_give_the_ids_of_each_row_alone(pictures: list[Any], device: str) -> None:
+    """``npu``: its layout of the cache and its way of writing it, with the plain attention."""
+    model = tiny_model(seed=1, runtime=Runtime(device))
+    decoding = Decoding(max_new_tokens=10, eos_ids=frozenset())
+    alone = [generate_batch(model, *plan_of(pictures, [row]), decoding)[0] for row in range(3)]
+    assert len({tuple(row) for row in alone}) == 3
+    plan, pixels = plan_of(pictures, [0, 1, 2], "right")
+    assert len(set(plan.lengths)) == 3
+    steps = generate(model, plan, pixels, decoding, cache=model.new_static_cache(32))
+    assert [list(row) for row in zip(*steps, strict=True)] == alone
+
+
+def test_rows_go_on_behind_what_a_static_cache_holds_of_each(model: Any, pictures: list[Any]) -> None:
+    """A second round of three conversations: what each row alone gives with a cache of its own."""
+    decoding, more = Decoding(max_new_tokens=4, eos_ids=frozenset()), ([21, 22, 23, 24, 25], [31], [41, 42])
+    alone = []
+    for row in range(3):
+        cache = model.new_cache(1)
+        list(generate(model, *plan_of(pictures, [row]), decoding, cache=cache))
+        second = build_plan([PlanRow(more[row])], tokens_per_tile=4)
+        alone.append([ids for (ids,) in generate(model, second, None, decoding, cache=cache)])
+    cache = model.new_static_cache(48)
+    list(generate(model, *plan_of(pictures, [0, 1, 2], "right"), decoding, cache=cache))
+    second = build_plan([PlanRow(ids) for ids in more], tokens_per_tile=4, padding_side="right")
+    together = [list(row) for row in zip(*generate(model, second, None, decoding, cache=cache), strict=True)]
+    assert together == alone
+
+
+def test_beams_and_draws_are_the_same_with_a_static_cache(model: Any, pictures: list[Any]) -> None:
+    for decoding in (Decoding(max_new_tokens=6, num_beams=3), Decoding(max_new_tokens=6, temperature=0.8, seed=3)):
+        plan, pixels = plan_of(pictures, [1])
+        usual = list(generate(model, plan, pixels, decoding))
+        assert list(generate(model, plan, pixels, decoding, cache=model.new_static_cache(32))) == usual
+
+
+def test_a_static_cache_wants_its_padding_on_the_right(model: Any, pictures: list[Any]) -> None:
+    plan, pixels = plan_of(pictures, [0, 1])
+    with pytest.raises(ValueError, match="padding_side='right'"):
+        list(generate(model, plan, pixels, cache=model.new_static_cache(32)))
+
+
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 0.7, "top_p": 0.9}])
-def test_a_batch_waits_for_the_device_once_a_token(model, pictures, monkeypatch, sampled):
-    plan, pixels = plan_of(pictures, [0, 1, 2])
+def test_a_batch_waits_for_the_device_once_a_token(model, pictures, monkeypatch, sampled, static):
+    plan, pixels = plan_of(pictures, [0, 1, 2], "right" if static else "left")
     asked = []
     for name in ("numpy", "item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__"):
         original = getattr(paddle.Tensor, name)
@@ -203,6 +247,7 @@ def test_a_batch_waits_for_the_device_once_a_token(model, pictures, monkeypatch,
     waits = []
     for tokens in (4, 9):
         asked.clear()
-        generate_batch(model, plan, pixels, Decoding(max_new_tokens=tokens, eos_ids=frozenset(), **sampled))
+        decoding = Decoding(max_new_tokens=tokens, eos_ids=frozenset(), **sampled)
+        list(generate(model, plan, pixels, decoding, cache=model.new_static_cache(32) if static else None))
         waits.append(len(asked))
     assert waits == [4, 9]
