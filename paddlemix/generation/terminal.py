@@ -43,7 +43,14 @@ def asked(text: str) -> str:
     """``text`` as the question of a flag (``type=asked``); an empty one ends the command before anything is loaded."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the question is empty; write one, or leave the flag out to be asked for it")
-    return text
+    return whole(text)
+
+
+def whole(text: str) -> str:
+    """An argument as a text for a model: bytes that the locale cannot read (``LC_ALL=C``) are taken as UTF-8."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):  # what such bytes become, by PEP 383
+        return text
+    return os.fsencode(text).decode("utf-8", "replace")
 
 
 class Terminal:

@@ -149,8 +149,24 @@ def check_all() -> None:
         get(name)
     for name in NUMBERS:
         value = os.environ.get(name)
-        if value is not None and not (value.isascii() and value.isdigit()):
+        if value is not None and not (value.isascii() and value.isdigit() and len(value) < 10):
             raise ConfigError(
                 f'environment variable {name}="{shown(value)}": expected a whole number; it is for paddle\'s launcher '
                 "to set, so unset it"
             )
+
+
+def check_launch() -> None:
+    """ConfigError when a run is said to have several processes and paddle's launcher has not started this one.
+
+    Clusters set PADDLE_TRAINERS_NUM for their own scripts, too; commands that compute in one process leave it alone.
+    """
+    count = int(raw("PADDLE_TRAINERS_NUM") or "1")
+    missing = [name for name in ("PADDLE_TRAINER_ID", "PADDLE_CURRENT_ENDPOINT") if not raw(name)]
+    if count < 2 or not (missing or rank() >= count):
+        return
+    why = f"{missing[0]} is not set" if missing else f'PADDLE_TRAINER_ID is "{rank()}"'
+    raise ConfigError(
+        f'environment variable PADDLE_TRAINERS_NUM="{shown(count)}", but {why}; start the processes with '
+        "python -m paddle.distributed.launch, or unset PADDLE_TRAINERS_NUM for one process"
+    )

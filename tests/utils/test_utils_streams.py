@@ -55,6 +55,14 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (code, said, errors) == (0, "x\n", "")
 
 
+def test_a_question_is_read_as_utf8_whatever_the_locale():
+    code = "import sys; from paddlemix.generation.terminal import asked; print(ascii(asked(sys.argv[1])))"
+    variables = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    for text, wanted in (("f\u00fcr \u56fe".encode(), "f\u00fcr \u56fe"), (b"a\xffb", "a\ufffdb")):
+        done = subprocess.run([sys.executable, "-c", code, text], env=variables, capture_output=True, timeout=60)
+        assert done.stdout.decode().strip() == ascii(wanted), done.stderr
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "absent", "/proc/absent/x"])
 def test_a_file_that_the_system_refuses_is_told_with_its_name(name, capsys):
     assert run_command(lambda argv: open(name).close(), []) == 2
@@ -83,14 +91,36 @@ def test_an_error_of_the_system_that_names_nothing_keeps_its_traceback():
         run_command(lambda argv: Path("absent").read_bytes(), ["--debug"])
 
 
-@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "\u0661", "1 "])
+@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "\u0661", "1 ", "9" * 20, "9" * 5000])
 @pytest.mark.parametrize("name", ["PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM", "PADDLE_NNODES"])
 def test_a_number_of_the_launcher_that_is_none_is_told_before_paddle_reads_it(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f'{name}="{value}": expected a whole number'):
+    with pytest.raises(ConfigError, match=f'{name}="{value[:150]}.*": expected a whole number'):
         env.check_all()
     monkeypatch.setenv(name, "1")
     env.check_all()
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"NUM": "2"}, "PADDLE_TRAINER_ID is not set"),
+        ({"NUM": "2", "ID": "1"}, "PADDLE_CURRENT_ENDPOINT is not set"),
+        ({"NUM": "2", "ID": "2", "HERE": "127.0.0.1:1"}, 'PADDLE_TRAINER_ID is "2"'),
+    ],
+)
+def test_processes_that_no_launcher_has_started_are_told_before_a_training(monkeypatch, variables, why):
+    names = {"NUM": "PADDLE_TRAINERS_NUM", "ID": "PADDLE_TRAINER_ID", "HERE": "PADDLE_CURRENT_ENDPOINT"}
+    for key, name in names.items():
+        monkeypatch.setenv(name, variables.get(key, ""))
+    with pytest.raises(ConfigError, match="start the processes with python -m paddle.distributed.launch") as caught:
+        env.check_launch()
+    assert why in str(caught.value)
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:1")
+    env.check_launch()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
+    env.check_launch()
 
 
 def test_a_home_that_cannot_be_written_gives_way_and_what_lies_in_it_is_still_found(monkeypatch, capsys):

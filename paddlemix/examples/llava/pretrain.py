@@ -15,7 +15,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from paddlemix.settings.run.loader import load_settings
-from paddlemix.utils import device, early_stop
+from paddlemix.utils import device, early_stop, env
 from paddlemix.utils.entry_point import run_command
 
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     with early_stop.ending_early():
         settings = load_settings(argv)
+        env.check_launch()
         device.before_paddle(settings.training.device)
         from paddlemix.trainer.run import pretrain
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, split_names
+from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, split_names, whole
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     flag("allow-private-hosts", action="store_true", help="let URLs lead to this machine and to private networks")
     flag("exif-rotation", action="store_true", help="turn images as their EXIF data say (default: as the original)")
     flag("conv-mode", help="conversation template instead of the model's own")
-    flag("system", help="system prompt instead of the template's")
+    flag("system", type=whole, help="system prompt instead of the template's")
     answer_flags(found, temperature=None)
     device_flags(found)
     flag("top-k", type=int, default=0, help="draw from this many likeliest tokens (default 0: off)")
