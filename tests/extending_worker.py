@@ -240,9 +240,11 @@ def test_a_decoder_is_converted_and_a_target_of_lora(toy_lm, place):
     for to in ("own", "original"):
         convert(folder, place / f"lm-{to}", to)
         same(values(load_model(place / f"lm-{to}").model), values(model))
-    written = json.loads((place / "lm-original" / "config.json").read_text())
+    beside_clip = toy_on_clip(place)  # without the config.json of another layout to remember
+    convert(beside_clip, place / "lm-clip", "original")
+    written = json.loads((place / "lm-clip" / "config.json").read_text())
     assert (written["model_type"], written["architectures"]) == ("llava_toy", ["LlavaToyForCausalLM"])
-    convert(toy_on_clip(place), place / "lm-hf", "llava-hf")
+    convert(beside_clip, place / "lm-hf", "llava-hf")
     body = json.loads((place / "lm-hf" / "config.json").read_text())["text_config"]
     assert (body["model_type"], body["architectures"], body["tie_word_embeddings"]) == (
         "toy_lm",

@@ -17,6 +17,7 @@ from paddlemix.utils import env, foreign
 from paddlemix.utils.download import Limits, MissingError, download
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import MANIFEST, MIB
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.registry import nearest
 
@@ -129,7 +130,7 @@ def _modelscope(hub: str, name: str, limits: Limits) -> list[File]:
     return found
 
 
-def _is_file(row: Any, key: str, kind: str) -> bool:
+def _is_file(row: JsonValue, key: str, kind: str) -> bool:
     named = isinstance(row, dict) and kind in (row.get("type"), row.get("Type"))
     return named and PLAIN_FILE.fullmatch(str(row.get(key))) is not None
 
@@ -144,7 +145,7 @@ def _row(place: str, row: dict[str, Any]) -> File:
     return File(row["path"], size, digest, git)
 
 
-def _is_hex(value: Any, length: int) -> bool:
+def _is_hex(value: JsonValue, length: int) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 

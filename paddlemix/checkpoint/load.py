@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32, is_finite, to_float32
@@ -149,7 +150,7 @@ def _mapped(entry: LoadEntry, dtype: str) -> np.ndarray | None:
 
 
 def _write(
-    entry: LoadEntry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str, parameter: Any
+    entry: LoadEntry, target: np.ndarray, dtype: str, adapter: Adapter | None, name: str, parameter: Tensor
 ) -> bool:
     part = part_of(parameter)
     stored = None if part is None else lambda values: part.cut(values, entry.transpose)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.formats.safetensors import Stored
@@ -22,19 +23,19 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
 
-ReadValues = Callable[[Any], np.ndarray]
+ReadValues = Callable[[Tensor], np.ndarray]
 """Gives the whole values of a parameter, of which this device may hold a slice only."""
 
 
-def plain_values(parameter: Any) -> np.ndarray:
-    """The values of a parameter that lies on this device as a whole."""
+def plain_values(parameter: Tensor) -> np.ndarray:
+    """The values (any shape, its dtype) of a parameter that lies on this device as a whole."""
     with paddle.no_grad():
         return np.asarray(parameter.numpy())
 
 
 def save_model(
     folder: str | Path,
-    model: Any,
+    model: nn.Layer,
     config: LlavaConfig,
     tokenizer: SavesItself | None,
     *,
@@ -61,7 +62,7 @@ def save_model(
     return folder
 
 
-def model_tensors(model: Any, read: ReadValues = plain_values) -> list[Stored]:
+def model_tensors(model: nn.Layer, read: ReadValues = plain_values) -> list[Stored]:
     """Every parameter under the name it is saved by. CheckpointError for a name our form does not have."""
     tensors = []
     for name, parameter in model.named_parameters():
@@ -76,11 +77,11 @@ def model_tensors(model: Any, read: ReadValues = plain_values) -> list[Stored]:
     return tensors
 
 
-def stored(name: str, parameter: Any, read: ReadValues = plain_values) -> Stored:
-    """A parameter to be written when its turn comes."""
+def stored(name: str, parameter: Tensor, read: ReadValues = plain_values) -> Stored:
+    """A parameter (any shape and float dtype) to be written when its turn comes."""
     return Stored(name, dtype_name(parameter), whole_shape(parameter), lambda: read(parameter))
 
 
-def dtype_name(tensor: Any) -> str:
-    """``float32`` for a tensor of ``paddle.float32``."""
+def dtype_name(tensor: Tensor) -> str:
+    """``float32`` for a tensor (any shape) of ``paddle.float32``."""
     return str(tensor.dtype).rpartition(".")[2]

@@ -78,7 +78,7 @@ def generation_data(config: LlavaConfig) -> dict[str, Any]:
     return {**{name: value for name, value in ids.items() if value is not None}, "do_sample": False}
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
     """Readable UTF-8 JSON."""
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

@@ -2,10 +2,9 @@
 """The vocabulary of a model may grow by tokens of its own."""
 
 import dataclasses
-from typing import Any
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddlemix.models.llava import LlavaForCausalLM, allocate
 from paddlemix.ops.linear import Linear
@@ -41,7 +40,7 @@ def grow_vocabulary(model: LlavaForCausalLM, tokens: int) -> LlavaConfig:
     return model.config
 
 
-def _extend(parameter: Any, old: Any, axis: int, extra: int) -> None:
+def _extend(parameter: Tensor, old: Tensor, axis: int, extra: int) -> None:
     """Through the whole values, because other places of a divided head lie on this device when there are more."""
     values = whole(old)
     mean = values.astype("float32").mean(axis=axis, keepdim=True).astype(old.dtype)

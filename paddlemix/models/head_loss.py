@@ -6,11 +6,9 @@ until the backward pass is the gradient of the hidden rows and of the head. No p
 that of PaddleNLP's ``fused_head_and_loss_fn`` and of Liger's fused linear cross entropy.)
 """
 
-from typing import Any
-
 import paddle
 from paddle import Tensor
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.utils.constants import IGNORE_INDEX
@@ -29,7 +27,7 @@ def loss_through_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, transp
 class _HeadLoss(PyLayer):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, transposed: bool, portion: int, wanted: bool
+        ctx: PyLayerContext, rows: Tensor, weight: Tensor, targets: Tensor, transposed: bool, portion: int, wanted: bool
     ) -> Tensor:
         counted = (targets != IGNORE_INDEX).astype("float32")
         # No negative label and two axes: what every cross-entropy kernel of the NPU plug-in takes.
@@ -55,7 +53,7 @@ class _HeadLoss(PyLayer):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: PyLayerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = []
         for needed, slopes in ((ctx.needs_rows, ctx.of_rows), (True, ctx.of_weight)):
             used = slopes if needed else None

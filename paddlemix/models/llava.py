@@ -142,13 +142,13 @@ class LlavaForCausalLM(nn.Layer):
         self.llama.unfuse()
         super().train()
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        """As nn.Layer has it; fused projections become plain layers first, so that every parameter holds its values."""
+    def named_parameters(self, prefix: str = "", include_sublayers: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """As nn.Layer has it (shapes: its own); fused projections become plain layers first, so all hold values."""
         self.llama.unfuse()
-        return super().named_parameters(*args, **kwargs)
+        return super().named_parameters(prefix, include_sublayers)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As nn.Layer has it; fused projections become plain layers first."""
+        """As nn.Layer has it (shapes: the parameters'); fused projections become plain layers first."""
         self.llama.unfuse()
         return super().state_dict(*args, **kwargs)
 
@@ -183,7 +183,7 @@ def init_weights(model: LlavaForCausalLM, seed: int = 0, dtype: str = "float32")
 
 
 def allocate(parameter: Tensor, values: Tensor) -> None:
-    """Give ``parameter`` the memory of ``values`` (no copy); it may be without memory so far."""
+    """Give ``parameter`` the memory of ``values`` (same shape, any dtype; no copy); it may be without memory so far."""
     if list(parameter.shape) != list(values.shape):
         raise ConfigError(f"parameter {parameter.name}: shape {parameter.shape}, but the values are {values.shape}")
     share_memory(parameter, values)

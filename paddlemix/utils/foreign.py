@@ -10,11 +10,14 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from paddlemix.utils.errors import PaddleMixError
 from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
+
+JsonValue: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
+"""What a JSON text can hold."""
 
 CONFIG_BYTES = 4 << 20
 """Largest JSON file that holds settings and no lists of tensors or tokens."""

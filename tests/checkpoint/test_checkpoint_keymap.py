@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names go to ours and back without loss in every form; a name that nobody knows is not guessed."""
 
+import dataclasses
+
 import pytest
 
 from paddlemix.checkpoint import keymap
+from paddlemix.settings.key_rows import same
+from paddlemix.settings.towers.table import LLAVA_TOWER, TOWERS, register
 from tests.tiny import tiny_intern_config, tiny_model
 
 HAS_NO_CLIP = ("intern_vit",)
@@ -129,3 +133,24 @@ def test_an_unknown_name_is_not_guessed(name):
 
 def test_names_of_no_layout_have_no_form():
     assert keymap.detect(["transformer.h.0.attn.weight"]) is None
+
+
+def test_a_tower_that_is_registered_later_counts_from_then_on(monkeypatch):
+    monkeypatch.setattr(TOWERS, "_table", dict(TOWERS._table))
+    name = "model.vision_tower.vision_tower.stages.3.gain"
+    assert keymap.ours(name, "llava") is None
+    late = dataclasses.replace(
+        LLAVA_TOWER,
+        kind="late",
+        form="late",
+        prefix="",
+        published_prefix="",
+        signature=(),
+        rows=same(("stages.{n}.gain",)),
+    )
+    register(late)
+    target = keymap.Target(f"{keymap.PREFIX_TOWER}stages.3.gain", False)
+    assert keymap.ours(name, "llava") == target
+    assert keymap.theirs(target.name, "late") == keymap.Target("stages.3.gain", False)
+    assert keymap.detect(["stages.3.gain"]) == "late"
+    assert "late" in keymap.tower_forms()

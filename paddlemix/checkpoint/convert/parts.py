@@ -41,7 +41,7 @@ PROJECTOR = "mm_projector.bin"
 
 
 def write_adapter(
-    folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: Any, notes: list[str]
+    folder: Path, staging: Path, target: Path, to: str, dtype: str | None, base: str | Path | None, notes: list[str]
 ) -> list[Stored]:
     """Write the adapter in ``folder`` into ``staging``, which becomes ``target``; the tensors that were written.
 
@@ -60,7 +60,7 @@ def write_adapter(
     return _write_paddle(adapter, staging, target, dtype, sources, base)
 
 
-def _config_folder(adapter: Adapter, base: Any) -> Path:
+def _config_folder(adapter: Adapter, base: str | Path | None) -> Path:
     """Where the model's config.json is: with the adapter, as LLaVA leaves it, or with the base, as peft does."""
     return adapter.folder if (adapter.folder / CONFIG).is_file() else adapter.find_base(base)
 
@@ -135,7 +135,7 @@ def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: li
 
 
 def _write_paddle(
-    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: Any
+    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: str | Path | None
 ) -> list[Stored]:
     """Our form when ``sources`` are given, else PaddleMIX's."""
     tensors = []

@@ -83,6 +83,8 @@ def keep_tokenizer(plan: TokenizerPlan, source: Path, target: Path, notes: list[
 def with_rows(values: np.ndarray, dtype: str, axis: int, rows: int) -> np.ndarray:
     """A table with ``rows`` entries along ``axis``: cut at the end, or filled up there with the mean of all entries.
 
+    ``values`` ``[V, D]`` (axis 0) or ``[D, V]`` (axis 1), floats of ``dtype`` (bfloat16: uint16), to the same with
+    ``rows`` for V.
     A mean never wins a comparison of scores against every other entry; random numbers and zeros may.
     """
     table = values if axis == 0 else values.T

@@ -78,7 +78,7 @@ class TensorFile(Protocol):
         """Every tensor of the file."""
 
     def view(self, name: str) -> np.ndarray:
-        """Read-only array that looks into the file; bfloat16 comes as uint16."""
+        """Read-only array that looks into the file, shape and dtype as in ``infos``; bfloat16 comes as uint16."""
 
     def release(self, name: str) -> None:
         """Give the pages of a tensor back after it was read."""
@@ -109,14 +109,14 @@ class MappedFile:
 
 
 def to_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values of any float dtype as float32. bfloat16 is exact: its bits become the upper half."""
+    """Values of any float dtype and any shape as float32. bfloat16 is exact: its bits become the upper half."""
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.float32)
 
 
 def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values in ``dtype``; bfloat16 (as uint16) rounds to nearest even and keeps NaN a NaN."""
+    """float32 values of any shape in ``dtype``; bfloat16 (as uint16) rounds to nearest even and keeps NaN a NaN."""
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return values.astype(ARRAY_TYPES[dtype], copy=False)
@@ -127,14 +127,14 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def cast(values: np.ndarray, source_dtype: str, target_dtype: str) -> np.ndarray:
-    """Values of one float dtype in another; the same array when nothing changes."""
+    """Values (any shape) of one float dtype in another; bfloat16 is uint16. The same array when nothing changes."""
     if source_dtype == target_dtype:
         return values
     return from_float32(to_float32(values, source_dtype), target_dtype)
 
 
 def is_finite(values: np.ndarray, dtype: str) -> bool:
-    """False when a value is NaN or infinite, told by the bits: their exponents are all ones."""
+    """False when a value (any shape, float ``dtype``) is NaN or infinite, by the bits: their exponents are all ones."""
     width, infinity = ARRAY_TYPES[dtype].itemsize, _INFINITY[dtype]
     flat = values.reshape(-1) if values.flags.c_contiguous else np.atleast_1d(values)
     for start in range(0, len(flat), BLOCK_VALUES):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, MappedFile, TensorInfo
 from paddlemix.checkpoint.formats.limits import addressable, brief, plain_name
@@ -236,7 +237,10 @@ class PdparamsFile:
         return dict(self._infos)
 
     def view(self, name: str) -> np.ndarray:
-        """Read-only array over the mapped file; a copy where the file holds pieces or text."""
+        """Read-only array over the mapped file, shape and dtype as in ``infos`` (bfloat16: uint16).
+
+        A copy where the file holds pieces or text.
+        """
         info, arrays = self._infos[name], self._arrays[name]
         dtype = ARRAY_TYPES[info.dtype]
         if len(arrays) == 1 and not arrays[0].values.latin1:
@@ -294,7 +298,7 @@ class PdparamsFile:
             raise PickleRefusedError(f"the pieces of {brief(name)} do not make an array of shape {brief(shape)}")
         self._arrays[name], self._infos[name] = arrays, TensorInfo(shape, dtype, self.path)
 
-    def _plain(self, values: _Bytes, dtype: Any) -> np.ndarray:
+    def _plain(self, values: _Bytes, dtype: npt.DTypeLike) -> np.ndarray:
         if values.inline is not None:
             return np.frombuffer(values.inline, dtype)
         return np.frombuffer(self._file.bytes, np.uint8, values.size, values.start).view(dtype)

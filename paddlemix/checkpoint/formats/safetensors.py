@@ -13,7 +13,7 @@ import numpy as np
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, MappedFile, TensorInfo
 from paddlemix.checkpoint.formats.limits import addressable, brief, plain_name
 from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.foreign import parse_json
+from paddlemix.utils.foreign import JsonValue, parse_json
 
 MAX_HEADER = 16 << 20
 """Bytes of a header: 100,000 tensors with long names. The format allows 100 MB, which unfold to gigabytes."""
@@ -56,7 +56,7 @@ class SafetensorsFile:
         return dict(self._infos)
 
     def view(self, name: str) -> np.ndarray:
-        """Read-only array over the mapped file."""
+        """Read-only array over the mapped file, shape and dtype as in ``infos`` (bfloat16: uint16)."""
         info = self._infos[name]
         flat = np.frombuffer(
             self._file.bytes, ARRAY_TYPES[info.dtype], count=math.prod(info.shape), offset=self._offsets[name]
@@ -64,7 +64,7 @@ class SafetensorsFile:
         return flat.reshape(info.shape)
 
     def mapped(self, name: str) -> np.ndarray:
-        """Writable copy-on-write array over the file: writing changes this process's pages, never the file."""
+        """Like ``view`` (shape and dtype), but writable: that changes this process's pages, never the file."""
         info = self._infos[name]
         if not math.prod(info.shape):
             return np.empty(info.shape, ARRAY_TYPES[info.dtype])
@@ -94,7 +94,7 @@ def _read_header(path: Path, file: MappedFile) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
+def _check_metadata(path: Path, metadata: JsonValue) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -102,11 +102,11 @@ def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
     return metadata
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: JsonValue) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+def _check_entry(path: Path, name: str, entry: JsonValue) -> tuple[TensorInfo, int, int]:
     if not plain_name(name):
         raise CheckpointError(f"{path}: {brief(name)} is no name of a tensor (control characters, or too long)")
     where = f'{path}: tensor "{name}"'

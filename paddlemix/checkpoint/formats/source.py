@@ -53,11 +53,11 @@ class TensorSource:
         return dict(self._infos)
 
     def view(self, name: str) -> np.ndarray:
-        """Read-only array that looks into the mapped file; bfloat16 comes as uint16."""
+        """Read-only array over the mapped file, shape and dtype as in ``infos``; bfloat16 comes as uint16."""
         return self._file(name).view(name)
 
     def read(self, name: str) -> np.ndarray:
-        """A contiguous copy of the values; bfloat16 comes as uint16."""
+        """A contiguous copy of the values, shape and dtype as in ``infos``; bfloat16 comes as uint16."""
         return np.array(self.view(name), order="C")
 
     def fill(
@@ -71,7 +71,8 @@ class TensorSource:
     ) -> bool:
         """Cast a tensor into ``target``, a block at a time, and give its file pages back.
 
-        With ``choose`` only what it gives of the stored array is read and cast.
+        ``target`` has the tensor's shape (``[in, out]`` of a stored ``[out, in]`` with ``transpose``) and holds
+        ``target_dtype``. With ``choose`` only what it gives of the stored array is read and cast, and has that shape.
         False when a value is not finite. CheckpointError for a tensor that is no float weight.
         """
         info = self._infos[name]
@@ -95,7 +96,7 @@ class TensorSource:
         self._file(name).release(name)
 
     def mapped(self, name: str) -> np.ndarray | None:
-        """A copy-on-write array over the file, or None where the format cannot offer it."""
+        """Like ``view`` (same shape and dtype), copy-on-write over the file; None where the format cannot offer it."""
         file = self._file(name)
         return file.mapped(name) if isinstance(file, SafetensorsFile) else None
 

@@ -41,7 +41,7 @@ class TorchZipFile:
         return {name: TensorInfo(ref.shape, ref.storage.dtype, self.path) for name, ref in self._tensors.items()}
 
     def view(self, name: str) -> np.ndarray:
-        """Read-only, possibly strided array over the mapped file."""
+        """Read-only, maybe strided array over the mapped file, shape and dtype as in ``infos`` (bfloat16: uint16)."""
         ref = self._tensors[name]
         dtype = ARRAY_TYPES[ref.storage.dtype]
         start, _ = self._storage(ref.storage)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, kind_of, resolve
@@ -23,11 +24,12 @@ from paddlemix.models.llava import allocate
 from paddlemix.ops.linear import add_lora, lora_layers
 from paddlemix.ops.parallel import cut, whole_shape
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.towers.table import LLAVA_TOWER
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
 
 
-def attach(adapter: Adapter, model: Any) -> list[str]:
+def attach(adapter: Adapter, model: nn.Layer) -> list[str]:
     """Put LoRA layers with the adapter's ranks into ``model``. Returns the names of the layers."""
     ranks: dict[tuple[int, float], list[str]] = {}
     for weight, pair in adapter.pairs.items():
@@ -38,7 +40,7 @@ def attach(adapter: Adapter, model: Any) -> list[str]:
     return names
 
 
-def load_adapter(model: Any, folder: str | Path) -> list[str]:
+def load_adapter(model: nn.Layer, folder: str | Path) -> list[str]:
     """Attach a saved adapter to a model in memory and load its values, projector included.
 
     Returns the names of the parameters that were loaded. CheckpointError when the adapter does not fit the model.
@@ -68,7 +70,7 @@ def load_adapter(model: Any, folder: str | Path) -> list[str]:
 
 
 @paddle.no_grad()
-def _set(parameter: Any, values: np.ndarray) -> None:
+def _set(parameter: Tensor, values: np.ndarray) -> None:
     wanted = whole_shape(parameter)
     if wanted != values.shape:
         raise CheckpointError(f"adapter tensor of shape {list(values.shape)} for a parameter of {list(wanted)}")
@@ -78,7 +80,7 @@ def _set(parameter: Any, values: np.ndarray) -> None:
 
 def save_adapter(
     folder: str | Path,
-    model: Any,
+    model: nn.Layer,
     config: LlavaConfig,
     tokenizer: SavesItself | None,
     *,
@@ -110,7 +112,7 @@ def save_adapter(
     held = _held(source, form)
     if tower_folder is not None:
         tower = open_folder(tower_folder)
-        held = {**_held(tower, keymap.detect(tower.infos()) or "clip"), **held}
+        held = {**_held(tower, keymap.detect(tower.infos()) or LLAVA_TOWER.form_name), **held}
     tensors = [stored(name, value, read) for name, value in model.named_parameters() if _belongs(name, value, held)]
     with publish_folder(folder, replace=replace) as staging:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
@@ -130,7 +132,7 @@ def _held(source: TensorSource, form: str) -> dict[str, tuple[int, ...]]:
     return held
 
 
-def _belongs(name: str, parameter: Any, held: Mapping[str, tuple[int, ...]]) -> bool:
+def _belongs(name: str, parameter: Tensor, held: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a parameter goes into the adapter folder."""
     if ".lora_" in name or not parameter.stop_gradient:
         return True

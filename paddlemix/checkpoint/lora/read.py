@@ -100,7 +100,7 @@ class Adapter:
     fingerprint: dict[str, list[float]] = field(default_factory=dict)
 
     def half(self, half: Half) -> np.ndarray:
-        """A or B as float32 in our layout."""
+        """A (``[in, r]``) or B (``[r, out]``) as float32."""
         values = to_float32(self.source.read(half.name), self.source.infos()[half.name].dtype)
         return values.T if half.transpose else values
 
