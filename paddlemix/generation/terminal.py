@@ -29,7 +29,7 @@ USER, ASSISTANT = "USER: ", "ASSISTANT: "
 
 HELP = {
     "/help": "this list",
-    "/image PATH": 'one more image with the next question: /image "a picture.png", several, or addresses',
+    "/image PATH": 'one more image with the next question: /image "an image.png", several, or addresses',
     "/reset": "begin a new conversation",
     "/exit": "end; so do /quit, an empty line, Ctrl-D and Ctrl-C; in an answer Ctrl-C stops that answer",
 }
@@ -154,7 +154,7 @@ class Chat:
             self.session.reset()
             self.terminal.say("(a new conversation)")
         elif not rest:
-            raise DataError('/image needs the path or the address of an image: /image "a picture.png"')
+            raise DataError('/image needs the path or the address of an image: /image "an image.png"')
         else:
             found = [self.open_picture(name) for name in picture_names(rest)]
             self.pictures += found

@@ -127,7 +127,7 @@ def _use_lines(config: LlavaConfig, program: str | None) -> list[str]:
         'processor = AutoProcessor.from_pretrained("FOLDER")',
         f'model = {kind}ForConditionalGeneration.from_pretrained("FOLDER")',
         *asked,
-        'inputs = processor(images=Image.open("picture.jpg"), text=prompt, return_tensors="pt")',
+        'inputs = processor(images=Image.open("image.jpg"), text=prompt, return_tensors="pt")',
         "print(processor.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))",
         "```",
     ]
