@@ -3,11 +3,13 @@
 
 import logging
 
+import numpy as np
 import pytest
+from paddlenlp.trainer import TrainerCallback
 
 from paddlemix.trainer.spikes import FEWEST, LossHistory
 from paddlemix.utils.errors import TrainingError
-from tests.trainer.trainer_kit import make_trainer, settings
+from tests.trainer.trainer_kit import make_trainer, settings, weights
 
 
 def judged(losses: list[float], logged_every: int = 1, factor: float = 100.0) -> list[float | None]:
@@ -78,3 +80,20 @@ def test_a_step_that_does_not_fit_names_its_rows_and_what_to_lower(tmp_path, mon
     monkeypatch.setattr(type(trainer.model), "forward", full)
     with pytest.raises(TrainingError, match=r"step 1: out of memory with \d+ rows of \d+ positions .*recompute"):
         trainer.train()
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_gradient_that_is_not_finite_stops_before_the_update_although_the_loss_is(tmp_path, max_grad_norm):
+    trainer = make_trainer(settings(tmp_path, max_grad_norm=max_grad_norm))
+    parameter = next(iter(trainer.plan.trainable(trainer.model).values()))
+    parameter.register_hook(lambda grad: grad * (float("inf") if trainer.state.global_step == 2 else 1.0))
+    seen = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            seen.update(weights(trainer.model))
+
+    trainer.add_callback(Keep())
+    with pytest.raises(TrainingError, match=r"step 3: the loss is \d.*, the gradient norm (nan|inf).*synthetic record"):
+        trainer.train()
+    assert all(np.array_equal(seen[name], value) for name, value in weights(trainer.model).items())

@@ -162,3 +162,16 @@ def test_another_python_is_named_before_anything_is_installed(monkeypatch: pytes
 
 def test_the_newest_python_is_that_of_the_installation() -> None:
     assert f'python_requires=">=3.10,<{".".join(map(str, install.NEWEST))}"' in (ROOT / "setup.py").read_text()
+
+
+@pytest.mark.parametrize(("version", "code"), [("2.6.2", 2), ("3.0.0", 0), ("3.3.1", 0), ("0.0.0", 0), ("2.6", 2)])
+def test_an_old_paddle_is_one_line_before_it_is_imported(
+    version: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"paddlepaddle": SimpleNamespace(version=version)}
+    monkeypatch.setattr(install, "_distribution", found.get)
+    assert run_command(lambda argv: device.before_paddle("cpu") and 0, []) == code
+    error = capsys.readouterr().err
+    wanted = f"error: paddlepaddle {version} is installed, but {install.LOWEST_PADDLE} is the lowest paddle"
+    assert error.startswith(wanted if code else "")
+    assert error.count("\n") == (1 if code else 0)
