@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading accounts for every tensor; our own folder gives back what was saved, without copies."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,17 +10,19 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.checkpoint import load
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.checkpoint.save import save_model
 from paddlemix.checkpoint.vocab import grow_vocabulary
+from paddlemix.models.llava import build_empty
 from paddlemix.ops.linear import add_lora
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import verify_folder
 from tests.checkpoint import checkpoint_kit as kit
-from tests.tiny import tiny_model, tiny_tokenizer_folder
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer_folder
 
 
 def values(model) -> dict[str, np.ndarray]:
@@ -186,6 +189,18 @@ def test_a_new_projector_is_drawn_by_the_seed_and_reported(model, tmp_path):
     assert 0.1 < weight.std() * np.sqrt(3 * weight.shape[0]) < 2.0
     assert_same(first.model, second.model)
     assert (weight != other.model.llama.mm_projector[0].weight.numpy()).any()
+
+
+@pytest.mark.parametrize("name", ["llama.mm_projector.0.weight", "llama.mm_projector.0.bias"])
+def test_a_new_projector_is_uniform_by_its_fan_in(name):
+    wide = tiny_config()
+    wide = wide.with_changes(vision=dataclasses.replace(wide.vision, hidden_size=128))
+    empty = build_empty(wide)
+    fan_in, fan_out = empty.llama.mm_projector[0].weight.shape
+    assert fan_in == 4 * fan_out
+    shape = tuple(dict(empty.named_parameters())[name].shape)
+    drawn = load._draw(empty, name, shape, np.random.default_rng(1)) * fan_in**0.5
+    assert 0.8 < abs(drawn).max() <= 1 + 1e-6
 
 
 def test_only_the_projector_is_drawn_anew(model, tmp_path):

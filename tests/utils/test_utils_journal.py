@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of a run that goes on after any kill."""
+
+import os
+
+import pytest
+
+from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.journal import Journal
+
+
+def opened(path, **settings):
+    return Journal(path, settings, lambda batch, records: True)
+
+
+def test_a_batch_is_on_the_disk_when_add_returns(tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(handle):
+        real(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal = opened(tmp_path / "j", seed=1)
+    for batch in range(3):
+        journal.add(batch, [{"number": batch}])
+        assert synced[-1] == (tmp_path / "j").stat().st_size, batch
+    assert len(synced) == 4  # one for the settings
+    journal.close()
+
+
+def test_finished_batches_come_back_and_a_line_that_was_cut_is_done_again(tmp_path):
+    journal = opened(tmp_path / "j", seed=1)
+    journal.add(0, [{"said": "a"}])
+    journal.add(1, [{"said": "b"}])
+    journal.close()
+    with open(tmp_path / "j", "r+b") as stream:
+        stream.truncate((tmp_path / "j").stat().st_size - 3)
+    again = opened(tmp_path / "j", seed=1)
+    assert again.done == {0: [{"said": "a"}]}
+    again.close()
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1, "more": 3}, {}])
+def test_the_journal_of_other_settings_is_refused_by_the_name_of_the_first_that_differs(tmp_path, other):
+    opened(tmp_path / "j", seed=1).close()
+    name = "more" if "more" in other else "seed"
+    with pytest.raises(ConfigError, match=f"had {name} "):
+        opened(tmp_path / "j", **other)
