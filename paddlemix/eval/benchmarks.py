@@ -71,7 +71,7 @@ _TABLE = (
     Benchmark("pope", "POPE", POPE, files.pope),
     Benchmark("mme", "MME", MME, files.mme, _mme),
     Benchmark("mmbench", "MMBench", MMBENCH, files.mmbench),
-    Benchmark("mmbench-cn", "MMBench-CN", MMBENCH, files.mmbench),
+    Benchmark("mmbench-cn", "MMBench-CN", MMBENCH, files.mmbench_cn),
     Benchmark("seed", "SEED-Bench", SEED, files.seed),
     Benchmark("refcoco", "RefCOCO", REFCOCO, files.refcoco),
     Benchmark("mm-vet", "MM-Vet", unscored="its authors' judge scores it; eval upload writes the file for it"),

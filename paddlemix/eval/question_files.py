@@ -23,17 +23,31 @@ NO_VALUE = ("", "nan", "none")
 """Cells of MMBench that say that there is none, in small letters."""
 
 
-def find(folder: Path, *patterns: str) -> Path:
-    """The first file below ``folder`` that fits one of the patterns, tried in their order; DataError when none does."""
+def find(folder: Path, *patterns: str, without: str = "/") -> Path:
+    """The file below ``folder`` that fits a pattern, of those tried in their order, and has no ``without`` in its name.
+
+    DataError when there is none, or when several fit alike.
+    """
     if folder.is_file():
         raise DataError(f"{folder}: is a file; give the folder of the benchmark, as it was downloaded")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder{begins_at(folder)}")
     for pattern in patterns:
-        found = sorted(folder.glob(pattern))
+        found = [path for path in sorted(folder.glob(pattern)) if without not in path.name.lower()]
+        if len(found) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+            raise DataError(f"{folder}: {len(found)} files fit {pattern} ({shown(names)}); keep the right one of them")
         if found:
             return found[0]
     raise DataError(f"{folder}: no {' or '.join(patterns)} in it; docs/evaluation.md says which files are needed")
+
+
+def one_file(path: Path, *patterns: str, without: str = "/") -> Path:
+    """As ``find``, for benchmarks of one file, which may be given itself."""
+    try:
+        return path if path.is_file() else find(path, *patterns, without=without)
+    except DataError as error:
+        raise DataError(f"{error}, or give the path of the file") from error
 
 
 def yes_no(record: Record, key: str) -> str:
@@ -100,7 +114,7 @@ def scienceqa(folder: Path, split: str = "test") -> list[Question]:
 
 def textvqa(folder: Path) -> list[Question]:
     """``TextVQA_0.5.1_val.json``. A question that an image has twice is scored twice, by its last answers."""
-    data = list(read_object(find(folder, "TextVQA_0.5.1_val.json", "**/TextVQA*_val.json")).records("data"))
+    data = list(read_object(one_file(folder, "TextVQA_0.5.1_val.json", "**/TextVQA*_val.json")).records("data"))
     keys = [textvqa_question_key(record.name("image_id"), record.text("question")) for record in data]
     people = {key: ten_answers(record, record.texts("answers")) for key, record in zip(keys, data, strict=True)}
     return [Question(key, people[key]) for key in keys]
@@ -108,7 +122,7 @@ def textvqa(folder: Path) -> list[Question]:
 
 def vqav2(folder: Path) -> list[Question]:
     """Annotations of the VQA challenge with their answers (``v2_mscoco_val2014_annotations.json``)."""
-    path = find(folder, "v2_mscoco_*_annotations.json", "**/*annotations.json")
+    path = one_file(folder, "v2_mscoco_*_annotations.json", "**/*annotations.json")
     found = []
     for record in read_object(path).records("annotations"):
         given = tuple(answer.text("answer") for answer in record.records("answers"))
@@ -120,7 +134,7 @@ def vqav2(folder: Path) -> list[Question]:
 def vizwiz(folder: Path) -> list[Question]:
     """``val.json`` of VizWiz, in which images are the keys."""
     found = []
-    for record in read_list(find(folder, "val.json", "**/val.json", "**/train.json")):
+    for record in read_list(one_file(folder, "val.json", "**/val.json")):
         given = tuple(answer.text("answer") for answer in record.records("answers"))
         found.append(Question(record.text("image"), ten_answers(record, given)))
     return found
@@ -128,14 +142,14 @@ def vizwiz(folder: Path) -> list[Question]:
 
 def vizwiz_images(folder: Path) -> dict[str, str]:
     """The image of each question of LLaVA's question file, by question_id; empty when that file is not there."""
-    files = sorted(folder.glob("llava_*.jsonl"))
+    files = sorted((folder.parent if folder.is_file() else folder).glob("llava_*.jsonl"))
     return {record.name("question_id"): record.text("image") for path in files for record in read_lines(path)}
 
 
 def gqa(folder: Path) -> list[Question]:
     """``testdev_balanced_questions.json`` of GQA; questions that are not of the balanced set are left out, as there."""
     found = []
-    path = find(folder, "testdev_balanced_questions.json", "**/testdev_balanced_questions.json")
+    path = one_file(folder, "testdev_balanced_questions.json", "**/testdev_balanced_questions.json")
     data = read_object(path)
     for key in data.value:
         record = data.record(key)
@@ -153,7 +167,7 @@ def gqa(folder: Path) -> list[Question]:
 
 def seed(folder: Path) -> list[Question]:
     """``SEED-Bench.json``."""
-    data = read_object(find(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json"))
+    data = read_object(one_file(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json"))
     names = {str(number): name for name, number in data.record("question_type").value.items()}
     found = []
     for record in data.records("questions"):
@@ -164,8 +178,16 @@ def seed(folder: Path) -> list[Question]:
 
 
 def mmbench(folder: Path) -> list[Question]:
-    """``mmbench_dev_*.tsv`` (or its Chinese form), whose rows have the answer; those of the test split have none."""
-    path = find(folder, "mmbench_dev*.tsv", "MMBench_DEV*.tsv", "*.tsv")
+    """``mmbench_dev_*.tsv``, whose rows have the answer; those of the test split have none."""
+    return _mmbench(one_file(folder, "mmbench_dev*.tsv", "MMBench_DEV*.tsv", "*.tsv", without="cn"))
+
+
+def mmbench_cn(folder: Path) -> list[Question]:
+    """``mmbench_dev_cn_*.tsv``."""
+    return _mmbench(one_file(folder, "mmbench_dev_cn*.tsv", "MMBench_DEV_CN*.tsv", "*.tsv"))
+
+
+def _mmbench(path: Path) -> list[Question]:
     rows = read_table(path, ["index", "question", "A", "B"])
     if "answer" not in rows[0].value if rows else True:
         raise DataError(f"{path}: no column answer: this split is scored by its authors; write the upload file instead")
@@ -217,24 +239,27 @@ def _mme_task(root: Path, task: str) -> Iterator[Question]:
 
 
 def refcoco(folder: Path) -> list[Question]:
-    """JSON lines with ``question_id``, ``bbox`` (x, y, width, height in pixels), ``width``, ``height`` of the image."""
+    """JSON lines as InternVL and Qwen-VL publish them: ``bbox`` (x1, y1, x2, y2), ``width``, ``height``, all in pixels.
+
+    A question is named by ``question_id``, else by the number of its record from 0.
+    """
     found = []
-    for record in read_list(find(folder, "refcoco*.jsonl", "refcoco*.json", "*.jsonl")):
+    for number, record in enumerate(read_list(one_file(folder, "refcoco*.jsonl", "*.jsonl"))):
         width, height = record.number("width"), record.number("height")
         box = record.items("bbox")
         if len(box) != 4 or not all(type(value) in (int, float) for value in box) or min(width, height) < 1:
-            raise record.fault("bbox", f"expected x, y, width, height in pixels, got {as_json(box)}")
-        x, y, w, h = box
-        shares = [x / width, y / height, (x + w) / width, (y + h) / height]
+            raise record.fault("bbox", f"expected x1, y1, x2, y2 in pixels, got {as_json(box)}")
+        x1, y1, x2, y2 = box
+        text = ", ".join(f"{share:.9f}" for share in (x1 / width, y1 / height, x2 / width, y2 / height))
+        key = record.name("question_id") if "question_id" in record.value else str(number)
         split = record.text("split", "")
-        text = "[" + ", ".join(f"{share:.9f}" for share in shares) + "]"
-        found.append(Question(record.name("question_id"), (text,), {"split": split} if split else {}))
+        found.append(Question(key, (f"[{text}]",), {"split": split} if split else {}))
     return found
 
 
 def own(folder: Path) -> list[Question]:
     """Own data, JSON lines: ``question_id`` (else the line's number from 0), ``answer`` or a list ``answers``."""
-    path = folder if folder.is_file() else find(folder, "*.jsonl")
+    path = one_file(folder, "*.jsonl")
     found = []
     for number, record in enumerate(read_list(path)):
         key = record.name("question_id") if "question_id" in record.value else str(number)

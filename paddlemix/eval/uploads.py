@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.eval.answer_files import AnswerRecord
-from paddlemix.eval.question_files import NO_VALUE, find
+from paddlemix.eval.question_files import NO_VALUE, one_file
 from paddlemix.eval.records import Record, read_lines, read_object, read_table
 from paddlemix.eval.scorers.score import is_failure
 from paddlemix.eval.scorers.words import evalai
@@ -48,7 +48,7 @@ def _require_all(keys: Sequence[str], texts: Texts, path: Path) -> None:
 def vqav2(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
     """EvalAI's list for VQAv2: every question of the split, processed answers; missing ones are empty, as there."""
     texts = _texts(answers)
-    path = find(folder, "llava_vqav2_mscoco_test2015.jsonl", "llava_vqav2*.jsonl")
+    path = one_file(folder, "llava_vqav2_mscoco_test2015.jsonl", "llava_vqav2*.jsonl")
     found = [
         {"question_id": record.value["question_id"], "answer": evalai(texts.get(record.name("question_id"), ""))}
         for record in read_lines(path)
@@ -59,7 +59,7 @@ def vqav2(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
 def vizwiz(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
     """EvalAI's list for VizWiz: image and processed answer."""
     texts = _texts(answers)
-    path = find(folder, "llava_test.jsonl", "llava*.jsonl")
+    path = one_file(folder, "llava_test.jsonl", "llava*.jsonl")
     records = list(read_lines(path))
     _require_all([record.name("question_id") for record in records], texts, path)
     found = [{"image": r.text("image"), "answer": evalai(texts[r.name("question_id")])} for r in records]
@@ -69,7 +69,7 @@ def vizwiz(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
 def textvqa(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
     """EvalAI's list for TextVQA's test split: question_id and processed answer, in the order of the annotation file."""
     texts = _texts(answers)
-    path = find(folder, "TextVQA_0.5.1_test.json", "**/TextVQA*_test.json")
+    path = one_file(folder, "TextVQA_0.5.1_test.json", "**/TextVQA*_test.json")
     records = list(read_object(path).records("data"))
     _require_all([record.name("question_id") for record in records], texts, path)
     found = [{"question_id": r.value["question_id"], "answer": evalai(texts[r.name("question_id")])} for r in records]
@@ -86,7 +86,7 @@ def gqa(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
 def seed(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
     """SEED-Bench's JSON lines, in the order of its file."""
     texts = _texts(answers)
-    path = find(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json")
+    path = one_file(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json")
     records = list(read_object(path).records("questions"))
     _require_all([record.name("question_id") for record in records], texts, path)
     lines = [
@@ -108,7 +108,7 @@ LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
 def mmbench_rows(answers: Sequence[AnswerRecord], folder: Path) -> list[list[Any]]:
     """Header and rows of MMBench's table with ``prediction`` as the seventh column; None is an empty cell."""
     texts = _texts(answers)
-    path = find(folder, "mmbench*.tsv", "MMBench*.tsv", "*.tsv")
+    path = one_file(folder, "mmbench_test*.tsv", "*.tsv")
     rows = read_table(path, ["index", "question", "A", "B"])
     known = {row.text("index") for row in rows}
     if not known & set(texts):

@@ -162,7 +162,7 @@ def mme(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def refcoco(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     rows = [
-        {"question_id": n, "bbox": [10, 20, 40, 60], "width": 100, "height": 200, "split": ("testA", "testB")[n]}
+        {"question_id": n, "bbox": [10, 20, 50, 80], "width": 100, "height": 200, "split": ("testA", "testB")[n]}
         for n in range(2)
     ]
     write_lines(folder / "refcoco_val.jsonl", rows)

@@ -97,6 +97,8 @@ def test_answer_files_in_parts_are_one(tmp_path: Path, capsys: pytest.CaptureFix
         ("scienceqa", "lmms-eval", "accuracy", 3 / 4),
         ("mmbench", "exact", "accuracy", 1 / 2),
         ("exact", "relaxed", "accuracy", 1 / 2),
+        ("refcoco", "internvl", "accuracy@0.5", 1 / 2),
+        ("refcoco", "thousand", "accuracy@0.5", 0.0),
     ],
 )
 def test_other_conventions_are_chosen_by_name(
@@ -231,6 +233,24 @@ def test_a_bad_file_is_one_line_with_its_place(fault: str, tmp_path: Path, capsy
 def test_a_wrong_flag_is_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_several_files_that_fit_are_named_and_one_can_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, answers = kit.mmbench(tmp_path / "data")
+    first = data / "mmbench_dev_20230712.tsv"
+    for name in ("mmbench_dev_cn_20231003.tsv", "mmbench_dev_en_20231003.tsv"):
+        (data / name).write_bytes(first.read_bytes().replace(b"a dog", name.encode()))
+    code, _ = scored(tmp_path, "mmbench", answers, data)
+    assert code == 2
+    message = "2 files fit mmbench_dev*.tsv (mmbench_dev_20230712.tsv, mmbench_dev_en_20231003.tsv); keep the right one"
+    assert message in (said := capsys.readouterr().err)
+    assert "or give the path of the file" in said
+    assert scored(tmp_path, "mmbench", answers, first)[0] == 0
+    assert scored(tmp_path, "mmbench-cn", answers, data)[0] == 0
+    assert scored(tmp_path, "pope", answers, first)[0] == 2
+    assert "is a file; give the folder of the benchmark" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ SCORERS = Path(texts.__file__).parent
 
 def test_scorers_import_numpy_and_utils_alone() -> None:
     allowed = ("paddlemix.utils.", "paddlemix.eval.scorers.", "numpy")
-    standard = {"re", "string", "collections", "collections.abc", "dataclasses"}
+    standard = {"math", "re", "string", "collections", "collections.abc", "dataclasses"}
     for path in SCORERS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -97,6 +97,23 @@ def test_boxes_in_thousandths_are_shares_after_reading() -> None:
     question = Question("a", ("[0.1, 0.1, 0.5, 0.4]",))
     assert boxes.grade(question, "[[100, 100, 500, 400]]", "thousand") == ("[0.1, 0.1, 0.5, 0.4]", pytest.approx(1.0))
     assert boxes.grade(question, "[[100, 100, 500, 400]]", "unit")[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<ref>x</ref><box>[[100, 200, 300, 400]]</box>", (0.1, 0.2, 0.3, 0.4)),
+        ("[0.1, 0.2, 0.3, 0.4]", (0.1, 0.2, 0.3, 0.4)),
+        ("[[1, 1, 1, 1]]", (0.001, 0.001, 0.001, 0.001)),
+        ("[1e2, 200 , 300, 400] [0, 0, 1, 1]", (0.1, 0.2, 0.3, 0.4)),
+        ("[a, 1, 2, 3] [0, 0, 1, 1]", None),
+        ("[nan, 1, 2, 3]", None),
+        ("(1, 2, 3, 4)", None),
+        ("[1, 2, 3]", None),
+    ],
+)
+def test_the_box_as_internvl_reads_it(text: str, found: boxes.Box | None) -> None:
+    assert boxes.internvl_box(text) == (found and pytest.approx(found))
 
 
 def slow_common(one: list[str], other: list[str]) -> int:

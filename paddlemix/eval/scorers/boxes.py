@@ -2,12 +2,14 @@
 """Boxes (RefCOCO, RefCOCO+, RefCOCOg): is the box that the model names the right one, at an IoU of 0.5?
 
 Boxes are ``x1, y1, x2, y2``. Conventions say in which unit the model answers: ``unit`` shares of width and height
-(LLaVA, Shikra, lmms-eval), ``thousand`` thousandths of them (InternVL, Qwen-VL). Expected boxes are shares, written
+(LLaVA, Shikra, lmms-eval), ``thousand`` thousandths of them (InternVL, Qwen-VL), ``internvl`` either,
+as the size of the numbers says. Expected boxes are shares, written
 as a model of the first kind would: "[0.1, 0.2, 0.5, 0.6]".
 """
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -17,7 +19,9 @@ Box = tuple[float, float, float, float]
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _FOUR = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([_NUMBER] * 4) + r"\s*[\])]")
+_INTERNVL = re.compile(r"\[(.*?),(.*?),(.*?),(.*?)\]")
 UNITS = {"unit": 1.0, "thousand": 1000.0}
+CONVENTIONS = ("unit", "thousand", "internvl")
 THRESHOLD = 0.5
 
 
@@ -25,6 +29,19 @@ def first_box(text: str) -> Box | None:
     """The first four numbers in brackets, or None."""
     found = _FOUR.search(text)
     return (float(found[1]), float(found[2]), float(found[3]), float(found[4])) if found else None
+
+
+def internvl_box(text: str) -> Box | None:
+    """InternVL's rule: whatever stands between the first brackets with commas; in thousandths when it sums to 4."""
+    found = _INTERNVL.search(text)
+    try:
+        values = [float(part.lstrip("[")) for part in found.groups()] if found else []
+    except ValueError:
+        return None
+    if not values or not all(map(isfinite, values)):
+        return None
+    x1, y1, x2, y2 = (value / 1000 for value in values) if sum(values) >= 4 else values
+    return x1, y1, x2, y2
 
 
 def iou(one: Box, other: Box) -> float:
@@ -41,10 +58,11 @@ def _area(box: Box) -> float:
 
 def grade(question: Question, text: str, convention: str) -> tuple[str, float]:
     """The box as shares of the image, and the IoU with the expected one."""
-    found, truth = first_box(text), first_box(question.expected[0])
+    internvl = convention == "internvl"
+    found, truth = internvl_box(text) if internvl else first_box(text), first_box(question.expected[0])
     if found is None or truth is None:
         return "", 0.0
-    x1, y1, x2, y2 = (value / UNITS[convention] for value in found)
+    x1, y1, x2, y2 = found if internvl else (value / UNITS[convention] for value in found)
     return str([x1, y1, x2, y2]), iou((x1, y1, x2, y2), truth)
 
 
@@ -72,4 +90,4 @@ def tally(results: Sequence[Result]) -> Tally:
     return Tally(rows, derive)
 
 
-REFCOCO = Scorer("refcoco", tuple(UNITS), grade, tally, "accuracy@0.5")
+REFCOCO = Scorer("refcoco", CONVENTIONS, grade, tally, "accuracy@0.5")
