@@ -15,6 +15,7 @@ from paddlemix.eval.scorers.intervals import Interval, intervals
 from paddlemix.eval.scorers.score import Answer, Problem, Result, Score, Tally, score
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write, sha256
+from paddlemix.utils.foreign import reading
 from paddlemix.utils.shown import shown
 
 FORM = "paddlemix score 1"
@@ -99,6 +100,10 @@ def read_score(path: Path) -> Scored:
     sure = {name: _interval(metrics.record(name)) for name in metrics.value}
     values = {name: interval.value for name, interval in sure.items()}
     found = Score(benchmark, record.text("convention"), record.text("main"), values, results, problems)
+    with reading(f"{path}: /results are", DataError, "score the answers again"):
+        fits = found.main in values and set(values) == set(tally_of(found).metrics())
+    if not fits:
+        raise record.fault("metrics", "not those of this benchmark; score the answers again")
     files = tuple((item.text("file"), item.text("sha256")) for item in record.records("answers"))
     return Scored(found, sure, record.text("model"), files)
 

@@ -63,6 +63,7 @@ def test_what_is_irregular_is_counted_named_and_wrong(tmp_path: Path, capsys: py
     code, found = scored(tmp_path, "pope", answers, data)
     assert code == 1
     assert found["metrics"]["accuracy"]["value"] == 8 / 12
+    assert found["metrics"]["recall"]["value"] == 5 / 6, "a failed answer has not found the object"
     kinds = [f"{problem['kind']} {problem['key']}" for problem in found["problems"]]
     assert kinds == ["missing 0", "failed 5", "failed 6", "duplicate 7", "unknown 99", "empty 8"]
     said = capsys.readouterr().out
@@ -128,6 +129,7 @@ def test_two_runs_are_compared_with_intervals_and_p_values(tmp_path: Path, capsy
     assert found["mcnemar"] == {"only_a": 0, "only_b": 3, "p_value": 0.25}
     wrong = {pair["question"] for pair in found["differing"] if pair["a"]["value"] < pair["b"]["value"]}
     assert wrong == {"0", "4", "8"}
+    assert len(found["differing"]) == 9, "also those that say the same in other words"
     assert run("compare", a, b, "--json") == 0
     assert json.loads(capsys.readouterr().out) == found, "the seed decides the samples"
     assert run("compare", a, b, "--output", tmp_path / "c.md") == 0

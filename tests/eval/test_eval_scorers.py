@@ -13,7 +13,7 @@ from paddlemix.eval.scorers import boxes, texts
 from paddlemix.eval.scorers.choices import option_letter
 from paddlemix.eval.scorers.intervals import intervals, mcnemar, paired
 from paddlemix.eval.scorers.score import Answer, Question, Result, match, mean_tally, score
-from paddlemix.eval.scorers.yes_no import exact_yes_no, mme_yes_no_lmms, yes_no_words
+from paddlemix.eval.scorers.yes_no import exact_yes_no, mme_yes_no_internvl, mme_yes_no_lmms, yes_no_words
 
 SCORERS = Path(texts.__file__).parent
 
@@ -47,6 +47,17 @@ def test_scorers_import_numpy_and_utils_alone() -> None:
 )
 def test_yes_and_no_as_the_harnesses_read_them(text: str, exact: str, mme: str, words: str) -> None:
     assert (exact_yes_no(text), mme_yes_no_lmms(text), yes_no_words(text)) == (exact, mme, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("是", "yes"), ("不是", "no"), ("否。", "no"), ("True", "yes"), ("fa\nlse", "no"), ("图中yes", "yes"),
+        ("Yes", "yes"), ("图", "other"), ("it is true", "other"),
+    ],
+)  # fmt: skip
+def test_yes_and_no_of_mme_as_internvl_reads_them(text: str, found: str) -> None:
+    assert mme_yes_no_internvl(text) == found
 
 
 @pytest.mark.parametrize(

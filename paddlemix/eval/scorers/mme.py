@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MME: two yes-or-no questions about each image; accuracy and accuracy+ (both right) of 14 subtasks, in points.
 
-Conventions: ``official`` is the rule of MME's own calculation (LLaVA uses it); ``lmms-eval`` and ``vlmevalkit`` are
+Conventions: ``official`` is the rule of MME's own calculation (LLaVA uses it), ``internvl`` reads 是, 否, true
+and false, too, ``lmms-eval`` and ``vlmevalkit`` are
 those of the harnesses.
 """
 
@@ -11,13 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from paddlemix.eval.scorers.score import Question, Result, Scorer, Sums, Tally
-from paddlemix.eval.scorers.yes_no import mme_yes_no, mme_yes_no_lmms, yes_no_words
+from paddlemix.eval.scorers.yes_no import mme_yes_no, mme_yes_no_internvl, mme_yes_no_lmms, yes_no_words
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-RULES = {"official": mme_yes_no, "lmms-eval": mme_yes_no_lmms, "vlmevalkit": yes_no_words}
+RULES = {
+    "official": mme_yes_no,
+    "internvl": mme_yes_no_internvl,
+    "lmms-eval": mme_yes_no_lmms,
+    "vlmevalkit": yes_no_words,
+}
 SHORT = "Answer the question using a single word or phrase."
 ASKED = "Please answer yes or no."
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Yes or no out of an answer, by the rules of POPE, MME and the harnesses."""
 
+import re
+
 from paddlemix.eval.scorers.words import ONE_COMMA_BETWEEN_DIGITS, without_punctuation
 
+_CHINESE = re.compile("[\u4e00-\u9fa5]")
 UNKNOWN = "other"
 """What is neither yes nor no."""
 
@@ -32,6 +35,15 @@ def mme_yes_no_lmms(text: str) -> str:
     """lmms-eval's rule for MME: as MME's, without spaces around and periods, and with "y" and "n" alone."""
     found = text.lower().strip().replace(".", "")
     return {"y": "yes", "n": "no"}.get(found) or mme_yes_no(found)
+
+
+def mme_yes_no_internvl(text: str) -> str:
+    """InternVL's rule for MME: Chinese words and true and false count; then MME's, without Chinese characters."""
+    found = text.replace("\n", "")
+    for chinese, word in (("不是", "No"), ("是", "Yes"), ("否", "No")):
+        found = found.replace(chinese, word)
+    found = found.lower().replace("true", "yes").replace("false", "no")
+    return mme_yes_no(_CHINESE.sub("", found))
 
 
 def yes_no_words(text: str) -> str:
