@@ -133,6 +133,32 @@ def test_our_own_folder_gives_the_same_object_back(hub):
     assert load_config(folder) == config
 
 
+@pytest.mark.parametrize("part", ["text", "vision"])
+def test_a_kind_that_is_not_in_the_tables_is_named_with_its_file(hub, part):
+    data = load_config(hub.model()).to_dict()
+    kind = data[part]["model_type"]
+    data[part]["model_type"] = f"{kind}x"
+    folder = hub.write("own", {"model_type": OWN_MODEL_TYPE, **data})
+    text = rf'own/config.json: "{part}/model_type" is "{kind}x": unknown, did you mean "{kind}"\? \(known: .*{kind}'
+    with pytest.raises(CheckpointError, match=text):
+        load_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("declared", "names", "kind"),
+    [
+        ("llava", ["LlavaMistralForCausalLM"], "mistral"),
+        ("llava_llama", ["MistralForCausalLM"], "mistral"),
+        ("llava", ["LlavaLlamaForCausalLM"], "llama"),
+        ("llava_mistral", ["LlavaLlamaForCausalLM"], "mistral"),
+        ("llava", ["Something"], "llama"),
+        ("llava", None, "llama"),
+    ],
+)
+def test_the_decoder_of_a_llava_is_told_by_its_type_and_its_class(hub, declared, names, kind):
+    assert load_config(hub.model(model_type=declared, architectures=names)).text.model_type == kind
+
+
 def test_overrides_change_what_they_name_and_none_changes_nothing(hub):
     folder = hub.model()
     assert load_config(folder, overrides={"template": None, "mm_vision_tower": None}) == load_config(folder)

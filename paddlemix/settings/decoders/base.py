@@ -21,7 +21,7 @@ class Decoder:
     original_types: tuple[str, ...]
     """``model_type`` of LLaVA models on it, in LLaVA's own layout; the first is written."""
     original_class: str
-    """Class of those models; it is told from others by ending in ``hf_class``."""
+    """Class of those models."""
     defaults: Mapping[str, Fact]
     """Fields of ``TextConfig`` that its config.json has, with the defaults of its configuration class. None: no
     default, a whole number when it is there. A field that is not here is not read."""

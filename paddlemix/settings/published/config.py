@@ -109,7 +109,9 @@ def _decoder_of(reader: KeyReader) -> str:
     if not DECODERS.get(declared).class_decides:
         return declared
     names = [str(name) for name in reader.data.get("architectures") or []]
-    found = [decoder.kind for decoder in decoders() if any(name.endswith(decoder.hf_class) for name in names)]
+    found = [
+        item.kind for item in decoders() if any(name.endswith((item.hf_class, item.original_class)) for name in names)
+    ]
     return found[-1] if found else declared
 
 
