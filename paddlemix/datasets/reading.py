@@ -56,6 +56,7 @@ def read_rows(
                 "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
             )
             data = settings.data
+            file = None if settings.training.dry_run else file
             bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
             samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad, unread)]
             parts[name] = Split(samples, bad)

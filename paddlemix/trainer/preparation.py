@@ -67,6 +67,18 @@ class Opened:
     token_rows: int
     """Rows that the token tables need."""
     template_folder: Path
+    sources: Sources
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that files fill, as our layout has them, by our names."""
+        entries = self.sources.plan.entries.items()
+        stored = {name: (entry.source.infos()[entry.name].shape, entry.transpose) for name, entry in entries}
+        return {name: tuple(reversed(shape)) if turned else tuple(shape) for name, (shape, turned) in stored.items()}
+
+    def trained(self, settings: TrainingSettings) -> set[str]:
+        """Names of what trains, new adapters among them. ConfigError: ``stages.trained``."""
+        return trained(_parameters(self.sources, settings), settings, self.config.vision)
 
     def template(self, settings: TrainingSettings) -> ChatFormat:
         """What rows without a template of their own are written with. ConfigError: ``training_template``."""
@@ -77,19 +89,20 @@ def open_start(settings: TrainingSettings) -> Opened:
     """Find the model and load its tokenizer; what shall train is checked by name. CheckpointError, ConfigError."""
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
-    trained(_parameters(sources, settings), settings, sources.config.vision)
     tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(sources.parts))
     rows = _add_marks(tokenizer, sources.config)
     fit_rows(tokenizer, rows)
-    return Opened(sources.config, tokenizer, rows, template_folder(sources.parts))
+    opened = Opened(sources.config, tokenizer, rows, template_folder(sources.parts), sources)
+    opened.trained(settings)
+    return opened
 
 
-def prepare(settings: TrainingSettings, resume: Path | None = None) -> Prepared:
+def prepare(settings: TrainingSettings, resume: Path | None = None, opened: Opened | None = None) -> Prepared:
     """Find the model, load its tokenizer, read and check the rows, and whether the run may go on from ``resume``.
 
     CheckpointError, ConfigError, DataError.
     """
-    opened = open_start(settings)
+    opened = opened or open_start(settings)
     config, tokenizer, rows = opened.config, opened.tokenizer, opened.token_rows
     told = (settings, opened.template_folder, config.template)
     rank, world = place_in_run(settings)

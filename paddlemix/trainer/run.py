@@ -21,7 +21,7 @@ from paddlemix.trainer.arguments import (
     training_arguments,
 )
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
-from paddlemix.trainer.preparation import Prepared, model_arguments, prepare
+from paddlemix.trainer.preparation import Prepared, model_arguments, open_start, prepare
 from paddlemix.trainer.ranks import RankWatch, raise_together, require_alike, versions
 from paddlemix.trainer.reports import Reports, require_reporters
 from paddlemix.utils import device as devices
@@ -84,6 +84,8 @@ def _finetune(settings: TrainingSettings, first_stage: bool) -> Result:
     resume = checkpointing.find_resume(settings)
     output = Path(settings.training.output_dir).expanduser()
     run = TrainingRun(settings, output, resume)
+    if settings.training.dry_run:
+        return run.rehearse()
     with held_output(output, lambda: run.began):
         run.prepare()
         with library_output(output):
@@ -125,6 +127,18 @@ class TrainingRun:
             return
         for note in self.prepared.notes:
             self._say(f"note: {note}")
+
+    def rehearse(self) -> Result:
+        """Say what the run would do; nothing is written (``dry_run``)."""
+        from paddlemix.trainer.dry_run import rehearse
+
+        self._log_start()
+        opened = open_start(self.settings)
+        prepared = prepare(self.settings, self.resume, opened)
+        for note in prepared.notes:
+            self._say(f"note: {note}")
+        rehearse(opened, prepared, self.settings)
+        return Result(self.output)
 
     def set_up(self) -> None:
         """Choose the device, load the model, decide what trains."""

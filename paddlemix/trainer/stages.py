@@ -2,7 +2,7 @@
 """What trains, at which rate, with or without decay: decided once, before the first step, for every parameter."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -301,16 +301,27 @@ def _without_decay(model: "nn.Layer") -> set[str]:
 def _parts(model: "nn.Layer", rules: dict[str, Rule]) -> Iterator[ModelPart]:
     from paddlemix.ops.parallel import whole_shape  # imports paddle
 
+    sizes = {name: math.prod(whole_shape(parameter)) for name, parameter in model.named_parameters()}
+    yield from _counted(sizes, {name: rule.learning_rate for name, rule in rules.items()})
+
+
+def counted_parts(
+    sizes: dict[str, int], chosen: Collection[str], settings: TrainingSettings, vision: VisionConfig | None
+) -> Iterator[ModelPart]:
+    """The table of a model that is not there yet: ``sizes`` of its parameters by name, ``chosen`` of which train."""
+    yield from _counted(sizes, {name: _rate(name, settings) for name in chosen if _has_effect(name, vision)})
+
+
+def _counted(sizes: dict[str, int], rate_of: dict[str, float]) -> Iterator[ModelPart]:
     counts: dict[str, list[int]] = {}
     rates: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
+    for name, size in sizes.items():
         part = part_of(name)
-        size = math.prod(whole_shape(parameter))
         count = counts.setdefault(part, [0, 0])
         count[0] += size
-        if name in rules:
+        if name in rate_of:
             count[1] += size
-            rates[part] = rules[name].learning_rate
+            rates[part] = rate_of[name]
     order = [part for part, _ in _PARTS] + [_ADAPTERS]
     for part in sorted(counts, key=order.index):
         yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part))

@@ -144,6 +144,7 @@ class TrainingGroup:
     overwrite_output_dir: bool = key(False, "Start anew although output_dir holds checkpoints.")
     do_train: bool = key(False, "Train.")
     do_eval: bool = key(False, "Evaluate the loss on the eval data.")
+    dry_run: bool = key(False, "Say what the run would do and need, and end before a weight is read.")
     do_predict: bool = key(False, "Predict.", fixed=_OWN_FLOW + "; use the chat or the evaluation tools")
     do_export: bool = key(False, "Export.", fixed=_OWN_FLOW + "; use deploy/llava/export_model.py")
     resume_from_checkpoint: str | None = path_key(
@@ -327,7 +328,7 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
-    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn",
+    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

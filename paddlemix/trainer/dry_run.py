@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``dry_run``: everything that a run would do, said before it; no weight is read and nothing is written.
+
+Needs no paddle.
+"""
+
+import itertools
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.preprocess import Encoded
+from paddlemix.datasets.resumed import ResumedDataset
+from paddlemix.settings.memory import GB, count_parameters, expected_memory, most_tiles
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.text.tokenizer import Tokenizer
+from paddlemix.trainer.batches import split_batches, step_counts, total_steps
+from paddlemix.trainer.preparation import Opened, Prepared
+from paddlemix.trainer.stages import ModelPart, StagePlan, counted_parts, stage_of
+from paddlemix.utils import env
+from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from paddlemix.utils.logging import console, say
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Rows = ChatDataset | ResumedDataset | PackedDataset
+
+LEARNT, MASKED, VISUAL = "learnt", "masked", "visual"
+_STYLES = {LEARNT: "bold green", MASKED: "dim", VISUAL: "cyan"}
+_SHOWN_ROWS = 2
+
+
+def rehearse(opened: Opened, prepared: Prepared, settings: TrainingSettings) -> None:
+    """Say what trains, the first and the longest batch, steps, memory and disk of the run that ``prepared`` is.
+
+    DataError for a row of these two batches that cannot be used.
+    """
+    plan = StagePlan(stage_of(settings), {}, tuple(_parts(opened, settings)), {})
+    console().print(plan.table())
+    rows = prepared.data.train
+    if rows is None:
+        say("nothing trains: do_train is false")
+        return
+    processes = env.processes() // max(1, settings.training.tensor_parallel_degree) or 1
+    batches = _batches(rows, prepared, settings)
+    lengths = [[int(rows.lengths[index]) for index in batch] for batch in batches]
+    longest = max(range(len(batches)), key=lambda number: (len(batches[number]) * max(lengths[number]), -number))
+    say(f"first batch: {_size(lengths[0])}; {_places(rows, batches[0])}")
+    for index in batches[0][:_SHOWN_ROWS]:
+        _show(rows, index, prepared.tokenizer)
+    say(f"longest batch: {_size(lengths[longest])}; {_places(rows, batches[longest])}")
+    for line in _amounts(rows, lengths, settings, processes):
+        say(line)
+    for line in _needs(prepared, settings, plan.parts, max(lengths[longest])):
+        say(line)
+    say("this was a dry run: no weight was read and nothing was written")
+
+
+def _parts(opened: Opened, settings: TrainingSettings) -> Iterator[ModelPart]:
+    shapes, chosen = opened.shapes, opened.trained(settings)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    rank = settings.model.lora_rank if settings.model.lora and not settings.model.lora_path else None
+    for name in [name for name in chosen if name not in sizes]:
+        layer, _, side = name.rpartition(".lora_")
+        shape = shapes.get(f"{layer}.weight")
+        if side and shape is not None:
+            wide = rank or opened.sources.parts.adapter.pairs[f"{layer}.weight"].r
+            sizes[name] = wide * shape[side == "B"]
+    if opened.sources.parts.init:
+        known = sum(size for name, size in sizes.items() if name.startswith("llama.mm_projector."))
+        drawn = count_parameters(opened.config).projector - known
+        sizes["llama.mm_projector.drawn_anew"] = drawn
+        if any(name.startswith("llama.mm_projector.") for name in chosen):
+            chosen = chosen | {"llama.mm_projector.drawn_anew"}
+    yield from counted_parts(sizes, chosen, settings, opened.config.vision)
+
+
+def _batches(rows: Rows, prepared: Prepared, settings: TrainingSettings) -> list[list[int]]:
+    training = settings.training
+    order = prepared.data.order(0)
+    return split_batches(order, training.per_device_train_batch_size, drop_last=training.dataloader_drop_last)
+
+
+def _size(lengths: Sequence[int]) -> str:
+    return f"{len(lengths)} rows of {', '.join(f'{length:,}' for length in lengths[:8])}" + (
+        ", ... positions" if len(lengths) > 8 else " positions"
+    )
+
+
+def _places(rows: Rows, batch: Sequence[int]) -> str:
+    return "; ".join(rows.where(index) for index in batch[:3]) + (", ..." if len(batch) > 3 else "")
+
+
+def _show(rows: Rows, index: int, tokenizer: Tokenizer) -> None:
+    encoded = rows[index]
+    if encoded is None:
+        say(f"  {rows.where(index)}: cannot be used and is left out (on_bad_sample)")
+        return
+    say(f"  {rows.where(index)}")
+    for kind, text in spans(encoded, tokenizer):
+        console().print(_styled(kind, text), soft_wrap=True)
+
+
+def spans(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """The row as stretches of text: ``learnt``, ``masked`` (read, not learnt) or ``visual`` (an image's positions).
+
+    A token is learnt when it is predicted, so the first one never is.
+    """
+    learnt = encoded.labels != IGNORE_INDEX
+    learnt[:1] = False
+    kinds = np.where(encoded.ids == IMAGE_TOKEN_INDEX, 2, learnt.astype(np.int64))
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    layouts = iter(encoded.layouts)
+    for start, end in itertools.pairwise(borders):
+        if kinds[start] == 2:
+            for _ in range(start, end):
+                yield VISUAL, f"<image> x {len(next(layouts).order):,}"
+        elif end > start:
+            text = tokenizer.decode(encoded.ids[start:end].tolist(), skip_special=False)
+            yield (LEARNT if kinds[start] else MASKED), text
+
+
+def _styled(kind: str, text: str) -> "Text":
+    from rich.text import Text
+
+    return Text.assemble((f"    {kind:>6} | ", "dim"), (text.replace("\n", "\\n"), _STYLES[kind]))
+
+
+def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSettings, processes: int) -> Iterator[str]:
+    training = settings.training
+    batch, accumulate = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    an_epoch, micro = step_counts(
+        len(rows), batch, world=processes, accumulate=accumulate, drop_last=training.dataloader_drop_last
+    )
+    steps = total_steps(training, len(rows), processes)
+    used = sum(map(sum, lengths))
+    padded = sum(len(batch) * max(batch) for batch in lengths)
+    yield (
+        f"{len(rows):,} rows, {batch} of them x {micro} micro-batches x {processes} processes in a step: "
+        f"{steps:,} steps, {an_epoch // micro:,} an epoch"
+    )
+    a_step = used * processes * micro // max(len(lengths), 1)
+    yield f"about {a_step:,} tokens a step; {100 * (1 - used / padded):.1f} % of the positions are padding"
+
+
+def _needs(prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], longest: int) -> Iterator[str]:
+    need = expected_memory(
+        prepared.config, settings.with_changes(max_length=longest), env.processes(), tiles=most_tiles(prepared.config)
+    )
+    named = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer,
+             "activations": need.activations, "logits": need.logits, "reserve": need.reserve}  # fmt: skip
+    shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in named.items())
+    yield f"memory of a device, about: {_gigabytes(need.total)} GB ({shown}), for the longest batch of an epoch"
+    total, trained = (sum(getattr(part, name) for part in parts) for name in ("total", "trainable"))
+    training = settings.training
+    bytes_each = 2 if (training.bf16 or training.fp16) and training.fp16_opt_level == "O2" else 4
+    result = bytes_each * (trained if settings.model.lora else total)
+    kept = 0 if training.save_strategy == "no" else (training.save_total_limit or 1) * (result + 8 * trained)
+    output = Path(training.output_dir).expanduser()
+    there = next(folder for folder in (output, *output.parents) if folder.is_dir())
+    more = " or more (save_total_limit is not set)" if kept and training.save_total_limit is None else ""
+    yield (
+        f"disk: {_gigabytes(result)} GB for the result and {_gigabytes(kept)} GB{more} for checkpoints; "
+        f"{_gigabytes(shutil.disk_usage(there).free)} GB are free"
+    )
+
+
+def _gigabytes(size: float) -> str:
+    value = size / GB
+    return f"{value:.{max(0, 2 - int(math.log10(value)))}f}" if value >= 0.001 else "0"
