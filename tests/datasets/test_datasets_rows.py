@@ -10,7 +10,7 @@ import pytest
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.multiview import views_of
 from paddlemix.datasets.records import LongNumber, Place, UnreadKeys
-from paddlemix.datasets.rows import IMAGE_KEYS, MarkRules, read_row
+from paddlemix.datasets.rows import IMAGE_KEYS, MarkRules, read_messages, read_row
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.text.messages import Message
@@ -78,6 +78,14 @@ def test_pictures_without_a_mark_are_a_bad_row_or_get_it_in_front(rows, talk, en
         assert own.render(sample).ids == own.render(written).ids
     (system,) = rows({**talk(ASK), "images": "a.png", "system": "s"}, rules=MarkRules(images_without_mark="front"))
     assert [message.text for message in system.messages] == ["s", f"<image>\n{ASK}", ANSWER]
+
+
+def test_an_image_may_be_written_as_a_file_address(talk):
+    beside = read_row({**talk(MARKED), "image": "file:///data/a.png"}, Place("f.json", "/0"))
+    part = {"type": "image_url", "image_url": {"url": "file:///data/a.png"}}
+    inside = read_messages([{"role": "user", "content": [part, {"type": "text", "text": ASK}]}])
+    assert beside.images == inside.images == ("/data/a.png",)
+    assert inside.messages == (Message("user", MARKED),)
 
 
 @pytest.mark.parametrize("key", ["system", "system_prompt"])

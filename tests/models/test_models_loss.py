@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.loss import next_token_loss
+from paddlemix.models.loss import next_labels, next_token_loss
 from paddlemix.models.projector import build_projector
 from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import ConfigError
@@ -24,6 +24,15 @@ def by_hand(logits, labels):
     log = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
     picked = [-log[b, i, labels[b, i + 1]] for b in range(2) for i in range(4) if labels[b, i + 1] != IGNORE_INDEX]
     return np.mean(picked), len(picked)
+
+
+def test_the_first_place_of_a_row_is_nobodys_target():
+    none = IGNORE_INDEX
+    labels = paddle.to_tensor([[none, none, 5, 6, 7], [4, 5, 6, 7, 8]])
+    left = next_labels(labels, starts=paddle.to_tensor([2, 0]))
+    assert left.tolist() == [[none, none, 6, 7, none], [5, 6, 7, 8, none]]
+    packed = next_labels(labels, segments=paddle.to_tensor([[1, 1, 1, 1, 1], [1, 1, 2, 2, 3]]))
+    assert packed.tolist() == [[none, 5, 6, 7, none], [5, none, 7, none, none]]
 
 
 def test_loss_is_the_mean_over_the_labels_of_the_next_place():
