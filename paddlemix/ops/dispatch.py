@@ -35,12 +35,15 @@ class Facts(NamedTuple):
     """Last axis of the first."""
     gradients: bool
     """Whether gradients are on."""
+    traced: bool
+    """Whether this call becomes a part of a static graph."""
 
 
 def facts(*arguments: object) -> Facts:
     """The facts of a call with these arguments, of which at least one is a tensor (of any shape and dtype)."""
     tensors = [one for one in arguments if isinstance(one, Tensor | paddle.pir.Value)]
-    return Facts(tuple(one.dtype for one in tensors), tensors[0].shape[-1], paddle.is_grad_enabled())
+    modes = paddle.is_grad_enabled(), not paddle.in_dynamic_mode()
+    return Facts(tuple(one.dtype for one in tensors), tensors[0].shape[-1], *modes)
 
 
 @dataclass(frozen=True)

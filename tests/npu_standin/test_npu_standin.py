@@ -189,6 +189,24 @@ def test_the_triangle_hint_on_a_decode_step_would_change_the_answer(worker: Work
     assert worker("traps", NPU_STANDIN_ABI="7+6")["triangle on a decode step"] > 0.1
 
 
+def test_a_graph_on_an_npu_gives_the_numbers_of_the_dynamic_model_without_operators_of_the_plug_in(
+    worker: Worker,
+) -> None:
+    found = worker("graphs.traced", **FLOAT32)
+    assert max(found["tower"], found["prefill"]) <= CLOSE
+    assert {"flash_attention_npu", "rms_norm_npu", "fused_rope"} <= set(found["dynamic"])
+    assert not {"flash_attention_npu", "rms_norm_npu", "fused_rope"} & set(found["traced"])
+    assert "rms_norm: plain (not npu: rms_norm_npu is not traced into a static graph)" in found["log"]
+
+
+def test_rows_of_different_length_in_one_cache_are_fused_and_equal_each_row_alone(worker: Worker) -> None:
+    found = worker("graphs.rows", **FLOAT32)
+    assert found["together"] == found["alone"]
+    assert len({tuple(row) for row in found["alone"]}) == 3
+    assert found["calls"]["flash_attention_npu:mask"] == 6 * LAYERS
+    assert found["calls"]["fused_rope"] == 6 * LAYERS
+
+
 def test_a_missing_compiler_is_told_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert build.missing().startswith("NOT TESTED: g++ is missing")

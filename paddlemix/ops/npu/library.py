@@ -97,11 +97,15 @@ def has_gradient(operator: str) -> bool:
 def why_not(operator: str) -> str | None:
     """Why ``operator`` must not be called in this plug-in, or None. With gradients on it has to bring its own.
 
-    Whether one tensor needs a gradient does not matter: the answer serves all layers of a step.
+    It is not traced into a graph: there paddle asks an operator for the shape of its answer, and ends the process where
+    the plug-in has no rule for it, which nothing tells beforehand. Whether one tensor needs a gradient does not matter:
+    the answer serves all layers of a step.
     """
     form = form_of(operator)
     if isinstance(form, str):
         return form
+    if not paddle.in_dynamic_mode():
+        return f"{operator} is not traced into a static graph"
     if paddle.is_grad_enabled() and not has_gradient(operator):
         return f"the plug-in has {operator} without its gradient"
     return None
