@@ -25,7 +25,10 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def quick_gelu_by_silu(x: Tensor) -> Tensor:
-    """The same function (any shape) for half precision: NPU plug-ins before 2024-10 have no sigmoid in bfloat16."""
+    """The same function (any shape, in the dtype of x) for half precision.
+
+    Plug-ins of the NPU before 2024-10 have no sigmoid in bfloat16.
+    """
     return functional.silu(x * 1.702) * (1.0 / 1.702)
 
 
@@ -42,12 +45,15 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runtime: Runtime) -> Tensor:
-    """act(gate) * up, ``[..., I]`` each. Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first."""
+    """act(gate) * up, ``[..., I]`` each and of one dtype, to the same.
+
+    Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first.
+    """
     return SWIGLU(runtime, gate, up) if act is silu else _gated(act, gate, up)
 
 
 def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
-    """silu(gate) * up; shapes: ``gated``."""
+    """silu(gate) * up; shapes and dtypes: ``gated``."""
     return _gated(silu, gate, up)
 
 

@@ -16,7 +16,10 @@ from paddlemix.utils.errors import ConfigError
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W + b``. Without a bias the product is called itself: functional.linear costs 8 us more in each call."""
+    """``x`` [..., in] times ``weight`` [in, out] plus ``bias`` [out], of one dtype, to [..., out].
+
+    Without a bias the product is called itself: functional.linear costs 8 us more in each call.
+    """
     return paddle.matmul(x, weight) if bias is None else functional.linear(x, weight, bias)
 
 
@@ -39,7 +42,7 @@ class Linear(nn.Layer):
         mark(self.bias, 0, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+        """``[..., in]`` to ``[..., out]``, in the dtype of the weight."""
         if not self.sums:
             return apply_linear(x, self.weight, self.bias)
         out = self.rows.parallel.product(x, self.weight, even=self.rows.even)
@@ -82,7 +85,7 @@ class LoraLinear(Linear):
         self.lora_A.set_value(paddle.to_tensor(cut(self.lora_A, start)).astype(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+        """``[..., in]`` to ``[..., out]``, in the dtype of the weight."""
         out = super().forward(x)
         if self.merged:
             return out
@@ -152,7 +155,7 @@ class Fused:
 
 
 def share_memory(parameter: Tensor, values: Tensor) -> None:
-    """Give ``parameter`` the memory of ``values``, without a copy. Shapes must be equal."""
+    """Give ``parameter`` the memory of ``values``, without a copy: any shape and dtype, the same of both."""
     parameter.get_tensor()._share_data_with(values.get_tensor())
 
 

@@ -58,15 +58,21 @@ class TensorParallel:
         return Share(self, total)
 
     def copy_to_ranks(self, x: Tensor) -> Tensor:
-        """``x`` itself, which is equal on all devices; its gradient is summed over them."""
+        """``x`` itself, which is equal on all devices, of any shape and dtype; its gradient is summed over them."""
         return x if self.size == 1 or x.stop_gradient or not paddle.is_grad_enabled() else _Enter.apply(x, self)
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the devices, for what follows on all of them alike: the gradient passes as it is."""
+        """The sum of ``x`` (any shape and dtype) over the devices, for what follows on all of them alike.
+
+        The gradient passes as it is.
+        """
         return x if self.size == 1 else _Leave.apply(x, self)
 
     def product(self, x: Tensor, weight: Tensor, even: bool = False) -> Tensor:
-        """``sum_over_ranks(x W)``, one operator where the npu has it. ``even``: every device has as many rows of W."""
+        """``sum_over_ranks(x W)``: x [..., K] and weight [K, N] of one dtype to [..., N].
+
+        It is one operator where the npu has it. ``even``: every device has as many rows of the weight.
+        """
         if self.size == 1:
             return paddle.matmul(x, weight)
         if self.runtime is None or not self.runtime.asks("MC2"):
@@ -74,17 +80,20 @@ class TensorParallel:
         return _Product.apply(x, weight, self, even)
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the devices, for what differs between them: the gradient is summed as well."""
+        """The sum of ``x`` (any shape and dtype) over the devices, for what differs between them.
+
+        The gradient is summed as well.
+        """
         return x if self.size == 1 else self.copy_to_ranks(_Leave.apply(x, self))
 
     def reduce(self, x: Tensor, op: Any = None) -> Tensor:
-        """All-reduce into a new tensor, outside of any gradient; the sum unless ``op`` says otherwise."""
+        """All-reduce of ``x`` (any shape, dtype) into a new tensor, without gradient; a sum unless ``op`` is given."""
         out = paddle.scale(x.detach(), 1.0)  # a copy by an operator that plug-ins have in bfloat16
         paddle.distributed.all_reduce(out, op=paddle.distributed.ReduceOp.SUM if op is None else op, group=self.group)
         return out
 
     def largest(self, x: Tensor) -> Tensor:
-        """The maximum over the devices, without a gradient."""
+        """The maximum of ``x`` (any shape and dtype) over the devices, without a gradient."""
         return x.detach() if self.size == 1 else self.reduce(x, paddle.distributed.ReduceOp.MAX)
 
 
@@ -154,7 +163,10 @@ class Share:
         return join(pieces, axis=axis)
 
     def joined(self, x: Tensor) -> Tensor:
-        """The whole last axis on every device, from the parts of all of them (one range each), with a gradient."""
+        """The whole last axis on every device, from the parts [..., count] of all of them (one range each).
+
+        In the dtype of x, with a gradient.
+        """
         if not self.is_part:
             return x
         ((start, stop),) = self.ranges
@@ -188,19 +200,19 @@ class Shard:
 
 
 def mark(parameter: Tensor | None, axis: int, side: "int | Share") -> None:
-    """Note at a parameter that it is a part, if it is one."""
+    """Note at a parameter (any shape and dtype) that it is a part, if it is one."""
     if parameter is not None and is_shared(side):
         parameter.part = Shard(axis, side)
         parameter.is_distributed = True  # paddle's optimizers and norms of gradients go by this name
 
 
 def part_of(parameter: Tensor) -> Shard | None:
-    """What the parameter is of a whole one; None when it is whole."""
+    """What the parameter (any shape and dtype) is of a whole one; None when it is whole."""
     return getattr(parameter, "part", None)
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Shape of the parameter on one device without tensor parallel."""
+    """Shape of the parameter (any shape and dtype) on one device without tensor parallel."""
     shape, part = list(parameter.shape), part_of(parameter)
     if part is not None:
         shape[part.axis] = part.share.total
@@ -208,14 +220,17 @@ def whole_shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 def cut(parameter: Tensor, values: Values) -> Values:
-    """This device's part of the parameter's whole ``values``."""
+    """This device's part of the parameter's whole ``values`` (``whole_shape``, any dtype)."""
     part = part_of(parameter)
     return values if part is None else part.cut(values)
 
 
 @paddle.no_grad()
 def whole(parameter: Tensor) -> Tensor:
-    """The whole values, bit for bit. Every device of the group must call it, for the same parameters in one order."""
+    """The whole values (``whole_shape``, in the parameter's dtype), bit for bit.
+
+    Every device of the group must call it, for the same parameters in one order.
+    """
     part = part_of(parameter)
     if part is None:
         return parameter

@@ -102,6 +102,13 @@ def test_a_row_without_room_is_an_error_that_names_the_capacity(cache: StaticCac
         cache.append(0, keys_of(2, 5), keys_of(2, 5))
 
 
+def test_another_number_of_rows_is_an_error(cache: StaticCache) -> None:
+    filled(cache, (2, 3, np.array([3, 1])))
+    for rows in (1, 3):
+        with pytest.raises(ConfigError, match=f"static KV cache of 2 rows was given {rows} rows"):
+            cache.append(0, keys_of(rows, 1), keys_of(rows, 1))
+
+
 @pytest.mark.parametrize("kept", [4, -1, np.array([1, 2])])
 def test_what_is_not_filled_cannot_be_kept(cache: StaticCache, kept: Any) -> None:
     filled(cache, (2, 3, np.array([3, 1])))

@@ -35,10 +35,13 @@ class Cache(Protocol):
         """What the mask of the next step counts as cached: a number, or int64 [B] (or []) where rows differ."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write ``[B, L, Hk, D]`` behind the filled places of one layer; give what the step attends to."""
+        """Write ``[B, L, Hk, D]`` behind the filled places of one layer; give what the step attends to.
+
+        Both are kept and given in the dtype of the cache.
+        """
 
     def advance(self, count: int | Tensor) -> None:
-        """``count`` more places are filled in every row and layer."""
+        """``count`` more places (int64 [] in a graph) are filled in every row and layer."""
 
     def trim(self, length: int) -> None:
         """Keep the first ``length`` places."""
@@ -80,7 +83,7 @@ class KVCache:
         return self.length
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all its keys and values back.
+        """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all keys and values back, in ``dtype``.
 
         ``length`` grows only with ``advance``, when all layers are written.
         """

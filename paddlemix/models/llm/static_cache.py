@@ -45,7 +45,10 @@ class StaticCache:
 
     @classmethod
     def of(cls, keys: list[Tensor], values: list[Tensor], lengths: Count, runtime: Runtime) -> "StaticCache":
-        """What a step left: ``keys``, ``values`` of every layer, [B, Hk, M, D] or [B, M, Hk, D] (``heads_first``)."""
+        """What a step left: ``keys``, ``values`` of every layer, [B, Hk, M, D] or [B, M, Hk, D] (``heads_first``).
+
+        Of one dtype, in which the cache goes on.
+        """
         axis = 2 if cache_keeps_heads_first(runtime) else 1
         cache = cls(len(keys), keys[0].shape[axis], dtype_name(keys[0].dtype), runtime)
         cache.keys, cache.values = list(keys), list(values)
@@ -63,7 +66,10 @@ class StaticCache:
         return self._offset
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write ``[B, L, Hk, D]`` behind each row's filled places; give all places back (an empty cache: ``k, v``)."""
+        """Write ``[B, L, Hk, D]`` behind each row's filled places; give all places back (an empty cache: ``k, v``).
+
+        Both are kept and given in the dtype of the cache.
+        """
         if self.heads_first:
             k, v = swap_heads(k), swap_heads(v)
         self._require_room(k.shape[self._axis])
@@ -75,7 +81,7 @@ class StaticCache:
         return self.keys[layer], self.values[layer]
 
     def advance(self, count: int | Tensor) -> None:
-        """``count`` more places are filled in every row."""
+        """``count`` more places (int64 [] in a graph) are filled in every row."""
         self._set(self._lengths + count)
 
     def trim(self, length: Count) -> None:
@@ -117,6 +123,10 @@ class StaticCache:
 
     def _put(self, held: Tensor, new: Tensor) -> Tensor:
         """``held`` with ``new`` at the places of each row: one scatter of rows of D values."""
+        if held.shape[0] != new.shape[0] and min(held.shape[0], new.shape[0]) >= 0:
+            raise ConfigError(
+                f"static KV cache of {held.shape[0]} rows was given {new.shape[0]} rows; create one per batch"
+            )
         key = tuple(new.shape)
         if self._index is None or self._index[0] != key:  # the same for all layers of a step
             self._index = key, self._places(new)

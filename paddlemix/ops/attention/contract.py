@@ -176,7 +176,7 @@ class Request:
 def make_request(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0, kv_heads_first: bool = False
 ) -> Request:
-    """Describe a call (shapes: above). BackendError names the shapes when they do not fit together."""
+    """Describe a call (shapes and dtypes: above). BackendError names the shapes when they do not fit together."""
     batch, q_len, heads, width = q.shape
     kv_heads, k_len = (k.shape[1], k.shape[2]) if kv_heads_first else (k.shape[2], k.shape[1])
     if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % kv_heads:
@@ -200,7 +200,10 @@ def make_request(
 
 
 def swap_heads(x: Tensor) -> Tensor:
-    """``[B, L, H, D]`` to ``[B, H, L, D]`` and back. With one place or one head no value moves, and none is copied."""
+    """``[B, L, H, D]`` to ``[B, H, L, D]`` and back, of any dtype.
+
+    With one place or one head no value moves, and none is copied.
+    """
     first, second = x.shape[1], x.shape[2]
     if first == 1 or second == 1:
         return x.reshape([0, second, first, x.shape[3]])

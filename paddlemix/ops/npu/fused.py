@@ -83,7 +83,7 @@ def rope_tables(cos: Tensor, sin: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x`` [B, L, H, D] turned by tables ``[1, B * L, 1, D]``.
+    """``x`` [B, L, H, D] turned by tables ``[1, B * L, 1, D]`` of its dtype.
 
     The operator allows only one row of tables for the whole batch. Turning acts on each place alone, so the batch is
     passed as one row of B * L places and every row keeps its own positions (left padding, packing, a cache).
@@ -108,5 +108,5 @@ def why_not_swiglu(runtime: Runtime, request: Facts) -> str | None:
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """silu(gate) * up, [..., I] each; without ``up`` the last axis of ``gate`` [..., 2 I] holds both, gate first."""
+    """silu(gate) * up, [..., I] each and of one dtype; without ``up`` ``gate`` [..., 2 I] holds both, gate first."""
     return library.guarded("swiglu", lambda: compat.find("swiglu")(gate, up), (gate, up))

@@ -128,7 +128,7 @@ def run_named(operator: str, **values: object) -> list[paddle.Tensor]:
 
 
 def run(operator: str, *arguments: object) -> list[paddle.Tensor]:
-    """Call an operator whose form is known. All inputs, then all attributes, by position."""
+    """Call an operator whose form is known (its shapes and dtypes). All inputs, then all attributes, by position."""
     form = form_of(operator)
     if isinstance(form, str):
         raise BackendError(form)

@@ -48,7 +48,10 @@ def why_not(runtime: Runtime, request: Product) -> str | None:
 
 
 def fused(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
-    """``x`` [..., K] times ``weight`` [K, N], summed over the group of ``parallel``, outside of any gradient."""
+    """``x`` [..., K] times ``weight`` [K, N] of one dtype to [..., N], summed over the group of ``parallel``.
+
+    Outside of any gradient.
+    """
     whole = parallel.group or paddle.distributed.collective._get_default_group()
     name = whole.process_group.get_comm_name(parallel.rank)
     rows, given = x.detach().reshape([-1, x.shape[-1]]), {"bias": None, "hcom": name, "reduce_op": "sum"}
@@ -57,7 +60,7 @@ def fused(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
 
 
 def plain(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
-    """The same by a product and an all-reduce."""
+    """The same (shapes, dtype) by a product and an all-reduce."""
     return parallel.reduce(paddle.matmul(x, weight))
 
 
