@@ -17,7 +17,7 @@ from paddlemix.ops.dispatch import facts
 from paddlemix.ops.npu import library
 from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.published.config import load_config
-from paddlemix.utils.errors import BackendError, CheckpointError
+from paddlemix.utils.errors import BackendError, CheckpointError, DataError
 from tests.checkpoint import checkpoint_kit as kit
 from tests.extending_kit import ROOT, recipes
 from tests.tiny import tiny_config, tiny_tokenizer_folder, write_rows
@@ -106,6 +106,19 @@ def test_a_tower_is_read_built_loaded_and_gives_features(llava):
     assert np.array_equal(model.encode_images(paddle.ones([2, 3, 28, 28])).numpy(), features.numpy())
     for name, value in model.named_parameters():
         value.set_value(paddle.to_tensor(last[name]))
+
+
+def test_a_language_model_begins_with_the_tower_by_its_name(llava, place, monkeypatch):
+    _, model, whole = llava
+    base = kit.write_config(place / "hub" / "lmsys" / "tiny", {"model_type": "llama", **kit.llama_config(model)})
+    parts = ("vision_tower", "mm_projector")
+    kit.write_weights(base, "bin", {name: item for name, item in whole.items() if not any(p in name for p in parts)})
+    tiny_tokenizer_folder(base)
+    monkeypatch.chdir(place / "hub")
+    loaded = load_model(base, vision_tower="someone/toy-vit-tiny", projector="init")
+    assert (loaded.config.vision.model_type, loaded.config.image.mean) == ("toy_vit", (0.5, 0.5, 0.5))
+    expected = {name: value for name, value in values(model).items() if "mm_projector" not in name}
+    same({name: value for name, value in values(loaded.model).items() if "mm_projector" not in name}, expected)
 
 
 def test_weights_of_a_tower_start_as_described(llava):
@@ -316,3 +329,23 @@ def test_a_fused_operator_serves_where_the_plug_in_has_it(monkeypatch):
     assert np.array_equal(SCALED_ADD(Runtime("npu", {}), x, y, scale), expected)
     assert calls == ["toy_scaled_add"]
     assert SCALED_ADD.choose(npu, facts(x, y, scale.astype("float16"))).name == "plain"  # two dtypes
+
+
+def test_a_benchmark_scores_files_and_its_score_is_read_again(place):
+    from paddlemix.eval.benchmarks import benchmark_named
+    from paddlemix.eval.scoring import read_score, score_files, write_score
+
+    folder = place / "benchmark"
+    folder.mkdir()
+    (folder / "counts.json").write_text(json.dumps([{"question_id": n, "count": n} for n in range(3)]))
+    answers = folder / "answers.jsonl"
+    texts = ["0", "1, or 2", "two"]
+    answers.write_text("".join(json.dumps({"question_id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
+    for convention, right in (("first", 2 / 3), ("only", 1 / 3)):
+        found = score_files(benchmark_named("toy-count"), [answers], folder, convention=convention, resamples=2)
+        assert found.score.metrics == {"accuracy": pytest.approx(right)}
+    write_score(folder / "score.json", found)
+    assert read_score(folder / "score.json").score.metrics == {"accuracy": pytest.approx(1 / 3)}
+    (folder / "counts.json").write_text('[{"question_id": 0, "count": "3"}]')
+    with pytest.raises(DataError, match=r'counts.json: /0/count: expected a whole number, got "3"'):
+        benchmark_named("toy-count").questions(folder)
