@@ -19,8 +19,16 @@ from paddlemix.utils.foreign import read_text
 from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import as_json, shown
 
-NO_VALUE = ("", "nan", "none")
-"""Cells of MMBench that say that there is none, in small letters."""
+NO_VALUES = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null")
+)  # fmt: skip
+"""Cells of a table that pandas, with which LLaVA reads MMBench, takes for missing."""
+
+
+def is_none(cell: str) -> bool:
+    """Whether a cell of MMBench says that there is no hint, or no such option, as LLaVA's script sees it."""
+    return cell in NO_VALUES or cell.lower() in ("nan", "none")
 
 
 def find(folder: Path, *patterns: str, without: str = "/") -> Path:
@@ -200,11 +208,11 @@ def _mmbench(path: Path) -> list[Question]:
 
 
 def options_of(row: Record) -> list[str]:
-    """The options of a row of MMBench: those before the first that is empty, "nan" or "none"."""
+    """The options of a row of MMBench: those before the first that is missing."""
     found = []
     for letter in "ABCD":
         option = row.text(letter, "")
-        if option.lower() in NO_VALUE:
+        if is_none(option):
             break
         found.append(option)
     return found

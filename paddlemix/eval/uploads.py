@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.eval.answer_files import AnswerRecord
-from paddlemix.eval.question_files import NO_VALUE, one_file
+from paddlemix.eval.question_files import NO_VALUES, one_file
 from paddlemix.eval.records import Record, read_lines, read_object, read_table
 from paddlemix.eval.scorers.score import is_failure
 from paddlemix.eval.scorers.words import evalai
@@ -120,7 +120,7 @@ def mmbench_rows(answers: Sequence[AnswerRecord], folder: Path) -> list[list[Any
 
 
 def _mmbench_row(row: Record, names: Sequence[str], texts: Texts) -> list[Any]:
-    cells: list[Any] = [None if row.value[name].lower() in NO_VALUE else row.value[name] for name in names]
+    cells: list[Any] = [None if row.value[name] in NO_VALUES else row.value[name] for name in names]
     index = names.index("index")
     cells[index] = int(cells[index]) if str(cells[index]).isdecimal() else cells[index]
     return [*cells[:6], texts.get(row.text("index")), *cells[6:]]

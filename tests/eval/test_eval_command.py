@@ -267,6 +267,10 @@ def test_scores_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pyte
     kit.write_json(tmp_path / "x.json", {"results": []})
     assert run("compare", tmp_path / "x.json", b) == 2
     assert "not a score file; eval score writes one" in capsys.readouterr().err
+    for key, value in (("main", "speed"), ("metrics", {}), ("benchmark", "pop")):
+        kit.write_json(tmp_path / "x.json", {**json.loads(b.read_text()), key: value})
+        assert run("compare", tmp_path / "x.json", b) == 2
+        assert "score the answers again" in capsys.readouterr().err
 
 
 def test_an_unknown_convention_names_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
