@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks ask: the questions of LLaVA's files, with the texts that LLaVA's and InternVL's scripts send.
 
-A question's ``text`` goes to ``generation.Predictor.question``, which puts the image before it; its answer becomes a record
-of ``answer_files.answer_line`` with ``question_id``, ``prompt`` and ``more``.
+A question's ``text`` goes to ``generation.Predictor.question``, which puts the image before it; its answer becomes a
+record of ``answer_files.answer_line`` with ``question_id``, ``prompt`` and ``more``.
 """
 
 import base64

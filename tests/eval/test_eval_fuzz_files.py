@@ -13,6 +13,7 @@ import pytest
 
 from paddlemix.eval import uploads
 from paddlemix.eval.answer_files import read_answers
+from paddlemix.eval.asked import questions_of
 from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.compare import compare_files, comparison_lines
 from paddlemix.eval.report import read_folder, report_lines
@@ -84,6 +85,9 @@ def test_odd_files_are_scored_or_refused(count: int, tmp_path: Path) -> None:
             scored = score_files(BENCHMARKS[name], [answers], data, resamples=2)
             assert len(scored.score.results) >= 1
             score_lines(scored)
+        if name in ("pope", "mmbench"):
+            with ours(outcomes):
+                assert questions_of(name, data, all_rounds=True)
     assert min(outcomes["refused"], outcomes["taken"]) > count / 10, "both happen"
 
 
