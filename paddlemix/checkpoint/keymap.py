@@ -10,7 +10,7 @@ their descriptions (``settings/towers``, ``settings/decoders``).
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from paddlemix.settings.decoders.table import DECODERS, decoders
@@ -139,16 +139,6 @@ _FORMS = {
     "llava_hf_5": lambda: _llava_hf(newest=True),
 }
 
-_SIGNATURES = (
-    ("paddlemix", (PREFIX_LLM,)),
-    ("peft", ("base_model.",)),
-    ("llava_hf_new", ("model.language_model.", "model.multi_modal_projector.")),
-    ("llava_hf_5", ("vision_tower.embeddings.", "vision_tower.encoder.")),
-    ("llava_hf", ("language_model.", "multi_modal_projector.")),
-    ("llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")),
-)
-"""The first form one of whose prefixes begins any name; the towers' own come behind them."""
-
 _IGNORED = (
     (r"(.*\.)?rotary_emb\.inv_freq", "rotary tables are computed from rope_theta"),
     (r"(.*\.)?position_ids", "a buffer of consecutive numbers"),
@@ -220,15 +210,31 @@ def _match(name: str, prefix: str, template: str) -> tuple[str, ...] | None:
 def detect(names: Iterable[str]) -> str | None:
     """The form that a set of names is written in, or None."""
     names = list(names)
-    of_towers = ((tower.form_name, tower.signature or _beginnings(tower)) for tower in towers())
-    for form, prefixes in (*_SIGNATURES, *of_towers):
-        if any(name.startswith(prefixes) for name in names):
-            return form
-    return None
+    return next((form for form, begins in _signatures() if any(name.startswith(begins) for name in names)), None)
 
 
-def _beginnings(tower: Tower) -> tuple[str, ...]:
-    return tuple(f"{tower.published_prefix}{PLACE.split(row.theirs)[0]}" for row in tower.rows)
+def _signatures() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Beginnings of names by form: the first form counts one of whose beginnings is that of any name."""
+    yield "paddlemix", (PREFIX_LLM,)
+    yield "peft", ("base_model.",)
+    yield "llava_hf_new", ("model.language_model.", "model.multi_modal_projector.")
+    yield "llava_hf_5", _hf_5_signature()
+    yield "llava_hf", ("language_model.", "multi_modal_projector.")
+    yield "llava", ("model.embed_tokens.", "model.layers.", "model.mm_projector.", "model.norm.", "model.image_newline")
+    for tower in towers():
+        yield tower.form_name, tower.signature or _beginnings(tower)
+
+
+def _beginnings(tower: Tower, prefix: str | None = None) -> tuple[str, ...]:
+    """What the names of a tower begin with, below ``prefix`` (None: that of its own folder)."""
+    below = tower.published_prefix if prefix is None else prefix
+    return tuple(f"{below}{PLACE.split(row.theirs)[0]}" for row in tower.rows)
+
+
+def _hf_5_signature() -> tuple[str, ...]:
+    """Beginnings of the towers' names that transformers 5 writes otherwise than the versions before it."""
+    changed = (tower for tower in towers() if tower.hf_prefix not in (None, tower.hf_5_prefix))
+    return tuple(name for tower in changed for name in _beginnings(tower, f"vision_tower.{tower.hf_5_prefix}"))
 
 
 def ours(name: str, form: str) -> Target | Ignored | None:
