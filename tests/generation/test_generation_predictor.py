@@ -111,7 +111,8 @@ def test_a_row_of_any_form_is_asked_with_the_ids_that_it_trains_with(made, tmp_p
         for number, images in ((0, 1), (1, 2)):
             prompt = predictor.prompt(talk.before_answer(number))
             assert list(prompt.ids) == list(trained[: len(prompt.ids)]), form
-            assert len(prompt.pictures) == images
+            keys = [predictor.picture(tmp_path / f"{name}.png").key for name in "ab"[:images]]
+            assert [picture.key for picture in prompt.pictures] == keys
         prompts.add(prompt.ids)
     assert len(prompts) == 1
 
@@ -239,6 +240,14 @@ def test_ending_ids_come_from_the_generation_config(tmp_path: Path, written: Any
     data = {} if written == "absent" else {"eos_token_id": written}
     (tmp_path / "generation_config.json").write_text(json.dumps(data), encoding="utf-8")
     assert ending_ids(tmp_path / "none", tmp_path) == expected
+
+
+def test_the_ending_ids_of_an_adapter_go_before_those_of_its_base(tmp_path: Path) -> None:
+    for number, name in enumerate(("adapter", "base")):
+        (tmp_path / name).mkdir()
+        text = json.dumps({"eos_token_id": 7 + number})
+        (tmp_path / name / "generation_config.json").write_text(text, encoding="utf-8")
+    assert ending_ids(tmp_path / "adapter", tmp_path / "base") == (7,)
 
 
 @pytest.mark.parametrize("written", [True, -1, "2", [2, None], 1.5])
