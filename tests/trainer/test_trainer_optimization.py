@@ -35,6 +35,12 @@ def test_cosine_is_half_a_wave():
     assert rates(6, warmup_steps=2, lr_scheduler_type="cosine") == pytest.approx(expected, abs=1e-15)
 
 
+def test_cosine_has_as_many_waves_as_asked():
+    for waves, expected in ((1.0, [1.0, 0.5, 0.0, 0.5, 1.0]), (2.0, [1.0, 0.0, 1.0, 0.0, 1.0])):
+        found = rates(4, lr_scheduler_type="cosine", num_cycles=waves)
+        assert found == pytest.approx(expected, abs=1e-15)
+
+
 def test_constant_has_no_warmup_unless_its_name_says_so():
     assert rates(3, warmup_steps=2, lr_scheduler_type="constant") == [1.0] * 4
     assert rates(3, warmup_steps=2, lr_scheduler_type="constant_with_warmup") == [0.0, 0.5, 1.0, 1.0]
