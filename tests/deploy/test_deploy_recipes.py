@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes for 8 x 64 GB cards: they load, they fit, and the documents say what the function says."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_counted_parameters_are_those_of_the_model(config):
     assert abs(counts.tower - tower) <= (
         0 if config.vision.model_type == "clip_vision_model" else max(5e-5 * tower, 2000)
     )
+
+
+def test_counted_parameters_hold_the_biases_of_attention():
+    from paddlemix.models.llava import build_empty
+
+    config = tiny_config()
+    config = config.with_changes(text=dataclasses.replace(config.text, attention_bias=True))
+    sizes = {name: int(np.prod(value.shape)) for name, value in build_empty(config).named_parameters()}
+    assert sum(name.endswith("_proj.bias") and "self_attn" in name and "layers" in name for name in sizes) >= 8
+    counts = count_parameters(config)
+    assert counts.decoder + counts.projector == sum(size for name, size in sizes.items() if "vision_tower" not in name)
 
 
 def test_counted_adapters_are_those_of_the_model():

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published config.json files become our architecture, and nothing in them is passed over in silence."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from paddlemix.checkpoint.convert.config import hf_data, hf_processor
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.published.config import OWN_MODEL_TYPE, default_template, load_config
 from paddlemix.settings.published.tower import find_tower, known_tower
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError, ConfigError, PaddleMixError
 
 TEXT = {
@@ -183,6 +186,26 @@ HF = {
     "image_token_index": 127,
     "torch_dtype": "float16",
 }
+
+
+def test_a_tower_without_a_class_token_gives_all_its_rows_and_refuses_to_lose_one(hub, monkeypatch):
+    tower = TOWERS.get("clip_vision_model")
+    monkeypatch.setitem(TOWERS._table, tower.kind, dataclasses.replace(tower, class_token=False))
+    text = told(hub.model(HF))
+    assert '"vision_feature_select_strategy" is "default"' in text
+    assert "without a class token; expected full" in text
+    config = load_config(hub.model(HF, vision_feature_select_strategy="full"))
+    assert (config.vision.select_feature, config.vision.tokens_per_tile) == ("patch", config.vision.grid**2)
+    original = load_config(hub.model(mm_vision_select_feature="cls_patch"))
+    assert (original.vision.select_feature, original.vision.tokens_per_tile) == ("patch", 16)
+    changed = load_config(hub.model(), overrides={"mm_vision_select_feature": "cls_patch"})
+    assert changed.vision.select_feature == "patch"
+    written, processor = (
+        hf_data(config, vocabulary=128, image_id=127, pad_id=0, dtype="float32"),
+        hf_processor(config)[1],
+    )
+    assert written["vision_feature_select_strategy"] == processor["vision_feature_select_strategy"] == "full"
+    assert processor["num_additional_image_tokens"] == 0
 
 
 def test_what_text_config_leaves_out_is_the_default_of_transformers(hub):
