@@ -156,7 +156,7 @@ def _list(args: argparse.Namespace) -> int:
     rows = []
     for name, one in BENCHMARKS.items():
         conventions = ", ".join(one.scorer.conventions) if one.scorer else f"none: {one.unscored}"
-        rows.append((name, one.title, conventions, UPLOADS[name][1] if name in UPLOADS else ""))
+        rows.append((name, one.title, conventions, (UPLOADS[name][1] or "folder") if name in UPLOADS else ""))
     header = ("benchmark", "title", "conventions, the default first", "upload")
     _show(args, tables.table(header, rows), [dict(zip(header, row, strict=True)) for row in rows])
     return 0

@@ -95,14 +95,17 @@ def comparison_lines(found: Comparison) -> list[str]:
     """A comparison in Markdown."""
     benchmark, main = found.a.score.benchmark, found.a.score.main
     rows = []
-    for name, row in found.differences.items():
+    for name in sorted(found.differences, key=lambda name: name != main):
+        row = found.differences[name]
         values = (number(value, benchmark) for value in (row.a, row.b, row.difference.value))
         label = f"**{name}**" if name == main else cell(name)
-        rows.append((label, *values, spread(row.difference, benchmark), f"{row.p_value:.3f}"))
+        rows.append((label, *values, spread(row.difference, benchmark), _p(row.p_value)))
     lines = [
         f"# {benchmark}, convention {found.a.score.convention}",
         "",
-        f"A is {cell(_name(found.a))}, B is {cell(_name(found.b))}.",
+        f"A: {cell(_name(found.a))}",
+        "",
+        f"B: {cell(_name(found.b))}",
         "",
         *table(("metric", "A", "B", "B - A", "95 % interval", "p"), rows),
         "",
@@ -111,7 +114,7 @@ def comparison_lines(found: Comparison) -> list[str]:
         test = found.mcnemar
         lines += [
             f"McNemar's exact test: A alone is right {test.only_a} times, B alone {test.only_b} times, "
-            f"p = {test.p_value:.3f}",
+            f"p {_p(test.p_value)}",
             "",
         ]
     for name, keys in (("A", found.only_a), ("B", found.only_b)):
@@ -121,7 +124,12 @@ def comparison_lines(found: Comparison) -> list[str]:
 
 
 def _name(scored: Scored) -> str:
-    return scored.model or ", ".join(file for file, _ in scored.answers)
+    files = ", ".join(file for file, _ in scored.answers)
+    return f"{scored.model} ({files})" if scored.model else files
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _pair_lines(pairs: Sequence[Pair]) -> list[str]:

@@ -48,12 +48,15 @@ def report_lines(scores: dict[str, Scored], *, published: bool = False) -> list[
     notes = []
     for name, one in scores.items():
         found = one.score
-        row = rows.setdefault(one.model or name, {})
+        model = one.model or name
+        if found.benchmark in rows.get(model, {}):  # another run of it
+            model = f"{model} ({name})"
+        row = rows.setdefault(model, {})
         sure = one.intervals[found.main]
         text = f"{number(sure.value, found.benchmark)} ({spread(sure, found.benchmark)})"
         if found.convention != BENCHMARKS[found.benchmark].scorer.conventions[0]:
             text += f" [{found.convention}]"
-        row[found.benchmark] = f"{row[found.benchmark]}; {text}" if found.benchmark in row else text
+        row[found.benchmark] = text
         if not found.complete:
             many = sum(problem.kind != "empty" for problem in found.problems)
             notes.append(f"- {cell(name)}: {many} answers are missing, failed, double or of no question")

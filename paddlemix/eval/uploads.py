@@ -7,13 +7,17 @@ missing, or end in a KeyError, the questions without an answer are named.
 
 import io
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddlemix.eval import question_files
 from paddlemix.eval.answer_files import AnswerRecord
 from paddlemix.eval.question_files import NO_VALUES, one_file
 from paddlemix.eval.records import Record, read_lines, read_object, read_table
+from paddlemix.eval.scorers.mme import ASKED, mme_key
 from paddlemix.eval.scorers.score import is_failure
 from paddlemix.eval.scorers.words import evalai
 from paddlemix.utils.errors import ConfigError, DataError
@@ -147,7 +151,28 @@ def mmbench(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
     return stream.getvalue()
 
 
-UPLOADS: dict[str, tuple[Callable[[Sequence[AnswerRecord], Path], bytes], str]] = {
+def mme(answers: Sequence[AnswerRecord], folder: Path) -> dict[str, bytes]:
+    """The text files that MME's calculation reads, one for each subtask: image, question, right answer, answer.
+
+    All questions are there, each image's two together. Tabs and line ends in an answer, which end a column there,
+    become spaces.
+    """
+    _texts(answers)
+    texts = {mme_key(str(answer.question_id), answer.prompt): answer.text for answer in answers}
+    questions = question_files.mme(folder)
+    _require_all([question.key for question in questions], texts, folder)
+    lines: dict[str, list[str]] = defaultdict(list)
+    for question in questions:
+        task, file = question.unit.split("/", 1)
+        asked = f"{question.key.partition(': ')[2]} {ASKED}"
+        said = re.sub(r"[\t\r\n]", " ", texts[question.key])
+        lines[f"{task}.txt"].append(f"{file}.txt\t{asked}\t{question.expected[0].capitalize()}\t{said}\n")
+    return {name: "".join(found).encode() for name, found in lines.items()}
+
+
+Writer = Callable[[Sequence[AnswerRecord], Path], bytes | dict[str, bytes]]
+
+UPLOADS: dict[str, tuple[Writer, str]] = {
     "vqav2": (vqav2, ".json"),
     "vizwiz": (vizwiz, ".json"),
     "textvqa": (textvqa, ".json"),
@@ -155,9 +180,10 @@ UPLOADS: dict[str, tuple[Callable[[Sequence[AnswerRecord], Path], bytes], str]] 
     "mmbench": (mmbench, ".xlsx"),
     "mmbench-cn": (mmbench, ".xlsx"),
     "seed": (seed, ".jsonl"),
+    "mme": (mme, ""),
     "mm-vet": (mm_vet, ".json"),
 }
-"""Writer of each benchmark's file, and its suffix."""
+"""Writer of each benchmark's file, and its suffix; without one it is a folder of files."""
 
 
 def write_upload(benchmark: str, answers: Sequence[AnswerRecord], folder: Path | None, path: Path) -> None:
@@ -165,10 +191,14 @@ def write_upload(benchmark: str, answers: Sequence[AnswerRecord], folder: Path |
     if benchmark not in UPLOADS:
         raise ConfigError(f"{benchmark} has no upload file (those that have one: {', '.join(UPLOADS)})")
     write, suffix = UPLOADS[benchmark]
-    if path.suffix != suffix:
+    if suffix and path.suffix != suffix:
         raise ConfigError(f"{path}: the upload file of {benchmark} is a {suffix} file; name it so")
     if folder is None and benchmark not in ("mm-vet", "gqa"):
         raise ConfigError(f"the upload file of {benchmark} follows its question file; give the folder with --data")
+    if not suffix and path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: is a file; {benchmark} is written as a folder of files, name another place")
     content = write(answers, folder or Path())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content)
+    for name, data in (content if isinstance(content, dict) else {"": content}).items():
+        target = path / name if name else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, data)

@@ -162,6 +162,11 @@ def test_a_report_is_one_table_over_models_and_benchmarks(tmp_path: Path, capsys
     assert said[0] == "| model | POPE, % | MME, points |"
     assert said[2].startswith("| tiny | 8")
     assert "| LLaVA-1.5-7B (published) | 85.90 | 1510.70 |" in said
+    again = tmp_path / "scores" / "again.json"
+    again.write_bytes((tmp_path / "scores" / "mme" / "score.json").read_bytes())
+    assert run("report", tmp_path / "scores") == 0
+    assert "| tiny (mme/score.json) |  | 125.00" in capsys.readouterr().out, "a second run has a row of its own"
+    again.unlink()
     assert any("pope/score.json: 1 answers are missing" in line for line in said)
     assert (tmp_path / "r.md").read_text().splitlines() == said
     assert run("report", tmp_path / "scores", "--json") == 0

@@ -82,6 +82,25 @@ def test_mmbench_is_a_table_with_predictions_as_its_seventh_column(tmp_path: Pat
     assert sheet["D2"].data_type == "s"
 
 
+def test_mme_is_a_folder_of_files_as_its_calculation_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four columns, each image's two questions together, whatever the order and the letters of the answers."""
+    data, answers = kit.mme(tmp_path / "d")
+    answers[0]["text"] = "Yes,\tit\nis"
+    assert upload("mme", answers[::-1], data, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["code_reasoning.txt", "existence.txt"]
+    rows = [line.split("\t") for line in (tmp_path / "out" / "existence.txt").read_text().splitlines()]
+    assert rows[0] == ["0000.txt", "Is it x? Please answer yes or no.", "Yes", "Yes, it is"]
+    assert [row[0] for row in rows] == ["0000.txt", "0000.txt", "0001.txt", "0001.txt"]
+    assert [row[2] for row in rows] == ["Yes", "No", "Yes", "No"]
+    assert upload("mme", answers[1:], data, tmp_path / "out2") == 2
+    assert "1 of 8 questions have no answer" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert upload("mme", answers, data, tmp_path / "file") == 2
+    assert "is a file; mme is written as a folder" in capsys.readouterr().err
+
+
 def test_without_openpyxl_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

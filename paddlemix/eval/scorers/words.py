@@ -7,6 +7,7 @@ never holds, commas are gone before the rule about commas between digits looks f
 capital letter are never found because the text is in small letters by then.
 """
 
+import functools
 import re
 
 NUMBERS = {
@@ -65,6 +66,7 @@ def without_articles(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # ten people give few different answers
 def evalai(text: str) -> str:
     """An answer as the EvalAI processor leaves it: "The 2 Dogs, please." becomes "2 dogs please"."""
     found = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -77,6 +79,7 @@ def one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def challenge(text: str) -> str:
     """An answer as the VQA challenge's own evaluation processes it: punctuation before small letters."""
     return without_articles(without_punctuation(one_line(text)))
