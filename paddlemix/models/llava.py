@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA: a vision tower and a projector beside a decoder, joined by the indices of the splice plan."""
 
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,7 @@ class LlavaForCausalLM(nn.Layer):
             if config.has_image_newline:
                 self.llama.image_newline = self.llama.create_parameter([width])
         self.loss_portion = 0
+        self.neftune_alpha = 0.0
         if not config.text.tie_word_embeddings:
             self.vocabulary = parallel.share(config.text.vocab_size)
             self.lm_head = Linear(config.text.hidden_size, self.vocabulary, bias=False)
@@ -74,7 +76,13 @@ class LlavaForCausalLM(nn.Layer):
     ) -> Tensor:
         """``[B, L]`` ids and plan indices, ``[N, P, D]`` features or None, to ``[B, L, D]``; ``blend``: the plan's."""
         newline = self.llama.image_newline if self.config.has_image_newline else None
-        return merge_rows(source, self.llama.embed(token_ids), features, newline, blend)
+        words = self.llama.embed(token_ids)
+        if self.training and self.neftune_alpha:
+            # NEFTune (Jain et al. 2023), on the words alone, as the hook of transformers has it: uniform noise that
+            # falls with the length and the width of a row.
+            bound = self.neftune_alpha / math.sqrt(words.shape[1] * words.shape[2])
+            words = words + paddle.uniform(words.shape, "float32", -bound, bound).astype(words.dtype)
+        return merge_rows(source, words, features, newline, blend)
 
     def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None) -> Tensor:
         """``[B, L, D]`` to ``[B, L, D]`` after the final norm; a cache is written and advanced by L."""
@@ -151,6 +159,10 @@ class LlavaForCausalLM(nn.Layer):
         """As nn.Layer has it (shapes: the parameters'); fused projections become plain layers first."""
         self.llama.unfuse()
         return super().state_dict(*args, **kwargs)
+
+    def enable_neftune(self, alpha: float) -> None:
+        """Add noise to the embeddings of words in training mode, of at most ``alpha / sqrt(L D)``; 0: none."""
+        self.neftune_alpha = alpha
 
     def fuse_head_and_loss(self, portion: int = HEAD_PORTION) -> None:
         """Compute the loss of so many positions at a time, without a table of all logits; 0: of all at once."""

@@ -61,15 +61,20 @@ class Linear(nn.Layer):
 class LoraLinear(Linear):
     """A linear layer plus ``dropout(x) A B * alpha / r``; A is ``[in, r]``, B is ``[r, out]`` and starts at zero.
 
+    ``rslora``: scaled by ``alpha / sqrt(r)`` (rank-stabilised LoRA, Kalajdzievski 2023), as peft's ``use_rslora``.
+
     It takes over the parameters of ``base`` (no copy), so ``weight`` and ``bias`` keep their names and their memory.
     """
 
-    def __init__(self, base: Linear, r: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, base: Linear, r: int, alpha: float, dropout: float = 0.0, seed: int = 0, rslora: bool = False
+    ) -> None:
         nn.Layer.__init__(self)
         self.rows, self.columns = base.rows, base.columns
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.r, self.alpha, self.scaling = r, alpha, alpha / r
+        self.r, self.alpha, self.rslora = r, alpha, rslora
+        self.scaling = alpha / (math.sqrt(r) if rslora else r)
         self.dropout = dropout
         self.merged = False
         dtype, zero = base.weight.dtype, nn.initializer.Constant(0.0)
@@ -160,7 +165,13 @@ def share_memory(parameter: Tensor, values: Tensor) -> None:
 
 
 def add_lora(
-    model: nn.Layer, target_patterns: Sequence[str], r: int, alpha: float, dropout: float = 0.0, seed: int = 0
+    model: nn.Layer,
+    target_patterns: Sequence[str],
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+    rslora: bool = False,
 ) -> list[str]:
     """Put a LoraLinear in place of every Linear whose module name fully matches one of the regular expressions.
 
@@ -182,7 +193,7 @@ def add_lora(
     for name in names:
         if isinstance(modules[name], LoraLinear):
             raise ConfigError(f'LoRA: "{name}" has an adapter already; merge it first')
-        layer = LoraLinear(modules[name], r, alpha, dropout, seed=zlib.crc32(name.encode()) ^ seed)
+        layer = LoraLinear(modules[name], r, alpha, dropout, seed=zlib.crc32(name.encode()) ^ seed, rslora=rslora)
         _replace(model, name, layer)
     return names
 

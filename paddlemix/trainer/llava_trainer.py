@@ -91,6 +91,8 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             model.enable_recompute()
         if settings.training.use_fused_head_and_loss_fn:
             model.fuse_head_and_loss()
+        if settings.model.neftune:
+            model.enable_neftune(settings.model.neftune_noise_alpha)
         super().__init__(
             model=model,
             args=args,

@@ -60,7 +60,7 @@ def add_adapters(model: "nn.Layer", settings: TrainingSettings) -> list[str]:
     linear = [name for name, layer in model.named_sublayers() if isinstance(layer, Linear)]
     names, notes = find_targets(linear, group.lora_target_modules or (ALL_LINEAR,))
     whole = [re.escape(name) for name in names]
-    add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed)
+    add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed, rslora=group.rslora)
     return notes
 
 

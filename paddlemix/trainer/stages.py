@@ -283,7 +283,9 @@ def _why_none(pattern: str, names: Sequence[str]) -> str:
 def _rate(name: str, settings: TrainingSettings) -> float:
     training = settings.training
     own = {PROJECTOR_PART: training.mm_projector_lr, TOWER_PART: training.vision_tower_lr}.get(part_of(name))
-    return training.learning_rate if own is None else own
+    rate = training.learning_rate if own is None else own
+    # LoRA+ (Hayou, Ghosh, Yu 2024): B starts at zero and learns faster than A.
+    return rate * settings.model.lora_plus_scale if name.endswith(".lora_B") else rate
 
 
 def _without_decay(model: "nn.Layer") -> set[str]:
@@ -321,7 +323,7 @@ def _counted(sizes: dict[str, int], rate_of: dict[str, float]) -> Iterator[Model
         count[0] += size
         if name in rate_of:
             count[1] += size
-            rates[part] = rate_of[name]
+            rates.setdefault(part, rate_of[name])  # of adapters, that of A
     order = [part for part, _ in _PARTS] + [_ADAPTERS]
     for part in sorted(counts, key=order.index):
         yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part))

@@ -144,12 +144,14 @@ def _adapter_data(
     folder: Path, layers: list[tuple[str, Any]], base: Path, tower: Path | None, source: TensorSource, form: str
 ) -> dict[str, Any]:
     first = layers[0][1]
-    if any((layer.r, layer.alpha) != (first.r, first.alpha) for _, layer in layers):
+    kinds = {(layer.r, layer.alpha, layer.rslora) for _, layer in layers}
+    if len(kinds) > 1:
         raise CheckpointError(f"{folder}: layers with different ranks or alphas cannot be saved in one adapter")
     data = {
         "r": first.r,
         "lora_alpha": first.alpha,
         "lora_dropout": first.dropout,
+        **({"rslora": True} if first.rslora else {}),
         "target_modules": [name for name, _ in layers],
         "merge_weights": False,
         "dtype": str(first.weight.dtype).rpartition(".")[2],

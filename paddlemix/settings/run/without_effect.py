@@ -109,6 +109,9 @@ IDLE: dict[str, Why] = {
     "lora_alpha": _adapter_key,
     "lora_dropout": _adapter_key,
     "lora_target_modules": _adapter_key,
+    "rslora": _adapter_key,
+    "lora_plus_scale": _unless(lambda s: s.model.lora, "without lora"),
+    "neftune_noise_alpha": _unless(lambda s: s.model.neftune, "neftune is false"),
     "template": _own_templates,
     "single_view_repeat": _unless(
         lambda s: any(entry.get("name") == "mv_dataset" for part in (s.data.dataset or {}).values() for entry in part),
