@@ -152,6 +152,9 @@ EFFECTS = {
     "lora_alpha": (4, {}, {"lora": True}),
     "lora_dropout": (0.5, {"lora": True, "lora_path": "adapter"}, {"lora": True}),
     "lora_target_modules": (["q_proj"], {"lora": True, "lora_path": "adapter"}, {"lora": True}),
+    "rslora": (True, {"lora": True, "lora_path": "adapter"}, {"lora": True}),
+    "lora_plus_scale": (16.0, {}, {"lora": True}),
+    "neftune_noise_alpha": (3.0, {}, {"neftune": True}),
     "template": ("v1", {"chat_template": "chat_template.json"}, {}),
     "single_view_repeat": (2, {}, {"dataset": {"train": [{"data_files": "a.json", "name": "mv_dataset"}]}}),
 }  # fmt: skip
