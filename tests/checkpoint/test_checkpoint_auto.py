@@ -192,6 +192,9 @@ def test_inputs_that_do_not_fit_together_are_named(hub):
     processor, _ = AutoProcessorMIX.from_pretrained(hub["llava"])
     with pytest.raises(DataError, match="2 texts and one image as images"):
         processor(text=["a", "b"], images=tiny_image())
+    for images in ([tiny_image()], [None, None, None]):
+        with pytest.raises(DataError, match=f"2 texts and {len(images)} as images: give a list with an entry for each"):
+            processor(text=["a", "b"], images=images)
     with pytest.raises(DataError, match='a text has 2 "<image>" and 1 images'):
         processor(text=[Message("user", "<image> and <image>?")], images=tiny_image())
 

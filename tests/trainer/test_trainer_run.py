@@ -279,6 +279,10 @@ WRONG = {
         {"image_folder": "nowhere", "check_images": "none"},
         "nowhere: no such image folder",
     ),
+    "a file for the image folder": (
+        {"image_folder": "roles.json", "check_images": "none"},
+        "roles.json: no such image",
+    ),
     "the chat template": ({"chat_template": "nowhere.json"}, "nowhere.json"),
     "the tokenizer": ({"text_model_name_or_path": "."}, "tokenizer.model"),
     "the adapter": ({"lora": "true", "lora_path": "nobody/adapter"}, '"nobody/adapter" is not on this machine'),
