@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix.settings import strict_json
 from paddlemix.settings.run.loader import differences_from_default, help_text, load_settings, settings_to_json
 from paddlemix.settings.run.training import ALIASES, FOREIGN, KNOWN
 from paddlemix.settings.run.without_effect import IDLE
@@ -472,6 +473,12 @@ def test_a_file_of_ten_megabytes_is_refused_by_its_size():
 
 def test_deep_nesting_is_refused_without_a_recursion_error():
     assert "nested deeper than 32" in told_of_bytes(b'{"dataset": ' + b"[" * 1000 + b"]" * 1000 + b"}")
+
+
+def test_nesting_is_counted_to_the_limit():
+    assert strict_json.parse("[" * 32 + "]" * 32, "c.json")
+    with pytest.raises(ConfigError, match="nested deeper than 32"):
+        strict_json.parse("[" * 33 + "]" * 33, "c.json")
 
 
 # Command line

@@ -16,6 +16,7 @@ from paddlemix.annotate.annotator import Annotator
 from paddlemix.annotate.scripts import OBJ
 from paddlemix.checkpoint.save import save_model
 from paddlemix.generation.sampling import Decoding
+from paddlemix.text.messages import Message
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import DataError
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
@@ -208,6 +209,12 @@ def test_answers_never_outgrow_the_context(home):
     asker.decoding = asker.decoding.with_changes(max_new_tokens=5000)
     limit = asker._fitting(OBJ, seen).max_new_tokens
     assert 100 < limit < 2048 / 5
+    # With answers as long as allowed, every one may still be read back as some tokens more than were generated.
+    asked = asker.predictor.context - len(OBJ.questions) * (limit + 8)
+    texts = [Message(role, text) for turn in range(len(OBJ.questions))
+             for role, text in (("user", OBJ.prompt(turn, 4)), ("assistant", "-"))]  # fmt: skip
+    needed = asker.predictor.prompt(texts[:-1], seen[0]).length
+    assert 0 <= asked - needed < len(OBJ.questions)
 
 
 def test_views_that_fill_the_context_are_an_error(home):
