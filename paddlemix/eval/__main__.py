@@ -7,7 +7,7 @@
     paddlemix eval upload seed --answers answers.jsonl --data eval/seed_bench --output upload.jsonl
     paddlemix eval list
 
-Exit code 0: done. 1: scored, but answers are missing, failed, double or of no question (the summary names them).
+Exit code 0: done. 1: done, but answers are missing, failed, double or of no question (the summary names them).
 2: a flag or a file is wrong.
 """
 
@@ -143,9 +143,13 @@ def _upload(args: argparse.Namespace) -> int:
     from paddlemix.eval.benchmarks import benchmark_named
 
     name = benchmark_named(args.benchmark).name
-    uploads.write_upload(name, answer_files.read_answers(args.answers), args.data, args.output)
+    empty = uploads.write_upload(name, answer_files.read_answers(args.answers), args.data, args.output)
     sys.stdout.write(f"wrote {readable(str(args.output))}\n")
-    return 0
+    if empty:
+        sys.stdout.write(
+            f"{len(empty)} questions have no answer and are empty in it, the first: {readable(empty[0])}\n"
+        )
+    return 1 if empty else 0
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.eval.benchmarks import BENCHMARKS
-from paddlemix.eval.records import read_object
 from paddlemix.eval.scoring import FORM, Scored, read_score
 from paddlemix.eval.tables import cell, number, percent, score_value, spread, table
+from paddlemix.utils import foreign
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.paths import begins_at
 
@@ -34,7 +34,9 @@ def read_folder(folder: Path) -> dict[str, Scored]:
         raise DataError(f"{folder}: no such folder{begins_at(folder)}")
     found = {}
     for path in sorted(folder.rglob("*.json")):
-        if read_object(path).value.get("form") == FORM:
+        with foreign.open_regular(path, DataError) as stream:
+            head = stream.read(100)
+        if f'"{FORM}"'.encode() in head:
             found[str(path.relative_to(folder))] = read_score(path)
     if not found:
         raise DataError(f"{folder}: no score files in it; eval score writes them with --output")

@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write
 from paddlemix.utils.install import install_line
 from paddlemix.utils.shown import shown
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is written: one file, or several by their names. ``empty``: questions that stay without an answer."""
+
+    content: bytes | dict[str, bytes]
+    empty: tuple[str, ...] = ()
+
 
 Texts = Mapping[str, str]
 """The text of each answer by its question_id; the last one of several."""
@@ -49,45 +59,55 @@ def _require_all(keys: Sequence[str], texts: Texts, path: Path) -> None:
         )
 
 
-def vqav2(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def _missing(keys: Sequence[str], texts: Texts, path: Path) -> tuple[str, ...]:
+    """The questions without an answer; DataError when there is none for any."""
+    missing = tuple(key for key in keys if key not in texts)
+    if len(missing) == len(keys):
+        raise DataError(f"{path}: no answer belongs to a question of it; these are of another benchmark or split")
+    return missing
+
+
+def vqav2(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """EvalAI's list for VQAv2: every question of the split, processed answers; missing ones are empty, as there."""
     texts = _texts(answers)
     path = one_file(folder, "llava_vqav2_mscoco_test2015.jsonl", "llava_vqav2*.jsonl")
+    records = list(read_lines(path))
+    empty = _missing([record.name("question_id") for record in records], texts, path)
     found = [
         {"question_id": record.value["question_id"], "answer": evalai(texts.get(record.name("question_id"), ""))}
-        for record in read_lines(path)
+        for record in records
     ]
-    return json.dumps(found).encode()
+    return Upload(json.dumps(found).encode(), empty)
 
 
-def vizwiz(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def vizwiz(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """EvalAI's list for VizWiz: image and processed answer."""
     texts = _texts(answers)
     path = one_file(folder, "llava_test.jsonl", "llava*.jsonl")
     records = list(read_lines(path))
     _require_all([record.name("question_id") for record in records], texts, path)
     found = [{"image": r.text("image"), "answer": evalai(texts[r.name("question_id")])} for r in records]
-    return json.dumps(found).encode()
+    return Upload(json.dumps(found).encode())
 
 
-def textvqa(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def textvqa(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """EvalAI's list for TextVQA's test split: question_id and processed answer, in the order of the annotation file."""
     texts = _texts(answers)
     path = one_file(folder, "TextVQA_0.5.1_test.json", "**/TextVQA*_test.json")
     records = list(read_object(path).records("data"))
     _require_all([record.name("question_id") for record in records], texts, path)
     found = [{"question_id": r.value["question_id"], "answer": evalai(texts[r.name("question_id")])} for r in records]
-    return json.dumps(found).encode()
+    return Upload(json.dumps(found).encode())
 
 
-def gqa(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def gqa(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """The predictions that GQA's ``eval.py`` reads."""
     _texts(answers)
     found = [{"questionId": one.question_id, "prediction": one.text.rstrip(".").lower()} for one in answers]
-    return json.dumps(found).encode()
+    return Upload(json.dumps(found).encode())
 
 
-def seed(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def seed(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """SEED-Bench's JSON lines, in the order of its file."""
     texts = _texts(answers)
     path = one_file(folder, "SEED-Bench.json", "SEED-Bench*.json", "**/SEED-Bench*.json")
@@ -97,12 +117,13 @@ def seed(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
         json.dumps({"question_id": r.value["question_id"], "prediction": texts[r.name("question_id")]}) + "\n"
         for r in records
     ]
-    return "".join(lines).encode()
+    return Upload("".join(lines).encode())
 
 
-def mm_vet(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def mm_vet(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """MM-Vet's object ``{"v1_0": text, ...}``."""
-    return json.dumps({f"v1_{key}": text for key, text in _texts(answers).items()}, indent=2).encode()
+    found = {f"v1_{key}": text for key, text in _texts(answers).items()}
+    return Upload(json.dumps(found, indent=2).encode())
 
 
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -114,11 +135,7 @@ def mmbench_rows(answers: Sequence[AnswerRecord], folder: Path) -> list[list[Any
     texts = _texts(answers)
     path = one_file(folder, "mmbench_test*.tsv", "*.tsv")
     rows = read_table(path, ["index", "question", "A", "B"])
-    known = {row.text("index") for row in rows}
-    if not known & set(texts):
-        raise DataError(
-            f"{path}: none of the answers belongs to a row; these are answers of another benchmark or split"
-        )
+    _missing([row.text("index") for row in rows], texts, path)
     names = [name for name in (rows[0].value if rows else ()) if name not in LEFT_OUT]
     return [[*names[:6], "prediction", *names[6:]], *(_mmbench_row(row, names, texts) for row in rows)]
 
@@ -130,7 +147,7 @@ def _mmbench_row(row: Record, names: Sequence[str], texts: Texts) -> list[Any]:
     return [*cells[:6], texts.get(row.text("index")), *cells[6:]]
 
 
-def mmbench(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
+def mmbench(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """MMBench's xlsx file. ConfigError without the package openpyxl (extra ``eval``)."""
     rows = mmbench_rows(answers, folder)
     try:
@@ -148,10 +165,10 @@ def mmbench(answers: Sequence[AnswerRecord], folder: Path) -> bytes:
                 cell.data_type = "s"  # a text that begins with = is no formula
     stream = io.BytesIO()
     book.save(stream)
-    return stream.getvalue()
+    return Upload(stream.getvalue(), tuple(str(row[0]) for row in rows[1:] if row[6] is None))
 
 
-def mme(answers: Sequence[AnswerRecord], folder: Path) -> dict[str, bytes]:
+def mme(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     """The text files that MME's calculation reads, one for each subtask: image, question, right answer, answer.
 
     All questions are there, each image's two together. Tabs and line ends in an answer, which end a column there,
@@ -167,10 +184,10 @@ def mme(answers: Sequence[AnswerRecord], folder: Path) -> dict[str, bytes]:
         asked = f"{question.key.partition(': ')[2]} {ASKED}"
         said = re.sub(r"[\t\r\n]", " ", texts[question.key])
         lines[f"{task}.txt"].append(f"{file}.txt\t{asked}\t{question.expected[0].capitalize()}\t{said}\n")
-    return {name: "".join(found).encode() for name, found in lines.items()}
+    return Upload({name: "".join(found).encode() for name, found in lines.items()})
 
 
-Writer = Callable[[Sequence[AnswerRecord], Path], bytes | dict[str, bytes]]
+Writer = Callable[[Sequence[AnswerRecord], Path], Upload]
 
 UPLOADS: dict[str, tuple[Writer, str]] = {
     "vqav2": (vqav2, ".json"),
@@ -186,8 +203,10 @@ UPLOADS: dict[str, tuple[Writer, str]] = {
 """Writer of each benchmark's file, and its suffix; without one it is a folder of files."""
 
 
-def write_upload(benchmark: str, answers: Sequence[AnswerRecord], folder: Path | None, path: Path) -> None:
-    """Write the upload file of a benchmark. ConfigError when it has none, or when it needs ``folder``."""
+def write_upload(benchmark: str, answers: Sequence[AnswerRecord], folder: Path | None, path: Path) -> tuple[str, ...]:
+    """Write the upload file of a benchmark; returns the questions without an answer, which are empty in it.
+
+    ConfigError when it has none, or when it needs ``folder``."""
     if benchmark not in UPLOADS:
         raise ConfigError(f"{benchmark} has no upload file (those that have one: {', '.join(UPLOADS)})")
     write, suffix = UPLOADS[benchmark]
@@ -197,8 +216,10 @@ def write_upload(benchmark: str, answers: Sequence[AnswerRecord], folder: Path |
         raise ConfigError(f"the upload file of {benchmark} follows its question file; give the folder with --data")
     if not suffix and path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: is a file; {benchmark} is written as a folder of files, name another place")
-    content = write(answers, folder or Path())
-    for name, data in (content if isinstance(content, dict) else {"": content}).items():
+    upload = write(answers, folder or Path())
+    content = upload.content if isinstance(upload.content, dict) else {"": upload.content}
+    for name, data in content.items():
         target = path / name if name else path
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(target, data)
+    return upload.empty

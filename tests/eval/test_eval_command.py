@@ -156,6 +156,8 @@ def test_a_report_is_one_table_over_models_and_benchmarks(tmp_path: Path, capsys
         data, answers = make(tmp_path / "data" / benchmark)
         scored(tmp_path / "scores" / benchmark, benchmark, answers[1:] if benchmark == "pope" else answers, data)
     kit.write_json(tmp_path / "scores" / "other.json", {"a": 1})
+    kit.write_json(tmp_path / "scores" / "upload.json", [{"question_id": 1}])
+    (tmp_path / "scores" / "empty.json").touch()
     capsys.readouterr()
     assert run("report", tmp_path / "scores", "--published", "--output", tmp_path / "r.md") == 0
     said = capsys.readouterr().out.splitlines()

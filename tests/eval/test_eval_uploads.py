@@ -17,10 +17,13 @@ def upload(benchmark: str, answers: list[dict], data: Path | None, output: Path)
     return main(["eval", "upload", benchmark, "--answers", str(file), "--output", str(output), *more])
 
 
-def test_vqav2_has_every_question_in_its_order_and_empty_ones_for_those_missing(tmp_path: Path) -> None:
+def test_vqav2_has_every_question_in_its_order_and_empty_ones_for_those_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kit.write_lines(tmp_path / "d" / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": n} for n in (3, 1, 2)])
     answers = [kit.answer(1, "The Two dogs."), kit.answer(3, "No"), kit.answer(3, "yes")]
-    assert upload("vqav2", answers, tmp_path / "d", tmp_path / "u.json") == 0
+    assert upload("vqav2", answers, tmp_path / "d", tmp_path / "u.json") == 1
+    assert "1 questions have no answer and are empty in it, the first: 2" in capsys.readouterr().out
     wanted = [("yes", 3), ("2 dogs", 1), ("", 2)]
     text = ", ".join(f'{{"question_id": {key}, "answer": "{text}"}}' for text, key in wanted)
     assert (tmp_path / "u.json").read_text() == f"[{text}]"
@@ -72,7 +75,7 @@ def test_mmbench_is_a_table_with_predictions_as_its_seventh_column(tmp_path: Pat
     from openpyxl import load_workbook
 
     data, _ = kit.mmbench(tmp_path / "d")
-    assert upload("mmbench", [kit.answer(7, "=A1\x07")], data, tmp_path / "u.xlsx") == 0
+    assert upload("mmbench", [kit.answer(7, "=A1\x07")], data, tmp_path / "u.xlsx") == 1
     sheet = load_workbook(tmp_path / "u.xlsx").active
     assert list(sheet.iter_rows(values_only=True)) == [
         ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split"),
@@ -119,6 +122,18 @@ def test_failed_answers_are_not_uploaded(benchmark: str, tmp_path: Path, capsys:
     kit.seed(tmp_path / "d")
     assert upload(benchmark, answers, tmp_path / "d", tmp_path / name) == 2
     assert "answers.jsonl:2: 2 answers failed (out of memory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", ["vqav2", "mmbench"])
+def test_answers_of_another_benchmark_are_not_uploaded_as_an_empty_file(
+    benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit.mmbench(tmp_path / "d")
+    kit.write_lines(tmp_path / "d" / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": 1}])
+    output = tmp_path / ("u.json" if benchmark == "vqav2" else "u.xlsx")
+    assert upload(benchmark, [kit.answer("other", "yes")], tmp_path / "d", output) == 2
+    assert "no answer belongs to a question of it" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_a_benchmark_without_upload_file_and_a_missing_folder_are_named(
