@@ -117,9 +117,16 @@ class StaticCache:
 
     def _filled_up(self, new: Tensor) -> Tensor:
         """``new`` and zeros up to the capacity: a weight of exactly 0 still meets the value, and 0 * NaN is NaN."""
-        shape = [size(new, axis) for axis in range(4)]
-        shape[self._axis] = self.capacity - shape[self._axis]
-        return paddle.concat([new, paddle.zeros(shape, dtype=new.dtype)], axis=self._axis)
+        shape = list(new.shape)
+        if min(shape) < 0:  # zeros of open sizes are an operator that custom devices lack on paddle 3.0
+            shape[0], shape[self._axis] = 1, self.capacity
+            empty, count = paddle.zeros(shape, dtype=new.dtype), size(new, self._axis)
+            tail = empty[:, :, count:] if self.heads_first else empty[:, count:]
+            tail = tail.expand([size(new, 0), -1, -1, -1])  # -1: as it is
+        else:
+            shape[self._axis] = self.capacity - shape[self._axis]
+            tail = paddle.zeros(shape, dtype=new.dtype)
+        return paddle.concat([new, tail], axis=self._axis)
 
     def _put(self, held: Tensor, new: Tensor) -> Tensor:
         """``held`` with ``new`` at the places of each row: one scatter of rows of D values."""
