@@ -12,7 +12,7 @@ from paddlemix.utils import early_stop
 
 
 @pytest.fixture(autouse=True)
-def ignored():
+def ignored(usual_signals):
     """As deploy/npu/launch.sh starts a rank."""
     before = {number: signal.getsignal(number) for number in NUMBERS}
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
