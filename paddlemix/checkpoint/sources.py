@@ -39,6 +39,7 @@ from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.paths import machine_path
 
 INIT = "init"
 """``projector=INIT``: start a projector anew, as the first training stage does."""
@@ -156,7 +157,7 @@ def _find_tower(parts: Parts, plan: LoadPlan, given: str | Path | None) -> Path 
     if raw.get("model_type") == MODEL_TYPE:
         if plan.has(keymap.PREFIX_TOWER) or _brings_tower(parts.adapter):
             return None
-        return parts.adapter.find_tower() if parts.adapter is not None else None
+        return parts.adapter.find_tower(parts.base) if parts.adapter is not None else None
     name = tower_name(raw)
     if raw.get("model_type") == SHARE4V and (parts.folder / OWN_TOWER / CONFIG).is_file():
         # share4v's training writes a tower that it has tuned there; config.json goes on naming the one it began with.
@@ -170,7 +171,7 @@ def _find_tower(parts: Parts, plan: LoadPlan, given: str | Path | None) -> Path 
     remedy = f"name it with {options.current().vision_tower}"
     what = f"the vision tower of {_config_folder(parts) / CONFIG}"
     found = resolve(name, what, near=near, remedy=remedy)
-    if Path(name).is_absolute() and found != Path(name):
+    if machine_path(name).is_absolute() and found != machine_path(name):
         plan.report.notes.append(f"the vision tower {name} is not on this machine; {found} is taken")
     return found
 

@@ -2,12 +2,13 @@
 """Where the folder that a name means may lie on this machine: one rule for models, bases and vision towers."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from paddlemix.utils import env
-from paddlemix.utils.paths import expanded
+from paddlemix.utils.paths import expanded, machine_path
 
 _LEVELS = 4
 """Folders above a model that are looked through, for the layout ``<root>/<owner>/<model>``."""
@@ -20,13 +21,13 @@ def places(name: str, near: Sequence[Path] = (), published: Iterable[str] = ()) 
     """Folders that ``name`` may mean, best first; whether they exist is not asked.
 
     - the name as a path, relative to the current folder;
-    - for each folder of ``near`` (the model, its base), and where a link to it leads: inside it and beside it by whole
-      name and by last part, and above it (``<root>/<owner>/<model>``) by whole name, or by the last two parts of an
-      absolute path that another machine wrote;
+    - for each folder of ``near`` (the model, its base), and each place that links to it lead to: inside it and beside
+      it by whole name and by last part, and above it (``<root>/<owner>/<model>``) by whole name, or by the last two
+      parts of an absolute path that another machine wrote;
     - ``$PPMIX_HOME/models``, and the caches of huggingface_hub and ModelScope;
     - the same for the names of ``published``.
     """
-    path = Path(expanded(name))
+    path = machine_path(name)
     found = [path] if path.is_absolute() else []
     for folder in _with_targets(near):
         found += _around(path, folder)
@@ -80,10 +81,20 @@ def _age(folder: Path) -> float:
 def _with_targets(near: Sequence[Path]) -> Iterator[Path]:
     """The folders, and those that links among them lead to."""
     seen = set()
-    for folder in itertools.chain.from_iterable((item.absolute(), item.resolve()) for item in near):
+    for folder in itertools.chain.from_iterable((*_links(item.absolute()), item.resolve()) for item in near):
         if folder not in seen:
             seen.add(folder)
             yield folder
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """``folder`` and, while that is a link, where it leads to."""
+    seen = set()
+    while folder not in seen:
+        seen.add(folder)
+        yield folder
+        if folder.is_symlink():
+            folder = Path(os.path.normpath(folder.parent / folder.readlink()))
 
 
 def _around(path: Path, folder: Path) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from paddlemix.utils import env
 from paddlemix.utils.errors import ConfigError
@@ -35,9 +35,21 @@ def path_at(name: str) -> Path:
     return Path(expanded(name))
 
 
+def machine_path(name: str | os.PathLike[str]) -> Path:
+    """``expanded`` as a Path; an absolute one of Windows with the same parts below ``/``.
+
+    So its last parts can be looked for here: ``D:\\models\\clip`` becomes ``/models/clip``.
+    """
+    text = os.fspath(name)
+    windows = PureWindowsPath(text)
+    if windows.is_absolute() and not text.startswith("/"):  # //server/share is absolute on both
+        return Path("/", *windows.parts[1:])
+    return path_at(text)
+
+
 def begins_at(path: str | os.PathLike[str]) -> str:
     """What an error says behind a path that was not found: where a relative one begins; nothing for an absolute one."""
-    if os.path.isabs(path):
+    if machine_path(path).is_absolute():
         return ""
     try:
         here = f", {os.getcwd()}"

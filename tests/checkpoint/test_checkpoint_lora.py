@@ -188,6 +188,19 @@ def test_tensors_that_the_base_lacks_are_saved_with_the_adapter(tmp_path):
     np.testing.assert_array_equal(logits(load_model(without, lora="keep").model), logits(model))
 
 
+def test_the_tower_of_an_adapter_is_found_beside_the_base_that_is_given(tmp_path):
+    """Adapter, base and tower come from another machine; base and tower lie together, the adapter elsewhere."""
+    hub = kit.hub(tmp_path / "there", tiny_model())
+    loaded = load_model(hub["vicuna"], vision_tower=hub["clip"], projector="init")
+    model = trained(loaded.model)
+    folder = save_adapter(tmp_path / "a", model, loaded.config, None, base=hub["vicuna"], vision_tower=hub["clip"])
+    (tmp_path / "here").mkdir()
+    moved = [shutil.move(hub[name], tmp_path / "here" / hub[name].name) for name in ("vicuna", "clip")]
+    again = load_model(folder, lora="keep", base=moved[0])
+    assert again.vision_tower is None or again.vision_tower == moved[1]
+    np.testing.assert_array_equal(logits(again.model), logits(model))
+
+
 def test_a_model_without_adapters_is_not_saved_as_one(base, tmp_path):
     loaded = load_model(base)
     with pytest.raises(CheckpointError, match="carries no adapter"):

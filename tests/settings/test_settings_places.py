@@ -53,12 +53,43 @@ def test_a_link_to_a_model_is_followed(tmp_path):
     assert find_tower(link, "/mnt/other/my-clip") == there
 
 
-def test_a_published_twin_is_found_in_the_cache_and_known_by_its_facts(tmp_path):
-    name = "/mnt/weights/vision/clip-vit-large-patch14-336"
-    assert published_twins(name) == [CLIP]
-    assert known_tower(name).image_size == 336
-    cached = tower(tmp_path / "cache" / "models" / CLIP)
+def test_every_link_on_the_way_to_a_model_is_followed(tmp_path):
+    names = ("end", "middle", "mine")
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "end" / "llava").mkdir()
+    (tmp_path / "middle" / "llava").symlink_to(Path("../end/llava"))
+    (tmp_path / "mine" / "llava").symlink_to(tmp_path / "middle" / "llava")
+    for name in names:  # the nearest is taken
+        there = tower(tmp_path / name / "my-clip")
+        assert find_tower(tmp_path / "mine" / "llava", "/mnt/other/my-clip") == there
+
+
+@pytest.mark.parametrize("name", ["D:\\models\\openai\\my-clip", "D:/models/my-clip", "\\\\server\\share\\my-clip\\"])
+def test_a_path_of_windows_is_found_by_its_last_part(name, tmp_path):
+    there = tower(tmp_path / "models" / "author" / "my-clip")
+    assert find_tower(tmp_path / "models" / "author" / "llava", name) == there
+    assert published_twins(name.replace("my-clip", "clip-vit-large-patch14-336")) == [CLIP]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("/mnt/weights/vision/clip-vit-large-patch14-336", CLIP),
+        ("/mnt/weights/InternViT-6B-448px", "OpenGVLab/InternViT-6B-448px"),
+        ("pretrained/InternViT-6B-448px", "OpenGVLab/InternViT-6B-448px"),
+    ],
+)
+def test_a_published_twin_is_found_in_the_cache_and_known_by_its_facts(name, published, tmp_path):
+    assert published_twins(name) == [published]
+    assert published_twins(published) == []
+    assert known_tower(name) == known_tower(published)
+    assert known_tower(name).image_size == (336 if published == CLIP else 448)
+    cached = tower(tmp_path / "cache" / "models" / published)
     assert find_tower(tmp_path / "model", name) == cached
+
+
+def test_a_tower_of_another_owner_is_another_model():
     assert published_twins("somebody/clip-vit-large-patch14-336") == []  # another owner's model
     assert known_tower("/mnt/weights/clip") is None
 

@@ -115,21 +115,23 @@ class Adapter:
             return resolve(given, "the base model")
         return self._find("base model", self.base, self.base_relative, f"name it with {options.current().base}")
 
-    def find_tower(self) -> Path | None:
-        """The folder of the vision tower that the adapter was trained with, or None when the base holds it."""
+    def find_tower(self, base: Path) -> Path | None:
+        """The folder of the vision tower that the adapter was trained with, or None when the base holds it.
+
+        Looked for beside the adapter and beside ``base``, the folder of the base that is used.
+        """
         if self.tower is None:
             return None
-        return self._find(
-            "vision tower", self.tower, self.tower_relative, f"name it with {options.current().vision_tower}"
-        )
+        remedy = f"name it with {options.current().vision_tower}"
+        return self._find("vision tower", self.tower, self.tower_relative, remedy, base)
 
-    def _find(self, what: str, name: str | None, relative: str | None, remedy: str) -> Path:
+    def _find(self, what: str, name: str | None, relative: str | None, remedy: str, *more: Path) -> Path:
         if not name:
             raise CheckpointError(f"{self.folder}: the adapter does not say which {what} it belongs to; {remedy}")
         beside = (self.folder / relative).resolve() if relative else None
         if beside is not None and not Path(name).is_dir() and beside.is_dir():
             return beside
-        return resolve(name, f"the {what} of {self.folder}", near=self.folder, remedy=remedy)
+        return resolve(name, f"the {what} of {self.folder}", near=[self.folder, *more], remedy=remedy)
 
 
 def read_adapter(folder: Path) -> Adapter:

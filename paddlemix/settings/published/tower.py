@@ -13,7 +13,7 @@ from paddlemix.settings.published.unused_keys import ANYWHERE, PREPROCESSOR, VIS
 from paddlemix.settings.towers.base import Tower
 from paddlemix.settings.towers.table import LLAVA_TOWER, TOWERS, towers
 from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.paths import expanded
+from paddlemix.utils.paths import expanded, machine_path
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 _LARGEST = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 512, "image_size": 1 << 14}
@@ -128,10 +128,10 @@ def _published(tower: Tower, facts: Mapping[str, Any]) -> VisionConfig:
 
 def known_tower(name: str | None) -> VisionConfig | None:
     """Architecture of a published tower by its exact name, or by a path that ends in its last part."""
-    name = name or ""
-    whole, last = (name, *published_twins(name)), (name.rpartition("/")[2],)
+    if not name:
+        return None
     for tower in towers():
-        for known in last if tower.known_by_last_part else whole:
+        for known in (name, *published_twins(name)):
             if known in tower.published:
                 return _published(tower, tower.published[known])
     return None
@@ -143,12 +143,14 @@ def is_published(name: str) -> bool:
 
 
 def published_twins(name: str) -> list[str]:
-    """Published towers that a path of another machine ends in; another owner's name is another model."""
-    path = Path(name)
-    if len(path.parts) < 3 and not path.is_absolute():
-        return []
-    names = (known for tower in towers() if not tower.known_by_last_part for known in tower.published)
-    return [known for known in names if Path(known).name == path.name]
+    """Published towers that a path of another machine ends in; another owner's name is another model.
+
+    A tower that is ``known_by_last_part`` is the same whatever stands before it.
+    """
+    path = machine_path(name)
+    is_path = len(path.parts) > 2 or path.is_absolute()
+    names = (known for tower in towers() if is_path or tower.known_by_last_part for known in tower.published)
+    return [known for known in names if Path(known).name == path.name and known != name]
 
 
 def tower_like(sizes: Mapping[str, int], tower: Tower = LLAVA_TOWER) -> VisionConfig | None:

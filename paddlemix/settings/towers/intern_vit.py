@@ -60,11 +60,11 @@ TOWER = Tower(
     has_code=True,
     refused=(_14B,),
     published={
-        "InternViT-6B-224px": {},
-        "InternViT-6B-448px": {"image_size": 448},
-        "InternViT-6B-448px-V1-0": {"image_size": 448},
-        "InternViT-6B-448px-V1-2": {"image_size": 448, "num_hidden_layers": 45},
-        "InternViT-6B-448px-V1-5": {"image_size": 448, "num_hidden_layers": 45},
+        "OpenGVLab/InternViT-6B-224px": {},
+        "OpenGVLab/InternViT-6B-448px": {"image_size": 448},
+        "OpenGVLab/InternViT-6B-448px-V1-0": {"image_size": 448},
+        "OpenGVLab/InternViT-6B-448px-V1-2": {"image_size": 448, "num_hidden_layers": 45},
+        "OpenGVLab/InternViT-6B-448px-V1-5": {"image_size": 448, "num_hidden_layers": 45},
     },
     known_by_last_part=True,  # chat models call them pretrained/... or OpenGVLab/...
     position_table="embeddings.position_embedding",
