@@ -26,6 +26,7 @@ from paddlemix.text.batching import encode_rows
 from paddlemix.text.tokenizer_files import ROLES, AddedToken, TokenizerFiles, read_files, write_files
 from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import require_characters
 
 SPACE = "\u2581"
 SLOW, SLOW_4_31, FAST, FAST_5 = "slow", "slow_4_31", "fast", "fast_5"
@@ -167,6 +168,7 @@ class Tokenizer:
 
         ``bos`` puts the begin token in front if the tokenizer's files ask for one (``add_bos_token``).
         ``specials=False`` treats "</s>" and the like as plain characters: no special id comes out of the text.
+        DataError for half of a surrogate pair, which is no character.
         """
         plain = () if specials else ((0, len(text)),)
         return [self.bos_id] * (bos and self.add_bos) + self._run(text, plain, offsets=False).ids
@@ -195,6 +197,7 @@ class Tokenizer:
         return self._run(text, plain, offsets=True)
 
     def _run(self, text: str, plain: Sequence[Span], offsets: bool) -> Pieces:
+        require_characters(text)
         ids: list[int] = []
         starts: list[int] = []
         at, last = 0, None
@@ -331,6 +334,7 @@ class Tokenizer:
         """Make each token special, in order; returns how many got a new id (at the end of the vocabulary)."""
         size = self.vocab_size
         for content in tokens:
+            require_characters(content)
             known = self.token_id(content)
             token = self._added.get(content) or AddedToken(content, self.vocab_size if known is None else known)
             self._enter([replace(token, special=True)])

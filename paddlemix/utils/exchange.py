@@ -6,6 +6,7 @@ lets a caller connect to the address that was checked, or end a server that send
 """
 
 import contextlib
+import functools
 import http.client
 import io
 import socket
@@ -134,8 +135,9 @@ def _connected(
         if address.scheme == "https":
             if proxy is not None:
                 _tunnel(address, _Line(sock, deadline))
+            trust = _trust()  # reading the certificates takes a while, which belongs to the limit
             sock.settimeout(deadline.left())
-            sock = stack.enter_context(_trust().wrap_socket(sock, server_hostname=address.host))
+            sock = stack.enter_context(trust.wrap_socket(sock, server_hostname=address.host))
         yield sock
 
 
@@ -164,6 +166,7 @@ def _tunnel(address: Address, line: _Line) -> None:
         raise DataError(f"{shown(address.text)}: the proxy answers {response.status} {shown(response.reason)}")
 
 
+@functools.cache
 def _trust() -> ssl.SSLContext:
     import certifi
 

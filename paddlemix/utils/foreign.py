@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.errors import DataError, PaddleMixError
 from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
 
@@ -178,6 +178,17 @@ def parse_json(
     except (ValueError, RecursionError, MemoryError) as cause:
         raise error(f"{where}: not valid JSON ({shown(cause) or type(cause).__name__})") from cause
     return value
+
+
+def require_characters(text: str) -> None:
+    """DataError when a text holds half of a surrogate pair: no UTF-8, and no tokenizer, has a form for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        around = shown(text[max(0, cause.start - 20) : cause.start + 20])
+        raise DataError(
+            f'the text holds half of a surrogate pair, which is no character: "{around}"; take it out'
+        ) from cause
 
 
 def _int(text: str) -> int:

@@ -286,6 +286,17 @@ def test_a_question_longer_than_the_context_is_an_error_and_changes_nothing(sess
     assert session.turns == turns
 
 
+def test_a_question_with_half_of_a_surrogate_pair_is_an_error_and_changes_nothing(session: ChatSession) -> None:
+    session.answer("why?")
+    turns = session.turns
+    for ask in (session.answer, lambda text: session.batch(["why?", text])):
+        with pytest.raises(DataError, match=r'half of a surrogate pair, .*"[^"]*USER: why \\ud83d\? ASSIS'):
+            ask("why \ud83d?")
+    assert session.turns == turns
+    question = "how many things are there?"
+    assert session.answer(question) == fresh_like(session, turns).answer(question)
+
+
 def test_places_and_pictures_that_differ_in_number_are_an_error(session: ChatSession) -> None:
     with pytest.raises(DataError, match='holds 2 "<image>" and comes with 1 images'):
         session.answer("<image> or <image>?", [tiny_image(0)])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from paddlemix.text import spm
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
-from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.errors import CheckpointError, DataError
 from tests.text.text_tools import KINDS, folder, model_bytes, nasty, texts, tokenizer
 
 kinds = st.integers(0, len(KINDS) - 1)
@@ -58,6 +58,16 @@ def test_plain_text_never_becomes_a_special_id(text, kind, normal):
     ours = tokenizer(kind, normal)
     ids = ours.encode(text, bos=False, specials=False)
     assert not (set(ids) & ours.special_ids) - {ours.unk_id}
+
+
+@given(st.text(), st.integers(0xD800, 0xDFFF), st.text(), kinds)
+@settings(max_examples=50, deadline=None)
+def test_half_of_a_surrogate_pair_is_named(left, half, right, kind):
+    text = left + chr(half) + right
+    ours = tokenizer(kind)
+    for call in (ours.encode, ours.encode_with_images, ours.pieces, ours, lambda text: ours.add_special([text])):
+        with pytest.raises(DataError, match=rf"half of a surrogate pair, .*\\u{half:x}"):
+            call(text)
 
 
 def test_plain_text_breaks_up_a_symbol_that_sentencepiece_itself_would_find():

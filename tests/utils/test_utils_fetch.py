@@ -446,6 +446,23 @@ def test_redirects_share_one_limit(net, monkeypatch):
     assert sock.now <= 10.0 + 1e-6
 
 
+def test_the_limit_holds_while_certificates_are_read_and_keys_agreed(net, monkeypatch):
+    def wrap_socket(sock, server_hostname):
+        sock.wait(60.0)  # a server that never says hello
+
+    def trust():
+        sock.now += 9.0
+        return SimpleNamespace(wrap_socket=wrap_socket)
+
+    sock = Slow(forever(b"x"), 0.0)
+    monkeypatch.setattr(exchange, "_trust", trust)
+    monkeypatch.setattr(exchange, "time", sock)
+    monkeypatch.setattr(exchange, "socket", SimpleNamespace(socket=lambda *kind: sock, SOCK_STREAM=1))
+    with pytest.raises(DataError, match="not complete after 10 s"):
+        files.fetch("https://good.example/x", timeout=10.0)
+    assert sock.now <= 10.0 + 1e-6
+
+
 @pytest.mark.parametrize("piece", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\n"])
 def test_headers_without_end_are_given_up_also_when_they_come_fast(net, monkeypatch, piece):
     _, text = slow_fetch(monkeypatch, forever(piece), 0.0)
