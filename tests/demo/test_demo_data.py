@@ -139,9 +139,10 @@ def test_the_best_guess_is_the_most_frequent_answer_to_the_same_question(tmp_pat
     turns = [("<image>\nHow many?", "two"), ("How many?", "one"), ("How many?", "two"), ("Where?", "left")]
     row = {"conversations": [{"value": value} for turn in turns for value in turn]}
     (tmp_path / "train.json").write_text(json.dumps([row]))
-    asked = [("How many?", "two"), ("How many?", "one"), ("Where?", "left"), ("Who?", "left")]
+    asked = [("How many?", "two"), ("How many?", "two"), ("How many?", "one"), ("Who?", "left")]
     questions = [data.Question("kind", text, answer) for text, answer in asked]
     assert data.best_guess(tmp_path / "train.json", questions) == 0.5
+    assert data.best_guess(tmp_path / "train.json", questions[:2]) == 1.0
 
 
 def test_accuracy_is_counted_letter_for_letter_and_by_kind():
