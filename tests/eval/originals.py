@@ -183,6 +183,11 @@ def vqa_challenge(text: str, people: list[str]) -> Fraction:
     return agreement(text, people)
 
 
+def vqa_lmms(text: str, people: list[str]) -> Fraction:
+    """lmms-eval's evaluation of VQAv2: that of the challenge, with an answer that was processed before."""
+    return vqa_challenge(evalai(text), people)
+
+
 def textvqa(results: list[dict], annotations: list[dict]) -> Fraction:
     """LLaVA's loop over the answers, whose questions come out of the prompts."""
     scores = []

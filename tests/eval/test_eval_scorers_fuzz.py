@@ -121,12 +121,15 @@ def test_vqa_accuracy_equals_the_originals(count: int) -> None:
     for _ in range(count // 10):
         questions = [Question(str(n), people(draw)) for n in range(10)]
         texts = [draw.choice((*variants(question.expected[0]), drawn_text(draw))) for question in questions]
-        for convention, rule in (("llava", originals.m4c), ("official", originals.vqa_challenge)):
+        for convention, rule in RULES.items():
             found = score(VQA, questions, answers_of(questions, texts), convention)
             wanted = [rule(text, list(q.expected)) for text, q in zip(texts, questions, strict=True)]
             for result, value in zip(found.results, wanted, strict=True):
                 assert same(result.value, value), (convention, result)
             assert same(found.metrics["accuracy"], sum(wanted) / 10)
+
+
+RULES = {"llava": originals.m4c, "official": originals.vqa_challenge, "lmms-eval": originals.vqa_lmms}
 
 
 def variants(text: str) -> tuple[str, ...]:
