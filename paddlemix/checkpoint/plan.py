@@ -53,18 +53,22 @@ class LoadPlan:
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
 
-    def add_projector(self, source: TensorSource, *, more: bool) -> None:
+    def add_projector(self, source: TensorSource, *, more: bool, newline: bool) -> None:
         """Enter the projector of a file, and nothing else that it may hold: it may be a shard of a whole model.
 
         InternVL-Chat's files bring the positions of the tower along. ``more``: a table of tokens counts too, as for
-        LLaVA's loader in the folder of a first stage.
+        LLaVA's loader in the folder of a first stage. ``newline``: the model has a newline row; without one, that of
+        the file has no use (files of LLaVA-1.6 for a model that pads).
         """
         found = {name: keymap.projector(name) for name in source.infos()}
         targets = [target.name for target in found.values() if target is not None]
-        if not targets:
+        if not set(targets) - {keymap.NEWLINE}:
             raise CheckpointError(f"{source.where}: it holds no projector that is known")
         if len(set(targets)) < len(targets):
             raise CheckpointError(f"{source.where}: it holds several projectors, so it does not say which one is meant")
+        if not newline:
+            rows = [name for name, target in found.items() if target is not None and target.name == keymap.NEWLINE]
+            found |= dict.fromkeys(rows, keymap.Ignored("this model has no newline row"))
         for name in [name for name, target in found.items() if target is None and _PROJECTOR_WORD not in name]:
             target = keymap.ours(name, "llava")
             positions = isinstance(target, keymap.Target) and keymap.is_position_table(target.name)

@@ -99,7 +99,7 @@ def find_sources(
     if parts.adapter is not None:
         require_base(parts.adapter, parts.base, source, form)
         plan.report.warnings += _doubts(parts, base, config)
-    _add_later_sources(plan, parts)
+    _add_later_sources(plan, parts, newline=config.has_image_newline)
     config = _fit_positions(plan, config)
     return Sources(parts, plan, config, tower, form)
 
@@ -275,12 +275,12 @@ def _is_foreign(name: str, form: str) -> bool:
     return isinstance(target, keymap.Target) and not target.name.startswith(keymap.PREFIX_TOWER)
 
 
-def _add_later_sources(plan: LoadPlan, parts: Parts) -> None:
+def _add_later_sources(plan: LoadPlan, parts: Parts, *, newline: bool) -> None:
     if parts.adapter is not None:
         for source, form, names in parts.adapter.others:
             plan.add(source, form, names)
     if parts.projector is not None:
-        plan.add_projector(open_file(parts.projector), more=parts.kind == "projector")
+        plan.add_projector(open_file(parts.projector), more=parts.kind == "projector", newline=newline)
 
 
 def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -243,11 +243,31 @@ def test_only_the_projector_is_taken_from_a_whole_model(form, model, tmp_path):
     assert "only the projector is taken from this file" in loaded.report.ignored.values()
 
 
+@pytest.mark.parametrize("form", ["llava", "llava_hf", "llava_hf_new", "paddlemix"])
+def test_the_newline_row_of_a_projector_file_is_taken_where_the_model_has_one(form, model, tmp_path):
+    others = tiny_model(seed=5, has_image_newline=True)
+    kit.write_weights(tmp_path, "safetensors", kit.weights_in(form, others))
+    hub = kit.hub(tmp_path / "hub", model)
+    for overrides in (None, {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}):
+        grid = {"image_grid_pinpoints": [[28, 56]]} if overrides else {}
+        given = {**overrides, **grid} if overrides else None
+        loaded = load_model(hub["llava"], projector=tmp_path / "model.safetensors", overrides=given)
+        assert loaded.config.has_image_newline is bool(overrides)
+        assert ("this model has no newline row" in loaded.report.ignored.values()) is not bool(overrides)
+        for name, value in values(loaded.model).items():
+            taken = "mm_projector" in name or "newline" in name
+            np.testing.assert_array_equal(value, values(others if taken else model)[name])
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (
             lambda found: {"model.norm.weight": found["model.mm_projector.0.bias"]},
+            "it holds no projector that is known",
+        ),
+        (
+            lambda found: {"model.image_newline": found["model.mm_projector.0.bias"]},
             "it holds no projector that is known",
         ),
         (
