@@ -178,8 +178,11 @@ def test_the_chat_command_of_the_readme_runs_in_float16(card: str, golden_llava:
 
 
 def test_the_speed_of_the_card(card: str) -> None:
+    import paddle
+
     from paddlemix.doctor import speed
 
+    paddle.set_device(card)  # another test may have left the CPU
     for found in speed.findings(card, "bfloat16"):
         print(f"{found.name}: {found.text}")
         assert all(value > 0 for value in found.values.values())
