@@ -180,10 +180,10 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             self._log_step(tr_loss)
         # The state at the end of a step: what later micro-batches add belongs to the next one.
         self._open_loss, self._tokens_done = tr_loss.clone(), self.tokens
-        metrics = None
-        if self.control.should_evaluate:
+        saved, metrics = self.saved_at_a_signal, None
+        if self.control.should_evaluate and not (saved and self.within_an_epoch):
             metrics = self._evaluate_or_stop()
-        if self.control.should_save:
+        if self.control.should_save and not (saved and metrics is None):
             self._save_checkpoint(model, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -191,6 +191,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         try:
             return self.evaluate()
         except BrokenOffError:
+            self.control.should_evaluate = False
             self.stop_signal.stop(self.control, self.args.world_size)
             return None
 
@@ -251,9 +252,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         state = self._run_state()
         if self.is_world_process_zero():
             files.wait_until_writable(folder.parent)
-            if folder.exists():
-                checkpointing.remove(folder)
-            with files.publish_folder(folder) as temporary:
+            with files.publish_folder(folder, replace=True) as temporary:
                 divided.write_whole(self.model, lambda read: self.weights.save(temporary, self.model, read))
                 self.state.save_to_json(str(temporary / checkpointing.LOG_FILE))
                 checkpointing.write_state(temporary, state)

@@ -36,6 +36,20 @@ class Stopping:
     """Tells whether a signal has come."""
     _together = False
 
+    @property
+    def saved_at_a_signal(self) -> bool:
+        """Whether a signal ends the run and this step is saved.
+
+        PaddleNLP's loop then reports the end of an epoch, which asks for a checkpoint and an evaluation once more.
+        """
+        stopped = self.stop_signal is not None and self.stop_signal.before_the_end
+        return stopped and self.saved_step == self.state.global_step
+
+    @property
+    def within_an_epoch(self) -> bool:
+        """Whether steps of the present epoch are still to come."""
+        return float(self.state.epoch or 0.0) % 1.0 != 0.0
+
     def _check_loss_valid(self, loss: Tensor) -> None:
         """Called before every update, on every process. Raises the error of a batch that a process could not read.
 

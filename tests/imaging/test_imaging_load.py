@@ -29,17 +29,14 @@ def encoded(kind: str, picture: Image.Image | None = None, **options: object) ->
 
 
 def png_header(width: int, height: int) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 200_000)
 
+
+def png(head: bytes, rows: bytes) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 200_000))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def message(source: object, limits: load.ImageLimits = LIMITS) -> str:
@@ -130,6 +127,8 @@ def test_sides_aspect_and_bytes_have_limits():
     assert "the long side may be 200 times the short one" in message(Image.new("L", (5000, 1)))
     assert "the limit is 100; make the file smaller" in message(encoded("PNG"), replace(LIMITS, max_bytes=100))
     assert "sides must be 2 to" in message(Image.new("L", (1, 1)), replace(LIMITS, min_side=2))
+    for size in ((1, 1), (1, 200), (200, 1)):
+        assert load_image(encoded("PNG", Image.new("RGB", size))).size == size
 
 
 def test_invalid_base64_is_refused():
@@ -141,6 +140,12 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     deep = Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16))
     assert load_image(deep).getpixel((0, 0)) == (156, 156, 156)
     assert load_image(encoded("PNG", deep)).getpixel((0, 0)) == (156, 156, 156)
+
+
+def test_sixteen_bit_rgb_is_scaled_and_not_clipped():
+    rows = (b"\0" + struct.pack(">HHH", 40000, 256, 65535) * 5) * 5
+    data = png(struct.pack(">IIBBBBB", 5, 5, 16, 2, 0, 0, 0), rows)
+    assert set(load_image(data).getdata()) == {(156, 1, 255)}
 
 
 def test_pixels_without_an_agreed_scale_are_refused():

@@ -25,7 +25,7 @@ def publish(output, step, text="weights"):
 
 
 def test_checkpoints_are_ordered_by_step_and_not_by_name_or_time(tmp_path):
-    for step in (10, 9, 100):
+    for step in (10, 100, 9):  # the newest file is not of the newest step
         publish(tmp_path, step)
     (tmp_path / "checkpoint-abc").mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
@@ -250,18 +250,20 @@ def test_a_full_disk_while_the_optimizer_is_written_is_the_same_sentence(tmp_pat
     class NoWeights(PlainWeights):
         def save(self, folder, model, read):
             (folder / "model.safetensors").touch()
+            if checkpointing.checkpoints(tmp_path):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
 
     logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
-    trainer = make_trainer(settings(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
+    trainer = make_trainer(settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, save_total_limit=1))
     trainer.weights = NoWeights()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
     try:
-        with pytest.raises(TrainingError, match=r"checkpoint-1: cannot be written .File too large.; \d+ MiB"):
+        with pytest.raises(TrainingError, match=r"checkpoint-2: cannot be written .File too large.; \d+ MiB"):
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert checkpointing.checkpoints(tmp_path) == []
+    assert checkpointing.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [1]
 
 
 def test_a_result_leaves_no_weights_of_an_earlier_one_beside_it_even_after_a_kill(tmp_path):

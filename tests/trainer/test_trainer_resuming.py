@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may differ when a run goes on: bad rows, the length of the run, and what changes no number."""
 
+import dataclasses
 import json
 import shutil
 
@@ -111,6 +112,13 @@ def state(run, **changes):
 def told(tmp_path, before, now, rows=12):
     run = settings(tmp_path, **before)
     return require_same_run(state(run), settings(tmp_path, **now), 1, Rows(rows), tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_is_refused_with_both_numbers(tmp_path, before, now):
+    saved = dataclasses.replace(state(settings(tmp_path)), world_size=before)
+    with pytest.raises(ConfigError, match=f"number of processes was {before}, is {now}"):
+        require_same_run(saved, settings(tmp_path), now, Rows(12), tmp_path / "checkpoint-3")
 
 
 @pytest.mark.parametrize(

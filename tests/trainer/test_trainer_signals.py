@@ -95,7 +95,19 @@ def test_in_the_evaluation_of_the_result_the_code_is_75_at_once(place, tmp_path,
     assert files.verify_folder(tmp_path) == []
 
 
-def test_an_evaluation_during_training_is_broken_off_and_the_step_saved(place, tmp_path, monkeypatch):
+@pytest.fixture
+def written(monkeypatch):
+    """The steps of which a checkpoint was written, in order."""
+    found, write_state = [], checkpointing.write_state
+    monkeypatch.setattr(
+        checkpointing,
+        "write_state",
+        lambda folder, state: found.append(state.global_step) or write_state(folder, state),
+    )
+    return found
+
+
+def test_an_evaluation_during_training_is_broken_off_and_the_step_saved_once(place, tmp_path, monkeypatch, written):
     from paddlemix.trainer import evaluation
 
     seen = []
@@ -109,7 +121,50 @@ def test_an_evaluation_during_training_is_broken_off_and_the_step_saved(place, t
     keys = dict(max_steps=4, do_eval="true", evaluation_strategy="steps", eval_steps=2, per_device_eval_batch_size=1)
     assert main(arguments(place, tmp_path, **keys, **with_eval(place))) == 75
     assert len(seen) == 1
-    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == [2]
+    assert [step for step, _ in checkpointing.checkpoints(tmp_path)] == written == [2]
+
+
+@pytest.mark.parametrize(("step", "steps", "evaluated"), [(2, [2], 0), (3, [3, 3], 3)])
+def test_a_signal_within_an_epoch_is_not_taken_for_its_end(
+    place, tmp_path, monkeypatch, written, step, steps, evaluated
+):
+    from paddlemix.trainer import callbacks, evaluation
+
+    seen, on_step_end = [], callbacks.StopOnSignal.on_step_end
+
+    def signalled(self, args, state, control, **more):
+        if state.global_step == step:
+            send()
+        return on_step_end(self, args, state, control, **more)
+
+    monkeypatch.setattr(callbacks.StopOnSignal, "on_step_end", signalled)
+    monkeypatch.setattr(evaluation, "count_labels", lambda batch: seen.append(batch) or 1)
+    keys = dict.fromkeys(("evaluation_strategy", "save_strategy"), "epoch")
+    keys |= dict(do_eval="true", load_best_model_at_end="true", per_device_eval_batch_size=1)
+    assert main(arguments(place, tmp_path, **keys, **with_eval(place))) == 75
+    assert (written, len(seen)) == (steps, evaluated)
+
+
+def test_while_a_checkpoint_is_written_it_is_written_to_its_end_and_the_code_is_75(place, tmp_path, monkeypatch):
+    sent = []
+    once = first(lambda: sent or sent.append(send()), checkpointing.save_optimizer)
+    monkeypatch.setattr(checkpointing, "save_optimizer", once)
+    assert main(arguments(place, tmp_path, max_steps=6, save_strategy="steps", save_steps=2)) == 75
+    found = checkpointing.checkpoints(tmp_path)
+    assert [files.verify_folder(folder) for _, folder in found] == [[]] * len(found)
+    assert found[0][0] == 2
+    assert [name for name in left(tmp_path) if name.startswith(".tmp")] == []
+
+
+def test_a_second_signal_ends_the_run_at_once(place, tmp_path, monkeypatch):
+    def twice(*_):
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        pytest.fail("went on after the second signal")
+
+    monkeypatch.setattr("paddlemix.trainer.llava_trainer.LlavaTrainer._note_norm", twice)
+    assert main(arguments(place, tmp_path, max_steps=2)) == 130
+    assert checkpointing.checkpoints(tmp_path) == []
 
 
 def test_a_signal_to_the_whole_group_saves_also_with_loader_processes(place, tmp_path):
