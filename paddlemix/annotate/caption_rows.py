@@ -20,7 +20,7 @@ from paddlemix.annotate.objects import ObjectImages
 from paddlemix.annotate.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.foreign import parse_json, refuse_pointer
+from paddlemix.utils.foreign import JsonValue, parse_json, refuse_pointer
 
 DESCRIBE = (
     "What is this multi-view photo about? Descript it to me as detailed as possible.",
@@ -39,7 +39,7 @@ class Choice:
     text: str
     answers: tuple[str, ...]
 
-    def answer(self, said: Any) -> str | None:
+    def answer(self, said: JsonValue) -> str | None:
         """The answer that a value of a file means (for the quality also a number from 1 to 6); None: none of them."""
         words = {plain(answer): answer for answer in self.answers}
         if self.key == "score":
@@ -181,7 +181,7 @@ def _json(text: str, where: str) -> Any:
     return parse_json(text, where, DataError, halves=True, max_values=None)
 
 
-def _opened(value: Any) -> Mapping[str, Any]:
+def _opened(value: JsonValue) -> Mapping[str, Any]:
     """A record: as it stands, in the text of an answer (also of the OpenAI interface), or a description alone."""
     if isinstance(value, dict):
         choices = value.get("choices")

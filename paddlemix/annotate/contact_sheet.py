@@ -100,7 +100,7 @@ def wrapped(text: str, width: float, rows: int) -> list[str]:
     return lines
 
 
-def _fitting(text: str, width: float, font: Any) -> int:
+def _fitting(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
     """How many characters of ``text`` fit into ``width`` pixels, at least one."""
     # No glyph is narrower than a pixel: the search never measures more of a long text than could fit.
     low, high = 1, min(len(text), int(width))

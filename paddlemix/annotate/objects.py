@@ -17,7 +17,7 @@ from paddlemix.datasets.multiview import CAP3D_FOLDER, CAP3D_VIEWS, picture_of
 from paddlemix.imaging.load import OWN_LIMITS, load_image
 from paddlemix.imaging.views import split_sheet
 from paddlemix.utils.errors import ConfigError, DataError
-from paddlemix.utils.foreign import parse_json, refuse_pointer
+from paddlemix.utils.foreign import JsonValue, parse_json, refuse_pointer
 from paddlemix.utils.paths import begins_at
 
 MOST_WITHOUT = 10_000
@@ -113,7 +113,7 @@ def _json(text: str, where: str) -> Any:
     return parse_json(text, where, DataError, halves=True, max_values=None)
 
 
-def _record(record: Any, key: str, where: str) -> dict[str, Any]:
+def _record(record: JsonValue, key: str, where: str) -> dict[str, Any]:
     if isinstance(record, str):
         record = {key: record}
     if not isinstance(record, dict):

@@ -37,7 +37,12 @@ class Collator:
         self.min_tiles = min_tiles
 
     def __call__(self, items: Sequence[Encoded | None]) -> dict[str, np.ndarray]:
-        """The batch of all items that are not None."""
+        """The batch of all items that are not None.
+
+        int64 ``token_ids``, ``source``, ``positions`` and ``labels`` [B, L]; with images ``pixels`` float32
+        [N, 3, S, S]; where they are needed ``blend_index`` int64 and ``blend_weight`` float32 [K, 4], ``starts``
+        int64 [B], ``segments`` int64 [B, L].
+        """
         kept = [item for item in items if item is not None]
         rows = [PlanRow(item.ids, item.layouts, item.labels, item.segments) for item in kept]
         plan = build_plan(

@@ -75,7 +75,7 @@ class ChatDataset:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Merged positions of every row (int64), cut at ``max_length``. Images are not decoded.
+        """Merged positions of every row (int64 [rows]), cut at ``max_length``. Images are not decoded.
 
         A row whose image cannot be read counts 1 under ``skip``.
         """
@@ -83,7 +83,7 @@ class ChatDataset:
 
     @cached_property
     def modality_lengths(self) -> np.ndarray:
-        """``lengths``, negative for rows without images: what grouping by modality takes."""
+        """``lengths`` (int64 [rows]), negative for rows without images: what grouping by modality takes."""
         sign = np.array([1 if sample.images else -1 for sample in self.samples], dtype=np.int64)
         return self.lengths * sign
 
@@ -111,7 +111,7 @@ class ChatDataset:
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """What each row says, its place in the file left aside: 64 bits a row (int64)."""
+        """What each row says, its place in the file left aside: 64 bits a row (int64 [rows])."""
         found = [blake2b(repr(_content(sample)).encode("utf-8"), digest_size=8).digest() for sample in self.samples]
         return np.frombuffer(b"".join(found), dtype=np.int64)
 
@@ -125,7 +125,7 @@ def _content(sample: Sample) -> tuple[list[tuple[object, ...]], list[str]]:
 def word_lengths(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     """(lengths, modality lengths) as LLaVA estimates them: words, plus 128 a row with an image in the first one only.
 
-    The second is negative for rows without images. Only for comparison with the original's order.
+    Both int64 [rows]; the second is negative for rows without images. Only for comparison with the original's order.
     """
     words = np.array([sum(len(m.text.split()) for m in sample.messages) for sample in samples], dtype=np.int64)
     pictured = np.array([bool(sample.images) for sample in samples])

@@ -79,12 +79,12 @@ class PackedDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Merged positions of every row (int64)."""
+        """Merged positions of every row (int64 [rows])."""
         return np.array([self.dataset.lengths[group].sum() for group in self.groups], dtype=np.int64)
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """``lengths``, negative for rows in which no sample has an image."""
+        """``lengths`` (int64 [rows]), negative for rows in which no sample has an image."""
         pictured = [bool((self.dataset.modality_lengths[group] > 0).any()) for group in self.groups]
         return np.where(pictured, self.lengths, -self.lengths)
 

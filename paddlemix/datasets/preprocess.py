@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL.Image import Image
@@ -38,6 +39,14 @@ class Encoded:
     where: str = ""
     truncated: int = 0
     segments: np.ndarray | None = None
+
+
+class Rows(Protocol):
+    """The rows of a run by their numbers: ``ChatDataset``, or another set that gives samples (None: a row left out)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Encoded | None: ...
 
 
 @dataclass(frozen=True)

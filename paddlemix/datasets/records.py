@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 
 _SHOWN_KEYS = 8
@@ -65,7 +66,7 @@ class RepeatedKeys:
         twice.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
         return twice
 
-    def check(self, row: Any, place: Place) -> None:
+    def check(self, row: JsonValue, place: Place) -> None:
         """DataError for a row in which a key stands twice."""
         left = [("", row)] if self.seen else []
         while left:
@@ -104,7 +105,7 @@ class UnreadKeys:
         return nearest(key.lower(), self._known[key])
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: "JsonValue | LongNumber") -> str:
     """What a JSON value is, for a message."""
     if isinstance(value, LongNumber):
         return f"a number of {value.digits} digits"

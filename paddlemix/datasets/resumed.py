@@ -8,13 +8,12 @@ they would have been.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset
-from paddlemix.datasets.preprocess import Encoded
+from paddlemix.datasets.preprocess import Encoded, Rows
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.text.messages import ChatFormat
 from paddlemix.utils.errors import ConfigError
@@ -29,7 +28,7 @@ class RowsBefore:
     fingerprint: str
 
 
-def rows_of(dataset: Any) -> RowsBefore | None:
+def rows_of(dataset: Rows) -> RowsBefore | None:
     """What a checkpoint keeps of its rows; None for data sets of another make, whose rows have no digests."""
     rows = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
     if not isinstance(rows, ChatDataset | ResumedDataset):
@@ -135,7 +134,7 @@ class ResumedDataset:
 
     @property
     def digests(self) -> np.ndarray:
-        """As before, so that the run can be continued once more."""
+        """As before (int64 [rows]), so that the run can be continued once more."""
         return self.before.digests
 
     @property
@@ -150,7 +149,7 @@ class ResumedDataset:
 
     @property
     def modality_lengths(self) -> np.ndarray:
-        """As before, whatever has become of the images since; a row without them in the file counts 1."""
+        """As before (int64 [rows]), whatever has become of the images since; a row that is gone counts 1."""
         if self.before.lengths is not None:
             return self.before.lengths
         now = self.dataset.modality_lengths
@@ -158,5 +157,5 @@ class ResumedDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Merged positions of every row (int64)."""
+        """Merged positions of every row (int64 [rows])."""
         return np.abs(self.modality_lengths)

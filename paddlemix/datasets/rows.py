@@ -13,6 +13,7 @@ from typing import Any
 from paddlemix.datasets.records import LongNumber, Place, UnreadKeys, kind_of
 from paddlemix.text.messages import ROW_ROLES, Conversation, Message
 from paddlemix.utils.constants import IMAGE_TOKEN
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 
 IMAGE_KEYS = ("image", "images")
@@ -52,7 +53,7 @@ class _Unnamed:
     kind: str
 
 
-def read_row(row: Any, place: Place, rules: MarkRules = STRICT, unread: UnreadKeys | None = None) -> Conversation:
+def read_row(row: JsonValue, place: Place, rules: MarkRules = STRICT, unread: UnreadKeys | None = None) -> Conversation:
     """The conversation of a row in any of the known forms. DataError with the JSON pointer otherwise.
 
     A mark that ``rules`` put in front stands once for each image; of views, the caller keeps one.
@@ -157,7 +158,7 @@ def _marked(messages: list[Message], images: int, place: Place, rules: MarkRules
     return [*messages[:first], replace(messages[first], text=text), *messages[first + 1 :]]
 
 
-def _conversations(turns: Any, place: Place, unread: UnreadKeys) -> list[Message]:
+def _conversations(turns: JsonValue, place: Place, unread: UnreadKeys) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise place.fault("/conversations", f"{kind_of(turns)}; expected a list of turns that is not empty")
     if isinstance(turns[0], dict):
@@ -174,7 +175,7 @@ def _conversations(turns: Any, place: Place, unread: UnreadKeys) -> list[Message
     return messages
 
 
-def _llava_turn(turn: Any, place: Place, at: str, unread: UnreadKeys) -> Message:
+def _llava_turn(turn: JsonValue, place: Place, at: str, unread: UnreadKeys) -> Message:
     if not isinstance(turn, dict):
         raise place.fault(at, f'{kind_of(turn)}; expected {{"from": "human" or "gpt", "value": text}}')
     for name in ("from", "value"):
@@ -205,7 +206,7 @@ def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
 
 
 def _chat(
-    turns: Any, place: Place, unread: UnreadKeys, at: str = "/messages"
+    turns: JsonValue, place: Place, unread: UnreadKeys, at: str = "/messages"
 ) -> tuple[list[Message], list[str | _Unnamed]]:
     if not isinstance(turns, list) or not turns:
         raise place.fault(at, f"{kind_of(turns)}; expected a list of messages that is not empty")
@@ -279,7 +280,7 @@ def _path(value: str, place: Place, at: str) -> str:
     return _text(value, place, at).removeprefix(FROM_SOURCE)
 
 
-def _text(value: Any, place: Place, at: str) -> str:
+def _text(value: JsonValue, place: Place, at: str) -> str:
     if not isinstance(value, str):
         raise place.fault(at, f"{kind_of(value)}; expected a text")
     if "\0" in value:
@@ -291,6 +292,6 @@ def _text(value: Any, place: Place, at: str) -> str:
     return value
 
 
-def _absent(value: Any) -> bool:
+def _absent(value: JsonValue) -> bool:
     """Null, an empty text or an empty list: the key says that there is nothing."""
     return value is None or value in ("", [])

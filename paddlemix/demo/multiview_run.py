@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -30,6 +30,9 @@ from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import TrainingError
 from paddlemix.utils.files import atomic_write
 from paddlemix.utils.logging import console
+
+if TYPE_CHECKING:
+    from paddlemix.annotate.annotator import Annotator
 
 RECIPE = ROOT / "paddlemix" / "config" / "demo" / "multiview.json"
 
@@ -192,7 +195,7 @@ class Demo:
 
     def _right(
         self,
-        asker: Any,
+        asker: "Annotator",
         objects: Sequence[Sequence[Image.Image]],
         scenes: Sequence[Scene],
         side: str,
@@ -208,7 +211,7 @@ class Demo:
         return [answer == scene.colour(side) for answer, scene in zip(found, scenes, strict=True)]
 
     def _sheet(
-        self, asker: Any, seen: Sequence[Sequence[Image.Image]], scenes: Sequence[Scene], one: Sequence[str]
+        self, asker: "Annotator", seen: Sequence[Sequence[Image.Image]], scenes: Sequence[Scene], one: Sequence[str]
     ) -> None:
         four: list[str] = []
         self._right(asker, seen[:SHOWN], scenes[:SHOWN], HIDDEN, four)

@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from paddlemix.utils.foreign import JsonValue
+
 OK, NOTE, WARN, FAIL = "ok", "note", "WARN", "FAIL"
 
 
@@ -17,21 +19,21 @@ class Finding:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def ok(name: str, text: str, **values: Any) -> Finding:
+def ok(name: str, text: str, **values: JsonValue) -> Finding:
     """A line about something that is as it should be."""
     return Finding(OK, name, text, values)
 
 
-def note(name: str, text: str, **values: Any) -> Finding:
+def note(name: str, text: str, **values: JsonValue) -> Finding:
     """A line about something that a person should read."""
     return Finding(NOTE, name, text, values)
 
 
-def warn(name: str, text: str, **values: Any) -> Finding:
+def warn(name: str, text: str, **values: JsonValue) -> Finding:
     """A line about something that works and costs memory or time that it need not."""
     return Finding(WARN, name, text, values)
 
 
-def fail(name: str, text: str, **values: Any) -> Finding:
+def fail(name: str, text: str, **values: JsonValue) -> Finding:
     """A line about something that stops the work."""
     return Finding(FAIL, name, text, values)

@@ -21,6 +21,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.paths import path_at
 from paddlemix.utils.shown import readable
 
@@ -166,7 +167,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _deliver(args: argparse.Namespace, lines: list[str], value: object) -> None:
+def _deliver(args: argparse.Namespace, lines: list[str], value: JsonValue) -> None:
     """Write the file that was asked for, and show the rest."""
     from paddlemix.eval import tables
     from paddlemix.utils.files import atomic_write
@@ -178,7 +179,7 @@ def _deliver(args: argparse.Namespace, lines: list[str], value: object) -> None:
     _show(args, lines, value)
 
 
-def _show(args: argparse.Namespace, lines: list[str], value: object) -> None:
+def _show(args: argparse.Namespace, lines: list[str], value: JsonValue) -> None:
     from paddlemix.eval import tables
 
     sys.stdout.write(tables.as_text(value) if args.json else "".join(f"{readable(line)}\n" for line in lines))

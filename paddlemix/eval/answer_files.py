@@ -16,6 +16,7 @@ from typing import Any
 from paddlemix.eval.records import Record, read_lines
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import atomic_write
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.shown import shown
 
 
@@ -56,7 +57,12 @@ def _answer(record: Record) -> AnswerRecord:
 
 
 def answer_line(
-    question_id: str | int, prompt: str, text: str, model_id: str, metadata: dict[str, Any] | None = None, **more: Any
+    question_id: str | int,
+    prompt: str,
+    text: str,
+    model_id: str,
+    metadata: dict[str, Any] | None = None,
+    **more: JsonValue,
 ) -> str:
     """One line of an answer file, with its line end. ``more`` are keys that some benchmarks add behind the text.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.foreign import parse_json, read_text
+from paddlemix.utils.foreign import JsonValue, parse_json, read_text
 from paddlemix.utils.shown import as_json, shown
 
 MAX_BYTES = 2 << 30
@@ -91,7 +91,7 @@ class Record:
             yield _object(value, self.place, f"{self.pointer}/{key}/{number}")
 
 
-def _object(value: Any, place: str, pointer: str) -> Record:
+def _object(value: JsonValue, place: str, pointer: str) -> Record:
     if not isinstance(value, dict):
         raise DataError(f"{place}: {pointer or '/'}: expected an object {{...}}, got {as_json(value)}")
     return Record(value, place, pointer)

@@ -10,6 +10,7 @@ from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scorers.score import KINDS, Problem
 from paddlemix.eval.scoring import Scored
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.shown import shown
 
 SHOWN_PROBLEMS = 5
@@ -97,6 +98,6 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
-def as_text(value: Any) -> str:
+def as_text(value: JsonValue) -> str:
     """A JSON value as the commands print and write it."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -165,7 +165,10 @@ def generate_batch(
     *,
     features: paddle.Tensor | None = None,
 ) -> list[list[int]]:
-    """All ids of every row: up to and with the ending id, then ``pad_id`` to the length of the longest row."""
+    """All ids of every row: up to and with the ending id, then ``pad_id`` to the length of the longest row.
+
+    ``pixels`` float32 [N, 3, S, S], or in their place ``features`` [N, P, D] in the model's dtype.
+    """
     steps = list(generate(model, plan, pixels, decoding, features=features))
     return [list(row) for row in zip(*steps, strict=True)]
 

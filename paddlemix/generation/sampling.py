@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from paddlemix.utils.shown import shown
 MAX_BEAMS = 64
 """Each beam keeps keys and values of its own: 64 of a 7B model with 1,000 tokens take 32 GB."""
 _LARGE = 1 << 31
+
+
+DecodingField: TypeAlias = int | float | tuple[int, ...] | None
+"""Value of a field of ``Decoding``."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Decoding:
         """Whether an answer depends on the seed."""
         return self.temperature > 0
 
-    def with_changes(self, **changes: Any) -> "Decoding":
+    def with_changes(self, **changes: DecodingField) -> "Decoding":
         """A checked copy with some fields replaced."""
         return replace(self, **changes)
 

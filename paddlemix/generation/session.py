@@ -13,18 +13,22 @@ The history holds an answer's text without special tokens and stripped. (The ori
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 from paddlemix.generation.features import Picture
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt
-from paddlemix.generation.sampling import Decoding
+from paddlemix.generation.sampling import Decoding, DecodingField
+from paddlemix.imaging.load import ImageSource
 from paddlemix.text.batching import as_list
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import get_logger
+
+Images: TypeAlias = ImageSource | Sequence[ImageSource] | None
+"""The images of one question: some, one that stands alone, or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +93,11 @@ class ChatSession:
         self.stats = None
         self._cache.clear()
 
-    def answer(self, text: str, images: Any = (), **changes: Any) -> str:
+    def answer(self, text: str, images: Images = (), **changes: DecodingField) -> str:
         """The whole answer at once: what ``ask`` streams, stripped."""
         return "".join(self.ask(text, images, **changes)).strip()
 
-    def ask(self, text: str, images: Any = (), **changes: Any) -> Iterator[str]:
+    def ask(self, text: str, images: Images = (), **changes: DecodingField) -> Iterator[str]:
         """Stream the answer to ``text``, piece by piece.
 
         ``images`` are paths, URLs, bytes or PIL images, or one of them. If the text holds no ``<image>``, they are
@@ -129,7 +133,12 @@ class ChatSession:
                 self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
 
     def batch(
-        self, texts: Sequence[str], images: Sequence[Any] = (), *, batch_size: int | None = None, **changes: Any
+        self,
+        texts: Sequence[str],
+        images: Sequence[Images] = (),
+        *,
+        batch_size: int | None = None,
+        **changes: DecodingField,
     ) -> list[str]:
         """Answers to independent questions, which neither see the conversation nor stay in it.
 
@@ -154,7 +163,7 @@ class ChatSession:
         decoding = decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, self.context - longest))
         return [answer.text for answer in self.predictor.answer(prompts, decoding, batch_size=batch_size)]
 
-    def _pictures(self, text: str, images: Any) -> tuple[Picture, ...]:
+    def _pictures(self, text: str, images: Images) -> tuple[Picture, ...]:
         images = as_list(images)
         places = text.count(IMAGE_TOKEN)
         if places and places != len(images):

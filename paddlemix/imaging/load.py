@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -266,7 +266,7 @@ def _or_raise(limits: ImageLimits, name: str) -> str:
 
 
 @contextmanager
-def _told(name: str, limits: ImageLimits, file: Any = None) -> Iterator[None]:
+def _told(name: str, limits: ImageLimits, file: BinaryIO | None = None) -> Iterator[None]:
     """Turns everything Pillow raises on a broken file into a DataError. Pillow's own text may hold object addresses."""
     try:
         yield
@@ -280,7 +280,7 @@ def _told(name: str, limits: ImageLimits, file: Any = None) -> Iterator[None]:
         raise DataError(f"{name}: damaged or truncated image ({type(error).__name__}); replace the file") from error
 
 
-def _why_unknown(name: str, limits: ImageLimits, file: Any) -> str:
+def _why_unknown(name: str, limits: ImageLimits, file: BinaryIO | None) -> str:
     head = b""
     if file is not None:
         file.seek(0)

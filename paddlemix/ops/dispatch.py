@@ -101,7 +101,7 @@ class Operator:
                 )  # fmt: skip
         return self.kernels[-1].call(*arguments, **options)
 
-    def choose(self, runtime: Runtime, request: Any) -> Kernel:
+    def choose(self, runtime: Runtime, request: NamedTuple) -> Kernel:
         """The kernel for ``request``: the forced one, or the first that can serve. BackendError says why it cannot."""
         choice = runtime.choice(self.name)
         if choice.forced:
@@ -121,12 +121,12 @@ class Operator:
             skipped.append(f"not {kernel.name}: {reason}")
         raise BackendError(f"no kernel of {self.name.lower()} can serve the request: {'; '.join(skipped)}")
 
-    def why_not(self, name: str, runtime: Runtime, request: Any) -> str | None:
+    def why_not(self, name: str, runtime: Runtime, request: NamedTuple) -> str | None:
         """Why no kernel called ``name`` can serve ``request`` whatever the flags say; None when one can."""
         found = [self._reason(kernel, runtime, request) for kernel in self.kernels if kernel.name == name]
         return None if None in found else "; ".join(found)
 
-    def _forced(self, runtime: Runtime, request: Any) -> Kernel:
+    def _forced(self, runtime: Runtime, request: NamedTuple) -> Kernel:
         choice, reasons = runtime.choice(self.name), []
         named = [kernel for kernel in self.kernels if kernel.name == choice.forced]
         here = [kernel for kernel in named if not kernel.devices or runtime.device in kernel.devices]
@@ -138,7 +138,7 @@ class Operator:
             reasons.append(reason)
         raise BackendError(f"{choice.by}: {'; '.join(reasons)}; {_REMEDY}")
 
-    def _reason(self, kernel: Kernel, runtime: Runtime, request: Any) -> str | None:
+    def _reason(self, kernel: Kernel, runtime: Runtime, request: NamedTuple) -> str | None:
         if kernel.devices and runtime.device not in kernel.devices:
             article = "an" if kernel.devices[0] == FUSED else "a"
             return f"the tensors are on {runtime.device}, not on {article} {' or '.join(kernel.devices)}"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
 
 from paddlemix.ops.npu import mc2
 from paddlemix.ops.runtime import Runtime
@@ -86,7 +86,7 @@ class TensorParallel:
         """
         return x if self.size == 1 else self.copy_to_ranks(_Leave.apply(x, self))
 
-    def reduce(self, x: Tensor, op: Any = None) -> Tensor:
+    def reduce(self, x: Tensor, op: int | None = None) -> Tensor:
         """All-reduce of ``x`` (any shape, dtype) into a new tensor, without gradient; a sum unless ``op`` is given."""
         out = paddle.scale(x.detach(), 1.0)  # a copy by an operator that plug-ins have in bfloat16
         paddle.distributed.all_reduce(out, op=paddle.distributed.ReduceOp.SUM if op is None else op, group=self.group)
@@ -255,33 +255,33 @@ def whole(parameter: Tensor) -> Tensor:
 
 class _Enter(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
         return paddle.scale(x, 1.0)  # a copy: paddle takes an output in the memory of its input for an in-place one
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, gradient: Tensor) -> Tensor:
         return ctx.parallel.reduce(gradient)
 
 
 class _Leave(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, parallel: TensorParallel) -> Tensor:
         return parallel.reduce(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, gradient: Tensor) -> Tensor:
         return gradient
 
 
 class _Product(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, parallel: TensorParallel, even: bool) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, parallel: TensorParallel, even: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         return mc2.product(x, weight, parallel, even)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: PyLayerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         of_x = None if x.stop_gradient else paddle.matmul(gradient, weight, transpose_y=True)
         if weight.stop_gradient:

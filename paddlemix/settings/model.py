@@ -6,12 +6,17 @@ Sizes are (height, width) in pixels unless a name says otherwise.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.towers.clip import CLIP_MEAN, CLIP_STD
 from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
+
+T = TypeVar("T")
+ConfigField: TypeAlias = "bool | int | float | str | tuple[Any, ...] | TextConfig | VisionConfig | ImageConfig | None"
+"""Value of a field of ``LlavaConfig``."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class LlavaConfig:
             parts[key] = None if data.get(key) is None else _build(kind, data[key], f"{where}: /{key}")
         return _build(cls, parts, where)
 
-    def with_changes(self, **changes: Any) -> "LlavaConfig":
+    def with_changes(self, **changes: ConfigField) -> "LlavaConfig":
         """A copy with some fields replaced."""
         return replace(self, **changes)
 
@@ -165,7 +170,7 @@ class LlavaConfig:
 _TUPLES = {"mean", "std"}
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
+def _build(kind: type[T], data: JsonValue, where: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
     known = {item.name for item in fields(kind)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.utils.errors import ConfigError, PaddleMixError
-from paddlemix.utils.foreign import read_text
+from paddlemix.utils.foreign import JsonValue, read_text
 
 MAX_BYTES = 4 << 20
 """Largest settings file. A data set does not belong into one."""
@@ -166,7 +166,7 @@ class _Reader:
         return after, False
 
 
-def _kind(value: Any) -> str:
+def _kind(value: JsonValue) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return {list: "a list", str: "a text"}.get(type(value), "a number")

@@ -20,6 +20,7 @@ from typing import Any
 from paddlemix.text.messages import Message, Segment, check_turns
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.paths import begins_at
 
@@ -210,7 +211,7 @@ def load(path: str | Path) -> ChatTemplate:
         return ChatTemplate(data, str(path))
 
 
-def _checked(data: Any, name: str) -> dict[str, Any]:
+def _checked(data: JsonValue, name: str) -> dict[str, Any]:
     if isinstance(data, dict) and "chat_template" in data:
         raise DataError(
             f"{name}: this is the chat template of a HF transformers folder; expected the keys {', '.join(KEYS)} "

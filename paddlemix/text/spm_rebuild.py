@@ -18,6 +18,7 @@ from typing import Any
 
 from paddlemix.text.spm import BYTE, CONTROL, MAX_PIECES, NORMAL, UNKNOWN, USER_DEFINED
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.foreign import JsonValue
 
 SPACE = "\u2581"
 MAX_CHARS = 1 << 22
@@ -122,13 +123,13 @@ def _steps(data: dict[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else [value] * (value is not None)
 
 
-def _is_metaspace(step: Any) -> bool:
+def _is_metaspace(step: JsonValue) -> bool:
     wanted = {"type": "Metaspace", "replacement": SPACE, "split": False}
     known = isinstance(step, dict) and {key: step.get(key) for key in wanted} == wanted
     return known and step.get("prepend_scheme") in ("first", "always", "never")
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonValue) -> str:
     return repr(value)[:60]
 
 
@@ -136,7 +137,7 @@ def _names(steps: list[Any]) -> str:
     return ", ".join(map(_name, steps[:4])) or "absent"
 
 
-def _name(step: Any) -> str:
+def _name(step: JsonValue) -> str:
     """The type of a step with its settings, short enough for a line."""
     if not isinstance(step, dict) or not isinstance(step.get("type"), str):
         return "of no known form"
@@ -144,7 +145,7 @@ def _name(step: Any) -> str:
     return step["type"] + (f" {json.dumps(rest)[:160]}" if rest and len(step) < 6 else "")
 
 
-def _pieces(vocab: Any, source: _Source) -> list[str]:
+def _pieces(vocab: JsonValue, source: _Source) -> list[str]:
     """The pieces in the order of their ids."""
     if not isinstance(vocab, dict) or not 0 < len(vocab) <= MAX_PIECES:
         size = f"{len(vocab)} entries" if isinstance(vocab, dict) else f"{type(vocab).__name__}"
@@ -173,7 +174,7 @@ def _is_text(piece: str) -> bool:
 
 
 def _kinds(
-    pieces: list[str], added: Any, unknown: Any, roles: dict[str, str | None], source: _Source
+    pieces: list[str], added: JsonValue, unknown: JsonValue, roles: dict[str, str | None], source: _Source
 ) -> dict[str, int]:
     """The kind of every piece.
 
@@ -205,7 +206,7 @@ def _kinds(
     return kinds | {unknown: UNKNOWN}
 
 
-def _scores(kinds: dict[str, int], merges: Any, source: _Source) -> dict[str, float]:
+def _scores(kinds: dict[str, int], merges: JsonValue, source: _Source) -> dict[str, float]:
     """The score of every piece that can be joined, by the place of its merges; checks that the list is a whole one.
 
     Merges that make or use a control, byte or other special piece do not count: such tokens are cut out of the text
@@ -245,14 +246,14 @@ def _require_all_splits(kinds: dict[str, int], seen: set[tuple[str, str]], sourc
                 raise source.error(f"its merges lack ({left!r}, {right!r}), which a sentencepiece model always has")
 
 
-def _pair(merge: Any, number: int, source: _Source) -> tuple[str, str]:
+def _pair(merge: JsonValue, number: int, source: _Source) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
         raise source.error(f"merge {number} is {_short(merge)}; expected two pieces")
     return parts[0], parts[1]
 
 
-def _adds_bos(processor: Any, bos: str | None) -> bool | None:
+def _adds_bos(processor: JsonValue, bos: str | None) -> bool | None:
     """Whether the template of the post-processor begins with the begin token; None when there is no template."""
     single = processor.get("single") if isinstance(processor, dict) else None
     if not isinstance(single, list) or not single:

@@ -7,6 +7,7 @@ InternVL-Chat and ShareGPT4V.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from paddlemix.text.messages import Message, Segment, check_turns
 from paddlemix.utils.constants import IMAGE_TOKEN
@@ -28,6 +29,10 @@ class Answer:
     lead: str
     tail: str
     after: str = ""
+
+
+TemplateField: TypeAlias = str | bool | Answer | tuple[str, ...] | tuple[tuple[str, str], ...] | None
+"""Value of a field of ``Template``."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def for_training(template: Template) -> Template:
     return TEMPLATES[template.train_as] if template.train_as else template
 
 
-def _colon(name: str, system: str, roles: tuple[str, str], seps: tuple[str, str], **more: object) -> Template:
+def _colon(name: str, system: str, roles: tuple[str, str], seps: tuple[str, str], **more: TemplateField) -> Template:
     """``SYSTEM sep USER: text sep ASSISTANT: text sep`` (LLaVA's SINGLE and TWO styles)."""
     user, assistant = roles
     return Template(
@@ -143,11 +148,11 @@ def _colon(name: str, system: str, roles: tuple[str, str], seps: tuple[str, str]
     )
 
 
-def _human(name: str, system: str, **more: object) -> Template:
+def _human(name: str, system: str, **more: TemplateField) -> Template:
     return _colon(name, system, ("Human", "Assistant"), ("###", "###"), **more)
 
 
-def _vicuna(name: str, system: str, **more: object) -> Template:
+def _vicuna(name: str, system: str, **more: TemplateField) -> Template:
     return _colon(name, system, ("USER", "ASSISTANT"), (" ", "</s>"), **more)
 
 
@@ -169,7 +174,7 @@ def _chatml(name: str, system: str, newline: str = "") -> Template:
     return _tagged(name, system, ("<|im_start|>user\n", "<|im_start|>assistant\n"), "<|im_end|>", newline)
 
 
-def _llama_2(name: str, system: str, begin: str = "<s>", **more: object) -> Template:
+def _llama_2(name: str, system: str, begin: str = "<s>", **more: TemplateField) -> Template:
     """``[INST] <<SYS>> ... text [/INST] text </s>``; the first round has no ``<s>``: the bos stands there."""
     return Template(
         name,
@@ -184,7 +189,7 @@ def _llama_2(name: str, system: str, begin: str = "<s>", **more: object) -> Temp
     )
 
 
-def _trained_v0(name: str, system: str, **more: object) -> Template:
+def _trained_v0(name: str, system: str, **more: TemplateField) -> Template:
     """What train.py writes for "v0" data. The end mark of an answer is the ``###`` that begins the next turn."""
     return Template(
         name,
@@ -201,7 +206,7 @@ def _trained_v0(name: str, system: str, **more: object) -> Template:
     )
 
 
-def _plain(name: str, **more: object) -> Template:
+def _plain(name: str, **more: TemplateField) -> Template:
     """Text and newline, without roles."""
     return Template(name, "", opening="", user=("", "\n"), answer=Answer("", "", "\n"), stops=("\n",), **more)
 

@@ -10,7 +10,7 @@ from paddlemix.settings.decoders.table import tokenizer_of
 from paddlemix.text.spm_rebuild import Rebuilt, rebuild
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import CheckpointError
-from paddlemix.utils.foreign import read_optional
+from paddlemix.utils.foreign import JsonValue, read_optional
 from paddlemix.utils.paths import begins_at
 from paddlemix.utils.shown import shown
 
@@ -105,7 +105,7 @@ def _with_rules(config: dict[str, Any], rebuilt: Rebuilt) -> dict[str, Any]:
     return config
 
 
-def _content(value: Any) -> str | None:
+def _content(value: JsonValue) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -130,7 +130,7 @@ def _read_added(
     return sorted(found.values(), key=lambda token: token.id)
 
 
-def _added(path: Path, number: Any, row: Any) -> AddedToken:
+def _added(path: Path, number: JsonValue, row: JsonValue) -> AddedToken:
     if not isinstance(row, dict) or not isinstance(row.get("content"), str):
         raise CheckpointError(f'{path}: added token {shown(number)} is no object with a text as "content"; remove it')
     _check_id(path, row["content"], number)
@@ -142,7 +142,7 @@ def _added(path: Path, number: Any, row: Any) -> AddedToken:
     return AddedToken(row["content"], number, **{key: bool(row[key]) for key in keys if key in row})
 
 
-def _check_id(path: Path, content: str, number: Any) -> None:
+def _check_id(path: Path, content: str, number: JsonValue) -> None:
     if type(number) is not int or not 0 <= number < _MAX_ID or not content:
         raise CheckpointError(
             f'{path}: added token "{shown(content)}" has id {shown(number)}; expected an integer from 0 on'

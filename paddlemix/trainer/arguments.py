@@ -5,12 +5,19 @@ Paddle and PaddleNLP are imported inside the functions.
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
+from paddlemix.settings.run.keys import SettingValue
 from paddlemix.settings.run.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
 from paddlemix.utils import env
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.options import Options
+
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainingArguments
+
+    from paddlemix.ops.parallel import TensorParallel
 
 
 def check_processes(settings: TrainingSettings) -> None:
@@ -46,7 +53,7 @@ def names_of_keys(settings: TrainingSettings) -> Options:
     )
 
 
-def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
+def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "TrainingArguments":
     """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
     from paddlenlp.trainer import TrainingArguments
 
@@ -75,7 +82,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> Any:
     return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
 
 
-def place_in_group(args: Any) -> Any:
+def place_in_group(args: "TrainingArguments") -> "TensorParallel":
     """This process's ``TensorParallel``; the groups of processes were made with the training arguments."""
     from paddlemix.ops.parallel import ALONE, TensorParallel
 
@@ -87,5 +94,5 @@ def place_in_group(args: Any) -> Any:
     return TensorParallel(group.rank, group.nranks, group)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: SettingValue) -> JsonValue:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -4,10 +4,10 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from paddlemix.datasets.preprocess import Encoded, Rows
 from paddlemix.datasets.sampler import EpochOrder
 from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.workers import read_batches
@@ -15,7 +15,7 @@ from paddlemix.utils.constants import IGNORE_INDEX
 from paddlemix.utils.errors import PaddleMixError
 
 Batch = dict[str, np.ndarray]
-Collate = Callable[[list[Any]], Batch]
+Collate = Callable[[list[Encoded | None]], Batch]
 
 
 def split_batches(
@@ -80,7 +80,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Rows,
         collate: Collate,
         order: EpochOrder,
         *,
@@ -139,7 +139,7 @@ class TrainBatches:
 
 
 def load_batches(
-    dataset: Any, collate: Collate, plan: list[list[int]], workers: int, timeout: float = 600.0
+    dataset: Rows, collate: Collate, plan: list[list[int]], workers: int, timeout: float = 600.0
 ) -> Iterator[Batch]:
     """Batches as numpy arrays, in the order of ``plan``; ``timeout`` in seconds is for worker processes.
 
@@ -174,7 +174,7 @@ def filled_up(
         yield collate([]) if batch is None else batch
 
 
-def row_name(dataset: Any, index: int) -> str:
+def row_name(dataset: Rows, index: int) -> str:
     """A row as the data set names it."""
     where = getattr(dataset, "where", None)
     return where(index) if callable(where) else f"row {index}"
@@ -184,7 +184,7 @@ def _count(rows: int, batch_size: int, drop_last: bool) -> int:
     return max(1, rows // batch_size) if drop_last else math.ceil(rows / batch_size)
 
 
-def fingerprint(dataset: Any) -> str:
+def fingerprint(dataset: Rows) -> str:
     """What tells one set of training rows from another."""
     return str(getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows")
 

@@ -4,14 +4,29 @@
 import signal
 import threading
 import time
-from typing import Any
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import paddle
-from paddlenlp.trainer import TrainerCallback
+from paddle import Tensor, nn
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from paddlenlp.utils.log import logger as library_log
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+from paddlemix.trainer.batches import Batch
+from paddlemix.trainer.checkpointing import RunState
 from paddlemix.trainer.reports import Reports
 from paddlemix.utils import early_stop
 from paddlemix.utils.logging import console, get_logger
@@ -26,21 +41,43 @@ SHOWN = {
 """Which numbers of a log entry stand on the console, and how they are called there."""
 
 
+Given: TypeAlias = (
+    nn.Layer | Optimizer | LRScheduler | Iterable[Batch] | dict[str, Tensor] | dict[str, float] | float | None
+)
+"""What PaddleNLP gives to every event beside its three states: model, optimizer, schedule, batches, numbers."""
+
+
+class Running(Protocol):
+    """The numbers of a trainer that the bar shows: positions trained so far, and the newest loss."""
+
+    tokens: int
+    running_loss: float
+
+
+class Continued(Protocol):
+    """What a trainer goes on with after a checkpoint (PaddleNLP's names and ours)."""
+
+    args: TrainingArguments
+    _carried: RunState | None
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
+
+
 class ProgressBar(TrainerCallback):
     """A bar with steps, ETA, loss and tokens per second on a terminal; one line per log everywhere."""
 
     def __init__(self, show_bar: bool | None = None) -> None:
         self.show_bar = console().is_terminal if show_bar is None else show_bar
         self._bar: Progress | None = None
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._started = (0.0, 0)
-        self._trainer: Any = None
+        self._trainer: Running | None = None
 
-    def watch(self, trainer: Any) -> None:
+    def watch(self, trainer: Running) -> None:
         """Show the ``running_loss`` and the ``tokens`` of this trainer."""
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Show the bar, with the steps of a resumed run done already."""
         if not state.is_world_process_zero:
             return
@@ -51,7 +88,7 @@ class ProgressBar(TrainerCallback):
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
             self._bar.start()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Advance the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, description=self._speed())
@@ -63,7 +100,14 @@ class ProgressBar(TrainerCallback):
         speed = (self._trainer.tokens - before) / max(time.monotonic() - since, 1e-9)
         return f"loss {self._trainer.running_loss:.4f}  {speed:,.0f} tokens/s"
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Given,
+    ) -> None:
         """One line of at most 100 columns; the log file gets every number under its own name."""
         if not state.is_world_process_zero or not logs:
             return
@@ -75,12 +119,12 @@ class ProgressBar(TrainerCallback):
         speed = logs.get("interval_tokens_per_second")
         console().print(", ".join(shown + ([f"tokens/s: {speed:,.0f}"] if speed else [])), soft_wrap=True)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Say which checkpoint there is now."""
         if state.is_world_process_zero:
             console().print(f"saved checkpoint-{state.global_step}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Take the bar away."""
         self.close()
 
@@ -91,7 +135,7 @@ class ProgressBar(TrainerCallback):
             self._bar = None
 
 
-def _short(value: Any) -> str:
+def _short(value: float | str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -112,7 +156,7 @@ class StopOnSignal(TrainerCallback):
         self._done = False
         self._before: dict[int, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Take over the signals (only the main thread of a process can)."""
         if threading.current_thread() is threading.main_thread():
             for name in self.SIGNALS:
@@ -122,7 +166,7 @@ class StopOnSignal(TrainerCallback):
                 self._before[number] = signal.signal(number, self._note)
             self._before.update(early_stop.training_begins())
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self.restore()  # the next one acts as if we were not here
         what = "writing the result to its end" if self._done else "saving after this step"
@@ -145,18 +189,20 @@ class StopOnSignal(TrainerCallback):
             self.received = self.received or "a signal to another process"
         return wanted
 
-    def stop(self, control: Any, world_size: int) -> None:
+    def stop(self, control: TrainerControl, world_size: int) -> None:
         """Ask the loop to save and to stop when any process of the run got a signal; every process must call it."""
         if self.agreed(world_size):
             self.before_the_end = True
             control.should_save = control.should_training_stop = True
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given
+    ) -> TrainerControl:
         """Stop if a signal has come."""
         self.stop(control, args.world_size)
         return control
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """From here on there is a result to write, unless a signal has ended the training."""
         self._done = not self.before_the_end
 
@@ -167,7 +213,14 @@ class Reporting(TrainerCallback):
     def __init__(self, reports: Reports) -> None:
         self.reports = reports
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Given,
+    ) -> None:
         """The numbers of the line."""
         if logs:
             self.reports.log(logs, state.global_step)
@@ -176,11 +229,11 @@ class Reporting(TrainerCallback):
 class SeedEachStep(TrainerCallback):
     """Dropout of step n depends on (seed, n, rank) only; and the sums of a continued run go on where they were."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Continued) -> None:
         self.trainer = trainer
         self.restored = False
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """The loop has set its sums to zero by now; put back those of the checkpoint."""
         carried = self.trainer._carried
         if carried is not None and not self.restored:
@@ -188,7 +241,7 @@ class SeedEachStep(TrainerCallback):
             self.trainer._total_loss_scalar = carried.logged_loss
             self.trainer._globalstep_last_logged = carried.last_logged_step
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """A seed per optimizer step, mixed so that neighbouring steps and ranks share nothing.
 
         Processes that hold one model together (tensor parallel) draw the same noise for what they all compute.

@@ -6,6 +6,7 @@ from typing import Any
 
 from paddlemix.settings.memory import GB, Memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.run.keys import SettingValue
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils import env, npu_cards
 from paddlemix.utils.errors import ConfigError
@@ -101,5 +102,5 @@ def _fewer_rows(rows: int, steps: int) -> Iterator[dict[str, int]]:
         yield {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps * rows}
 
 
-def _json(value: Any) -> str:
+def _json(value: SettingValue) -> str:
     return {True: "true"}.get(value, f'"{value}"') if isinstance(value, bool | str) else str(value)

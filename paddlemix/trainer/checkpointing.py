@@ -12,11 +12,12 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
 
 from paddlemix.checkpoint.folders import ADAPTER_CONFIG
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import WEIGHT_FILES, open_file
+from paddlemix.datasets.preprocess import Rows
 from paddlemix.datasets.resumed import RowsBefore, rows_of
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.folder_lock import LOCK_FILE
@@ -24,6 +25,13 @@ from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.shown import shown
+
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.distributed.fleet.meta_optimizers import HybridParallelOptimizer
+    from paddle.optimizer import AdamW, Optimizer
+
+    AnyOptimizer: TypeAlias = Optimizer | HybridParallelOptimizer
 
 STATE_FILE = "training_state.json"
 LOG_FILE = "trainer_state.json"
@@ -176,7 +184,7 @@ def read_state(folder: Path) -> RunState:
         return state
 
 
-def write_rows(folder: Path, dataset: Any) -> None:
+def write_rows(folder: Path, dataset: Rows) -> None:
     """``training_rows.safetensors``: by what rows a continued run knows those of this one again."""
     rows = rows_of(dataset)
     if rows is not None:
@@ -202,7 +210,7 @@ def read_rows(folder: Path, fingerprint: str) -> RowsBefore | None:
     return RowsBefore(digests, lengths, fingerprint)
 
 
-def plain_optimizer(optimizer: Any) -> Any:
+def plain_optimizer(optimizer: "AnyOptimizer") -> "AdamW":
     """The AdamW inside the wrappers of the distributed strategies."""
     while True:
         inner = getattr(optimizer, "_inner_opt", None) or getattr(optimizer, "_optim", None)
@@ -211,21 +219,22 @@ def plain_optimizer(optimizer: Any) -> Any:
         optimizer = inner
 
 
-def save_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
+def save_optimizer(path: Path, optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> None:
     """Moments (and float32 master weights) by structured parameter names: ``moment1/llama.norm.weight``.
 
-    Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before.
+    Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before. Shapes are
+    those of the parameters; in a sharded state those of their parts.
     """
     held = _held(plain_optimizer(optimizer), parameters)
     # Not by the library of the format: on a full disk it raises an error of its own, without errno.
     write_safetensors(path, [_stored(name, tensor) for name, tensor in held.items()])
 
 
-def _stored(name: str, tensor: Any) -> Stored:
+def _stored(name: str, tensor: "Tensor") -> Stored:
     return Stored(name, str(tensor.dtype).rpartition(".")[2], tuple(tensor.shape), tensor.numpy)
 
 
-def _held(inner: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+def _held(inner: "AdamW", parameters: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     """The state tensors that this process holds, by their names in the file."""
     from paddlemix.trainer import divided
 
@@ -240,7 +249,7 @@ def _held(inner: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     return held
 
 
-def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> None:
+def load_optimizer(path: Path, optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> None:
     """Inverse of ``save_optimizer`` into a fresh optimizer. CheckpointError when a tensor is missing, left over or
     of another shape."""
     import paddle
@@ -263,7 +272,7 @@ def load_optimizer(path: Path, optimizer: Any, parameters: dict[str, Any]) -> No
         target.set_value(array)
 
 
-def _owned(optimizer: Any, parameters: dict[str, Any]) -> list[Any]:
+def _owned(optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> list["Tensor"]:
     """The parameters whose state lives in this process (all of them unless the state is sharded)."""
     from paddlemix.trainer import divided
 

@@ -8,11 +8,11 @@ been summed, and adds up what each process holds.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import paddle
 from paddle import Tensor
 from paddle.nn.clip import GradientClipBase
+from paddlenlp.trainer import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Spread:
     tensor_parallel: int = 1
 
     def copies(self, parameter: Tensor) -> int:
-        """Number of processes that hold this very gradient before the update."""
+        """Number of processes that hold this very gradient (any shape, dtype) before the update."""
         count = self.world
         if getattr(parameter, "is_distributed", False):  # a slice in tensor parallel
             count //= self.tensor_parallel
@@ -67,7 +67,7 @@ class GlobalNormClip(GradientClipBase):
 
 
 @paddle.no_grad()
-def global_norm(held: list[tuple[Any, Tensor]], spread: Spread) -> Tensor:
+def global_norm(held: list[tuple[Tensor, Tensor]], spread: Spread) -> Tensor:
     """Norm of all gradients of the run, a float32 scalar on the device, from the (parameter, gradient) held here."""
     squares: dict[int, list[Tensor]] = {}
     for parameter, grad in held:
@@ -82,7 +82,7 @@ def global_norm(held: list[tuple[Any, Tensor]], spread: Spread) -> Tensor:
     return paddle.sqrt(total)
 
 
-def of_arguments(args: Any) -> Spread:
+def of_arguments(args: TrainingArguments) -> Spread:
     """The spread of a run, from PaddleNLP's TrainingArguments."""
     sharding = args.sharding_parallel_degree if args.sharding else 1
     return Spread(args.world_size, max(sharding, 1), max(args.tensor_parallel_degree, 1))

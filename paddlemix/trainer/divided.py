@@ -9,20 +9,24 @@ as ``fw_storage`` and takes the memory of the parameter itself away between its 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
-from paddle import Tensor
+from paddle import Tensor, nn
+from paddle.distributed.communication.group import Group
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.ops import parallel
 from paddlemix.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+    from paddlemix.models.llava import LlavaForCausalLM
+
 _DONE = -1
 
 
-def check_sharding(model: Any, sharding: str) -> None:
+def check_sharding(model: "LlavaForCausalLM", sharding: str) -> None:
     """ConfigError when stage3 cannot serve the model: it has a parameter at hand only while its own layer runs."""
     if "stage3" in sharding and model.config.text.tie_word_embeddings:
         raise ConfigError(
@@ -31,26 +35,29 @@ def check_sharding(model: Any, sharding: str) -> None:
         )
 
 
-def note_slices(parameters: Iterable[Tensor], group: Any) -> None:
-    """Note at each parameter that stage3 has cut in which group its pieces lie."""
+def note_slices(parameters: Iterable[Tensor], group: Group) -> None:
+    """Note at each parameter (any shape, dtype) that stage3 has cut in which group its pieces lie."""
     for parameter in parameters:
         if getattr(parameter, "fw_storage", None) is not None:
             parameter.slice_group = group
 
 
 def sliced(parameter: Tensor) -> bool:
-    """Whether stage3 has cut this parameter."""
+    """Whether stage3 has cut this parameter (any shape, dtype)."""
     return getattr(parameter, "slice_group", None) is not None
 
 
 def is_divided(parameter: Tensor) -> bool:
-    """Whether this process holds a slice only."""
+    """Whether this process holds a slice only of the parameter (any shape, dtype)."""
     return sliced(parameter) or parallel.part_of(parameter) is not None
 
 
 @paddle.no_grad()
 def whole(parameter: Tensor) -> Tensor:
-    """The whole values, bit for bit. Every process must call it, for the same parameters in one order."""
+    """The values of the whole shape, in the parameter's dtype, bit for bit.
+
+    Every process must call it, for the same parameters in one order.
+    """
     if not sliced(parameter):
         return parallel.whole(parameter)
     pieces: list[Tensor] = []
@@ -60,7 +67,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 @paddle.no_grad()
 def put(parameter: Tensor, values: Tensor) -> None:
-    """Set this process's part from the whole ``values``, which have the parameter's dtype."""
+    """Set this process's part from the whole ``values`` (the parameter's whole shape and dtype)."""
     if not sliced(parameter):
         parameter.set_value(parallel.cut(parameter, values))
         return
@@ -73,7 +80,7 @@ def put(parameter: Tensor, values: Tensor) -> None:
     parameter.fw_storage.set_value(piece)
 
 
-def write_whole(model: Any, write: Callable[[ReadValues], None] | None) -> None:
+def write_whole(model: nn.Layer, write: Callable[[ReadValues], None] | None) -> None:
     """Let the first process ``write`` with a reader of whole values; the others, without ``write``, send their parts.
 
     The first process says which parameter it reads, so it may read in any order; it also says when it is done or has
@@ -121,7 +128,7 @@ SLICE = "slice@"
 
 
 def state_key(parameter: Tensor) -> str:
-    """The name under which the optimizer keeps the state of a parameter."""
+    """The name under which the optimizer keeps the state of a parameter (any shape, dtype)."""
     return SLICE + parameter.name if sliced(parameter) else parameter.name
 
 

@@ -4,12 +4,12 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
 from paddlenlp.trainer.trainer_utils import ShardingOption
 
+from paddlemix.datasets.preprocess import Rows
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 
@@ -22,7 +22,7 @@ class Evaluation:
     """The part of the trainer that evaluates; everything it uses belongs to PaddleNLP's Trainer or to ours."""
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss over all labels of the eval data: the same number for every batch size and process count.
 
@@ -68,7 +68,7 @@ class Evaluation:
         return self.stop_signal is not None and not decides and ShardingOption.FULL_SHARD not in self.args.sharding
 
     def _eval_batches(
-        self, dataset: Any, plan: list[list[int]], note: Callable[[PaddleMixError], None]
+        self, dataset: Rows, plan: list[list[int]], note: Callable[[PaddleMixError], None]
     ) -> Iterator[Batch]:
         training = self.settings.training
         batches = load_batches(

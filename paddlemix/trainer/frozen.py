@@ -3,9 +3,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from paddle import Tensor, nn
 
 from paddlemix.checkpoint.formats.base import to_float32
 from paddlemix.checkpoint.save import dtype_name
@@ -16,7 +16,7 @@ _TENSORS = 16
 _VALUES = 16
 
 
-def frozen_sample(model: Any, trained: Collection[str]) -> dict[str, list[float]]:
+def frozen_sample(model: nn.Layer, trained: Collection[str]) -> dict[str, list[float]]:
     """A few values of some 16 parameters that do not train, by parameter name.
 
     A checkpoint holds what trains; the rest comes from the model folder again, which may have changed meanwhile.
@@ -32,7 +32,7 @@ def frozen_sample(model: Any, trained: Collection[str]) -> dict[str, list[float]
     return {name: _values(frozen[name]) for name in chosen}
 
 
-def _values(parameter: Any) -> list[float]:
+def _values(parameter: Tensor) -> list[float]:
     flat = np.asarray(parameter.numpy()).reshape(-1)
     places = [(7919 * k + 5) % flat.size for k in range(min(_VALUES, flat.size))]
     return [float(value) for value in to_float32(flat[places], dtype_name(parameter))]

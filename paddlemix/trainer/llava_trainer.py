@@ -11,12 +11,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
+from paddle.amp import GradScaler
 from paddle.distributed.fleet.meta_parallel import TensorParallel
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 from paddlenlp.utils.log import logger
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
+from paddlemix.datasets.preprocess import Rows
+from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.ops import compat
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
@@ -47,10 +51,10 @@ from paddlemix.utils.logging import get_logger
 class Weights(Protocol):
     """How the weights of a checkpoint are written and read (a whole model, or an adapter)."""
 
-    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
+    def save(self, folder: Path, model: LlavaForCausalLM, read: ReadValues = plain_values) -> None:
         """Write a complete folder that the chat opens. ``read`` gives the values of a parameter."""
 
-    def load(self, folder: Path, model: Any) -> None:
+    def load(self, folder: Path, model: LlavaForCausalLM) -> None:
         """Put the trained weights of ``folder`` into ``model``, bit for bit."""
 
 
@@ -64,16 +68,16 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     def __init__(
         self,
-        model: Any,
+        model: LlavaForCausalLM,
         args: TrainingArguments,
         settings: TrainingSettings,
         plan: StagePlan,
         collate: Collate,
         weights: Weights,
         *,
-        train_dataset: Any = None,
+        train_dataset: Rows | None = None,
         order: EpochOrder | None = None,
-        eval_dataset: Any = None,
+        eval_dataset: Rows | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.settings = settings
@@ -82,7 +86,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         self.tokens = self._tokens_last_logged = self._tokens_done = 0
         self.losses = LossHistory(settings.training.loss_jump)
         self.last_norm = self.last_rate = self.running_loss = float("nan")
-        self._open_loss: Any = None
+        self._open_loss: Tensor | None = None
         self._carried: checkpointing.RunState | None = None
         plan.apply(model)
         self._frozen = frozen_sample(model, plan.rules) if train_dataset is not None else {}
@@ -126,7 +130,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             raise ConfigError('"do_train" needs training data: name it in "dataset", key "train"')
         return self.batches
 
-    def _prepare_inputs(self, inputs: Batch) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: Batch) -> dict[str, Tensor]:
         return {name: paddle.to_tensor(value) for name, value in inputs.items()}
 
     # Optimizer
@@ -144,7 +148,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
                 self.model, self.plan, self.settings.training, self.lr_scheduler, clip, multi_precision=half
             )
 
-    def _wrap_model(self, model: Any, training: bool = True) -> Any:
+    def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
         wrapped = super()._wrap_model(model, training)
         if isinstance(wrapped, TensorParallel):
             # It would send the batch of the first process to the others, and wait for it; they have made the same one.
@@ -155,8 +159,8 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     # One step
 
-    def training_step(self, model: Any, inputs: Batch, step_control: int = 0) -> Any:
-        """Forward and backward of one micro-batch; returns its share of the step's loss."""
+    def training_step(self, model: nn.Layer, inputs: Batch, step_control: int = 0) -> Tensor:
+        """Forward and backward of one micro-batch; its share of the step's loss, a float32 scalar."""
         self.tokens += count_tokens(inputs)
         try:
             loss = super().training_step(model, inputs)
@@ -175,7 +179,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     # Log, evaluate, save
 
-    def _maybe_log_save_evaluate(self, tr_loss: Any, model: Any, epoch: int, *_: Any, **__: Any) -> None:
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, model: nn.Layer, epoch: int, *_: Any, **__: Any) -> None:
         if self.control.should_log:
             self._log_step(tr_loss)
         # The state at the end of a step: what later micro-batches add belongs to the next one.
@@ -195,7 +199,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             self.stop_signal.stop(self.control, self.args.world_size)
             return None
 
-    def _log_step(self, tr_loss: Any) -> None:
+    def _log_step(self, tr_loss: Tensor) -> None:
         steps = self.state.global_step - self._globalstep_last_logged - self._skip_steps_since_last_logged
         self._skip_steps_since_last_logged = 0
         self.control.should_log = False
@@ -231,14 +235,14 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         super().log(logs, **kwargs)
         self.state.log_history = [*history, {**logs, "step": self.state.global_step}]
 
-    def _mean_over_ranks(self, value: Any) -> float:
+    def _mean_over_ranks(self, value: Tensor) -> float:
         if self.args.world_size > 1:
             value = value.clone()
             paddle.distributed.all_reduce(value)
             return float(value) / self.args.world_size
         return float(value)
 
-    def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
+    def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
         """Publish ``checkpoint-N``, then remove the oldest ones beyond ``save_total_limit``."""
         folder = self.checkpoint_folder()
         if metrics is not None:
@@ -386,10 +390,10 @@ def _memory() -> dict[str, float]:
     return {} if device == "cpu" else {"max_memory_allocated": compat.peak_memory(device) / 2**30}
 
 
-def _scaler_numbers(scaler: Any) -> dict[str, Any]:
+def _scaler_numbers(scaler: GradScaler) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
 
 
-def _restore_scaler(scaler: Any, numbers: dict[str, Any]) -> None:
+def _restore_scaler(scaler: GradScaler, numbers: dict[str, Any]) -> None:
     like = scaler.state_dict()
     scaler.load_state_dict({name: np.asarray(value, np.asarray(like[name]).dtype) for name, value in numbers.items()})

@@ -45,10 +45,23 @@ class _Job:
     proxy: str | None
 
 
+class ScalarWriter(Protocol):
+    """What TensorBoard's and VisualDL's writers have in common."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """One number of a step."""
+
+    def flush(self) -> None:
+        """Write what is still in memory."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
 class _Scalars:
     """TensorBoard's and VisualDL's writers, which take one number at a time."""
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: ScalarWriter) -> None:
         self.writer = writer
 
     def log(self, values: dict[str, float], step: int) -> None:

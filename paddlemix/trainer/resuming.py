@@ -4,17 +4,18 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from paddlemix.checkpoint.folders import PROJECTOR_FILES
 from paddlemix.datasets.multiview import NAME as MULTIVIEW
 from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.preprocess import Rows
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import KNOWN, TrainingSettings
 from paddlemix.trainer.batches import fingerprint, total_steps
 from paddlemix.trainer.checkpointing import RunState
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.shown import shown
 
 MAY_CHANGE = frozenset((
@@ -38,7 +39,7 @@ LENGTH = ("max_steps", "num_train_epochs")
 _PLACES = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
 """What differs because the run is continued, and needs no line."""
 
-Change = tuple[str, Any, Any]
+Change = tuple[str, JsonValue, JsonValue]
 
 
 def changes(state: RunState, settings: TrainingSettings) -> list[Change]:
@@ -53,7 +54,7 @@ def changes(state: RunState, settings: TrainingSettings) -> list[Change]:
     return found
 
 
-def _compared(name: str, value: Any) -> Any:
+def _compared(name: str, value: JsonValue) -> JsonValue:
     """Of ``dataset`` only what makes other samples of the same rows; the rows themselves are compared by content."""
     if name != "dataset" or not isinstance(value, dict):
         return value
@@ -62,7 +63,7 @@ def _compared(name: str, value: Any) -> Any:
 
 
 def require_same_run(
-    state: RunState, settings: TrainingSettings, world_size: int, rows: Any, folder: Path
+    state: RunState, settings: TrainingSettings, world_size: int, rows: Rows, folder: Path
 ) -> list[str]:
     """A continued run must compute what the straight run would have: ConfigError lists every key that differs.
 
@@ -101,7 +102,9 @@ def _is_longer(state: RunState, settings: TrainingSettings, rows: int, world_siz
     return total_steps(training, rows, world) >= total_steps(dataclasses.replace(training, **values), rows, world)
 
 
-def _lines(folder: Path, found: list[Change], longer: list[Change], settings: TrainingSettings, rows: Any) -> list[str]:
+def _lines(
+    folder: Path, found: list[Change], longer: list[Change], settings: TrainingSettings, rows: Rows
+) -> list[str]:
     lines = []
     harmless = [change for change in found if change[0] in MAY_CHANGE and change[0] not in _PLACES]
     if harmless:

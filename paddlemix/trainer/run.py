@@ -9,8 +9,9 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from paddlemix.datasets.build import Datasets
 from paddlemix.settings.run.loader import differences_from_default, settings_to_json
 from paddlemix.settings.run.rules import check_conflicts
 from paddlemix.settings.run.training import TrainingSettings
@@ -30,6 +31,9 @@ from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
 from paddlemix.utils.options import speaking
+
+if TYPE_CHECKING:
+    from paddlemix.checkpoint.save import ReadValues
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,7 @@ class TrainingRun:
         self.weights = weights_of(self.plan, around)
         self._build_trainer(self.prepared.data)
 
-    def _build_trainer(self, data: Any) -> None:
+    def _build_trainer(self, data: Datasets) -> None:
         from paddlemix.trainer.callbacks import ProgressBar, Reporting, StopOnSignal
         from paddlemix.trainer.llava_trainer import LlavaTrainer
 
@@ -332,7 +336,7 @@ class TrainingRun:
         if not self.settings.training.benchmark:
             divided.write_whole(self.model, self._publish if is_main() else None)
 
-    def _publish(self, read: Any) -> None:
+    def _publish(self, read: "ReadValues") -> None:
         from paddlemix.trainer.weights import ModelWeights, ProjectorWeights, publish_result, write_projector
 
         files.wait_until_writable(self.output)

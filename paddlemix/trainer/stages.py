@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import VisionConfig
@@ -17,7 +17,8 @@ from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
 
 if TYPE_CHECKING:
-    from paddle import nn
+    from paddle import Tensor, nn
+    from rich.table import Table
 
 FULL, LORA, PROJECTOR, TOWER = "full", "lora", "projector", "vision tower"
 PROJECTOR_PART = "projector"
@@ -77,8 +78,8 @@ class StagePlan:
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = name not in self.rules
 
-    def trainable(self, model: "nn.Layer") -> dict[str, Any]:
-        """The trainable parameters of ``model`` by name."""
+    def trainable(self, model: "nn.Layer") -> dict[str, "Tensor"]:
+        """The trainable parameters of ``model`` by name (any shape, dtype)."""
         return {name: parameter for name, parameter in model.named_parameters() if name in self.rules}
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
@@ -90,7 +91,7 @@ class StagePlan:
         trainable = sum(part.trainable for part in self.parts)
         yield "all", f"{total:,}", f"{trainable:,}", f"{100 * trainable / max(total, 1):.2f} % trains"
 
-    def table(self) -> Any:
+    def table(self) -> "Table":
         """The rows as a rich table."""
         from rich.table import Table
 

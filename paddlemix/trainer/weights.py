@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -22,12 +22,17 @@ from paddlemix.checkpoint.lora.adapter import save_adapter
 from paddlemix.checkpoint.save import ReadValues, dtype_name, plain_values, save_model
 from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.ops.parallel import whole_shape
+from paddlemix.settings.model import LlavaConfig
 from paddlemix.text.model_template import CHAT_TEMPLATE
+from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.trainer import divided
 from paddlemix.trainer.stages import PROJECTOR_PART, StagePlan, part_of
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from paddlemix.models.llava import LlavaForCausalLM
 
 PROJECTOR_FILE = PROJECTOR_FILES[0]
 _WEIGHTS = re.compile(r"(model(-\d+-of-\d+)?|lora_model_state)\.safetensors(\.index\.json)?")
@@ -40,8 +45,8 @@ _PARTIAL = (ADAPTER_CONFIG, *PROJECTOR_FILES)
 class Surroundings:
     """What a complete folder holds besides weights."""
 
-    config: Any
-    tokenizer: Any
+    config: LlavaConfig
+    tokenizer: Tokenizer
     settings: dict[str, Any]
     base: Path
     vision_tower: Path | None
@@ -61,7 +66,7 @@ class ModelWeights:
         self.around = around
         self.names = list(plan.rules)
 
-    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
+    def save(self, folder: Path, model: "LlavaForCausalLM", read: ReadValues = plain_values) -> None:
         """A folder in our own form."""
         around = self.around
         save_model(
@@ -74,7 +79,7 @@ class ModelWeights:
             read=read,
         )
 
-    def load(self, folder: Path, model: Any) -> None:
+    def load(self, folder: Path, model: "LlavaForCausalLM") -> None:
         """The trained parameters, bit for bit; the frozen ones are in ``model`` already."""
         restore(open_folder(folder), model, self.names)
 
@@ -82,7 +87,7 @@ class ModelWeights:
 class AdapterWeights(ModelWeights):
     """The LoRA matrices and whatever else trains or is not in the base."""
 
-    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
+    def save(self, folder: Path, model: "LlavaForCausalLM", read: ReadValues = plain_values) -> None:
         """An adapter folder that finds its base by itself."""
         around = self.around
         save_adapter(
@@ -97,7 +102,7 @@ class AdapterWeights(ModelWeights):
             read=read,
         )
 
-    def load(self, folder: Path, model: Any) -> None:
+    def load(self, folder: Path, model: "LlavaForCausalLM") -> None:
         """The trained parameters, bit for bit."""
         restore(open_file(folder / ADAPTER_WEIGHTS), model, self.names)
 
@@ -108,14 +113,14 @@ class ProjectorWeights(ModelWeights):
     The first training stage changes 20 of 13,000 million parameters; a checkpoint of it need not copy the others.
     """
 
-    def save(self, folder: Path, model: Any, read: ReadValues = plain_values) -> None:
+    def save(self, folder: Path, model: "LlavaForCausalLM", read: ReadValues = plain_values) -> None:
         """``mm_projector.safetensors`` and the small files of a model."""
         write_projector(folder, model, read)
         write_side_files(folder, self.around.config, self.around.tokenizer, None, self.around.settings)
         for name, data in self.around.extra.items():
             write_json(folder / name, data)
 
-    def load(self, folder: Path, model: Any) -> None:
+    def load(self, folder: Path, model: "LlavaForCausalLM") -> None:
         """The projector, bit for bit."""
         restore(open_file(folder / PROJECTOR_FILE), model, self.names, form="llava")
 
@@ -129,7 +134,7 @@ def weights_of(plan: StagePlan, around: Surroundings) -> ModelWeights:
 
 
 @paddle.no_grad()
-def restore(source: TensorSource, model: Any, names: Iterable[str], form: str | None = None) -> None:
+def restore(source: TensorSource, model: "LlavaForCausalLM", names: Iterable[str], form: str | None = None) -> None:
     """Put stored tensors into the parameters ``names``. CheckpointError when one is missing or of another shape."""
     parameters = dict(model.named_parameters())
     infos = source.infos()
@@ -150,7 +155,7 @@ def restore(source: TensorSource, model: Any, names: Iterable[str], form: str | 
         divided.put(parameter, paddle.to_tensor(wide).astype(parameter.dtype))
 
 
-def write_projector(folder: Path, model: Any, read: ReadValues = plain_values) -> None:
+def write_projector(folder: Path, model: "LlavaForCausalLM", read: ReadValues = plain_values) -> None:
     """``mm_projector.safetensors`` with the names and the layout of LLaVA's ``mm_projector.bin``."""
     tensors = []
     for name, parameter in model.named_parameters():
@@ -163,7 +168,9 @@ def write_projector(folder: Path, model: Any, read: ReadValues = plain_values) -
     write_safetensors(folder / PROJECTOR_FILE, tensors, {"format": "pt"})
 
 
-def publish_result(output: Path, weights: ModelWeights, model: Any, read: ReadValues = plain_values) -> list[str]:
+def publish_result(
+    output: Path, weights: ModelWeights, model: "LlavaForCausalLM", read: ReadValues = plain_values
+) -> list[str]:
     """Write a complete folder and move its files into ``output``, beside the checkpoints; returns their names.
 
     The manifest goes first and comes back last: while it is missing, the files are not one result.

@@ -14,16 +14,16 @@ import pickle
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from multiprocessing.util import Finalize
-from typing import Any
 
 import numpy as np
 
+from paddlemix.datasets.preprocess import Encoded, Rows
 from paddlemix.utils.errors import PaddleMixError, TrainingError
 from paddlemix.utils.forks import end_with_parent
 
@@ -52,13 +52,13 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     slots: list[int]
-    progress: Any
+    progress: MutableSequence[int]
     taken: int = 0
 
 
 def read_batches(
-    dataset: Any,
-    collate: Callable[[list[Any]], Batch],
+    dataset: Rows,
+    collate: Callable[[list[Encoded | None]], Batch],
     plan: list[list[int]],
     workers: int,
     *,
@@ -79,7 +79,9 @@ def read_batches(
         end()
 
 
-def _start(dataset: Any, collate: Callable[[list[Any]], Batch], plan: list[list[int]], count: int) -> list[_Worker]:
+def _start(
+    dataset: Rows, collate: Callable[[list[Encoded | None]], Batch], plan: list[list[int]], count: int
+) -> list[_Worker]:
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe() for _ in range(count)]
     team = []
@@ -184,9 +186,9 @@ def _work(
     pipe: Connection,
     others: list[Connection],
     slots: list[int],
-    progress: Any,
-    dataset: Any,
-    collate: Callable[[list[Any]], Batch],
+    progress: MutableSequence[int],
+    dataset: Rows,
+    collate: Callable[[list[Encoded | None]], Batch],
     plan: list[list[int]],
 ) -> None:
     """Everything a worker does: batches until the plan is done, an error, or the end of the run."""
@@ -210,7 +212,7 @@ def _work(
 
 
 def _prepared(
-    dataset: Any, collate: Callable[[list[Any]], Batch], indices: list[int], progress: Any
+    dataset: Rows, collate: Callable[[list[Encoded | None]], Batch], indices: list[int], progress: MutableSequence[int]
 ) -> Batch | PaddleMixError:
     """The batch, or the project's error about one of its rows. Other errors end the worker with their traceback."""
     items = []

@@ -12,13 +12,16 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddlemix.utils import addresses, env, foreign, leftovers
 from paddlemix.utils.errors import CheckpointError, ConfigError, DataError, TrainingError
 from paddlemix.utils.leftovers import TEMPORARY_PREFIX
 from paddlemix.utils.logging import get_logger
 from paddlemix.utils.shown import shown
+
+if TYPE_CHECKING:
+    from urllib3 import HTTPResponse
 
 MANIFEST = "manifest.json"
 MIB = 1 << 20
@@ -262,7 +265,7 @@ def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float
         raise DataError(f"{url}: {_network_reason(error)}") from error
 
 
-def _reader(raw: Any) -> Callable[[int], bytes]:
+def _reader(raw: "HTTPResponse") -> Callable[[int], bytes]:
     return lambda count: raw.read1(count, decode_content=False)
 
 

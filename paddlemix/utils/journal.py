@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Any, BinaryIO, Generic, TypeGuard, TypeVar
 
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.foreign import parse_json
+from paddlemix.utils.foreign import JsonValue, parse_json
 from paddlemix.utils.shown import shown
 
 Record = TypeVar("Record", bound=Mapping[str, Any])
@@ -61,7 +61,7 @@ class Journal(Generic[Record]):
         if not size:
             self._add({"settings": settings})
 
-    def _same(self, line: Any, settings: dict[str, Any]) -> None:
+    def _same(self, line: JsonValue, settings: dict[str, Any]) -> None:
         former = line.get("settings") if isinstance(line, dict) else None
         if not isinstance(former, dict):
             raise ConfigError(f"{self.path}: not the journal of a run; remove it, or --restart to begin anew")
@@ -92,7 +92,7 @@ class Journal(Generic[Record]):
         self.path.unlink(missing_ok=True)
 
 
-def json_bytes(value: Any, indent: int | None = None) -> bytes:
+def json_bytes(value: JsonValue, indent: int | None = None) -> bytes:
     """JSON in UTF-8. Half a character (a lone surrogate, which an input file can hold) is written as its escape."""
     return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
@@ -105,14 +105,14 @@ def _value(line: bytes) -> Any:
         return None
 
 
-def _is_batch(value: Any, batch: int) -> bool:
+def _is_batch(value: JsonValue, batch: int) -> bool:
     if not isinstance(value, dict) or type(value.get("batch")) is not int or value["batch"] != batch:
         return False
     records = value.get("records")
     return isinstance(records, list) and all(isinstance(record, dict) for record in records)
 
 
-def _lock(stream: Any, path: Path, in_use: str) -> None:
+def _lock(stream: BinaryIO, path: Path, in_use: str) -> None:
     """Two processes on one journal would interleave their lines."""
     with contextlib.suppress(ImportError):
         import fcntl

@@ -32,7 +32,7 @@ def shown(value: object, limit: int = VALUE) -> str:
     return escaped(cut(text, limit), kept="")
 
 
-def as_json(value: Any) -> str:
+def as_json(value: dict[str, Any] | list[Any] | tuple[Any, ...] | str | float | None) -> str:
     """A value for a message: as JSON writes it, and never longer than a line."""
     named = {True: "true", False: "false", None: "null"}
     if value is None or isinstance(value, bool):

@@ -10,10 +10,10 @@ conversation. --query TEXT asks one question (or several, in order) and ends. An
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's and LLaVA's chat commands, and ours; underscores work in place of the dashes."""
     found = command_parser(__doc__, debug="show each prompt and answer as they are, and what was reused")
 
-    def flag(*names: str, **kind: Any) -> None:
+    def flag(*names: str, **kind: str | float | Sequence[str] | Callable[[str], object] | None) -> None:
         found.add_argument(*(f"--{name}" for name in names), **kind)
 
     # "--model" was enough for the one before "--model-base" came, and stays so.

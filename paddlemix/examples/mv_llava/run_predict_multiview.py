@@ -11,11 +11,11 @@ An empty line, the end of the input or Ctrl-C at the prompt ends the chat. Answe
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command; underscores work in place of the dashes."""
     found = command_parser(__doc__)
 
-    def flag(*names: str, **kind: Any) -> None:
+    def flag(*names: str, **kind: str | float | Sequence[str] | Callable[[str], object] | None) -> None:
         found.add_argument(*(f"--{name}" for name in names), **kind)
 
     flag("model-path", required=True, type=expanded, help="model or adapter folder, or a known name")

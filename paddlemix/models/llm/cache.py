@@ -41,7 +41,7 @@ class Cache(Protocol):
         """
 
     def advance(self, count: int | Tensor) -> None:
-        """``count`` more places (int64 [] in a graph) are filled in every row and layer."""
+        """``count`` more places (a whole number, or an int64 scalar in a graph) are filled in every row and layer."""
 
     def trim(self, length: int) -> None:
         """Keep the first ``length`` places."""

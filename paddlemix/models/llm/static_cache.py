@@ -81,7 +81,7 @@ class StaticCache:
         return self.keys[layer], self.values[layer]
 
     def advance(self, count: int | Tensor) -> None:
-        """``count`` more places (int64 [] in a graph) are filled in every row."""
+        """``count`` more places (a whole number, or an int64 scalar in a graph) are filled in every row."""
         self._set(self._lengths + count)
 
     def trim(self, length: Count) -> None:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import paddle
 from paddle.base.framework import OpProtoHolder
@@ -116,10 +116,15 @@ def kernel_dtypes(kernel: str) -> frozenset[str]:
     return _kernel_dtypes(kernel)
 
 
-def run_named(operator: str, **values: object) -> list[paddle.Tensor]:
+Argument: TypeAlias = paddle.Tensor | list[paddle.Tensor] | list[int] | list[float] | bool | int | float | str | None
+"""An input or an attribute of an operator."""
+
+
+def run_named(operator: str, **values: Argument) -> list[paddle.Tensor]:
     """``run`` with inputs and attributes by name, as far as the form of this plug-in has them.
 
-    What it has and is not given is None: an optional tensor that is absent, or an empty list.
+    What it has and is not given is None: an optional tensor that is absent, or an empty list. Shapes and dtypes are
+    those that the operator takes and gives.
     """
     form = form_of(operator)
     if isinstance(form, str):
@@ -127,7 +132,7 @@ def run_named(operator: str, **values: object) -> list[paddle.Tensor]:
     return run(operator, *(values.get(name.partition(":")[0]) for name in (*form.inputs, *form.attributes)))
 
 
-def run(operator: str, *arguments: object) -> list[paddle.Tensor]:
+def run(operator: str, *arguments: Argument) -> list[paddle.Tensor]:
     """Call an operator whose form is known (its shapes and dtypes). All inputs, then all attributes, by position."""
     form = form_of(operator)
     if isinstance(form, str):
@@ -167,7 +172,7 @@ def message_of(error: BaseException) -> str:
     return told[-1] if told else type(error).__name__
 
 
-def _likeness(argument: object) -> Any:
+def _likeness(argument: Argument) -> Any:
     """What a limit can depend on: shape and dtype of a tensor, the text of anything else."""
     if isinstance(argument, paddle.Tensor):
         return tuple(argument.shape), str(argument.dtype).rpartition(".")[2]

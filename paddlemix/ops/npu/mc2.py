@@ -5,10 +5,11 @@ The operator sends the first rows of the product while it computes the next, so 
 the product. It has no gradient of its own; the caller brings it (``ops.parallel``).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import paddle
 from paddle import Tensor
+from paddle.distributed.communication.group import Group
 
 from paddlemix.ops.dispatch import Kernel, Operator
 from paddlemix.ops.dtypes import dtype_name
@@ -20,6 +21,29 @@ SIZES = (2, 4, 8)
 """Devices of a group that the operator takes (CANN's aclnnMatmulAllReduce)."""
 
 _HALF = ("float16", "bfloat16")
+
+
+class Devices(Protocol):
+    """What is used here of ``ops.parallel.TensorParallel``."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this device in its group."""
+
+    @property
+    def size(self) -> int:
+        """Devices of the group."""
+
+    @property
+    def group(self) -> Group | None:
+        """The group of processes; None is the default one."""
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """What decides about the operators of the model."""
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` (any shape and dtype) over the devices."""
 
 
 class Product(NamedTuple):
@@ -47,7 +71,7 @@ def why_not(runtime: Runtime, request: Product) -> str | None:
     return None
 
 
-def fused(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
+def fused(x: Tensor, weight: Tensor, parallel: Devices) -> Tensor:
     """``x`` [..., K] times ``weight`` [K, N] of one dtype to [..., N], summed over the group of ``parallel``.
 
     Outside of any gradient.
@@ -59,7 +83,7 @@ def fused(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
     return out.reshape([*x.shape[:-1], weight.shape[1]])
 
 
-def plain(x: Tensor, weight: Tensor, parallel: Any) -> Tensor:
+def plain(x: Tensor, weight: Tensor, parallel: Devices) -> Tensor:
     """The same (shapes, dtype) by a product and an all-reduce."""
     return parallel.reduce(paddle.matmul(x, weight))
 
@@ -72,7 +96,7 @@ MC2 = Operator(
 )
 
 
-def product(x: Tensor, weight: Tensor, parallel: Any, even: bool) -> Tensor:
+def product(x: Tensor, weight: Tensor, parallel: Devices, even: bool) -> Tensor:
     """``x`` [..., K] times ``weight`` [K, N] (one dtype), summed over the devices of ``parallel`` (``TensorParallel``).
 
     ``even``: every device has as many rows of the weight.

@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 from paddlemix.settings.strict_json import read_object
 from paddlemix.utils.dtypes import DTYPES, dtype_named
 from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
 
 
-def _is_harmless(name: str, value: Any) -> bool:
+def _is_harmless(name: str, value: JsonValue) -> bool:
     """Whether an unknown key can be passed over: it says nothing, belongs to the writer's program, or is a token's id.
 
     Published files keep collecting such keys (``_model_name_or_path``, ``unk_token_id``, ``"use_x": false``).
@@ -21,7 +22,7 @@ def _is_harmless(name: str, value: Any) -> bool:
     return empty or name.startswith("_") or (name.endswith(("token_id", "token_ids")) and _is_ids(value))
 
 
-def _is_ids(value: Any) -> bool:
+def _is_ids(value: JsonValue) -> bool:
     return all(type(item) is int for item in (value if isinstance(value, list) else [value]))
 
 
@@ -52,7 +53,7 @@ class KeyReader:
         kind = data.get("model_type")
         return cls(data, path, built_in=isinstance(kind, str) and kind in built_in)
 
-    def take(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    def take(self, name: str, kind: type | tuple[type, ...], default: JsonValue) -> Any:
         """Value of ``name``; ``default`` when it is absent or null. A whole number may stand for a float."""
         self._taken.add(name)
         value = self.data.get(name)
@@ -111,7 +112,7 @@ class KeyReader:
         except ConfigError:
             self.wrong(name, value, f"expected one of {', '.join(DTYPES)}")
 
-    def expect(self, name: str, *accepted: Any, why: str) -> None:
+    def expect(self, name: str, *accepted: JsonValue, why: str) -> None:
         """Refuse any value of ``name`` but those ``accepted`` (absent and null are fine)."""
         self._taken.add(name)
         value = self.data.get(name)
@@ -130,7 +131,7 @@ class KeyReader:
             if values.get(name) is not None and values[name] > limit:
                 self.wrong(name, values[name], f"expected at most {limit}")
 
-    def wrong(self, name: str, value: Any, why: str) -> NoReturn:
+    def wrong(self, name: str, value: JsonValue, why: str) -> NoReturn:
         """CheckpointError that names file, key, value and what is wrong with it."""
         raise CheckpointError(f'{self.file}: "{self.pointer}{name}" is {as_json(value)}: {why}')
 

@@ -7,12 +7,18 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
+
+SettingValue: TypeAlias = bool | int | float | str | tuple[Any, ...] | dict[str, Any] | None
+"""What the settings hold: a JSON value with tuples in place of lists."""
+KeyFact: TypeAlias = bool | float | str | tuple[Any, ...] | Callable[[Any], str | None] | None
+"""Value of a field of ``Key``."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,12 @@ class Key:
     check: Callable[[Any], str | None] | None = None
 
 
-def key(default: Any, meaning: str, **facts: Any) -> Any:
+def key(default: SettingValue, meaning: str, **facts: KeyFact) -> Any:
     """A dataclass field with its ``Key``."""
     return dataclasses.field(default=default, metadata={"key": Key(meaning, **facts)})
 
 
-def path_key(default: Any, meaning: str, **facts: Any) -> Any:
+def path_key(default: SettingValue, meaning: str, **facts: KeyFact) -> Any:
     """Like ``key``, for the path of a file or a folder."""
     return key(default, meaning, path=True, **facts)
 
@@ -64,7 +70,7 @@ class Kind:
         return f"{text} or null" if self.optional else text
 
 
-def kind_of(annotation: Any) -> Kind:
+def kind_of(annotation: type | types.UnionType | types.GenericAlias) -> Kind:
     """Kind of a field annotation such as ``int | None`` or ``tuple[str, ...] | None``."""
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     optional = type(None) in members
@@ -84,7 +90,7 @@ class Known:
     default: Any
     facts: Key
 
-    def accept(self, value: Any, at: str) -> Any:
+    def accept(self, value: JsonValue, at: str) -> SettingValue:
         """``value`` as the settings hold it. ``at`` names the place, such as ``sft.json: "/lora_rank"``.
 
         null stands for the default. ConfigError begins with ``at`` and tells the value and what was expected.
@@ -108,7 +114,7 @@ class Known:
             raise ConfigError(f"{at} is {as_json(value)}, but only {as_json(self.default)} is accepted: {facts.fixed}")
         return value
 
-    def _typed(self, value: Any, at: str) -> Any:
+    def _typed(self, value: JsonValue, at: str) -> SettingValue:
         base = self.kind.base
         if base is bool and type(value) is int and value in (0, 1):
             return bool(value)  # shipped recipes of PaddleMIX write "amp_master_grad": 1
@@ -122,7 +128,7 @@ class Known:
             raise ConfigError(f"{at} is {as_json(value)} ({json_kind(value)}); expected {self.kind}")
         return value
 
-    def _item(self, item: Any, index: int, at: str) -> Any:
+    def _item(self, item: JsonValue, index: int, at: str) -> SettingValue:
         if isinstance(item, list):
             return tuple(item)
         if self.kind.item is not None and type(item) is not self.kind.item:
@@ -130,7 +136,7 @@ class Known:
             raise ConfigError(f"{at}: {given}; expected {Kind(self.kind.item, None, False)}")
         return item
 
-    def _in_range(self, value: Any, at: str) -> None:
+    def _in_range(self, value: SettingValue, at: str) -> None:
         if type(value) not in (int, float):
             return
         facts = self.facts
@@ -160,13 +166,13 @@ def expanded_at(text: str, at: str) -> str:
         raise ConfigError(f"{at}: {error}") from error
 
 
-def json_kind(value: Any) -> str:
+def json_kind(value: JsonValue) -> str:
     """Name of a JSON value's type for a message."""
     names = {bool: "true/false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
     return names.get(type(value), "null" if value is None else "a list")
 
 
-def known_keys(group: str, kind: Any) -> dict[str, Known]:
+def known_keys(group: str, kind: type) -> dict[str, Known]:
     """Every field of the dataclass ``kind`` as a ``Known`` of ``group``."""
     hints = typing.get_type_hints(kind)
     return {

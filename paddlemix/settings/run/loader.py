@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.run.keys import Known
+from paddlemix.settings.run.keys import Known, SettingValue
 from paddlemix.settings.run.rules import (
     check_conflicts,
     check_dataset,
@@ -22,6 +22,7 @@ from paddlemix.settings.run.rules import (
 from paddlemix.settings.run.training import ALIASES, FOREIGN, GROUPS, KNOWN, TrainingSettings
 from paddlemix.settings.strict_json import parse, read_object
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.paths import expanded
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
@@ -80,7 +81,7 @@ def _overlay(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _agreed(entries: Any) -> dict[str, Any]:
+def _agreed(entries: JsonValue) -> dict[str, Any]:
     """The keys that all data set entries have with the same value; wrong forms are told later by ``check_dataset``."""
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         return {}
@@ -200,6 +201,6 @@ def _known(name: str, where: str, sign: str) -> Known:
     raise ConfigError(f'{where}: unknown key "{sign}{name}"{hint or "; --help lists the keys"}')
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: SettingValue) -> JsonValue:
     """Tuples as lists, as JSON has them."""
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -14,6 +14,7 @@ from paddlemix.settings.run import without_effect
 from paddlemix.settings.run.keys import expanded_at, json_kind
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
 
@@ -179,7 +180,7 @@ def flat_values(settings: TrainingSettings) -> dict[str, Any]:
     return {item.name: getattr(group, item.name) for group in groups for item in dataclasses.fields(group)}
 
 
-def check_dataset(dataset: Any, where: str) -> None:
+def check_dataset(dataset: dict[str, JsonValue], where: str) -> None:
     """Check ``{"train": [entry, ...], "eval": [...]}``; ConfigError has the JSON pointer of what is wrong."""
     for part, entries in dataset.items():
         at = f"/dataset/{part}"
@@ -193,7 +194,7 @@ def check_dataset(dataset: Any, where: str) -> None:
             _check_entry(entry, f"{at}/{index}", where)
 
 
-def _check_entry(entry: Any, at: str, where: str) -> None:
+def _check_entry(entry: JsonValue, at: str, where: str) -> None:
     if not isinstance(entry, dict):
         raise ConfigError(f'{where}: "{at}" is {json_kind(entry)} ({as_json(entry)}); expected an object')
     for name, value in entry.items():
@@ -212,7 +213,7 @@ def _check_entry(entry: Any, at: str, where: str) -> None:
 def expand_dataset(dataset: dict[str, Any], where: str) -> dict[str, Any]:
     """``dataset`` with ``~`` and ``$NAME`` replaced in its paths. It has passed ``check_dataset``."""
 
-    def text(value: Any, at: str) -> Any:
+    def text(value: JsonValue, at: str) -> JsonValue:
         if isinstance(value, list):
             return [text(item, at) for item in value]
         return expanded_at(value, at) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paddlemix.settings.run import checks
-from paddlemix.settings.run.keys import Known, key, known_keys, path_key
+from paddlemix.settings.run.keys import Known, SettingValue, key, known_keys, path_key
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -311,7 +311,7 @@ class TrainingSettings:
     training: TrainingGroup = field(default_factory=TrainingGroup)
     notes: tuple[str, ...] = ()
 
-    def with_changes(self, **changes: Any) -> "TrainingSettings":
+    def with_changes(self, **changes: SettingValue) -> "TrainingSettings":
         """A copy with some keys replaced, named as in the JSON: ``settings.with_changes(max_steps=3)``."""
         groups: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
