@@ -448,3 +448,15 @@ def test_half_precision_loads_where_stride_kernels_are_off(tmp_path):
     finally:
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
     assert {str(value.dtype) for value in loaded.model.parameters()} == {"paddle.bfloat16"}
+
+
+def test_a_head_beside_tied_embeddings_is_left_out_and_named(tmp_path):
+    """transformers ties the two whatever the file holds: a head of other values must not be asked for."""
+    text = dataclasses.replace(tiny_config().text, tie_word_embeddings=True)
+    tied = tiny_model(config=tiny_config(text=text))
+    save_model(tmp_path / "model", tied, tied.config, load_tokenizer(tiny_tokenizer_folder()))
+    other = np.ones([text.hidden_size, text.vocab_size], np.float32)
+    edit_weights(tmp_path / "model", lambda tensors: tensors.update({"lm_head.weight": ("float32", other)}))
+    loaded = load_model(tmp_path / "model")
+    assert loaded.report.ignored["lm_head.weight"] == "the head is tied to the embeddings"
+    assert_same(loaded.model, tied)
