@@ -43,6 +43,12 @@ detect_cluster() {
     MASTER_ADDR="${MASTER_ADDR:-${MASTER_IP:-${trainers%%,*}}}"
   else
     FOUND_BY="this machine alone"
+    # Each machine would train alone, and all of them into one output_dir.
+    case "${NODE_RANK:-0}" in *[!0]*)
+      cluster_error "NODE_RANK=$NODE_RANK, but nothing says how many machines there are: set NNODES, or unset NODE_RANK"
+      return 2
+      ;;
+    esac
     NNODES=1
     NODE_RANK=0
     MASTER_ADDR=""

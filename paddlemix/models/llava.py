@@ -21,12 +21,12 @@ from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
-from paddlemix.ops.runtime import Runtime
+from paddlemix.ops.runtime import Runtime, kind_of_device
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.towers.base import Tower
 from paddlemix.settings.towers.table import TOWERS
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import BackendError, ConfigError
 
 
 class LlavaForCausalLM(nn.Layer):
@@ -149,6 +149,20 @@ class LlavaForCausalLM(nn.Layer):
         """Training mode; fused projections become plain layers again."""
         self.llama.unfuse()
         super().train()
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> "LlavaForCausalLM":
+        """As nn.Layer has it (device, dtype, ...; shapes stay).
+
+        BackendError for a device of another kind than the model was made for: its kernels were chosen then, so it would
+        compute by slow ones, or hand the fused ones memory that is not theirs.
+        """
+        kind, made_for = kind_of_device(device), self.parallel.runtime.device
+        if kind not in (None, made_for):
+            raise BackendError(
+                f"the model was made for {made_for} and cannot move to {kind}: its kernels were chosen then. "
+                f'Call paddle.set_device("{kind}") first, then make or load the model'
+            )
+        return super().to(device, *args, **kwargs)
 
     def named_parameters(self, prefix: str = "", include_sublayers: bool = True) -> Iterator[tuple[str, Tensor]]:
         """As nn.Layer has it (shapes: its own); fused projections become plain layers first, so all hold values."""

@@ -56,7 +56,7 @@ class Runtime:
 
         ConfigError for a flag with a value that it does not take, BackendError for two that contradict each other.
         """
-        kind = (device or paddle.get_device()).partition(":")[0]
+        kind = kind_of_device(device or paddle.get_device())
         names = [flag.removeprefix(f"{WHOLE}_") for flag in env.FLAGS if flag.startswith(f"{WHOLE}_")]
         choices = {name: _choice(name) for name in names}
         return cls(kind, choices | {"ATTENTION": _with_backend(choices["ATTENTION"])}, env.get(FLOAT32) == "1")
@@ -75,6 +75,15 @@ class Runtime:
         if key not in self._kept:
             self._kept[key] = decide()
         return self._kept[key]  # type: ignore[return-value]
+
+
+def kind_of_device(device: object) -> str | None:
+    """``npu`` for ``npu``, ``npu:1`` and paddle's place there, likewise for every type of device; None for None."""
+    if device is None:
+        return None
+    text = device if isinstance(device, str) else str(device).removeprefix("Place(").removesuffix(")")
+    kind = text.lower().partition(":")[0]
+    return {"gpu_pinned": "cpu"}.get(kind, kind)
 
 
 _FREE = Choice()

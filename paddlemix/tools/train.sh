@@ -94,6 +94,13 @@ if [ "$nnodes" -gt 1 ]; then
     exit 2
   fi
   set -- --master "$master:${MASTER_PORT:-36677}" --nnodes "$nnodes" --rank "$rank" "$@"
+else
+  # Each machine would train alone.
+  case "${NODE_RANK:-0}" in *[!0]*)
+    echo "error: NODE_RANK=$NODE_RANK, but there is 1 machine: set NNODES to their number, or unset NODE_RANK" >&2
+    exit 2
+    ;;
+  esac
 fi
 # shellcheck disable=SC2086 # the mode is two words or none
 set -- "$python" -u -m paddle.distributed.launch --log_dir "${LOG_DIR:-./log}" $mode "$@"

@@ -87,6 +87,10 @@ def test_cards_are_counted_within_what_is_visible(bench, variables, cards):
     ("variables", "words"),
     [
         ({"NNODES": "2", "NODE_RANK": "0"}, "no address of machine 0: set MASTER_ADDR"),
+        (
+            {"NODE_RANK": "1", "MASTER_ADDR": "h"},
+            "NODE_RANK=1, but nothing says how many machines there are: set NNODES",
+        ),
         ({"NNODES": "2", "MASTER_ADDR": "h"}, "set NODE_RANK, on each machine another number from 0 to 1"),
         ({"VC_WORKER_HOSTS": "a,b"}, "set VC_TASK_INDEX, on each"),
         ({"PADDLE_TRAINERS_NUM": "2", "MASTER_IP": "10.0.0.1"}, "set PADDLE_TRAINER_ID, on each"),
@@ -183,6 +187,7 @@ def test_a_signal_during_the_check_before_the_start_ends_it_and_starts_nothing(b
         ({"NNODES": "2", "MASTER_ADDR": "h"}, "NODE_RANK=: set it to the number of this machine, from 0 to 1"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "h"}, "NODE_RANK=2, but there are 2 machines"),
         ({"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "fd00::1"}, "paddle's launcher takes no IPv6"),
+        ({"NODE_RANK": "1", "MASTER_ADDR": "h"}, "NODE_RANK=1, but there is 1 machine: set NNODES"),
         ({"NNODES": "two"}, "NNODES=two: expected a number"),
     ],
 )

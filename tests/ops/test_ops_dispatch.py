@@ -176,6 +176,35 @@ def test_a_model_keeps_the_decision_it_was_made_with(monkeypatch: pytest.MonkeyP
         tiny_model().encode_images(pixels)
 
 
+class Place:
+    """How paddle's places read; those of other devices cannot be made on a CPU."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"Place({self.name})"
+
+
+@pytest.mark.parametrize("device", ["npu", "npu:0", Place("npu:1"), "gpu:1", Place("gpu:0")], ids=str)
+def test_a_model_does_not_move_to_a_device_that_its_kernels_are_not_for(device: Any) -> None:
+    from tests.tiny import tiny_model
+
+    kind = "gpu" if "gpu" in str(device) else "npu"
+    with pytest.raises(BackendError, match=f"made for cpu and cannot move to {kind}.*set_device..{kind}.. first"):
+        tiny_model().to(device)
+
+
+def test_a_model_changes_its_dtype_and_is_put_where_it_is() -> None:
+    from tests.tiny import tiny_model
+
+    model = tiny_model()
+    for options in ({"dtype": "float64"}, {"device": "cpu"}, {"device": paddle.CPUPlace(), "dtype": "float32"}):
+        assert model.to(**options) is model
+    assert model.dtype == "float32"
+    assert model.to("cpu", "float64").dtype == "float64"
+
+
 def sources(*rooms: str) -> dict[str, ast.Module]:
     """The parsed files of these rooms by name."""
     files = [path for room in rooms for path in sorted((PACKAGE / room).rglob("*.py"))]
