@@ -18,6 +18,7 @@ from paddlemix.checkpoint.save import save_model
 from paddlemix.checkpoint.vocab import grow_vocabulary
 from paddlemix.models.llava import build_empty
 from paddlemix.ops.linear import add_lora
+from paddlemix.settings.model import ImageConfig
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import verify_folder
@@ -48,6 +49,9 @@ def model():
 
 def copy_of(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
+
+
+ANYRES = ImageConfig(28, 28, "anyres", "spatial_unpad", ((56, 28), (28, 56), (56, 56)))
 
 
 def edit_weights(folder: Path, change) -> Path:
@@ -177,6 +181,15 @@ def test_a_missing_projector_says_what_to_do(model, tmp_path):
     hub = kit.hub(tmp_path, model)
     with pytest.raises(CheckpointError, match='begin a new one with projector="init"'):
         load_model(hub["vicuna"], vision_tower=hub["clip"], overrides={"mm_projector_type": "mlp2x_gelu"})
+
+
+def test_a_missing_newline_says_what_to_do(tmp_path):
+    made = tiny_model(5, image=ANYRES, has_image_newline=True)
+    folder = save_model(tmp_path / "x", made, made.config, None)
+    assert load_model(folder).report.summary()
+    edit_weights(folder, lambda tensors: tensors.pop("llama.image_newline"))
+    with pytest.raises(CheckpointError, match=r'(?s)missing "llama.image_newline".*write "flat" there'):
+        load_model(folder)
 
 
 def test_a_new_projector_is_drawn_by_the_seed_and_reported(model, tmp_path):

@@ -176,13 +176,16 @@ def run(tmp_path: Path):
     return make
 
 
-def test_a_bad_picture_stops_a_run_before_anything_is_written_and_names_keys_that_help(run, tmp_path):
+@pytest.mark.parametrize(("name", "words"), [("/none.png", "no such image file"), ("empty.png", "the file is empty")])
+def test_a_bad_picture_stops_a_run_before_anything_is_written_and_names_keys_that_help(run, tmp_path, name, words):
     good = str(picture(tmp_path / "good.png"))
-    rows = [{**TALK, "image": good}, {**TALK, "image": "/none.png", "id": "b"}, {**TALK, "image": "/none2.png"}]
+    (tmp_path / "empty.png").touch()
+    bad = str(tmp_path / name)
+    rows = [{**TALK, "image": good}, {**TALK, "image": bad, "id": "b"}, {**TALK, "image": "/none2.png"}]
     with pytest.raises(DataError) as caught:
         read_rows(run(*rows))
     text = str(caught.value)
-    assert text.startswith(f'{tmp_path / "rows.json"}: /1 (id "b"): /none.png: no such image file')
+    assert text.startswith(f'{tmp_path / "rows.json"}: /1 (id "b"): {bad}: {words}')
     assert "1 more rows have images" in text
     for key, value in (("on_bad_sample", "skip"), ("check_images", "none")):
         assert f'"{key}": "{value}"' in text

@@ -218,21 +218,23 @@ def test_the_optimizer_is_stored_by_structured_names(tmp_path):
     assert json.loads((tmp_path / "checkpoint-12" / checkpointing.STATE_FILE).read_text())["global_step"] == 12
 
 
-def test_a_run_does_not_go_on_over_another_base_under_the_same_path(tmp_path):
+@pytest.mark.parametrize("stage", ["lora", "tune_mm_mlp_adapter"])
+def test_a_run_does_not_go_on_over_another_base_under_the_same_path(tmp_path, stage):
     from tests.trainer.trainer_kit import add_lora, default_targets, make_trainer, tiny
 
-    def lora_model(seed):
+    def model_of(seed):
         model = tiny(seed)
-        add_lora(model, default_targets(), 2, 4.0, 0.0, seed=1)
+        if stage == "lora":
+            add_lora(model, default_targets(), 2, 4.0, 0.0, seed=1)
         return model
 
     logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
-    run = settings(tmp_path, lora=True, max_steps=2, save_strategy="steps", save_steps=1)
-    make_trainer(run, model=lora_model(0)).train()
+    run = settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, **{stage: True})
+    make_trainer(run, model=model_of(0)).train()
     (_, first), _ = checkpointing.checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match="sampled parameters .* have other values now .*Restore it"):
-        make_trainer(run, model=lora_model(5)).train(first)
-    assert make_trainer(run, model=lora_model(0)).train(first).global_step == 2
+        make_trainer(run, model=model_of(5)).train(first)
+    assert make_trainer(run, model=model_of(0)).train(first).global_step == 2
 
 
 def test_a_checkpoint_of_a_version_without_the_sample_is_taken(tmp_path):

@@ -2,14 +2,18 @@
 """A process that is lost or started differently is named, and the others end."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import paddle
 import pytest
 
-from paddlemix.trainer import ranks
+from paddlemix.trainer import llava_trainer, ranks
+from paddlemix.utils.errors import ConfigError
+from tests.trainer.trainer_kit import Rows, make_trainer, settings, tiny
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 
@@ -51,6 +55,25 @@ def test_processes_that_were_started_differently_end_before_the_first_step(tmp_p
     said = launched("other", tmp_path)
     assert "error: the processes of this run were started with different things: learning_rate is 0.001 on" in said
     assert "rank 0 and 0.002 on rank 1" in said
+
+
+def test_other_rows_and_other_weights_are_named(tmp_path, monkeypatch):
+    sent: list[dict[str, object]] = []
+
+    def gather(found, facts):
+        sent.append(facts)
+        found += [sent[0], facts]  # rank 0 is the first trainer that has asked
+
+    logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
+    monkeypatch.setattr(paddle.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(llava_trainer, "require_alike", lambda facts, _: ranks.require_alike(facts, 2))
+    run = settings(tmp_path, tune_mm_mlp_adapter=True)
+    for _ in range(2):
+        make_trainer(run).require_alike()
+    with pytest.raises(ConfigError, match=r"the training data \(fingerprint\) is .* on rank 0 and .* on rank 1"):
+        make_trainer(run, rows=Rows(11)).require_alike()
+    with pytest.raises(ConfigError, match=r"the weights of llama\..* on rank 0 and .* on rank 1"):
+        make_trainer(run, model=tiny(seed=1)).require_alike()
 
 
 def watch(folder: Path) -> ranks.RankWatch:
