@@ -58,6 +58,22 @@ def render(
     (rows without images).
 
     ConfigError when a sample is asked for with a template that the original trains in another layout.
+
+    A sample in a small format, with a tokenizer that has the pieces "▁", "▁h", "▁x" and "▁hi". Learnt is the answer
+    with its end mark; the ids of the prompt are the beginning of those of the sample:
+
+        >>> template = Template("small", "", "", user=("h ", " "), answer=Answer("x", " ", "</s>"), stops=("</s>",))
+        >>> talk = [Message("user", "<image> hi"), Message("assistant", "hi x")]
+        >>> sample = render(template, talk, tokenizer, answer_open=False)
+        >>> sample.text
+        'h <image> hi x hi x</s>'
+        >>> [number if number < 0 else tokenizer.token(number) for number in sample.ids]
+        ['<s>', '▁h', '▁', -200, '▁', '▁hi', '▁x', '▁hi', '▁x', '</s>']
+        >>> [None if number == IGNORE_INDEX else tokenizer.token(number) for number in sample.labels]
+        [None, None, None, None, None, None, None, '▁hi', '▁x', '</s>']
+        >>> prompt = render(template, talk[:1], tokenizer, answer_open=True)
+        >>> prompt.ids == sample.ids[:7]
+        True
     """
     if template.train_as and not answer_open:
         raise ConfigError(

@@ -57,6 +57,32 @@ def rebuild(data: dict[str, Any], path: Path, roles: dict[str, str | None]) -> R
 
     ``roles``: bos_token, eos_token, unk_token, pad_token and their texts. CheckpointError for another kind of tokenizer
     and for a vocabulary that no sentencepiece model has.
+
+    Six pieces behind the special tokens and the bytes, and all splits of the joined ones, best score first:
+
+        >>> special = ["<unk>", "<s>", "</s>"]
+        >>> pieces = [*special, *_BYTES, "▁", "h", "i", "▁h", "hi", "▁hi"]
+        >>> model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": {}}
+        >>> model["vocab"] = {piece: number for number, piece in enumerate(pieces)}
+        >>> model["merges"] = ["h i", "▁ h", "▁ hi", "▁h i"]
+        >>> added = [{"id": number, "content": text, "special": True} for number, text in enumerate(special)]
+        >>> normalizer = {"type": "Sequence", "normalizers": [_PREPEND, _FROM_SPACE]}
+        >>> decoder = {"type": "Sequence", "decoders": [*_DECODER, _STRIP]}
+        >>> data = {"model": model, "added_tokens": added, "normalizer": normalizer, "decoder": decoder}
+        >>> roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": None}
+        >>> made = rebuild(data, Path("tokenizer.json"), roles)
+
+    A piece scores minus the number of pieces whose merges stand before its own; single characters score worst:
+
+        >>> {piece.text: int(piece.score) for piece in spm.read_model(made.model)[-6:]}
+        {'▁': -3, 'h': -3, 'i': -3, '▁h': -1, 'hi': 0, '▁hi': -2}
+
+    A list that lacks a split came from no sentencepiece model:
+
+        >>> model["merges"].remove("▁h i")
+        >>> rebuild(data, Path("tokenizer.json"), roles)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        paddlemix.utils.errors.CheckpointError: tokenizer.json: its merges lack ('▁h', 'i'), which ...
     """
     source = _Source(path)
     try:

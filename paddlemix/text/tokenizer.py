@@ -11,6 +11,27 @@ The rules are those of the LLaVA originals' tokenizer (transformers 4.37, LlamaT
   text gets the dummy space and then loses it from its first token ("</s>USER" -> "US", "ER" where 4.37 has "USER");
 - the kind fast_5 (transformers 5, whose folders hold ``tokenizer.json`` alone) gives no dummy space to a text that
   begins with a space, and with ``legacy=False`` only to the text as a whole.
+
+The segments of one text under these rules, by a tokenizer whose vocabulary has the pieces "▁", "x" and "▁x":
+
+    >>> for kind, legacy in (("slow", True), ("slow", False), ("slow_4_31", False), ("fast", True), ("fast_5", False)):
+    ...     tokenizer = load_tokenizer(folder, kind=kind, legacy=legacy)
+    ...     print(kind, legacy, *map(tokenizer.token, tokenizer.encode("x</s>x</s> x", bos=False)))
+    slow True ▁x </s> ▁x </s> ▁ ▁x
+    slow False ▁x </s> x </s> ▁x
+    slow_4_31 False ▁x </s> x </s> ▁ ▁x
+    fast True ▁x </s> ▁x </s> ▁ ▁x
+    fast_5 False ▁x </s> x </s> ▁x
+
+``pieces`` gives the character that each id starts at, which is how labels find their tokens (``text/render.py``). In a
+``plain`` span of characters a special token is text like any other, here in byte pieces:
+
+    >>> tokenizer = load_tokenizer(folder, kind="slow", legacy=False)
+    >>> found = tokenizer.pieces("x</s>x")
+    >>> [(tokenizer.token(number), start) for number, start in zip(found.ids, found.starts)]
+    [('▁x', 0), ('</s>', 1), ('x', 5)]
+    >>> print(*map(tokenizer.token, tokenizer.pieces("x</s>x", plain=[(1, 5)]).ids))
+    ▁x <0x3C> <0x2F> <0x73> <0x3E> x
 """
 
 import re
