@@ -226,8 +226,9 @@ def tune_cpu() -> str:
     Three cures (measured in float32 against the same work in other frameworks): the bundled MKL takes its generic
     path on AMD processors unless ``MKL_DEBUG_CPU_TYPE`` names a better one (2.7 x for matrix products); copies of
     strided views are up to 59 x slower with the stride kernels; freed temporaries go back to the system and fault in
-    again unless the allocator's thresholds are raised (2.4 x for attention). The order of sums changes a little with
-    it. ``PADDLEMIX_CPU_TUNING=0`` leaves the process alone. Returns and logs one line that says what was set and why.
+    again unless the allocator's thresholds are raised (2.4 x for attention). The order of sums changes with
+    MKL's path, so on AMD only. ``PADDLEMIX_CPU_TUNING=0`` leaves the process alone. Returns and logs one line that
+    says what was set and why.
     """
     if env.get("PADDLEMIX_CPU_TUNING") == "0":
         return "cpu tuning: off (PADDLEMIX_CPU_TUNING=0)"

@@ -63,7 +63,7 @@ def asked(folder: Path, tmp_path: Path) -> dict:
     """The answer of the interpreter with transformers."""
     python = os.environ.get("PADDLEMIX_TORCH_PYTHON")
     if not python:
-        pytest.skip("PADDLEMIX_TORCH_PYTHON names no interpreter with torch")
+        pytest.skip("PADDLEMIX_TORCH_PYTHON names no interpreter with transformers")
     tiny_image(3, (90, 60)).save(tmp_path / "picture.png")
     messages = [as_parts(row) for row in conversations()]
     given = {"texts": TEXTS, "messages": messages, "image": str(tmp_path / "picture.png")}

@@ -49,8 +49,15 @@ def test_runs_of_another_recipe_do_not_count(runs, tmp_path):
     assert found == [(0, "on"), (0, "on")]
 
 
-@pytest.mark.parametrize(("tuning", "flag"), [("on", "1"), ("off", "0")])
-def test_a_run_is_the_demo_with_its_seed_and_its_tuning(tmp_path, monkeypatch, tuning, flag):
+@pytest.mark.parametrize(
+    ("tuning", "settings"),
+    [
+        ("on", ["PADDLEMIX_CPU_TUNING=1"]),
+        ("off", ["PADDLEMIX_CPU_TUNING=0"]),
+        ("avx2", ["PADDLEMIX_CPU_TUNING=1", "MKL_ENABLE_INSTRUCTIONS=AVX2"]),
+    ],
+)
+def test_a_run_is_the_demo_with_its_seed_and_its_tuning(tmp_path, monkeypatch, tuning, settings):
     seen = {}
 
     def run(command, **_):
@@ -62,7 +69,7 @@ def test_a_run_is_the_demo_with_its_seed_and_its_tuning(tmp_path, monkeypatch, t
     monkeypatch.setattr(demo_series.subprocess, "run", run)
     done = demo_series.one({"demo": "shapes", "seed": 5, "tuning": tuning}, tmp_path / "out")
     assert done["reached"] == 0.98
-    assert seen["command"][:2] == ["env", f"PADDLEMIX_CPU_TUNING={flag}"]
-    assert seen["command"][3:] == ["-m", "paddlemix.demo", "--out", str(tmp_path / "out"), "--seed", "5", "--no-lora",
-                                   "--no-chat"]  # fmt: skip
+    assert seen["command"][: 1 + len(settings)] == ["env", *settings]
+    flags = ["--out", str(tmp_path / "out"), "--seed", "5", "--no-lora", "--no-chat"]
+    assert seen["command"][2 + len(settings) :] == ["-m", "paddlemix.demo", *flags]
     assert not (tmp_path / "out").exists()
