@@ -37,6 +37,11 @@ STATE_FILE = "training_state.json"
 LOG_FILE = "trainer_state.json"
 ROWS_FILE = "training_rows.safetensors"
 _FORMAT = 1
+_OF_ANY_RUN = frozenset((
+    LOCK_FILE, LOG_FILE, "train.log", "runs", "training_settings.json", "train_results.json", "bad_samples.jsonl",
+    "bad_samples_eval.jsonl",
+))  # fmt: skip
+"""Files of every attempt, also of one that ended before its first checkpoint, or before its result was written."""
 _NEEDED = (STATE_FILE, LOG_FILE)
 """Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -128,10 +133,8 @@ def _what_it_holds(output: Path) -> str:
 
 
 def _holds_something(output: Path) -> bool:
-    # These are written by every attempt, also by one that stopped before its first checkpoint.
-    ours = {LOCK_FILE, "train.log", "runs", "training_settings.json", "bad_samples.jsonl", "bad_samples_eval.jsonl"}
     return output.is_dir() and any(
-        item.name not in ours and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
+        item.name not in _OF_ANY_RUN and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
     )
 
 

@@ -90,15 +90,24 @@ def publish_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
             _swap_in(temporary, target)
 
 
+class _DiskFullError(TrainingError):
+    """A disk ran full; the error of the system is the cause of this one."""
+
+    written = 0
+    """Bytes that had been written."""
+
+
 @contextlib.contextmanager
 def explained_when_full(target: Path, temporary: Path) -> Iterator[None]:
     """Remove ``temporary`` at the end, and turn a disk that runs full into TrainingError: path, size, free space."""
     try:
         yield
-    except OSError as error:
-        size = leftovers.size_of(temporary)
+    except (OSError, _DiskFullError) as error:
+        # Of a writer inside another one, the outer one knows the name that a person knows.
+        cause = error.__cause__ if isinstance(error, _DiskFullError) else error
+        size = leftovers.size_of(temporary) + getattr(error, "written", 0)
         leftovers.remove(temporary)  # first, so that the free space is what the next try will find
-        raise _explained(error, target, size) from error
+        raise _explained(cause, target, size) from cause
     finally:
         leftovers.remove(temporary)
 
@@ -321,7 +330,9 @@ def _explained(error: OSError, path: Path, size: int) -> Exception:
         return error
     folder = next((item for item in (path, *path.parents) if item.exists()), Path("/"))
     free = shutil.disk_usage(folder).free
-    return TrainingError(
+    told = _DiskFullError(
         f"{path}: cannot be written ({error.strerror}); {free / MIB:.0f} MiB are free, and {size / MIB:.0f} MiB of it "
         "had been written. Free some space or choose another folder; what was there before is untouched"
     )
+    told.written = size
+    return told

@@ -132,7 +132,8 @@ def test_a_folder_with_other_things_is_not_written_into(tmp_path):
 
 
 def test_what_an_interrupted_start_leaves_does_not_block_the_next(tmp_path):
-    for name in ("train.log", ".lock", "training_settings.json", ".tmp-checkpoint-2-77"):
+    for name in ("train.log", ".lock", "training_settings.json", ".tmp-checkpoint-2-77", "train_results.json",
+                 "trainer_state.json"):  # fmt: skip
         (tmp_path / name).write_text("")
     assert checkpointing.find_resume(settings(tmp_path)) is None
 

@@ -49,6 +49,20 @@ def test_the_next_run_removes_what_a_killed_one_left_and_says_so(tmp_path, capsy
     assert f"removed {left}" in " ".join(capsys.readouterr().err.split())  # lines are wrapped
 
 
+def test_a_full_disk_inside_a_folder_that_is_written_is_told_of_that_folder(tmp_path, monkeypatch):
+    def runs_full():
+        with files.publish_folder(tmp_path / "out") as staging:
+            (staging / "big").write_bytes(b"x" * (3 << 20))
+            with files.publish_folder(staging / "part") as inner:
+                (inner / "big").write_bytes(b"x" * (2 << 20))
+                raise OSError(28, "No space left on device")
+
+    with pytest.raises(TrainingError, match=r"/out: cannot be written .*, and 5 MiB of it") as caught:
+        runs_full()
+    assert ".tmp" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
     process = writer(tmp_path / "out")
     (theirs,) = tmp_path.iterdir()
