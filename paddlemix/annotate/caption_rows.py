@@ -109,6 +109,8 @@ def convert(path: Path, *, rounds: bool, seed: int, keys: Mapping[str, str], roo
         description = _value(record, "description", keys)
         if not isinstance(description, str) or not description.strip():
             done.left_out.setdefault("objects have no description", []).append(name)
+        elif IMAGE_TOKEN in description:
+            done.left_out.setdefault(f"objects have {IMAGE_TOKEN} in their description", []).append(name)
         elif root is not None and not ObjectImages(root).has_pictures(name):
             done.left_out.setdefault(f"objects have no images under {root}", []).append(name)
         else:

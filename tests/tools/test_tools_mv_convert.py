@@ -55,6 +55,13 @@ def test_a_row_has_the_form_of_the_demo_file(tmp_path, layout):
     assert rounds == ROUNDS
 
 
+def test_a_description_with_a_mark_of_an_image_is_left_out_and_counted(tmp_path, capsys):
+    """Training would count five images where the object has four."""
+    code, rows = convert(tmp_path, {"chair": "A red chair.", "odd": "A chair <image> from above."})
+    assert (code, [row["image"] for row in rows]) == (0, ["chair"])
+    assert "1 objects have <image> in their description, for example odd" in capsys.readouterr().out
+
+
 def test_both_questions_are_drawn_and_the_first_stage_has_one_round(tmp_path):
     code, rows = convert(tmp_path, {f"o{number}": "A thing." for number in range(40)}, "--stage", "pretrain")
     assert code == 0
