@@ -21,7 +21,7 @@ from paddlemix.ops.attention.select import ATTENTION
 from paddlemix.ops.dispatch import Operator, facts
 from paddlemix.ops.npu import fused, library, mc2
 from paddlemix.ops.operators import OPERATORS
-from paddlemix.ops.runtime import FUSED, Runtime
+from paddlemix.ops.runtime import FUSED, Choice, Runtime
 from paddlemix.utils.errors import BackendError
 
 ALLOWED = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -62,10 +62,21 @@ def _form(operator: Operator, runtime: Runtime, on_npu: bool) -> Finding:
         text = f"form: {form.name}" if known else str(form)
         text += "; without its gradient: the plain path trains" if known and not good else ""
         values = {"form": form.name, "gradient": good} if known else {"form": None}
+    if on_npu and (impossible := _impossible(operator, choice, good)):
+        return fail(name, f"{text}{told}: {impossible}, so a training ends with an error; write auto", **values)
     if good:
         # Somebody has chosen the plain path: worth reading on a card, and no fault.
-        return (note if on_npu and choice.off else ok)(name, text + told, **values)
+        plain = choice.off or choice.forced not in (None, FUSED)
+        return (note if on_npu and plain else ok)(name, text + told, **values)
     return warn(name, f"{text}{told}; {operator.cost}", **values) if on_npu else note(name, text + told, **values)
+
+
+def _impossible(operator: Operator, choice: Choice, good: bool) -> str | None:
+    """Why no training on an npu can use the kernel that a flag forces; None when one can or nothing is forced."""
+    if choice.forced == FUSED:
+        return None if good else "the operator cannot be used"
+    here = [one.name for one in operator.kernels if not one.devices or FUSED in one.devices]
+    return None if choice.forced in (None, *here) else f"{choice.forced} is not for an npu"
 
 
 def self_check(device: str, dtype: str) -> list[Finding]:

@@ -19,7 +19,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.ops.npu.library import RefusalError
-from paddlemix.ops.runtime import FUSED, WHOLE, Runtime
+from paddlemix.ops.runtime import FUSED, WHOLE, Choice, Runtime
 from paddlemix.utils.errors import IN_USE, BackendError
 from paddlemix.utils.logging import get_logger
 
@@ -93,7 +93,7 @@ class Operator:
         except RefusalError as refusal:
             choice = runtime.choice(self.name)
             if choice.forced:
-                raise BackendError(f"{choice.by}: {refusal}; {_REMEDY}") from refusal
+                raise self.forced_error(choice, [str(refusal)]) from refusal
             if _first("refused", self.name):  # once: its text holds shapes, which differ from call to call
                 get_logger(__name__).warning(
                     "fused npu %s: %s; the plain path serves this call, and further ones that it refuses (%s=0: all); "
@@ -136,7 +136,12 @@ class Operator:
                 self._report(kernel, [])
                 return kernel
             reasons.append(reason)
-        raise BackendError(f"{choice.by}: {'; '.join(reasons)}; {_REMEDY}")
+        raise self.forced_error(choice, reasons)
+
+    @staticmethod
+    def forced_error(choice: Choice, reasons: list[str]) -> BackendError:
+        """That of a kernel that a flag forces and that cannot serve for ``reasons``."""
+        return BackendError(f"{choice.by}: {'; '.join(reasons)}; {_REMEDY}")
 
     def _reason(self, kernel: Kernel, runtime: Runtime, request: NamedTuple) -> str | None:
         if kernel.devices and runtime.device not in kernel.devices:

@@ -296,6 +296,36 @@ def test_a_missing_operator_costs_on_an_npu_and_is_worth_a_note_elsewhere(monkey
     assert (chosen.state, chosen.text.endswith("PADDLEMIX_NPU_FUSED_ROPE=0")) == ("note", True)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "known", "state", "text"),
+    [
+        (
+            "PADDLEMIX_ATTENTION",
+            "sdpa",
+            True,
+            "FAIL",
+            "PADDLEMIX_ATTENTION=sdpa: sdpa is not for an npu, so a training",
+        ),
+        ("PADDLEMIX_ATTENTION", "npu", False, "FAIL", "PADDLEMIX_ATTENTION=npu: the operator cannot be used"),
+        ("PADDLEMIX_NPU_FUSED", "1", False, "FAIL", "PADDLEMIX_NPU_FUSED=1: the operator cannot be used"),
+        ("PADDLEMIX_ATTENTION", "math", True, "note", "PADDLEMIX_ATTENTION=math"),
+        ("PADDLEMIX_ATTENTION", "npu", True, "ok", "PADDLEMIX_ATTENTION=npu"),
+    ],
+)
+def test_a_forced_kernel_that_no_npu_can_use_is_a_fault_and_a_chosen_plain_one_a_note(
+    monkeypatch, flag, value, known, state, text
+):
+    from paddlemix.doctor import operators
+
+    monkeypatch.setenv(flag, value)
+    if known:
+        monkeypatch.setattr(operators.library, "form_of", lambda name: operators.library.KNOWN[name][0])
+        monkeypatch.setattr(operators.library, "has_gradient", lambda name: True)
+    found = operators.forms(on_npu=True)[0]
+    assert (found.name, found.state) == ("flash_attention_npu", state)
+    assert text in found.text
+
+
 def test_a_master_with_ipv6_only_is_told_as_that(monkeypatch):
     def known(host, port, family=0, kind=0):
         if family == socket.AF_INET:

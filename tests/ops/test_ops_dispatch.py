@@ -176,6 +176,18 @@ def test_a_model_keeps_the_decision_it_was_made_with(monkeypatch: pytest.MonkeyP
         tiny_model().encode_images(pixels)
 
 
+@pytest.mark.parametrize(("backend", "text"), [("npu", "the tensors are on cpu, not on an npu"), ("math", None)])
+def test_a_forced_attention_is_asked_before_a_run(monkeypatch: pytest.MonkeyPatch, backend: str, text: str) -> None:
+    from paddlemix.ops.attention.select import why_not_fused
+
+    monkeypatch.setenv("PADDLEMIX_ATTENTION", backend)
+    if text is None:
+        assert why_not_fused("float32", 2, 1, 16) == f"PADDLEMIX_ATTENTION={backend}"
+    else:
+        with pytest.raises(BackendError, match=f"PADDLEMIX_ATTENTION={backend}: {text}; use auto"):
+            why_not_fused("float32", 2, 1, 16)
+
+
 class Place:
     """How paddle's places read; those of other devices cannot be made on a CPU."""
 

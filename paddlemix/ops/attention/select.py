@@ -47,19 +47,27 @@ def why_not_fused(dtype: str, heads: int, kv_heads: int, width: int) -> str | No
     """Why the fused attention of the npu in use will not serve a training like this; None when it will.
 
     Asked before a run, for what plain attention takes in memory: flags and rules first, then one call of a few rows.
+    BackendError when a flag forces a backend that cannot serve it, as the first layer would raise it.
     """
     runtime = Runtime.current()
     choice = runtime.choice(ATTENTION.name)
-    if choice.off or choice.forced not in (None, FUSED):
+    if choice.off:
         return choice.by
     q, k = (paddle.zeros([1, 16, count, width], dtype=dtype) for count in (heads, kv_heads))
     q.stop_gradient = False
     mask = Mask(causal=True)
-    reason = ATTENTION.why_not(FUSED, runtime, make_request(q, k, k, mask))
+    request = make_request(q, k, k, mask)
+    if choice.forced:
+        ATTENTION.choose(runtime, request)
+        if choice.forced != FUSED:
+            return choice.by
+    reason = ATTENTION.why_not(FUSED, runtime, request)
     if reason is None:
         try:
             npu.attend(q, k, k, mask, scale=width**-0.5)
         except RefusalError as refusal:
+            if choice.forced:
+                raise ATTENTION.forced_error(choice, [str(refusal)]) from refusal
             reason = str(refusal)
     return reason
 
