@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two journeys of docs/architecture.md come first, and what they name is there."""
+"""The two journeys of docs/architecture.md come first, what they name is there, and every room says where to begin."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 JOURNEYS = PAGE.partition("## Two journeys\n")[2].partition("\n## ")[0]
 NAME = re.compile(r"`([a-z_]+(?:\.\w+)+)`")
 
@@ -39,3 +41,13 @@ def test_what_the_journeys_name_can_be_imported():
     names = NAME.findall(JOURNEYS)
     assert len(names) > 30
     assert [name for name in names if not exists(name)] == []
+
+
+def test_every_room_says_what_it_is_for_and_where_to_begin():
+    """Three lines of text at least, of which one names something in the room."""
+    short = []
+    for path in sorted((ROOT / "paddlemix").glob("*/__init__.py")):
+        text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+        if len(text) < 3 or not any("``" in line or ".md" in line for line in text[2:]):
+            short.append(path.parent.name)
+    assert short == []

@@ -21,7 +21,7 @@ from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
-from paddlemix.ops.runtime import Runtime, kind_of_device
+from paddlemix.ops.runtime import Place, Runtime, kind_of_device
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.towers.base import Tower
@@ -150,7 +150,12 @@ class LlavaForCausalLM(nn.Layer):
         self.llama.unfuse()
         super().train()
 
-    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> "LlavaForCausalLM":
+    def to(
+        self,
+        device: str | Place | None = None,
+        *args: str | paddle.dtype | bool | None,
+        **kwargs: str | paddle.dtype | bool | None,
+    ) -> "LlavaForCausalLM":
         """As nn.Layer has it (device, dtype, ...; shapes stay).
 
         BackendError for a device of another kind than the model was made for: its kernels were chosen then, so it would

@@ -8,7 +8,7 @@ step feels each microsecond.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import paddle
 
@@ -77,7 +77,11 @@ class Runtime:
         return self._kept[key]  # type: ignore[return-value]
 
 
-def kind_of_device(device: object) -> str | None:
+Place: TypeAlias = paddle.base.core.Place | paddle.CPUPlace | paddle.CUDAPlace | paddle.CustomPlace
+"""A place of paddle's; in paddle 3.0 those of one kind are no subclasses of the general one."""
+
+
+def kind_of_device(device: str | Place | None) -> str | None:
     """``npu`` for ``npu``, ``npu:1`` and paddle's place there, likewise for every type of device; None for None."""
     if device is None:
         return None

@@ -225,8 +225,8 @@ def plain_optimizer(optimizer: "AnyOptimizer") -> "AdamW":
 def save_optimizer(path: Path, optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> None:
     """Moments (and float32 master weights) by structured parameter names: ``moment1/llama.norm.weight``.
 
-    Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before. Shapes are
-    those of the parameters; in a sharded state those of their parts.
+    Paddle keys them by ``linear_7.w_0_moment1_0``, which depends on what else the process has built before. Their
+    shapes are those of the parameters; in a sharded state those of its parts.
     """
     held = _held(plain_optimizer(optimizer), parameters)
     # Not by the library of the format: on a full disk it raises an error of its own, without errno.
