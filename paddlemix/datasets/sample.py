@@ -11,6 +11,7 @@ import numpy as np
 from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.files import adding_to
 from paddlemix.utils.shown import readable
 
 
@@ -126,7 +127,7 @@ class BadSamples:
             return
         line = json.dumps({"where": readable(where), "reason": str(error)}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with adding_to(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
     def _check_share(self) -> None:

@@ -112,6 +112,15 @@ def explained_when_full(target: Path, temporary: Path) -> Iterator[None]:
         leftovers.remove(temporary)
 
 
+@contextlib.contextmanager
+def adding_to(path: Path) -> Iterator[None]:
+    """Around what adds to the end of a file: a disk that runs full becomes TrainingError with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, path, leftovers.size_of(path)) from error
+
+
 def write_manifest(folder: Path) -> None:
     """Flush every file under ``folder`` and list it in ``manifest.json``."""
     entries: dict[str, dict[str, Any]] = {}

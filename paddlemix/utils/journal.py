@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeGuard, TypeVar
 
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import ConfigError, PaddleMixError
+from paddlemix.utils.files import adding_to
 from paddlemix.utils.foreign import JsonValue, parse_json
 from paddlemix.utils.shown import shown
 
@@ -36,11 +37,12 @@ class Journal(Generic[Record]):
         self.path = path
         self.done: dict[int, list[Record]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(path, "a+b")  # noqa: SIM115 - it stays open for the whole run, close() ends it
+        # Without a buffer: what a full disk does not take would come again when the file is closed.
+        self._stream = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open for the whole run, close() ends it
         try:
             _lock(self._stream, path, in_use)
             self._recover(dict(settings), fits)
-        except ConfigError:
+        except PaddleMixError:
             self._stream.close()
             raise
 
@@ -73,14 +75,16 @@ class Journal(Generic[Record]):
                 )
 
     def add(self, batch: int, records: list[Record]) -> None:
-        """Write a finished batch; it is on the disk when this returns."""
+        """Write a finished batch; it is on the disk when this returns. TrainingError when the disk is full."""
         self._add({"batch": batch, "records": records})
         self.done[batch] = records
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        self._stream.write(json_bytes(line) + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        rest = memoryview(json_bytes(line) + b"\n")
+        with adding_to(self.path):
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+            os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Give the file free."""

@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from paddlemix.text.messages import Message
 from paddlemix.text.render import render
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from paddlemix.utils.errors import DataError
+from paddlemix.utils.errors import DataError, TrainingError
 
 VISION = VisionConfig(32, 64, 2, 4, image_size=28, patch_size=14)
 PAD = ImageConfig(28, 28, "pad")
@@ -348,3 +349,15 @@ def build_plan_of(item: object) -> np.ndarray:
     from paddlemix.splice.plan import PlanRow
 
     return build_plan([PlanRow(item.ids, item.layouts, item.labels)], tokens_per_tile=P).labels[0]
+
+
+def test_a_list_of_bad_rows_on_a_full_disk_is_told_with_the_file(tmp_path):
+    bad = BadSamples("skip", tmp_path / "bad.jsonl")
+    bad.begin(10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"bad.jsonl: cannot be written .*Free some space"):
+            bad.add(DataError("x" * 500), "row 1", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

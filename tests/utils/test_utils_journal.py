@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of a run that goes on after any kill."""
 
+import contextlib
 import os
+import resource
 
 import pytest
 
-from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.errors import ConfigError, TrainingError
 from paddlemix.utils.journal import Journal
 
 
@@ -38,6 +40,30 @@ def test_finished_batches_come_back_and_a_line_that_was_cut_is_done_again(tmp_pa
         stream.truncate((tmp_path / "j").stat().st_size - 3)
     again = opened(tmp_path / "j", seed=1)
     assert again.done == {0: [{"said": "a"}]}
+    again.close()
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Files may not become larger than ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_was_written_before_is_kept(tmp_path):
+    journal = opened(tmp_path / "j", seed=1)
+    journal.add(0, [{"said": "a" * 1000}])
+    with full_disk(3000):
+        with pytest.raises(TrainingError, match=r"/j: cannot be written .*Free some space"):
+            journal.add(1, [{"said": "b" * 5000}])
+        journal.close()
+    again = opened(tmp_path / "j", seed=1)
+    assert again.done == {0: [{"said": "a" * 1000}]}
+    again.add(1, [{"said": "b"}])
     again.close()
 
 
