@@ -19,7 +19,7 @@ from tests.npu_standin import build
 
 Worker = Callable[..., dict[str, Any]]
 
-pytestmark = pytest.mark.npu_standin
+pytestmark = [pytest.mark.npu_standin, pytest.mark.timeout(280)]
 
 MODEL = build.REPOSITORY / "tests" / "data" / "golden" / "llava" / "hub" / "liuhaotian" / "llava-v1.5-tiny"
 
@@ -47,7 +47,7 @@ def train(standin: Path, folder: Path, memory: int, **changes: str) -> subproces
     path = f"{tool.parent}:{os.environ['PATH']}"
     return subprocess.run(
         command, env=build.environment(standin, PATH=path, NPU_STANDIN_ABI="none"), cwd=build.REPOSITORY,
-        capture_output=True, text=True, timeout=110,
+        capture_output=True, text=True, timeout=270,
     )  # fmt: skip
 
 
