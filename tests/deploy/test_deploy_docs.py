@@ -80,8 +80,8 @@ def test_configs_with_overrides_of_the_documents_load():
 
     checked = 0
     for command in commands():
-        found = re.search(r"(?:launch\.sh|paddlemix sft) (config/\S+\.json)(.*)", command)
+        found = re.search(r"(?:launch\.sh|paddlemix sft) ((?:paddlemix/)?config/\S+\.json)(.*)", command)
         if found:
             load_settings([str(ROOT / found.group(1)), *shlex.split(found.group(2))])
             checked += 1
-    assert checked >= 3
+    assert checked >= 5
