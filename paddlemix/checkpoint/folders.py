@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which folder a name means, and what kind of model folder it is; told by its files, never by its name."""
+"""Which folder a name means, and what kind of model folder it is; recognised by its files, never by its name."""
 
 from collections.abc import Sequence
 from pathlib import Path

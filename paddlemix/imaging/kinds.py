@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is that is no image for us, told by its first bytes, with what to do about it."""
+"""What a file is that is no image for us, recognised by its first bytes, with what to do about it."""
 
 from collections.abc import Iterable
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A JSON object from a file, read strictly: every fault is told with file, line, column and the text around it.
+"""A JSON object from a file, read strictly: every fault is reported with file, line, column and the text around it.
 
 Python's json module takes NaN, keeps the last of two equal keys, and overflows 1e400 to infinity without a word.
 """

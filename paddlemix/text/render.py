@@ -5,7 +5,7 @@ The text is encoded as the original encodes it (in one call, cut only at ``<imag
 The labels come from where the characters of each token stand: a token is learnt if its first character is in a segment
 that learns. Nothing is counted twice, so no row is lost to a "tokenization mismatch".
 
-Law: the ids of a training sample up to an answer equal those of the prompt for that answer. A vocabulary can join or
+Rule: the ids of a training sample up to an answer equal those of the prompt for that answer. A vocabulary can join or
 lose white space at the border between head and answer, so that the prompt ends some tokens before the border: then
 what the prompt does not give is learnt as well. It can also join the last character of the head and the first of the
 answer to one piece ("\\n\\n"), where the prompt has another id. The training ids are then still the original's, and

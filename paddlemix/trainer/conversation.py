@@ -62,7 +62,7 @@ def _suggested(folder: Path) -> str:
     try:
         found = default_template(load_config(folder).text)
     except PaddleMixError:
-        return "v1"  # what is wrong with the folder is told when it is opened
+        return "v1"  # what is wrong with the folder is reported when it is opened
     return "v1" if found == "vicuna_v1" else found
 
 

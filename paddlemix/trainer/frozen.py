@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that a run does not train, told apart by a few of their values, so that a resumed run meets the same."""
+"""The weights that a run does not train, recognised by a few of their values, so that a resumed run meets the same."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -313,7 +313,7 @@ class TrainingRun:
             metrics.update(self.trainer.evaluate())
 
     def _check_space(self) -> None:
-        """A disk that cannot hold one checkpoint beside the result is told before the first step."""
+        """A disk that cannot hold one checkpoint beside the result is reported before the first step."""
         from paddlemix.ops.parallel import whole_shape
 
         sizes = {

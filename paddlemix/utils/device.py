@@ -144,7 +144,7 @@ def _present(name: str) -> str:
 
 
 def require_installed(name: str | None) -> None:
-    """BackendError when the installed paddle cannot have the device ``name``: told from its files, before it is loaded.
+    """BackendError when the installed paddle cannot have the device ``name``: read from its files, before it is loaded.
 
     Whether a card is there is found by ``choose``.
     """
@@ -152,7 +152,7 @@ def require_installed(name: str | None) -> None:
         return
     kind, found = name.partition(":")[0], importlib.util.find_spec("paddle")
     if found is None or found.origin is None:
-        return  # that paddle is missing is told by the command
+        return  # that paddle is missing is reported by the command
     package = Path(found.origin).parent
     if kind == "gpu" and _is_cpu_build(package / "version" / "__init__.py"):
         raise BackendError(_cpu_build())

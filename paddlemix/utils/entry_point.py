@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command does around its one library call: check flags, tell errors in one line, return an exit code."""
+"""What every command does around its one library call: check flags, report errors in one line, return an exit code."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ def run_command(
     Environment flags are checked first, so that garbage stops before any work. A PaddleMixError becomes one line on
     stderr and its own exit code; ``--debug`` anywhere in ``argv`` adds the traceback. Errors that nobody foresaw keep
     their traceback: they are faults of the program, or of what ``IN_USE`` names. A stream that cannot be written and a
-    file that the system refuses are no faults of the program: they are told in one line, too.
+    file that the system refuses are no faults of the program: they are reported in one line, too.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_process()
@@ -43,7 +43,7 @@ def run_command(
             with speaking(options or current()):
                 return main(arguments) or 0
         finally:
-            sys.stdout.flush()  # here, where what cannot be written is still told
+            sys.stdout.flush()  # here, where what cannot be written is still reported
     except PaddleMixError as error:
         if "--debug" in arguments:
             traceback.print_exc()

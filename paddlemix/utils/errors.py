@@ -4,7 +4,7 @@
 from paddlemix.utils.shown import readable
 
 IN_USE: list[str] = []
-"""Sentences about parts that are not ours and are in use, with the remedy should one fail: told with such an error."""
+"""Sentences about parts that are not ours and are in use, with the remedy should one fail: shown with such an error."""
 
 
 class PaddleMixError(Exception):

@@ -37,7 +37,7 @@ def write_for_transformers(
     """Complete the llava-hf ``folder``, which holds config.json and the tokenizer's files already.
 
     ``source`` is the folder that it was made of, ``layout`` the template that the model was trained with. What cannot
-    be written is told in ``notes``.
+    be written is named in ``notes``.
     """
     _write_tokenizer(folder, notes)
     program = _write_template(folder, layout, config, notes)

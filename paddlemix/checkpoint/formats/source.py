@@ -107,7 +107,7 @@ class TensorSource:
 
 
 def open_file(path: str | Path) -> TensorSource:
-    """One weight file; its kind is told by its ending, its soundness by its content."""
+    """One weight file; its kind is known by its ending, its soundness by its content."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file{begins_at(path)}")

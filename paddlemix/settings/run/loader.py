@@ -82,7 +82,7 @@ def _overlay(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agreed(entries: JsonValue) -> dict[str, Any]:
-    """The keys that all data set entries have with the same value; wrong forms are told later by ``check_dataset``."""
+    """The keys that all data set entries have with the same value; ``check_dataset`` reports wrong forms later."""
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         return {}
     first, *others = entries
@@ -151,7 +151,7 @@ def _parse_flags(tokens: list[str]) -> dict[str, Any]:
 
 
 def _value_of(known: Known, texts: list[str], at: str) -> Any:
-    """The JSON value that the words behind a flag stand for; what they cannot be is told by ``Known.accept``."""
+    """The JSON value that the words behind a flag stand for; what they cannot be is reported by ``Known.accept``."""
     base = known.kind.base
     if not texts:
         if base is bool:
