@@ -105,3 +105,23 @@ def test_the_scripts_are_free_of_findings() -> None:
     scripts = sorted((ROOT / ".ci").iterdir())
     done = subprocess.run([checker, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_what_make_test_leaves_to_the_npu_pair_is_run_there() -> None:
+    def said(target: str, python310: str) -> str:
+        environment = {**os.environ, "PYTHON310": python310}
+        command = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "-o", ".venv-npu-pair/.installed"]
+        return subprocess.run([*command, target], cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+
+    with_pair, alone = (said("test", python310) for python310 in (_python310(), "/bin/false"))
+    left = [word.removeprefix("--ignore=") for word in with_pair.split() if word.startswith("--ignore=")]
+    assert len(left) == 5 or not _python310()
+    assert "--ignore" not in alone
+    for name in left:
+        assert (ROOT / name).is_file()
+        assert f" {Path(name).parent} " in said("test-npu-pair", _python310())
+
+
+def _python310() -> str:
+    """That of this machine, or an empty text."""
+    return subprocess.run([ROOT / ".ci" / "python310"], capture_output=True, text=True, check=False).stdout.strip()
