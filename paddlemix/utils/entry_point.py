@@ -36,6 +36,7 @@ def run_command(
     file that the system refuses are no faults of the program: they are reported in one line, too.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    IN_USE.clear()  # of an earlier command of this process
     _prepare_process()
     try:
         try:
