@@ -80,4 +80,3 @@ def test_what_the_second_process_alone_finds_is_said_where_the_run_was_started(p
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert re.search(r"error: rank 1: gone\.json: /1.*gone\.png: no such image file", said), said[-3000:]
-    assert not (place / "o").exists(), "nothing is left of a run that did not begin"
