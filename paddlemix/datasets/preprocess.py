@@ -108,10 +108,13 @@ class SampleEncoder:
         pixels = np.concatenate(parts) if parts else None
         return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
 
-    def measure(self, sample: Sample) -> Measured:
-        """What ``self(sample)`` would cost, without decoding an image; DataError for what it would refuse."""
+    def measure(self, sample: Sample, sizes: Sequence[Size]) -> Measured:
+        """What ``self(sample)`` would cost, from the ``sizes`` of its images (``size_of``); opens none of them.
+
+        DataError for what ``self(sample)`` would refuse.
+        """
         rendered = self.render(sample)
-        layouts = self._layouts(sample, [self._size(sample, image) for image in sample.images])
+        layouts = self._layouts(sample, sizes)
         _, labels, length, cut = self._cut(sample, rendered, layouts)
         visual = sum(len(layout.order) for layout in layouts)
         return Measured(length + cut - visual, visual, length, int((labels[1:] != IGNORE_INDEX).sum()))
@@ -207,10 +210,11 @@ class SampleEncoder:
         if config is None or config.aspect != "anyres":
             per_tile = self.processor.vision.tokens_per_tile if self.processor else 0
             return views.count(len(sample.images)) * per_tile
-        sizes = [self._size(sample, image) for image in sample.images]
+        sizes = [self.size_of(sample, image) for image in sample.images]
         return views.layout(sizes, config, self.processor.vision).length
 
-    def _size(self, sample: Sample, image: str) -> Size:
+    def size_of(self, sample: Sample, image: str) -> Size:
+        """(height, width) of an image in pixels, from its header. DataError names row and file."""
         if is_remote(self.pictures.path(sample, image)):
             # Only an estimate for the order of the rows: fetching every image for its size would cost a pass.
             return self.processor.image.crop_size, self.processor.image.crop_size

@@ -47,23 +47,18 @@ def read_rows(
     at its share of the images. DataError names file and record of the first bad row, or image, unless bad rows are
     skipped; ConfigError the key.
     """
-    unread = UnreadKeys()
-    used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
-    parts: dict[str, Split | None] = dict.fromkeys(used)
-    for name, entries in (settings.data.dataset or {}).items():
-        if used.get(name) and entries:
-            file = Path(settings.training.output_dir) / (
-                "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
-            )
-            data = settings.data
-            file = None if settings.training.dry_run else file
-            bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
-            samples = [sample for entry in entries_of(entries, settings) for sample in read(entry, bad, unread)]
-            parts[name] = Split(samples, bad)
+    unread, data = UnreadKeys(), settings.data
+    parts: dict[str, Split] = {}
+    for name, entries in used_entries(settings).items():
+        file = None
+        if not settings.training.dry_run:
+            listed = "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
+            file = Path(settings.training.output_dir) / listed
+        bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
+        parts[name] = Split([sample for entry in entries for sample in read(entry, bad, unread)], bad)
     for name, part in parts.items():
-        if part is not None:
-            parts[name] = replace(part, faults=_faults(part, settings, (rank, world), progress))
-    return RowsRead(parts["train"], parts["eval"], tuple(filter(None, [unread.note()])))
+        parts[name] = replace(part, faults=_faults(part, settings, (rank, world), progress))
+    return RowsRead(parts.get("train"), parts.get("eval"), tuple(filter(None, [unread.note()])))
 
 
 def _faults(
@@ -81,6 +76,13 @@ def _faults(
             "only when its row comes"
         )
     return faults
+
+
+def used_entries(settings: TrainingSettings) -> dict[str, list[DatasetEntry]]:
+    """The entries of ``dataset`` that a run with these settings reads, by ``train`` and ``eval``."""
+    used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
+    parts = (settings.data.dataset or {}).items()
+    return {name: entries_of(entries, settings) for name, entries in parts if entries and used.get(name)}
 
 
 def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[DatasetEntry]:

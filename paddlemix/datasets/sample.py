@@ -34,9 +34,19 @@ class Sample:
     views: Views | None = None
 
     @property
+    def place(self) -> str:
+        """``where`` without the id: file and record alone."""
+        return self.where.removesuffix(id_note(self.id))
+
+    @property
     def places(self) -> int:
         """Image places that the text must have."""
         return min(len(self.images), 1) if self.views else len(self.images)
+
+
+def id_note(name: str) -> str:
+    """What follows the place of a row that has an id, where errors name it."""
+    return f' (id "{name[:80]}")' if name else ""
 
 
 class BadSamples:

@@ -15,7 +15,7 @@ from typing import Any
 from paddlemix.datasets.multiview import views_of
 from paddlemix.datasets.records import Place, RepeatedKeys, UnreadKeys, kind_of, whole_number
 from paddlemix.datasets.rows import STRICT, MarkRules, read_row
-from paddlemix.datasets.sample import BadSamples, Sample
+from paddlemix.datasets.sample import BadSamples, Sample, id_note
 from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Conversation
@@ -53,11 +53,9 @@ def read(entry: DatasetEntry, bad: BadSamples | None = None, unread: UnreadKeys 
 
 
 def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
-    text = _read_text(path)
     keys = RepeatedKeys()
-    rows = _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
     root = entry.image_folder or ""
-    for place, row in rows:
+    for place, row in _rows_of(path, bad, keys):
         try:
             keys.check(row, place)
             talk = read_row(row, place, entry.rules, unread)
@@ -65,16 +63,19 @@ def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKe
         except DataError as error:
             bad.add(error, place.text)
             continue
-        where = f'{place.text} (id "{talk.id[:80]}")' if talk.id else place.text
+        where = place.text + id_note(talk.id)
         yield Sample(talk.messages, paths, talk.id, where, root, entry.chat_template, views)
 
 
 def raw_rows(path: str) -> Iterator[tuple[str, Any]]:
     """Each row of a data file as it is written, and the place that errors name; without lines that are no JSON."""
-    text, bad, keys = _read_text(path), BadSamples("skip"), RepeatedKeys()
-    rows = _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
-    for place, row in rows:
+    for place, row in _rows_of(path, BadSamples("skip"), RepeatedKeys()):
         yield place.text, row
+
+
+def _rows_of(path: str, bad: BadSamples, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
+    text = _read_text(path)
+    return _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
 
 
 def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) -> tuple[tuple[str, ...], Views | None]:

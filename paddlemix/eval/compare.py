@@ -8,8 +8,8 @@ from typing import Any
 
 from paddlemix.eval.scorers.intervals import RESAMPLES, Difference, McNemar, mcnemar, paired
 from paddlemix.eval.scorers.score import Result
-from paddlemix.eval.scoring import Scored, read_score, tally_of
-from paddlemix.eval.tables import cell, finite, number, spread, table
+from paddlemix.eval.scoring import Scored, finite, read_score, tally_of
+from paddlemix.eval.tables import cell, number, spread, table
 from paddlemix.utils.errors import DataError
 
 SHOWN_ANSWERS = 50

@@ -75,15 +75,16 @@ def write_score(path: Path, scored: Scored) -> None:
         "model": scored.model,
         "answers": [{"file": file, "sha256": digest} for file, digest in scored.answers],
         "main": found.main,
-        "metrics": {name: _finite(asdict(value)) for name, value in scored.intervals.items()},
+        "metrics": {name: finite(asdict(value)) for name, value in scored.intervals.items()},
         "problems": [asdict(problem) for problem in found.problems],
         "results": [asdict(result) for result in found.results],
     }
     atomic_write(path, json.dumps(value, indent=1) + "\n")
 
 
-def _finite(value: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(number) else number for name, number in value.items()}
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Without nan, which JSON has no word for."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def read_score(path: Path) -> Scored:

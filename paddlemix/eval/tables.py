@@ -9,7 +9,7 @@ from typing import Any
 from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scorers.score import KINDS, Problem
-from paddlemix.eval.scoring import Scored
+from paddlemix.eval.scoring import Scored, finite
 from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.shown import shown
 
@@ -91,11 +91,6 @@ def score_value(scored: Scored) -> dict[str, Any]:
             for name, sure in scored.intervals.items()
         },
     }
-
-
-def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Without nan, which JSON has no word for."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def as_text(value: JsonValue) -> str:

@@ -70,8 +70,20 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them."""
-        state = self.weights + self.gradients + self.optimizer
-        return state + self.activations + self.scores + self.logits + self.reserve
+        return sum(self.named.values())
+
+    @property
+    def named(self) -> dict[str, int]:
+        """The parts by their names for a person, in the order of the table above."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "scores of plain attention": self.scores,
+            "logits": self.logits,
+            "reserve": self.reserve,
+        }
 
 
 def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:

@@ -52,10 +52,8 @@ def _need(config: LlavaConfig, settings: TrainingSettings, cards: int, reason: s
 
 
 def _parts(need: Memory) -> str:
-    named = (("weights", need.weights), ("gradients", need.gradients), ("optimizer", need.optimizer),
-             ("activations", need.activations), ("scores of plain attention", need.scores), ("logits", need.logits),
-             ("reserve", need.reserve))  # fmt: skip
-    return f"{need.total / GB:.1f} GB (" + ", ".join(f"{name} {size / GB:.1f}" for name, size in named if size) + ")"
+    named = ", ".join(f"{name} {size / GB:.1f}" for name, size in need.named.items() if size)
+    return f"{need.total / GB:.1f} GB ({named})"
 
 
 def _remedy(config: LlavaConfig, settings: TrainingSettings, cards: int, reason: str | None, free: int) -> str:

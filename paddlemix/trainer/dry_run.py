@@ -17,9 +17,11 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
+from paddlemix.datasets.sampler import useful_share
 from paddlemix.settings.memory import GB, count_parameters, expected_memory, most_tiles
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer
+from paddlemix.trainer.arguments import place_in_run
 from paddlemix.trainer.batches import split_batches, step_counts, total_steps
 from paddlemix.trainer.preparation import Opened, Prepared
 from paddlemix.trainer.stages import ModelPart, StagePlan, counted_parts, stage_of
@@ -48,8 +50,11 @@ def rehearse(opened: Opened, prepared: Prepared, settings: TrainingSettings) -> 
     if rows is None:
         say("nothing trains: do_train is false")
         return
-    processes = env.processes() // max(1, settings.training.tensor_parallel_degree) or 1
-    batches = _batches(rows, prepared, settings)
+    _, processes = place_in_run(settings)
+    training = settings.training
+    batches = split_batches(
+        prepared.data.order(0), training.per_device_train_batch_size, drop_last=training.dataloader_drop_last
+    )
     lengths = [[int(rows.lengths[index]) for index in batch] for batch in batches]
     longest = max(range(len(batches)), key=lambda number: (len(batches[number]) * max(lengths[number]), -number))
     say(f"first batch: {_size(lengths[0])}; {_places(rows, batches[0])}")
@@ -80,12 +85,6 @@ def _parts(opened: Opened, settings: TrainingSettings) -> Iterator[ModelPart]:
         if any(name.startswith("llama.mm_projector.") for name in chosen):
             chosen = chosen | {"llama.mm_projector.drawn_anew"}
     yield from counted_parts(sizes, chosen, settings, opened.config.vision)
-
-
-def _batches(rows: Rows, prepared: Prepared, settings: TrainingSettings) -> list[list[int]]:
-    training = settings.training
-    order = prepared.data.order(0)
-    return split_batches(order, training.per_device_train_batch_size, drop_last=training.dataloader_drop_last)
 
 
 def _size(lengths: Sequence[int]) -> str:
@@ -140,23 +139,21 @@ def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSet
         len(rows), batch, world=processes, accumulate=accumulate, drop_last=training.dataloader_drop_last
     )
     steps = total_steps(training, len(rows), processes)
-    used = sum(map(sum, lengths))
-    padded = sum(len(batch) * max(batch) for batch in lengths)
+    used = [length for lengths_of_batch in lengths for length in lengths_of_batch]
     yield (
         f"{len(rows):,} rows, {batch} of them x {micro} micro-batches x {processes} processes in a step: "
         f"{steps:,} steps, {an_epoch // micro:,} an epoch"
     )
-    a_step = used * processes * micro // max(len(lengths), 1)
-    yield f"about {a_step:,} tokens a step; {100 * (1 - used / padded):.1f} % of the positions are padding"
+    a_step = sum(used) * processes * micro // max(len(lengths), 1)
+    padding = 1 - useful_share(used, range(len(used)), batch)
+    yield f"about {a_step:,} tokens a step; {100 * padding:.1f} % of the positions are padding"
 
 
 def _needs(prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], longest: int) -> Iterator[str]:
     need = expected_memory(
         prepared.config, settings.with_changes(max_length=longest), env.processes(), tiles=most_tiles(prepared.config)
     )
-    named = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer,
-             "activations": need.activations, "logits": need.logits, "reserve": need.reserve}  # fmt: skip
-    shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in named.items())
+    shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.named.items() if size)
     yield f"memory of a device, about: {_gigabytes(need.total)} GB ({shown}), for the longest batch of an epoch"
     total, trained = (sum(getattr(part, name) for part in parts) for name in ("total", "trainable"))
     training = settings.training

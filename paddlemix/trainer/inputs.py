@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.datasets.pictures import Progress
-from paddlemix.datasets.reading import RowsRead, entries_of
+from paddlemix.datasets.reading import RowsRead, used_entries
 from paddlemix.datasets.reading import read_rows as _read_rows
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.conversation import check_conversation
@@ -46,7 +46,7 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
     """Raise for a model folder, a data file or a template that is not there."""
     from paddlemix.checkpoint.folders import resolve
 
-    model, training = settings.model, settings.training
+    model = settings.model
     folder = resolve(model.model_name_or_path, "the model")
     if model.base is not None:
         resolve(model.base, "the base model")
@@ -54,9 +54,8 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
     check_conversation(settings, start, first_stage=first_stage)
     if model.vision_tower is not None:
         resolve(model.vision_tower, "the vision tower", near=folder)
-    used = {"train": training.do_train, "eval": training.do_eval}
-    for part, entries in (settings.data.dataset or {}).items():
-        for entry in entries_of(entries or [], settings) if used.get(part) else []:
+    for part, entries in used_entries(settings).items():
+        for entry in entries:
             missing = next((path for path in entry.data_files if not Path(path).exists()), None)
             if missing is not None:
                 raise DataError(f"{missing}: no such data file (dataset, {part}){begins_at(missing)}")

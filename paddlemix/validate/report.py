@@ -12,6 +12,7 @@ from paddlemix.datasets.packing import pack
 from paddlemix.datasets.sampler import LengthGroupedSampler, shuffled, useful_share
 from paddlemix.imaging.drawing import CURVE, FAINT, INK, LINE, WRONG, Box, Pen
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer.batches import step_counts, total_steps
 from paddlemix.validate.survey import Survey
 
 PERCENTILES = (50, 90, 99)
@@ -59,13 +60,15 @@ def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str,
     packs = [sum(lengths[index] for index in group) for group in pack(lengths, settings.data.max_length)]
     order = shuffled(len(lengths), training.seed)(0)
     units = len(packs) if settings.data.mixtoken else len(lengths)
-    an_epoch = math.ceil(math.ceil(units / (batch * processes)) / accumulated)
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
+    batches, micro = step_counts(
+        units, batch, world=processes, accumulate=accumulated, drop_last=training.dataloader_drop_last
+    )
+    an_epoch = batches // micro
     return {
         "processes": processes,
         "rows_a_step": batch * processes * accumulated,
         "steps_an_epoch": an_epoch,
-        "steps": steps,
+        "steps": total_steps(training, units, processes),
         "tokens_a_step": round(sum(lengths) / max(an_epoch, 1)),
         "useful_share": {
             "random": round(useful_share(lengths, order, batch), 4),

@@ -4,13 +4,13 @@
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets.build import make_encoder
 from paddlemix.datasets.pictures import check_folders
-from paddlemix.datasets.reading import entries_of
+from paddlemix.datasets.reading import used_entries
 from paddlemix.datasets.rows import UnreadKeys
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import LINES, raw_rows, read
@@ -54,7 +54,7 @@ class _Faults(BadSamples):
         self.found.append((where, str(error)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Part:
     """The rows of ``dataset.train`` or ``dataset.eval``."""
 
@@ -62,8 +62,6 @@ class _Part:
     files: list[str]
     samples: list[Sample]
     faults: _Faults
-    data: dict[str, Any] = field(default_factory=dict)
-    bad_places: set[str] = field(default_factory=set)
 
 
 def validate(settings: TrainingSettings, options: Options, *, first_stage: bool = False) -> int:
@@ -85,35 +83,29 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
         "model": str(settings.model.model_name_or_path), "tokens": opened.tokenizer.vocab_size,
         "image": repr(opened.config.image), "data": repr(settings.data),
     }  # fmt: skip
-    for part in parts:
-        _look(part, settings, Look(encoder, options.decode), options, asked)
+    bad = [_look(part, settings, Look(encoder, options.decode), options, asked) for part in parts]
     if note := unread.note():
         say(f"note: {note}")
     if options.write_clean is not None:
-        _write_clean(parts[0], options.write_clean)
-    bad = sum(part.data["bad_rows"] for part in parts)
+        _write_clean(parts[0], bad[0], options.write_clean)
     say(f"written to {options.folder}")
-    return BAD_ROWS if bad else 0
+    return BAD_ROWS if any(bad) else 0
 
 
 def _parts(settings: TrainingSettings, unread: UnreadKeys) -> list[_Part]:
     found = []
-    used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
-    for name, entries in (settings.data.dataset or {}).items():
-        if not entries or not used.get(name):
-            continue
-        faults, samples, names = _Faults(), [], []
-        for entry in entries_of(entries, settings):
-            samples += read(entry, faults, unread)
-            names += entry.data_files
+    for name, entries in used_entries(settings).items():
+        faults = _Faults()
+        samples = [sample for entry in entries for sample in read(entry, faults, unread)]
         check_folders(samples)
-        found.append(_Part(name, names, samples, faults))
+        found.append(_Part(name, [file for entry in entries for file in entry.data_files], samples, faults))
     if not found:
         raise ConfigError('no rows to look at: set "data_path" or "dataset", and "do_train" or "do_eval"')
     return found
 
 
-def _look(part: _Part, settings: TrainingSettings, look: Look, options: Options, asked: dict[str, Any]) -> None:
+def _look(part: _Part, settings: TrainingSettings, look: Look, options: Options, asked: dict[str, Any]) -> set[str]:
+    """Look at a part, write and say what was found; the places of the rows that cannot be used."""
     ending = "" if part.name == "train" else f"_{part.name}"
     journal = options.folder / f"progress{ending}.jsonl"
     began = time.monotonic()
@@ -121,34 +113,28 @@ def _look(part: _Part, settings: TrainingSettings, look: Look, options: Options,
         key = fingerprint(part.files, asked)
         found = survey(part.samples, look, journal, key, jobs=options.jobs, progress=progress)
     seconds = max(time.monotonic() - began, 1e-9)
-    faults = [(where, reason, "") for where, reason in part.faults.found]
-    faults += [(part.samples[row].where, *fault) for row, fault in sorted(found.faults.items())]
-    part.data = report.summary(found, len(part.faults.found), settings, options.processes)
-    (options.folder / f"summary{ending}.json").write_bytes(json_bytes(part.data, indent=2) + b"\n")
+    faults = [(place, reason, "") for place, reason in part.faults.found]
+    faults += [(part.samples[row].place, *fault) for row, fault in sorted(found.faults.items())]
+    data = report.summary(found, len(part.faults.found), settings, options.processes)
+    (options.folder / f"summary{ending}.json").write_bytes(json_bytes(data, indent=2) + b"\n")
     bad = b"".join(json_bytes(_bad_row(*fault)) + b"\n" for fault in faults)
     (options.folder / f"bad_rows{ending}.jsonl").write_bytes(bad)
     if len(found.faults) < len(found.facts):
         report.draw_lengths(options.folder / f"lengths{ending}.png", found, settings.data.max_length)
-    part.bad_places = {_place(where) for where, _, _ in faults}
     looked = len(part.samples) - found.reused
     say(f"{part.name}: {looked:,} rows looked at, {looked / seconds:,.0f} rows/s")
     if found.reused:
         say(f"  {found.reused:,} rows are from the look that stopped ({journal})")
-    for line in report.lines(part.data):
+    for line in report.lines(data):
         say(f"  {line}")
-    for where, reason, _ in faults[:3]:
-        say(f"  {reason if reason.startswith(_place(where)) else f'{where}: {reason}'}")
+    for place, reason, _ in faults[:3]:
+        say(f"  {reason if reason.startswith(place) else f'{place}: {reason}'}")
     if len(faults) > 3:
         say(f"  and {len(faults) - 3:,} more in {options.folder / f'bad_rows{ending}.jsonl'}")
+    return {place for place, _, _ in faults}
 
 
-def _place(where: str) -> str:
-    """The place of a sample without its id."""
-    return where.partition(' (id "')[0]
-
-
-def _bad_row(where: str, reason: str, image: str) -> dict[str, str]:
-    place = _place(where)
+def _bad_row(place: str, reason: str, image: str) -> dict[str, str]:
     found = _PLACE.fullmatch(place)
     file, record = (found["file"], found["record"].strip()) if found else (place, "")
     return {"file": readable(file), "record": record, "reason": readable(reason), "image": readable(image)}
@@ -169,8 +155,8 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
         )
 
 
-def _write_clean(part: _Part, target: Path) -> None:
-    good = (row for name in part.files for place, row in raw_rows(name) if place not in part.bad_places)
+def _write_clean(part: _Part, bad: set[str], target: Path) -> None:
+    good = (row for name in part.files for place, row in raw_rows(name) if place not in bad)
     rows = [json.dumps(row, ensure_ascii=False) for row in good]
     text = "\n".join([*rows, ""]) if target.suffix.lower() in LINES else "[\n" + ",\n".join(rows) + "\n]\n"
     files.atomic_write(target, text.encode("utf-8", "backslashreplace"))

@@ -59,22 +59,18 @@ class Look:
         image = ""
         try:
             self.encoder.check(sample)
+            sizes = []
             for image in sample.images:
-                self._look_at(sample, image)
+                if self.decode and not is_remote(image):  # an address is read when its row is used
+                    self.encoder.pictures.load(sample, image)
+                sizes.append(self.encoder.size_of(sample, image))
             image = ""
-            found = self.encoder.measure(sample)
+            found = self.encoder.measure(sample, sizes)
         except DataError as error:
             return {"reason": str(error), "image": image}
         turns = sum(message.role == "assistant" for message in sample.messages)
         numbers = (found.text, found.visual, found.length, found.learnt, len(sample.images), turns)
         return {"facts": [int(number) for number in numbers]}
-
-    def _look_at(self, sample: Sample, image: str) -> None:
-        look = self.encoder.pictures.load if self.decode else self.encoder.pictures.size
-        if is_remote(image):
-            self.encoder.pictures.path(sample, image)  # an address is read when its row is used
-        else:
-            look(sample, image)
 
 
 _job: tuple[Look, Sequence[Sample]]

@@ -179,7 +179,7 @@ def test_a_changed_label_in_a_row_that_the_original_lost_is_noticed(folder, monk
 
 
 def test_numbers_that_are_none_fail():
-    from tools.golden.models import near, relative
+    from tools.golden.case import near, relative
 
     nothing = np.array([np.nan])
     assert near("x", nothing, np.array([1.0]), 1.0).status == "fail"

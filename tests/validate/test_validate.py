@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddlemix.datasets.pictures import PictureRules
 from paddlemix.settings.run.loader import load_settings
 from paddlemix.tools import validate_data
 from paddlemix.utils.errors import DataError
@@ -187,6 +188,25 @@ def test_costs_count_steps_and_what_padding_takes(place: Path) -> None:
     assert found["useful_share"]["mixtoken"] == 1
     # Only batches at the border of a window hold rows of both lengths; by chance half of the batches do: 100 of 180.
     assert found["useful_share"]["random"] < 0.85 < 0.9 < found["useful_share"]["group_by_length"]
+
+
+def test_the_steps_are_those_that_a_training_of_a_part_of_an_epoch_takes(place: Path) -> None:
+    argv = keys(place, [row(None)], "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3",
+                "--num_train_epochs", "1.3", "--max_length", "100")  # fmt: skip
+    facts = np.zeros((42, len(FACTS)), dtype=np.int64)
+    facts[:, FACTS.index("length")] = 50
+    found = cost(Survey(facts), load_settings(argv), processes=2)
+    assert (found["steps_an_epoch"], found["steps"]) == (4, 5)  # the trainer rounds 5.2 down
+
+
+def test_the_header_of_an_image_is_read_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    size = PictureRules.size
+    monkeypatch.setattr(
+        PictureRules, "size", lambda self, sample, image: opened.append(image) or size(self, sample, image)
+    )
+    assert validate_data.main(flags(place, [row("0.png"), row("1.png"), row(None)], folder=tmp_path)) == 0
+    assert [Path(image).name for image in opened] == ["0.png", "1.png"]
 
 
 def test_the_chart_shows_the_line_of_max_length(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,22 @@ class Case:
     tolerance: float
     status: str
     reason: str = ""
+
+
+def near(case: str, ours: Any, theirs: Any, tolerance: float, relative: float = 0.0) -> Case:
+    """Largest difference, where ``tolerance`` grows with ``relative`` times the reference's value."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        return Case(case, float("inf"), tolerance, "fail", f"shape {ours.shape} instead of {theirs.shape}")
+    difference = np.abs(ours - theirs)
+    good = bool((difference <= tolerance + relative * np.abs(theirs)).all())
+    return Case(case, float(difference.max()) if difference.size else 0.0, tolerance, "ok" if good else "fail")
+
+
+def relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
+    """Difference of two numbers, relative to the reference's."""
+    difference = abs(ours - theirs) / max(abs(theirs), 1e-12)
+    return Case(case, difference, tolerance, "ok" if difference <= tolerance else "fail")
 
 
 def guarded(label: str, make: Callable[..., Iterable[Case] | Case], *arguments: object) -> Iterator[Case]:

@@ -32,7 +32,7 @@ from paddlemix.text.messages import Message
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import PaddleMixError
 from tools.golden.adapter import plan_rows
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near, relative
 from tools.golden.generation import compare
 
 FEATURES, RELATIVE = 2e-5, 1e-4
@@ -51,27 +51,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def near(case: str, ours: Any, theirs: Any, tolerance: float, relative: float = 0.0) -> Case:
-    """Largest difference, where ``tolerance`` grows with ``relative`` times the reference's value."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        return Case(case, float("inf"), tolerance, "fail", f"shape {ours.shape} instead of {theirs.shape}")
-    difference = np.abs(ours - theirs)
-    good = bool((difference <= tolerance + relative * np.abs(theirs)).all())
-    return Case(case, float(difference.max()) if difference.size else 0.0, tolerance, "ok" if good else "fail")
-
-
 def exact(case: str, ours: Any, theirs: Any) -> Case:
     """Ok when equal."""
     if ours == theirs:
         return Case(case, 0.0, 0.0, "ok")
     return Case(case, 1.0, 0.0, "fail", f"ours {ours!r:.150}, reference {theirs!r:.150}")
-
-
-def relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
-    """Difference of two numbers, relative to the reference's."""
-    difference = abs(ours - theirs) / max(abs(theirs), 1e-12)
-    return Case(case, difference, tolerance, "ok" if difference <= tolerance else "fail")
 
 
 def load_encoder(folder: Path) -> tuple[VisionConfig, nn.Layer]:

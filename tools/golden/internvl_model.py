@@ -21,7 +21,7 @@ from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.optimization import build_schedule, warmup_steps
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near
 from tools.golden.common import (
     Batch,
     exact,
@@ -29,7 +29,6 @@ from tools.golden.common import (
     generate_cases,
     make_batch,
     name_cases,
-    near,
     prompt_cases,
     read_json,
     token_cases,

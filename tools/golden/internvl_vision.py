@@ -17,7 +17,7 @@ from paddlemix.models.projector import build_projector
 from paddlemix.settings.model import ImageConfig
 from paddlemix.settings.published.tower import pixels_for, read_tower
 from paddlemix.settings.towers.base import IMAGENET_MEAN, IMAGENET_STD
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near
 from tools.golden.common import (
     FEATURES,
     GRADIENT,
@@ -26,7 +26,6 @@ from tools.golden.common import (
     exact,
     load_encoder,
     name_cases,
-    near,
     norm_of,
     read_json,
     tower_cases,

@@ -15,7 +15,7 @@ from paddlemix.checkpoint.vocab import grow_vocabulary
 from paddlemix.imaging.layout import layout_for
 from paddlemix.splice.plan import build_plan
 from tools.golden.adapter import plan_rows
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near, relative
 
 LOGITS = 1e-4
 LOSS = 1e-5
@@ -47,7 +47,7 @@ def _adapter(folder: Path, file: Path, info: dict[str, Any]) -> Iterator[Case]:
     merged = load_model(hub / facts["dir"], base=hub / facts["base"])
     values = _values(merged)
     for key in sorted(key for key in data.files if key.startswith("merged/")):
-        yield _compare(f"{name}/{key}", _theirs(values, key.removeprefix("merged/")), data[key], WEIGHTS)
+        yield near(f"{name}/{key}", _theirs(values, key.removeprefix("merged/")), data[key], WEIGHTS)
     yield from _outputs(f"{name}/merged", merged, data, "merged")
     kept = load_model(hub / facts["dir"], base=hub / facts["base"], lora="keep")
     yield from _outputs(f"{name}/unmerged", kept, data, "unmerged")
@@ -60,7 +60,7 @@ def _projector(folder: Path, file: Path, info: dict[str, Any]) -> Iterator[Case]
     values = _values(loaded)
     for key in sorted(key for key in data.files if key.startswith("w/")):
         ours = _theirs(values, f"model.mm_projector.{key.removeprefix('w/')}")
-        yield _compare(f"{name}/{key}", ours, data[key], 0.0)
+        yield near(f"{name}/{key}", ours, data[key], 0.0)
     yield from _outputs(name, loaded, data, "")
 
 
@@ -71,8 +71,8 @@ def _new_rows(folder: Path, file: Path, info: dict[str, Any]) -> Iterator[Case]:
     grow_vocabulary(model, int(data["vocab"]))
     tail = len(data["embed_tail"])
     name = f"g_projector/{file.stem}"
-    yield _compare(f"{name}/embed", model.llama.embed_tokens.weight.numpy()[-tail:], data["embed_tail"], WEIGHTS)
-    yield _compare(f"{name}/lm_head", model.lm_head.weight.numpy().T[-tail:], data["lm_head_tail"], WEIGHTS)
+    yield near(f"{name}/embed", model.llama.embed_tokens.weight.numpy()[-tail:], data["embed_tail"], WEIGHTS)
+    yield near(f"{name}/lm_head", model.lm_head.weight.numpy().T[-tail:], data["lm_head_tail"], WEIGHTS)
 
 
 def _batch(loaded: Loaded, data: Any) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _outputs(name: str, loaded: Loaded, data: Any, kind: str) -> Iterator[Case]:
         loss = float(loaded.model(**batch, labels=labels))
     valid = np.arange(logits.shape[1])[None] < plan.lengths[:, None]
     key = f"logits_{kind}_sub16" if kind else "logits_sub16"
-    yield _compare(f"{name}/logits", logits[..., ::16][valid], data[key][valid], LOGITS)
+    yield near(f"{name}/logits", logits[..., ::16][valid], data[key][valid], LOGITS)
     key = f"logits_{kind}_argmax" if kind else "logits_argmax"
     if key in data.files:
         # A swap counts unless both scores are nearer than the logits may differ.
@@ -108,7 +108,7 @@ def _outputs(name: str, loaded: Loaded, data: Any, kind: str) -> Iterator[Case]:
         wrong = float((logits.max(-1) - theirs > 2 * LOGITS)[valid].sum())
         yield Case(f"{name}/argmax", wrong, 0.0, "ok" if wrong == 0 else "fail")
     expected = float(data[f"loss_{kind}" if kind else "loss"])
-    yield _relative(f"{name}/loss", loss, expected, LOSS)
+    yield relative(f"{name}/loss", loss, expected, LOSS)
 
 
 def _training(folder: Path, file: Path, info: dict[str, Any], path: Path) -> Iterator[Case]:
@@ -128,7 +128,7 @@ def _training(folder: Path, file: Path, info: dict[str, Any], path: Path) -> Ite
     last = len(expected["losses"]) - 1
     for step, wanted in enumerate(expected["losses"]):
         loss = loaded.model(**batch)
-        yield _relative(f"f_lora/lora_train/loss{step}", float(loss), wanted, TRAIN_LOSS)
+        yield relative(f"f_lora/lora_train/loss{step}", float(loss), wanted, TRAIN_LOSS)
         if step == last:
             return
         loss.backward()
@@ -136,7 +136,7 @@ def _training(folder: Path, file: Path, info: dict[str, Any], path: Path) -> Ite
             norms = expected["grad_norm_per_param"]
             pairs = [(float(np.linalg.norm(parameters[name].grad.numpy())), norms[ours[name]]) for name in ours]
             worst = max(pairs, key=lambda pair: abs(pair[0] - pair[1]) / max(abs(pair[1]), 1e-12))
-            yield _relative("f_lora/lora_train/grad_norms", *worst, GRAD_NORM)
+            yield relative("f_lora/lora_train/grad_norms", *worst, GRAD_NORM)
         optimizer.step()
         optimizer.clear_grad()
 
@@ -155,15 +155,3 @@ def _values(loaded: Loaded) -> dict[str, np.ndarray]:
 def _theirs(values: dict[str, np.ndarray], name: str) -> np.ndarray:
     target = keymap.ours(name, "llava")
     return values[target.name].T if target.transpose else values[target.name]
-
-
-def _compare(case: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Case:
-    if ours.shape != theirs.shape:
-        return Case(case, float("inf"), tolerance, "fail", f"shape {ours.shape} instead of {theirs.shape}")
-    diff = float(np.abs(ours.astype(np.float64) - theirs).max()) if ours.size else 0.0
-    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")
-
-
-def _relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
-    diff = abs(ours - theirs) / max(abs(theirs), 1e-12)
-    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")

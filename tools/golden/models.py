@@ -14,7 +14,7 @@ from paddlemix.models.llava import LlavaForCausalLM, allocate
 from paddlemix.models.projector import build_projector
 from paddlemix.ops.attention.contract import Mask
 from tools.golden.adapter import Adapted, case_names, load_case
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near, relative
 from tools.golden.generation import find_model
 
 FEATURES = 2e-5
@@ -150,17 +150,3 @@ def _loss(label: str, ours: float, theirs: float, has_labels: bool) -> Case:
         reason = "no label is left in the batch: the original's loss is NaN, ours is 0 with zero gradients"
         return Case(f"{label}/loss", 0.0, LOSS, "deviates" if good else "fail", reason)
     return relative(f"{label}/loss", ours, theirs, LOSS)
-
-
-def near(case: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Case:
-    """Compare the largest absolute difference."""
-    if ours.shape != theirs.shape:
-        return Case(case, float("inf"), tolerance, "fail", f"shape {ours.shape} instead of {theirs.shape}")
-    diff = float(np.abs(ours.astype(np.float64) - theirs).max()) if ours.size else 0.0
-    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")
-
-
-def relative(case: str, ours: float, theirs: float, tolerance: float) -> Case:
-    """Compare two numbers, relative to theirs."""
-    diff = abs(ours - theirs) / max(abs(theirs), 1e-12)
-    return Case(case, diff, tolerance, "ok" if diff <= tolerance else "fail")

@@ -18,7 +18,7 @@ from paddlemix.settings.published.tower import pixels_for, read_tower
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError
-from tools.golden.case import Case, guarded
+from tools.golden.case import Case, guarded, near
 from tools.golden.common import (
     Batch,
     exact,
@@ -26,7 +26,6 @@ from tools.golden.common import (
     generate_cases,
     make_batch,
     name_cases,
-    near,
     read_json,
     tower_cases,
     train_cases,

@@ -13,8 +13,8 @@ from paddle import Tensor
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.load import load_model
 from tools.golden.adapter import load_case
-from tools.golden.case import Case, guarded
-from tools.golden.models import batch_of, near, relative
+from tools.golden.case import Case, guarded, near, relative
+from tools.golden.models import batch_of
 
 LOSS = 2e-4
 GRAD_NORM = 1e-3
