@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers: the plain one, and the one with a low-rank addition (LoRA)."""
 
+import contextlib
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import paddle
@@ -13,6 +14,9 @@ from paddle.nn import functional
 
 from paddlemix.ops.parallel import Share, count_of, cut, is_shared, mark, whole_shape
 from paddlemix.utils.errors import ConfigError
+
+TINY = 1e-30
+"""Least length of a column that DoRA divides by: a column of zeros stays one."""
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,68 +63,162 @@ class Linear(nn.Layer):
 
 
 class LoraLinear(Linear):
-    """A linear layer plus ``dropout(x) A B * alpha / r``; A is ``[in, r]``, B is ``[r, out]`` and starts at zero.
+    """A linear layer plus ``dropout(x) A B * scaling``; A is ``[in, r]``, B is ``[r, out]`` and starts at zero.
 
-    ``rslora``: scaled by ``alpha / sqrt(r)`` (rank-stabilised LoRA, Kalajdzievski 2023), as peft's ``use_rslora``.
+    ``scaling`` is ``alpha / r``; with ``rslora`` it is ``alpha / sqrt(r)`` (rank-stabilised LoRA, Kalajdzievski 2023),
+    as peft's ``use_rslora``.
+
+    ``dora`` (Liu et al. 2024, arXiv 2402.09353; peft's ``use_dora``): each column of ``W + A B * scaling`` gets
+    the length that ``lora_magnitude_vector`` ``[out]`` has for it. The lengths that it has by itself count as constants
+    in the backward pass (section 4.3 of the paper).
+
+    ``pissa`` (Meng et al. 2024, arXiv 2404.02948): A and B begin as the principal part of the weight, which the weight
+    has to lose. Here the weight stays as it is and ``lora_start_A lora_start_B * scaling``, what A and B began with, is
+    taken off the sum: the same function, and without its adapter the layer is that of the base.
 
     It takes over the parameters of ``base`` (no copy), so ``weight`` and ``bias`` keep their names and their memory.
+    ``begin=False``: all of its own are about to be loaded, so the weight is not looked at.
     """
 
     def __init__(
-        self, base: Linear, r: int, alpha: float, dropout: float = 0.0, seed: int = 0, rslora: bool = False
+        self,
+        base: Linear,
+        r: int,
+        alpha: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+        rslora: bool = False,
+        *,
+        dora: bool = False,
+        pissa: bool = False,
+        begin: bool = True,
     ) -> None:
         nn.Layer.__init__(self)
         self.rows, self.columns = base.rows, base.columns
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.r, self.alpha, self.rslora = r, alpha, rslora
+        self.r, self.alpha, self.rslora, self.dora, self.pissa = r, alpha, rslora, dora, pissa
         self.scaling = alpha / (math.sqrt(r) if rslora else r)
         self.dropout = dropout
-        self.merged = False
-        dtype, zero = base.weight.dtype, nn.initializer.Constant(0.0)
-        # The initializer is named: paddle 3.0 has no default one for paddle.bfloat16, only for the text "bfloat16".
-        self.lora_A = self.create_parameter([self.in_features, r], dtype=dtype, default_initializer=zero)
-        self.lora_B = self.create_parameter([r, self.out_features], dtype=dtype, default_initializer=zero)
-        mark(self.lora_A, 0, self.rows)
-        mark(self.lora_B, 1, self.columns)
+        self.merged, self.off = False, False
+        self.lora_A, self.lora_B = self._pair()
+        if pissa:
+            self.lora_start_A, self.lora_start_B = self._pair()
+            self.lora_start_A.stop_gradient = self.lora_start_B.stop_gradient = True
         # Kaiming-uniform with a = sqrt(5) over the fan-in, which is what peft starts from.
         width = whole_shape(self.lora_A)[0]
         bound = 1.0 / math.sqrt(width)
         start = np.random.default_rng(seed).uniform(-bound, bound, [width, r]).astype(np.float32)
-        self.lora_A.set_value(paddle.to_tensor(cut(self.lora_A, start)).astype(dtype))
+        self._set(self.lora_A, start)
+        if dora:
+            self.lora_magnitude_vector = self._new([self.out_features])
+            mark(self.lora_magnitude_vector, 0, self.columns)
+            if begin:
+                self.lora_magnitude_vector.set_value(self.column_norms().astype(self.weight.dtype))
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        a, b = self._new([self.in_features, self.r]), self._new([self.r, self.out_features])
+        mark(a, 0, self.rows)
+        mark(b, 1, self.columns)
+        return a, b
+
+    def _new(self, shape: list[int]) -> Tensor:
+        # The initializer is named: paddle 3.0 has no default one for paddle.bfloat16, only for the text "bfloat16".
+        zero = nn.initializer.Constant(0.0)
+        return self.create_parameter(shape, dtype=self.weight.dtype, default_initializer=zero)
+
+    @staticmethod
+    def _set(parameter: Tensor, values: np.ndarray) -> None:
+        own = np.ascontiguousarray(cut(parameter, values), np.float32)
+        parameter.set_value(paddle.to_tensor(own).astype(parameter.dtype))
+
+    @paddle.no_grad()
+    def begin_with(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Let a ``pissa`` layer begin with A = ``a`` [in, r] and B = ``b`` [r, out], float32, of the whole weight."""
+        for pair in ((self.lora_A, self.lora_B), (self.lora_start_A, self.lora_start_B)):
+            for parameter, values in zip(pair, (a, b), strict=True):
+                self._set(parameter, values)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the dtype of the weight."""
         out = super().forward(x)
-        if self.merged:
+        if self.merged or self.off:
             return out
-        low = functional.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        low = paddle.matmul(low, self._matrix_a())
+        drops = self.dropout > 0 and self.training
+        kept = functional.dropout(x, self.dropout) if drops else x
+        if self.pissa:
+            out = out - self._start(x)
+        low = self._low(kept, self._matrix_a(self.lora_A), self.lora_B)
+        if not self.dora:
+            return out + low
+        factor = (self.lora_magnitude_vector.astype("float32") / self.column_norms()).astype(out.dtype)
+        if drops:
+            plain = self._product(kept)
+            plain = plain - self._start(kept) if self.pissa else plain
+        else:
+            plain = out if self.bias is None else out - self.bias
+        return out + (factor - 1.0) * plain + factor * low
+
+    def _low(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """``x A B * scaling``, the sum over the devices where they share the rows."""
+        low = paddle.matmul(x, a)
         if self.sums:
             low = self.rows.parallel.sum_over_ranks(low)
-        return out + paddle.matmul(low, self.lora_B) * self.scaling
+        return paddle.matmul(low, b) * self.scaling
 
-    def _matrix_a(self) -> Tensor:
+    def _start(self, x: Tensor) -> Tensor:
+        return self._low(x, self.lora_start_A, self.lora_start_B)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """``x W`` without the bias."""
+        if self.sums:
+            return self.rows.parallel.product(x, self.weight, even=self.rows.even)
+        return paddle.matmul(x, self.weight)
+
+    def _matrix_a(self, a: Tensor) -> Tensor:
         """A; where the columns of the weight are shared, each device sees a part of A's gradient, so it is summed."""
-        return self.columns.parallel.copy_to_ranks(self.lora_A) if is_shared(self.columns) else self.lora_A
+        return self.columns.parallel.copy_to_ranks(a) if is_shared(self.columns) else a
 
+    @paddle.no_grad()
     def delta(self) -> Tensor:
-        """What the adapter adds to the weight: float32 ``[in, out]``."""
-        return paddle.matmul(self.lora_A.astype("float32"), self.lora_B.astype("float32")) * self.scaling
+        """What A and B add to this device's part of the weight: float32 ``[in, out]``."""
+        added = paddle.matmul(self.lora_A.astype("float32"), self.lora_B.astype("float32"))
+        if self.pissa:
+            added -= paddle.matmul(self.lora_start_A.astype("float32"), self.lora_start_B.astype("float32"))
+        return added * self.scaling
+
+    @paddle.no_grad()
+    def column_norms(self) -> Tensor:
+        """Length of each column of the weight with ``delta``, over all devices: float32 ``[out]``, above 0."""
+        squares = (self.weight.astype("float32") + self.delta()).square().sum(axis=0)
+        if self.sums:
+            squares = self.rows.parallel.reduce(squares)
+        return squares.sqrt().clip(min=TINY)
 
     @paddle.no_grad()
     def merge(self) -> None:
         """Fold the adapter into the weight. Does nothing when it is folded in already."""
-        if not self.merged:
-            self.weight.set_value((self.weight.astype("float32") + self.delta()).astype(self.weight.dtype))
-            self.merged = True
+        if self.merged:
+            return
+        whole = self.weight.astype("float32") + self.delta()
+        if self.dora:
+            self._factor = self.lora_magnitude_vector.astype("float32") / self.column_norms()
+            whole *= self._factor
+        self.weight.set_value(whole.astype(self.weight.dtype))
+        self.merged = True
 
     @paddle.no_grad()
     def unmerge(self) -> None:
-        """Take the adapter out of the weight again, to rounding."""
-        if self.merged:
-            self.weight.set_value((self.weight.astype("float32") - self.delta()).astype(self.weight.dtype))
-            self.merged = False
+        """Take the adapter out of the weight again, to rounding. ValueError when DoRA has made a column zero."""
+        if not self.merged:
+            return
+        whole = self.weight.astype("float32")
+        if self.dora:
+            if bool((self._factor == 0).any()):
+                raise ValueError("a column whose magnitude is 0 cannot be taken out of the weight; load the base again")
+            whole /= self._factor
+        self.weight.set_value((whole - self.delta()).astype(self.weight.dtype))
+        self.merged = False
 
 
 class Fused:
@@ -172,12 +270,16 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
     rslora: bool = False,
+    *,
+    dora: bool = False,
+    pissa: bool = False,
+    begin: bool = True,
 ) -> list[str]:
     """Put a LoraLinear in place of every Linear whose module name fully matches one of the regular expressions.
 
     Returns the names, in the model's order. ConfigError when a pattern is no regular expression, matches nothing, or
     matches no Linear. Other modules that match (a pattern may end in ``.*``) are passed over. Which parameters train
-    is not decided here.
+    is not decided here. With ``pissa`` the layers wait for ``begin_with``. The other arguments: see ``LoraLinear``.
     """
     if not isinstance(r, int) or r < 1:
         raise ConfigError(f"lora_rank must be a whole number of at least 1, got {r!r}")
@@ -193,7 +295,9 @@ def add_lora(
     for name in names:
         if isinstance(modules[name], LoraLinear):
             raise ConfigError(f'LoRA: "{name}" has an adapter already; merge it first')
-        layer = LoraLinear(modules[name], r, alpha, dropout, seed=zlib.crc32(name.encode()) ^ seed, rslora=rslora)
+        own_seed = zlib.crc32(name.encode()) ^ seed
+        method = {"rslora": rslora, "dora": dora, "pissa": pissa, "begin": begin}
+        layer = LoraLinear(modules[name], r, alpha, dropout, seed=own_seed, **method)
         _replace(model, name, layer)
     return names
 
@@ -218,6 +322,36 @@ def lora_layers(model: nn.Layer) -> Iterator[tuple[str, LoraLinear]]:
     for name, layer in model.named_sublayers():
         if isinstance(layer, LoraLinear):
             yield name, layer
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Layer, originals: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Within the block ``model`` computes without its adapters, of every method: as the base does.
+
+    Parts that train whole beside the adapters are no adapters. ``originals``: values (any shape, dtype; those of the
+    parameters of the same names) that take their place within the block; nothing is copied. Only for passes without
+    gradients. ValueError when an adapter is merged into its weight.
+    """
+    layers = [layer for _, layer in lora_layers(model)]
+    if any(layer.merged for layer in layers):
+        raise ValueError("an adapter that is merged into its weight cannot be switched off; unmerge it first")
+    parameters = dict(model.named_parameters())
+    swapped = [(parameters[name], values) for name, values in (originals or {}).items()]
+    before = [layer.off for layer in layers]
+    kept = []
+    try:
+        for layer in layers:
+            layer.off = True
+        for parameter, values in swapped:
+            kept.append(paddle.empty([0], dtype=parameter.dtype))
+            share_memory(kept[-1], parameter)
+            share_memory(parameter, values)
+        yield
+    finally:
+        for (parameter, _), own in zip(swapped, kept, strict=False):
+            share_memory(parameter, own)
+        for layer, value in zip(layers, before, strict=True):
+            layer.off = value
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:

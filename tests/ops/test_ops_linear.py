@@ -6,7 +6,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddlemix.ops.linear import Fused, Linear, LoraLinear, add_lora, lora_layers, merge_lora
+from paddlemix.ops.linear import Fused, Linear, LoraLinear, adapters_off, add_lora, lora_layers, merge_lora
 from paddlemix.utils.errors import ConfigError
 
 
@@ -102,6 +102,109 @@ def test_merge_lora_leaves_a_plain_model(x):
     assert [name for name, _ in model.named_parameters()] == plain_names
     assert {type(layer) for _, layer in model.named_sublayers() if isinstance(layer, Linear)} == {Linear}
     np.testing.assert_allclose(model(x).numpy(), open_, atol=5e-6)
+
+
+METHODS = {
+    "lora": {},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "pissa": {"pissa": True},
+    "both": {"dora": True, "pissa": True, "rslora": True},
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def with_adapters(method, **more):
+    """A stack with adapters of one method that have their start, and the stack without."""
+    model = Stack()
+    add_lora(model, [".*_proj"], r=3, alpha=6, **method, **more)
+    rng = np.random.default_rng(5)
+    for _, layer in lora_layers(model) if "pissa" in method else ():
+        layer.begin_with(*(rng.standard_normal(item.shape).astype("float32") for item in (layer.lora_A, layer.lora_B)))
+    return model
+
+
+def moved(model):
+    """Every trained matrix and vector of the adapters somewhere else."""
+    rng = np.random.default_rng(9)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and "start" not in name:
+            step = rng.standard_normal(parameter.shape).astype("float32") * 0.4
+            parameter.set_value(parameter + paddle.to_tensor(step))
+
+
+@every_method
+def test_an_adapter_of_every_method_begins_as_the_base_and_goes_off_and_folds_in_and_out(method, x):
+    model = with_adapters(method)
+    with adapters_off(model):
+        base = model(x).numpy()
+    np.testing.assert_allclose(model(x).numpy(), base, atol=2e-5)
+    moved(model)
+    open_, weight = model(x).numpy(), model.layers[0].q_proj.weight.numpy()
+    assert np.abs(open_ - base).max() > 0.1
+    with adapters_off(model):
+        assert np.array_equal(model(x).numpy(), base)
+    assert np.array_equal(model(x).numpy(), open_)
+    for _, layer in lora_layers(model):
+        layer.merge()
+        layer.merge()
+    np.testing.assert_allclose(model(x).numpy(), open_, atol=2e-5)
+    with pytest.raises(ValueError, match="unmerge it first"), adapters_off(model):
+        pass
+    for _, layer in lora_layers(model):
+        layer.unmerge()
+    np.testing.assert_allclose(model.layers[0].q_proj.weight.numpy(), weight, atol=2e-5)
+    np.testing.assert_allclose(model(x).numpy(), open_, atol=2e-5)
+    merge_lora(model)
+    np.testing.assert_allclose(model(x).numpy(), open_, atol=2e-5)
+    assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"weight", "bias"}
+
+
+@every_method
+def test_the_formula_of_every_method(method, x):
+    model = with_adapters(method)
+    moved(model)
+    layer = model.layers[0].q_proj
+    tensors = {name: value.numpy() for name, value in layer.named_parameters()}
+    scale = 6 / (np.sqrt(3) if "rslora" in method else 3)
+    changed = tensors["weight"] + scale * tensors["lora_A"] @ tensors["lora_B"]
+    if "pissa" in method:
+        changed -= scale * tensors["lora_start_A"] @ tensors["lora_start_B"]
+    if "dora" in method:
+        changed *= tensors["lora_magnitude_vector"] / np.sqrt((changed**2).sum(0))
+    np.testing.assert_allclose(layer(x).numpy(), x.numpy() @ changed + tensors["bias"], atol=2e-5)
+
+
+def test_parts_that_train_whole_have_their_first_values_while_the_adapters_are_off(x):
+    model = with_adapters({"dora": True})
+    first = model(x).numpy()
+    originals = {"layers.0.norm.weight": model.layers[0].norm.weight.clone()}
+    moved(model)
+    model.layers[0].norm.weight.set_value(paddle.full([8], 3.0))
+    now = model(x)
+    with paddle.no_grad(), adapters_off(model, originals):
+        np.testing.assert_allclose(model(x).numpy(), first, atol=1e-5)
+    assert np.array_equal(model(x).numpy(), now.numpy())
+    assert float(model.layers[0].norm.weight.mean()) == 3.0
+    now.sum().backward()
+    assert model.layers[0].norm.weight.grad is not None
+    with pytest.raises(KeyError), adapters_off(model, {"nobody": x}):
+        pass
+    assert np.array_equal(model(x).numpy(), now.numpy())
+
+
+def test_a_column_of_zeros_is_no_division_by_zero(x):
+    base = Linear(8, 12)
+    base.weight.set_value(base.weight * paddle.to_tensor([0.0] + [1.0] * 11))
+    layer = LoraLinear(base, r=2, alpha=2, dora=True)
+    out = layer(x)
+    out.sum().backward()
+    assert np.isfinite(out.numpy()).all()
+    assert np.isfinite(layer.lora_magnitude_vector.grad.numpy()).all()
+    layer.lora_magnitude_vector.set_value(paddle.zeros([12]))
+    layer.merge()
+    with pytest.raises(ValueError, match="magnitude is 0"):
+        layer.unmerge()
 
 
 def test_the_start_of_an_adapter_depends_on_seed_and_name_only():
