@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
+from paddlemix.utils.options import (
+    FLAGS,
+    answer_flags,
+    command_parser,
+    device_flags,
+    model_flags,
+    opening,
+    strict_config,
+)
 from paddlemix.utils.paths import expanded, path_at
 
 if TYPE_CHECKING:
@@ -150,7 +158,8 @@ def _annotator(args: argparse.Namespace) -> Any:
     device.before_asking(args.device)
     from paddlemix.annotate.annotator import Annotator
 
-    return Annotator.load(args.model_path, **opening(args), conv_mode=args.template, decoding=decoding)
+    with strict_config(args.strict_config):
+        return Annotator.load(args.model_path, **opening(args), conv_mode=args.template, decoding=decoding)
 
 
 def _progress(total: int) -> tuple[Callable[["Progress"], None], Callable[[], None]]:

@@ -189,6 +189,25 @@ def _llama_2(name: str, system: str, begin: str = "<s>", **more: TemplateField) 
     )
 
 
+def _llama_3(name: str, system: str) -> Template:
+    """Llama-3's headers; the text begins with the bos, as in LLaVA-NeXT (apply_chat_template writes it)."""
+
+    def head(role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+    return Template(
+        name,
+        system,
+        opening=f"{begin}{head('system')}{SYSTEM_MARK}{end}",
+        bare_opening=begin,
+        user=(head("user"), end),
+        empty_user=head("user") + end,
+        answer=Answer(head("assistant"), "", end),
+        stops=(end,),
+    )
+
+
 def _trained_v0(name: str, system: str, **more: TemplateField) -> Template:
     """What train.py writes for "v0" data. The end mark of an answer is the ``###`` that begins the next turn."""
     return Template(
@@ -291,6 +310,8 @@ TEMPLATES: dict[str, Template] = {
         _tagged("mistral_zephyr", "You are a helpful AI assistant.", ("<|user|>\n", "<|assistant|>\n"), "</s>"),
         _chatml("qwen_1_5", "You are a helpful assistant.", newline="\n"),
         _chatml("qwen_2", "You are a helpful assistant.", newline="\n"),
+        _llama_3("llama_3", ""),
+        _llama_3("llava_llama_3", _LLAVA_LLAMA_2),
         Template(
             "gemma_instruct",
             "",

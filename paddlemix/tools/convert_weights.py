@@ -18,7 +18,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import FLAGS, command_parser, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags, strict_config
 from paddlemix.utils.paths import expanded
 
 OPTIONS = replace(FLAGS, device=None, target="another --dst")
@@ -55,17 +55,18 @@ def _run(argv: list[str]) -> int:
 
     if not 1e-6 <= args.shard_size <= 1e6:
         raise ConfigError(f"--shard-size {args.shard_size:g}: expected a size in GB above 0")
-    result = convert(
-        args.src,
-        args.dst,
-        args.to,
-        dtype=args.dtype,
-        max_shard_bytes=int(args.shard_size * 1e9),
-        base=args.base,
-        vision_tower=args.vision_tower,
-        projector=args.projector,
-        delta_base=args.delta_base,
-    )
+    with strict_config(args.strict_config):
+        result = convert(
+            args.src,
+            args.dst,
+            args.to,
+            dtype=args.dtype,
+            max_shard_bytes=int(args.shard_size * 1e9),
+            base=args.base,
+            vision_tower=args.vision_tower,
+            projector=args.projector,
+            delta_base=args.delta_base,
+        )
     for note in result.notes:
         print(f"note: {note}")
     size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"

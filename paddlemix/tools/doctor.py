@@ -23,7 +23,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.utils import device
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.options import FLAGS, command_parser, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags, strict_config
 from paddlemix.utils.paths import expanded
 from paddlemix.utils.shown import readable
 
@@ -89,7 +89,8 @@ def _folder(args: argparse.Namespace) -> int:
         problems, compared = verify(args.folder)
         print("\n".join([*(f"FAIL {readable(line)}" for line in problems), compared]))
         return 1 if problems else 0
-    found = describe(args.folder, base=args.base, vision_tower=args.vision_tower, projector=args.projector)
+    with strict_config(args.strict_config):
+        found = describe(args.folder, base=args.base, vision_tower=args.vision_tower, projector=args.projector)
     print(json.dumps(found.as_json(), indent=2) if args.json else "\n".join(map(readable, found.as_lines())))
     return found.exit_code
 

@@ -17,7 +17,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.utils.commands import shown
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import FLAGS, command_parser, model_flags
+from paddlemix.utils.options import FLAGS, command_parser, model_flags, strict_config
 from paddlemix.utils.paths import expanded
 
 OPTIONS = replace(
@@ -25,6 +25,7 @@ OPTIONS = replace(
     base="--model_name_or_path FOLDER",
     vision_tower="--vision_tower FOLDER",
     target="another --merge_model_path",
+    strict_config="--strict_config",
 )
 
 
@@ -66,14 +67,15 @@ def _run(argv: list[str]) -> int:
     from paddlemix.checkpoint.lora.merge import merge_adapter
 
     paddle.set_device(chosen.name)
-    result = merge_adapter(
-        args.lora_path,
-        args.merge_model_path,
-        base=args.model_name_or_path,
-        vision_tower=args.vision_tower,
-        projector=args.projector,
-        dtype=args.dtype,
-    )
+    with strict_config(args.strict_config):
+        result = merge_adapter(
+            args.lora_path,
+            args.merge_model_path,
+            base=args.model_name_or_path,
+            vision_tower=args.vision_tower,
+            projector=args.projector,
+            dtype=args.dtype,
+        )
     size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
     print(f"merged {result.layers} layers into {result.base}")
     print(f"the merged model lies in {result.folder} ({size}, {result.dtype})")

@@ -20,6 +20,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.settings.run.loader import load_settings
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.options import strict_config
 from paddlemix.utils.paths import expanded
 
 
@@ -64,7 +65,8 @@ def _run(argv: list[str]) -> int:
         raise ConfigError('no rows to look at: set "data_path" or "dataset"')
     clean = None if own.write_clean is None else Path(expanded(own.write_clean))
     options = Options(Path(expanded(own.report)), own.jobs, own.decode, own.processes, clean)
-    return validate(settings, options, first_stage=own.first_stage)
+    with strict_config(settings.model.strict_config):
+        return validate(settings, options, first_stage=own.first_stage)
 
 
 if __name__ == "__main__":

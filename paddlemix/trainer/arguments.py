@@ -50,6 +50,7 @@ def names_of_keys(settings: TrainingSettings) -> Options:
         template='"template": "NAME"',
         target='another "output_dir"',
         new_projector='"vision_tower": "FOLDER", which lets the run begin a new one',
+        strict_config='"strict_config": true',
     )
 
 

@@ -30,7 +30,7 @@ from paddlemix.utils import early_stop, env, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
-from paddlemix.utils.options import speaking
+from paddlemix.utils.options import speaking, strict_config
 
 if TYPE_CHECKING:
     from paddlemix.checkpoint.save import ReadValues
@@ -71,7 +71,7 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     """
     from paddlemix.trainer.inputs import with_adapter
 
-    with speaking(names_of_keys(settings)):
+    with speaking(names_of_keys(settings)), strict_config(settings.model.strict_config):
         settings = with_adapter(settings)
         with speaking(names_of_keys(settings)):
             return _finetune(settings, first_stage)

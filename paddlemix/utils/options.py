@@ -34,6 +34,8 @@ class Options:
     """How another folder is chosen for what is written."""
     new_projector: str | None = None
     """How a new projector is asked for; None where nothing trains."""
+    strict_config: str = "paddlemix.utils.options.strict_config"
+    """How unknown keys of a model's config.json are made errors."""
 
 
 PYTHON = Options(
@@ -48,11 +50,16 @@ PYTHON = Options(
 """The arguments of ``load_model`` and ``load_chat``."""
 
 FLAGS = Options(
-    base="--base FOLDER", vision_tower="--vision-tower FOLDER", projector="--projector FILE", device="--device cpu"
+    base="--base FOLDER",
+    vision_tower="--vision-tower FOLDER",
+    projector="--projector FILE",
+    device="--device cpu",
+    strict_config="--strict-config",
 )
 """The flags of ``model_flags`` and ``device_flags``."""
 
 _CURRENT: ContextVar[Options] = ContextVar("options", default=PYTHON)
+_STRICT: ContextVar[bool] = ContextVar("strict_config", default=False)
 
 
 def command_parser(
@@ -73,6 +80,8 @@ def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash
     flag(*base, text="base model, for an adapter or a projector whose config does not lead to it")
     flag(f"vision{dash}tower", text="folder of the vision tower (default: the one that the model names)")
     flag("projector", text="projector file or folder that replaces the model's own")
+    strict = "unknown keys of the model's config.json are errors (default: one warning names them)"
+    parser.add_argument(f"--strict{dash}config", action="store_true", help=strict)
 
 
 def device_flags(parser: ArgumentParser) -> None:
@@ -123,3 +132,18 @@ def speaking(options: Options) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+def is_strict() -> bool:
+    """Whether unknown keys of a model's config.json are errors here."""
+    return _STRICT.get()
+
+
+@contextlib.contextmanager
+def strict_config(wanted: bool = True) -> Iterator[None]:
+    """Within the block unknown keys of a model's config.json are errors; ``wanted`` False: a warning, as outside."""
+    token = _STRICT.set(wanted)
+    try:
+        yield
+    finally:
+        _STRICT.reset(token)

@@ -260,7 +260,6 @@ def test_eva_clip_is_told_by_its_keys(tmp_path):
         ({"num_channels": 1}, "3 channels"),
         ({"hidden_act": "silu"}, "gelu"),
         ({"num_attention_heads": 5}, "no multiple"),
-        ({"qk_normalisation": True}, 'unknown key "qk_normalisation"'),
     ],
 )
 def test_a_fault_in_internvits_file_is_named(hub, model, changes, words):

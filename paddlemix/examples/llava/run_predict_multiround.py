@@ -22,7 +22,15 @@ from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, 
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
-from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
+from paddlemix.utils.options import (
+    FLAGS,
+    answer_flags,
+    command_parser,
+    device_flags,
+    model_flags,
+    opening,
+    strict_config,
+)
 from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -112,14 +120,15 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     device.before_asking(args.device)
     from paddlemix.generation.load import load_chat
 
-    session = load_chat(
-        model,
-        **opening(args),
-        conv_mode=args.conv_mode,
-        system=args.system,
-        decoding=decoding,
-        note=lambda sentence: print(f"({sentence})", file=sys.stderr),
-    )
+    with strict_config(args.strict_config):
+        session = load_chat(
+            model,
+            **opening(args),
+            conv_mode=args.conv_mode,
+            system=args.system,
+            decoding=decoding,
+            note=lambda sentence: print(f"({sentence})", file=sys.stderr),
+        )
     if pictures and session.predictor.processor is None:
         raise ConfigError(f"{model} has no vision tower; leave --image-file out or give a model that has one")
     print(fit(session.about), file=sys.stderr)

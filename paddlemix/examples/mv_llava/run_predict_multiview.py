@@ -25,7 +25,15 @@ from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import fit
-from paddlemix.utils.options import FLAGS, answer_flags, command_parser, device_flags, model_flags, opening
+from paddlemix.utils.options import (
+    FLAGS,
+    answer_flags,
+    command_parser,
+    device_flags,
+    model_flags,
+    opening,
+    strict_config,
+)
 from paddlemix.utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -125,13 +133,14 @@ def start(args: argparse.Namespace) -> "ChatSession":
     device.before_asking(args.device)
     from paddlemix.generation.load import load_chat
 
-    session = load_chat(
-        args.model_path,
-        **opening(args),
-        conv_mode=args.conv_mode,
-        decoding=decoding,
-        note=lambda sentence: print(f"({sentence})", file=sys.stderr),
-    )
+    with strict_config(args.strict_config):
+        session = load_chat(
+            args.model_path,
+            **opening(args),
+            conv_mode=args.conv_mode,
+            decoding=decoding,
+            note=lambda sentence: print(f"({sentence})", file=sys.stderr),
+        )
     print(fit(session.about), file=sys.stderr)
     return session
 

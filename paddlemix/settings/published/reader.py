@@ -5,25 +5,13 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
+from paddlemix.settings.published import unknown_keys
 from paddlemix.settings.strict_json import read_object
 from paddlemix.utils.dtypes import DTYPES, dtype_named
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
-
-
-def _is_harmless(name: str, value: JsonValue) -> bool:
-    """Whether an unknown key can be passed over: it says nothing, belongs to the writer's program, or is a token's id.
-
-    Published files keep collecting such keys (``_model_name_or_path``, ``unk_token_id``, ``"use_x": false``).
-    """
-    empty = value is None or value is False or value in ("", [], {})
-    return empty or name.startswith("_") or (name.endswith(("token_id", "token_ids")) and _is_ids(value))
-
-
-def _is_ids(value: JsonValue) -> bool:
-    return all(type(item) is int for item in (value if isinstance(value, list) else [value]))
 
 
 class KeyReader:
@@ -141,15 +129,14 @@ class KeyReader:
             self._taken.update(table)
 
     def finish(self) -> None:
-        """Refuse the keys that were neither used nor ignored by name, unless they can change nothing."""
-        left = [name for name in sorted(set(self.data) - self._taken) if not _is_harmless(name, self.data[name])]
-        if left:
-            hint = nearest(left[0], sorted(self._taken))
-            more = f" (and {len(left) - 1} more: {', '.join(left[1:6])})" if len(left) > 1 else ""
-            raise CheckpointError(
-                f'{self.file}: unknown key "{self.pointer}{left[0]}"{hint}{more}; it might change what the model '
-                "computes, so it is not skipped. If the model computes the same without it, take it out of the file"
-            )
+        """Look at the keys that were neither used nor ignored by name, by the rules of ``unknown_keys``."""
+        left = {name: self.data[name] for name in sorted(set(self.data) - self._taken)}
+        left = {name: value for name, value in left.items() if not unknown_keys.is_harmless(name, value)}
+        for name, value in left.items():
+            why = unknown_keys.refusal(name, value)
+            if why is not None:
+                self.wrong(name, value, why)
+        unknown_keys.tell(str(self.file), self.pointer, left, self._taken)
 
     def _refuse_code(self) -> None:
         for name in ("auto_map", "custom_pipelines", "trust_remote_code"):

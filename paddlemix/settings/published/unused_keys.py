@@ -60,13 +60,18 @@ LLAVA: dict[str, str] = {
         "tune_mm_mlp_adapter freeze_mm_mlp_adapter mm_projector_lr mm_vision_tower_lr "
         "unfreeze_mm_vision_tower tune_mm_vision_resampler freeze_mm_vision_resampler tune_vision_tower "
         "tune_vit_pos_embedding tune_entire_model tune_vit_from_layer freeze_backbone pretrain_mm_mlp_adapter "
-        "mm_tunable_parts pretrain_vision_tower vision_tower_lr",
+        "mm_tunable_parts pretrain_vision_tower vision_tower_lr use_pos_skipping pos_skipping_range delay_load "
+        "vision_tower_pretrained",
     ),
     **_table(
         "belongs to an image mode (crop_split) that no published model uses",
         "image_crop_resolution image_split_resolution",
     ),
-    **_table("belongs to video models", "mm_spatial_pool_mode mm_spatial_pool_stride mm_spatial_pool_out_channels"),
+    **_table(
+        "belongs to video models",
+        "mm_spatial_pool_mode mm_spatial_pool_stride mm_spatial_pool_out_channels mm_newline_position "
+        "add_time_instruction force_sample add_faster_video faster_token_stride frames_upbound",
+    ),
 }
 """Ignored in the config.json of LLaVA and PaddleMIX folders."""
 

@@ -32,6 +32,7 @@ class ModelGroup:
 
     model_name_or_path: str | None = path_key(None, "Folder or name of the model that is trained.", needed=True)
     base: str | None = path_key(None, "Base model, when model_name_or_path is an adapter or a projector.")
+    strict_config: bool = key(False, "Unknown keys of the model's config.json are errors. false: one warning.")
     text_model_name_or_path: str | None = path_key(None, "Folder whose tokenizer is used instead of the model's own.")
     use_flash_attention: bool = key(False, "Ask for a fused attention kernel; each device takes the best one anyway.")
     freeze_include: tuple[str, ...] | None = key(None, "Parameters that do not train (fnmatch patterns).")
