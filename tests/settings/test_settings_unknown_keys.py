@@ -61,8 +61,12 @@ def test_doubtful_keys_are_one_warning_with_what_they_might_change(tmp_path, war
     read(folder, PLAIN | DOUBTFUL)  # read again, as on the way to a model
     assert len(warnings) == 1
     assert str(folder / "config.json") in warnings[0]
-    for words in ('"blur" (0) might change what the model computes', '"rope_twist" (1.5',
-                  'did you mean "mm_patch_merge_type"?) might change how pictures', '"blur_token_id" ("x"'):  # fmt: skip
+    for words in (
+        '"blur" (0) might change what the model computes',
+        '"rope_twist" (1.5',
+        'did you mean "mm_patch_merge_type"?) might change how pictures',
+        '"blur_token_id" ("x"',
+    ):
         assert words in warnings[0]
 
 
