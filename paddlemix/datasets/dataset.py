@@ -119,6 +119,8 @@ class ChatDataset:
 def _content(sample: Sample) -> tuple[list[tuple[object, ...]], list[str]]:
     """Turns and images. Without the image folder in front: data that moved to another disk is the same data."""
     turns = [(m.role, m.text) if m.learns else (m.role, m.text, False) for m in sample.messages]
+    if sample.rejected is not None or sample.desirable is not None:
+        turns.append(("preference", sample.rejected, sample.desirable))
     return turns, [image.removeprefix(sample.image_root) for image in sample.images]
 
 

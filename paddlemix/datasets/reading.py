@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paddlemix.datasets import multiview
 from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_folders, check_pictures
@@ -12,6 +12,7 @@ from paddlemix.datasets.rows import MarkRules
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.imaging.load import OWN_LIMITS
+from paddlemix.settings.run.preference import UNPAIRED
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -97,8 +98,13 @@ def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> lis
         folder = entry.get("image_folder") or settings.data.image_folder
         files = (files,) if isinstance(files, str) else tuple(files)
         repeat = settings.data.single_view_repeat if name == multiview.NAME else 0
-        found.append(DatasetEntry(files, folder, entry.get("chat_template"), repeat, rules))
+        found.append(DatasetEntry(files, folder, entry.get("chat_template"), repeat, rules, _preference(settings)))
     return found
+
+
+def _preference(settings: TrainingSettings) -> Literal["pair", "single"] | None:
+    loss = settings.preference.loss_type
+    return None if loss is None else "single" if loss == UNPAIRED else "pair"
 
 
 def picture_rules(settings: TrainingSettings) -> PictureRules:

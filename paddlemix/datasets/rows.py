@@ -46,7 +46,7 @@ STRICT = MarkRules()
 
 
 @dataclass(frozen=True)
-class _Unnamed:
+class UnnamedImage:
     """An image part without a path, at the JSON pointer ``at``."""
 
     at: str
@@ -59,18 +59,38 @@ def read_row(row: JsonValue, place: Place, rules: MarkRules = STRICT, unread: Un
     A mark that ``rules`` put in front stands once for each image; of views, the caller keeps one.
     """
     unread = unread or UnreadKeys()
-    if not isinstance(row, dict):
-        raise place.fault("", f"{kind_of(row)}; expected an object with conversations or messages")
-    if isinstance(row.get("id"), LongNumber):
-        raise place.fault("/id", f"{kind_of(row['id'])}; write it as a text")
-    video = next((key for key in VIDEO_KEYS if not _absent(row.get(key))), None)
-    if video:
-        raise place.fault(f"/{video}", "rows with videos are not supported; give frames as a list of images")
+    row = checked_object(row, place, "conversations or messages")
     strange = unread.see(row, ROW_KEYS)
     messages, images = _turns(row, place, unread)
+    return completed(row, messages, images, place, rules, strange)
+
+
+def checked_object(row: JsonValue, place: Place, holds: str) -> dict[str, Any]:
+    """``row`` if it is an object without what no row may have; DataError names what it should hold."""
+    if not isinstance(row, dict):
+        raise place.fault("", f"{kind_of(row)}; expected an object with {holds}")
+    if isinstance(row.get("id"), LongNumber):
+        raise place.fault("/id", f"{kind_of(row['id'])}; write it as a text")
+    video = next((key for key in VIDEO_KEYS if not absent(row.get(key))), None)
+    if video:
+        raise place.fault(f"/{video}", "rows with videos are not supported; give frames as a list of images")
+    return row
+
+
+def completed(
+    row: dict[str, Any],
+    messages: list[Message],
+    parts: list[str | UnnamedImage],
+    place: Place,
+    rules: MarkRules,
+    strange: Iterable[str] = (),
+) -> Conversation:
+    """``messages`` with the row's system text, and the images of their ``parts`` or those beside them. DataError.
+
+    ``strange`` are keys of the row that nothing reads, for a hint.
+    """
     messages = _with_system(row, messages, place)
-    listed = _listed_images(row, place)
-    images = _joined(images, listed, place)
+    images = _joined(parts, _listed_images(row, place), place)
     marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
     if marks and not images and rules.mark_without_images == "error":
         raise place.fault("", _mark_alone(row, strange))
@@ -97,8 +117,18 @@ def read_messages(
     return Conversation(tuple(messages), tuple(_joined(parts, list(images), place)))
 
 
-def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | _Unnamed]]:
-    both = [name for name in ("messages", "conversations") if not _absent(row.get(name))]
+def read_turns(
+    turns: JsonValue, place: Place, at: str, unread: UnreadKeys
+) -> tuple[list[Message], list[str | UnnamedImage]]:
+    """The turns at the JSON pointer ``at`` in LLaVA's form or OpenAI's, and the images of their content parts."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, list) or (isinstance(first, dict) and "from" in first):
+        return _conversations(turns, place, unread, at), []
+    return _chat(turns, place, unread, at)
+
+
+def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | UnnamedImage]]:
+    both = [name for name in ("messages", "conversations") if not absent(row.get(name))]
     if len(both) > 1:
         raise place.fault("", 'both "messages" and "conversations" are there; give one of them')
     if "messages" in row and (both == ["messages"] or "conversations" not in row):
@@ -110,10 +140,10 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')
 
 
-def _joined(parts: list[str | _Unnamed], listed: list[Any], place: Place) -> list[Any]:
+def _joined(parts: list[str | UnnamedImage], listed: list[Any], place: Place) -> list[Any]:
     """The images of a row; image parts without a path of their own take those beside the messages in order."""
     named = [part for part in parts if isinstance(part, str)]
-    unnamed = [part for part in parts if isinstance(part, _Unnamed)]
+    unnamed = [part for part in parts if isinstance(part, UnnamedImage)]
     if named and listed:
         raise place.fault("", "images stand both in the messages and beside them; give them once")
     if unnamed and (named or not listed):
@@ -125,10 +155,10 @@ def _joined(parts: list[str | _Unnamed], listed: list[Any], place: Place) -> lis
 
 
 def _with_system(row: dict[str, Any], messages: list[Message], place: Place) -> list[Message]:
-    keys = [key for key in SYSTEM_KEYS if not _absent(row.get(key))]
+    keys = [key for key in SYSTEM_KEYS if not absent(row.get(key))]
     if not keys:
         return messages
-    text = _text(row[keys[0]], place, f"/{keys[0]}")
+    text = read_text(row[keys[0]], place, f"/{keys[0]}")
     if len(keys) > 1:
         raise place.fault("", 'both "system" and "system_prompt" are there; give one of them')
     if messages and messages[0].role == "system":
@@ -158,18 +188,20 @@ def _marked(messages: list[Message], images: int, place: Place, rules: MarkRules
     return [*messages[:first], replace(messages[first], text=text), *messages[first + 1 :]]
 
 
-def _conversations(turns: JsonValue, place: Place, unread: UnreadKeys) -> list[Message]:
+def _conversations(
+    turns: JsonValue, place: Place, unread: UnreadKeys, at: str = "/conversations"
+) -> list[Message]:
     if not isinstance(turns, list) or not turns:
-        raise place.fault("/conversations", f"{kind_of(turns)}; expected a list of turns that is not empty")
+        raise place.fault(at, f"{kind_of(turns)}; expected a list of turns that is not empty")
     if isinstance(turns[0], dict):
-        return [_llava_turn(turn, place, f"/conversations/{index}", unread) for index, turn in enumerate(turns)]
+        return [_llava_turn(turn, place, f"{at}/{index}", unread) for index, turn in enumerate(turns)]
     messages = []
     for index, pair in enumerate(turns):
-        at = f"/conversations/{index}"
+        here = f"{at}/{index}"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise place.fault(at, "expected a pair [user text, assistant text]")
+            raise place.fault(here, "expected a pair [user text, assistant text]")
         messages += [
-            Message(role, _text(part, place, f"{at}/{side}"))
+            Message(role, read_text(part, place, f"{here}/{side}"))
             for side, (role, part) in enumerate(zip(("user", "assistant"), pair, strict=True))
         ]
     return messages
@@ -185,7 +217,7 @@ def _llava_turn(turn: JsonValue, place: Place, at: str, unread: UnreadKeys) -> M
     role = turn["from"]
     if not isinstance(role, str) or role not in ROW_ROLES:
         raise place.fault(f"{at}/from", f"{role!r}; expected one of {', '.join(ROW_ROLES)}"[:200])
-    return Message(ROW_ROLES[role], _text(turn["value"], place, f"{at}/value"), _learns(turn, place, at))
+    return Message(ROW_ROLES[role], read_text(turn["value"], place, f"{at}/value"), _learns(turn, place, at))
 
 
 def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
@@ -207,11 +239,11 @@ def _learns(turn: dict[str, Any], place: Place, at: str) -> bool:
 
 def _chat(
     turns: JsonValue, place: Place, unread: UnreadKeys, at: str = "/messages"
-) -> tuple[list[Message], list[str | _Unnamed]]:
+) -> tuple[list[Message], list[str | UnnamedImage]]:
     if not isinstance(turns, list) or not turns:
         raise place.fault(at, f"{kind_of(turns)}; expected a list of messages that is not empty")
     messages: list[Message] = []
-    images: list[str | _Unnamed] = []
+    images: list[str | UnnamedImage] = []
     for index, turn in enumerate(turns):
         here = f"{at}/{index}"
         if not isinstance(turn, dict) or "content" not in turn:
@@ -225,19 +257,19 @@ def _chat(
             text, found = _parts(content, place, f"{here}/content", unread)
             images += found
         else:
-            text = _text(content, place, f"{here}/content")
+            text = read_text(content, place, f"{here}/content")
         messages.append(Message(role, text, _learns(turn, place, here)))
     return messages, images
 
 
-def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str | _Unnamed]]:
+def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple[str, list[str | UnnamedImage]]:
     """Text of a message made of parts: every image is an ``<image>`` on a line of its own, in its place."""
     text, images, after_image = "", [], False
     for index, part in enumerate(parts):
         here = f"{at}/{index}"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
-            piece = _text(part.get("text"), place, f"{here}/text")
+            piece = read_text(part.get("text"), place, f"{here}/text")
             text += f"\n{piece}" if after_image else piece
             after_image = False
         elif kind in ("image_url", "image"):
@@ -250,19 +282,19 @@ def _parts(parts: list[Any], place: Place, at: str, unread: UnreadKeys) -> tuple
     return text, images
 
 
-def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str | _Unnamed:
+def _part_image(part: dict[str, Any], kind: str, place: Place, at: str) -> str | UnnamedImage:
     value = part.get(kind) or part.get("path")
     if isinstance(value, dict):
         value = value.get("url")
-    if _absent(value):
-        return _Unnamed(at, kind)
+    if absent(value):
+        return UnnamedImage(at, kind)
     if not isinstance(value, str):
         raise place.fault(at, f'the image is {kind_of(value)}; expected "{kind}": path or {{"url": path}}')
     return _path(value, place, at)
 
 
 def _listed_images(row: dict[str, Any], place: Place) -> list[str]:
-    keys = [key for key in IMAGE_KEYS if not _absent(row.get(key))]
+    keys = [key for key in IMAGE_KEYS if not absent(row.get(key))]
     if len(keys) > 1:
         raise place.fault("", 'both "image" and "images" are there; give one of them')
     if not keys:
@@ -277,10 +309,11 @@ def _listed_images(row: dict[str, Any], place: Place) -> list[str]:
 
 
 def _path(value: str, place: Place, at: str) -> str:
-    return _text(value, place, at).removeprefix(FROM_SOURCE)
+    return read_text(value, place, at).removeprefix(FROM_SOURCE)
 
 
-def _text(value: JsonValue, place: Place, at: str) -> str:
+def read_text(value: JsonValue, place: Place, at: str) -> str:
+    """The text at the JSON pointer ``at``; DataError for anything else, and for text that no file can hold."""
     if not isinstance(value, str):
         raise place.fault(at, f"{kind_of(value)}; expected a text")
     if "\0" in value:
@@ -292,6 +325,6 @@ def _text(value: JsonValue, place: Place, at: str) -> str:
     return value
 
 
-def _absent(value: JsonValue) -> bool:
+def absent(value: JsonValue) -> bool:
     """Null, an empty text or an empty list: the key says that there is nothing."""
     return value is None or value in ("", [])

@@ -22,7 +22,8 @@ class Sample:
     ``messages`` are as written, before any template. ``images`` are paths (joined with the image folder) or addresses,
     in the order of their places. ``where`` names file and record in errors. ``image_root`` is the folder that images
     must lie in, empty when no image folder is named; ``chat_template`` the chat_template.json of the entry, if it has
-    one. With ``views`` the images are views of one object and stand together at a single place.
+    one. With ``views`` the images are views of one object and stand together at a single place. Of preference tuning:
+    ``rejected`` is the answer that ``messages`` do not end with, ``desirable`` what is thought of the one that they do.
     """
 
     messages: tuple[Message, ...]
@@ -32,6 +33,8 @@ class Sample:
     image_root: str = ""
     chat_template: str | None = None
     views: Views | None = None
+    rejected: str | None = None
+    desirable: bool | None = None
 
     @property
     def place(self) -> str:

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paddlemix.datasets.multiview import views_of
+from paddlemix.datasets.preference_rows import PreferenceRow, read_preference
 from paddlemix.datasets.records import Place, RepeatedKeys, UnreadKeys, kind_of, whole_number
 from paddlemix.datasets.rows import STRICT, MarkRules, read_row
 from paddlemix.datasets.sample import BadSamples, Sample, id_note
@@ -31,6 +32,7 @@ class DatasetEntry:
     """One entry of ``dataset.train``: its files, the folder of its images, its chat template if it has one.
 
     ``multiview`` above 0: the rows are MV-LLaVA's, and a lone image stands so many times at its place.
+    ``preference``: rows have two answers (``pair``), or one and what is thought of it (``single``).
     """
 
     data_files: tuple[str, ...]
@@ -38,6 +40,13 @@ class DatasetEntry:
     chat_template: str | None = None
     multiview: int = 0
     rules: MarkRules = STRICT
+    preference: Literal["pair", "single"] | None = None
+
+    def row(self, row: Any, place: Place, unread: UnreadKeys) -> PreferenceRow:
+        """One row in the form that the entry has. DataError: ``read_row``, ``read_preference``."""
+        if self.preference is None:
+            return PreferenceRow(read_row(row, place, self.rules, unread))
+        return read_preference(row, place, self.rules, unread, single=self.preference == "single")
 
 
 def read(entry: DatasetEntry, bad: BadSamples | None = None, unread: UnreadKeys | None = None) -> list[Sample]:
@@ -58,13 +67,15 @@ def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKe
     for place, row in _rows_of(path, bad, keys):
         try:
             keys.check(row, place)
-            talk = read_row(row, place, entry.rules, unread)
+            found = entry.row(row, place, unread)
+            talk = found.talk
             paths, views = _placed(talk, root, entry, place)
         except DataError as error:
             bad.add(error, place.text)
             continue
         where = place.text + id_note(talk.id)
-        yield Sample(talk.messages, paths, talk.id, where, root, entry.chat_template, views)
+        own = entry.chat_template, views, found.rejected, found.desirable
+        yield Sample(talk.messages, paths, talk.id, where, root, *own)
 
 
 def raw_rows(path: str) -> Iterator[tuple[str, Any]]:

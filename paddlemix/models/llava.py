@@ -17,6 +17,7 @@ from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.models.loss import next_labels, next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
+from paddlemix.models.token_log_probs import log_probs_through_head, plain_log_probs
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
@@ -50,6 +51,7 @@ class LlavaForCausalLM(nn.Layer):
             if config.has_image_newline:
                 self.llama.image_newline = self.llama.create_parameter([width])
         self.loss_portion = 0
+        self.token_portion = HEAD_PORTION
         self.neftune_alpha = 0.0
         if not config.text.tie_word_embeddings:
             self.vocabulary = parallel.share(config.text.vocab_size)
@@ -116,8 +118,13 @@ class LlavaForCausalLM(nn.Layer):
         segments: Tensor | None = None,
         blend_index: Tensor | None = None,
         blend_weight: Tensor | None = None,
+        places: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Mean loss over the labels if ``labels`` are given, else logits ``[B, L, V]``. Arguments: splice plan.
+
+        With ``places`` and ``targets`` (int64 [K], places as b * L + l) the log-probabilities float32 [K] of those ids
+        behind those places.
 
         Leave ``starts`` out unless the padding is on the left, and ``segments`` unless rows are packed: both make
         attention build a dense mask.
@@ -127,6 +134,8 @@ class LlavaForCausalLM(nn.Layer):
         embeds = self.embed(token_ids, source, features, blend)
         mask = Mask(causal=True, key_starts=starts, segments=segments)
         hidden = self.decode(embeds, positions, mask)
+        if places is not None:
+            return self._log_probs(paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), places), targets)
         if labels is None:
             return self.logits(hidden)
         if self.loss_portion and self.parallel.size == 1:
@@ -138,6 +147,13 @@ class LlavaForCausalLM(nn.Layer):
             part = self.lm_head(self.parallel.copy_to_ranks(hidden)).astype("float32")
             return next_token_loss_of_parts(part, labels, self.vocabulary, segments, starts)
         return next_token_loss(self.logits(hidden), labels, segments, starts)[0]
+
+    def _log_probs(self, rows: Tensor, targets: Tensor) -> Tensor:
+        tied = self.config.text.tie_word_embeddings
+        if not self.token_portion or self.parallel.size > 1 or not (tied or type(self.lm_head) is Linear):
+            return plain_log_probs(self.logits(rows), targets)
+        weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
+        return log_probs_through_head(rows, weight, targets, transposed=tied, portion=self.token_portion)
 
     def prepare_inference(self) -> "LlavaForCausalLM":
         """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""

@@ -158,6 +158,14 @@ EFFECTS = {
     "neftune_noise_alpha": (3.0, {}, {"neftune": True}),
     "template": ("v1", {"chat_template": "chat_template.json"}, {}),
     "single_view_repeat": (2, {}, {"dataset": {"train": [{"data_files": "a.json", "name": "mv_dataset"}]}}),
+    "beta": (0.5, {}, {"loss_type": "sigmoid"}),
+    "label_smoothing": (0.1, {"loss_type": "ipo"}, {"loss_type": "simpo"}),
+    "simpo_gamma": (1.0, {"loss_type": "sigmoid"}, {"loss_type": "simpo"}),
+    "rpo_alpha": (1.0, {"loss_type": "orpo"}, {"loss_type": "hinge"}),
+    "desirable_weight": (1.5, {"loss_type": "ipo"}, {"loss_type": "kto"}),
+    "undesirable_weight": (1.5, {}, {"loss_type": "kto"}),
+    "precompute_ref_log_probs": (True, {"loss_type": "simpo"}, {"loss_type": "sigmoid"}),
+    "use_fused_head_and_loss_fn": (True, {"loss_type": "sigmoid"}, {}),
 }  # fmt: skip
 
 

@@ -34,8 +34,8 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _NUMBER = {int: re.compile(r"[-+]?\d+"), float: re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")}
 
 
-def load_settings(argv: list[str]) -> TrainingSettings:
-    """The settings of a run from ``[CONFIG.json] [--key value ...]``.
+def load_settings(argv: list[str], **defaults: SettingValue) -> TrainingSettings:
+    """The settings of a run from ``[CONFIG.json] [--key value ...]``; ``defaults`` are those of the command itself.
 
     ``--help`` prints every key and exits. ``--debug`` belongs to the entry point and is passed over here. ConfigError
     for everything that is wrong, before anything heavy is imported and before anything is written.
@@ -59,7 +59,7 @@ def load_settings(argv: list[str]) -> TrainingSettings:
     if values.get("dataset") is not None:
         check_dataset(values["dataset"], where)
         values["dataset"] = expand_dataset(values["dataset"], where)
-    settings = resolve(TrainingSettings().with_changes(**values), set(values))
+    settings = resolve(TrainingSettings().with_changes(**{**defaults, **values}), set(values))
     check_conflicts(settings, where)
     check_paths(settings, where)
     return settings

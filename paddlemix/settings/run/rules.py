@@ -161,6 +161,38 @@ CONFLICTS: tuple[Rule, ...] = (
         ),
         "save_steps has to be a multiple of eval_steps",
     ),
+    (
+        ("loss_type", "mixtoken"),
+        lambda s: s.preference.loss_type is not None and s.data.mixtoken,
+        "pairs of answers are not packed; group_by_length saves padding",
+    ),
+    (
+        ("loss_type", "tensor_parallel_degree"),
+        lambda s: s.preference.loss_type is not None and s.training.tensor_parallel_degree > 1,
+        'preference tuning does not divide a model; write "sharding": "stage2"',
+    ),
+    (
+        ("loss_type", "per_device_train_batch_size"),
+        lambda s: (
+            s.preference.loss_type == "kto" and s.training.do_train and s.training.per_device_train_batch_size < 2
+        ),
+        "kto estimates a divergence from the answers of other rows of the batch: give at least 2",
+    ),
+    (
+        ("loss_type", "precompute_ref_log_probs"),
+        lambda s: s.preference.loss_type == "kto" and s.preference.precompute_ref_log_probs,
+        "kto asks the reference about pairs that each batch makes anew; with lora the reference costs no memory",
+    ),
+    (
+        ("loss_type", "sharding", "precompute_ref_log_probs"),
+        lambda s: (
+            s.preference.reference
+            and "stage3" in s.training.sharding
+            and not s.preference.precompute_ref_log_probs
+            and s.training.do_train
+        ),
+        'stage3 leaves no whole model for the reference; write "precompute_ref_log_probs": true, or "stage2"',
+    ),
 )
 """Keys, when they disagree, and the way out."""
 
@@ -175,8 +207,8 @@ def check_conflicts(settings: TrainingSettings, where: str | None = None) -> Non
 
 
 def flat_values(settings: TrainingSettings) -> dict[str, Any]:
-    """All keys of the four groups in one dictionary."""
-    groups = (settings.model, settings.data, settings.generate, settings.training)
+    """All keys of all groups in one dictionary."""
+    groups = (settings.model, settings.data, settings.generate, settings.training, settings.preference)
     return {item.name: getattr(group, item.name) for group in groups for item in dataclasses.fields(group)}
 
 

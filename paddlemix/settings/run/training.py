@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of a training run: name, default, meaning, and what happens to it. One flat JSON, four groups.
+"""Every key of a training run: name, default, meaning, and what happens to it. One flat JSON, in groups.
 
 The names and defaults are those of PaddleMIX's ModelArgument, DataArgument and GenerateArgument and of PaddleNLP
 3.0.0b4's TrainingArguments; the keys that LLaVA's own train.py has are there too, under the same names. A key either
@@ -12,6 +12,7 @@ from typing import Any
 
 from paddlemix.settings.run import checks
 from paddlemix.settings.run.keys import Known, SettingValue, key, known_keys, path_key
+from paddlemix.settings.run.preference import PreferenceGroup
 
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
@@ -310,6 +311,7 @@ class TrainingSettings:
     data: DataGroup = field(default_factory=DataGroup)
     generate: GenerateGroup = field(default_factory=GenerateGroup)
     training: TrainingGroup = field(default_factory=TrainingGroup)
+    preference: PreferenceGroup = field(default_factory=PreferenceGroup)
     notes: tuple[str, ...] = ()
 
     def with_changes(self, **changes: SettingValue) -> "TrainingSettings":
@@ -321,12 +323,15 @@ class TrainingSettings:
         return dataclasses.replace(self, **parts)
 
 
-GROUPS = {"model": ModelGroup, "data": DataGroup, "generate": GenerateGroup, "training": TrainingGroup}
+GROUPS = {
+    "model": ModelGroup, "data": DataGroup, "generate": GenerateGroup, "training": TrainingGroup,
+    "preference": PreferenceGroup,
+}  # fmt: skip
 
 KNOWN: dict[str, Known] = {
     name: known for group, kind in GROUPS.items() for name, known in known_keys(group, kind).items()
 }
-"""Every key by its name. The names of the four groups do not overlap."""
+"""Every key by its name. The names of the groups do not overlap."""
 
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",

@@ -50,6 +50,14 @@ def _own_templates(settings: TrainingSettings) -> str | None:
     return "every data set has a chat_template" if all_own else None
 
 
+def _of_loss(*losses: str) -> Why:
+    """Of preference tuning with one of these losses (none named: with any)."""
+    named = f'of "loss_type" {" and ".join(losses)}' if losses else 'of preference tuning ("loss_type")'
+    return _unless(
+        lambda s: s.preference.loss_type in losses if losses else s.preference.loss_type is not None, f"it is a key {named}"
+    )
+
+
 _EVALUATION = _unless(lambda s: s.training.do_eval, "do_eval is false")
 _BEST = _unless(lambda s: s.training.load_best_model_at_end, "load_best_model_at_end is false")
 _HALF = _unless(lambda s: s.training.fp16 or s.training.bf16, "the run computes in float32")
@@ -112,6 +120,17 @@ IDLE: dict[str, Why] = {
     "rslora": _adapter_key,
     "lora_plus_scale": _unless(lambda s: s.model.lora, "without lora"),
     "neftune_noise_alpha": _unless(lambda s: s.model.neftune, "neftune is false"),
+    # Preference tuning
+    "beta": _of_loss(),
+    "label_smoothing": _of_loss("sigmoid", "simpo"),
+    "simpo_gamma": _of_loss("simpo"),
+    "rpo_alpha": _of_loss("sigmoid", "hinge", "ipo", "simpo"),
+    "desirable_weight": _of_loss("kto"),
+    "undesirable_weight": _of_loss("kto"),
+    "precompute_ref_log_probs": _of_loss("sigmoid", "hinge", "ipo"),
+    "use_fused_head_and_loss_fn": _unless(
+        lambda s: s.preference.loss_type is None, "preference losses take the head in portions anyway"
+    ),
     "template": _own_templates,
     "single_view_repeat": _unless(
         lambda s: any(entry.get("name") == "mv_dataset" for part in (s.data.dataset or {}).values() for entry in part),
