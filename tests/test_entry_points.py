@@ -17,6 +17,7 @@ ARGUMENTS = {
     "chat": ["--model-path", "model"],
     "multiview": ["--model-path", "model", "--image-file", "a.png"],
     "sft": ["paddlemix/config/llava/v1_5/lora_sft_argument.json", "--model_name_or_path", MODEL],
+    "preference_tune": ["paddlemix/config/llava/v1_5/dpo_argument.json", "--model_name_or_path", MODEL],
     "validate": ["paddlemix/config/llava/v1_5/lora_sft_argument.json", "--model_name_or_path", MODEL],
     "pretrain": ["paddlemix/config/llava/pretrain.json", "--model_name_or_path", "paddlemix/config"],
     "merge": ["--lora_path", "adapter"],

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.packing import PackedDataset, pack
+from paddlemix.datasets.preference import PreferenceCollator, PreferenceDataset, PreferenceEncoder
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.reading import RowsRead, picture_rules, read_rows
 from paddlemix.datasets.resumed import ResumedDataset, RowsBefore, continued
 from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig
+from paddlemix.settings.run.preference import UNPAIRED
 from paddlemix.settings.run.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
 from paddlemix.text.messages import ChatFormat
@@ -25,7 +27,7 @@ class Datasets:
 
     train: ChatDataset | ResumedDataset | PackedDataset | None
     eval: ChatDataset | None
-    collator: Collator
+    collator: Collator | PreferenceCollator
     order: EpochOrder | None
     notes: tuple[str, ...] = ()
     """Lines for the person about what was read."""
@@ -50,7 +52,8 @@ def build_datasets(
     """
     encoder = make_encoder(settings, config, tokenizer, template)
     rows = rows or read_rows(settings, rank=rank, world=world)
-    train, held_out = (part and ChatDataset(part.samples, encoder, part.bad, part.faults)
+    kind = ChatDataset if settings.preference.loss_type is None else PreferenceDataset
+    train, held_out = (part and kind(part.samples, encoder, part.bad, part.faults)
                        for part in (rows.train, rows.eval))  # fmt: skip
     if train is not None and len(train) < world:
         raise DataError(f"{len(train)} training rows for {world} processes; every process needs at least one")
@@ -85,7 +88,8 @@ def make_encoder(
 ) -> SampleEncoder:
     """The encoder of a run; ``template`` None takes that of the settings, or else of ``config``."""
     processor = ImageProcessor(config.image, config.vision) if config.vision and config.image else None
-    return SampleEncoder(
+    kind = SampleEncoder if settings.preference.loss_type is None else PreferenceEncoder
+    return kind(
         tokenizer,
         processor,
         template or templates.get(settings.model.template or config.template, training=True),
@@ -95,7 +99,7 @@ def make_encoder(
     )
 
 
-def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
+def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator | PreferenceCollator:
     """The collator of a run. Training pads on the right, whatever side the checkpoint's chat pads on.
 
     Every batch of a model with a vision tower holds at least one tile: in a batch without an image the gradients of
@@ -103,11 +107,18 @@ def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator:
     Without it they would be missing before the first image of a process and zeros after it, and AdamW treats the
     two differently; several processes must agree on the parameters of a step besides.
     """
-    return Collator(
+    collator = Collator(
         tokens_per_tile=config.tokens_per_tile,
         tile_side=config.vision.image_size if config.vision else 1,
         pad_to_multiple_of=settings.data.pad_to_multiple_of,
         min_tiles=1 if config.vision else 0,
+    )
+    loss = settings.preference
+    if loss.loss_type is None:
+        return collator
+    with_loss = "text" if loss.loss_type == "orpo" else "answers" if loss.rpo_alpha else ""
+    return PreferenceCollator(
+        collator, settings.data.max_length, single=loss.loss_type == UNPAIRED, cross_entropy=with_loss
     )
 
 

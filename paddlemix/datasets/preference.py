@@ -19,7 +19,7 @@ KL = "kl_"
 """What the keys of a batch begin with that belong to the mismatched pairs of KTO."""
 FORWARD = ("token_ids", "source", "positions", "blend_index", "blend_weight", "places", "targets")
 """Keys of a batch that the model takes, ``pixels`` aside."""
-_NOTHING = Encoded(np.zeros(1, np.int64), np.full(1, IGNORE_INDEX, np.int64), None, (), 1)
+_NOTHING = Encoded(np.zeros(2, np.int64), np.full(2, IGNORE_INDEX, np.int64), None, (), 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +124,9 @@ class PreferenceCollator:
     are the same of pairs that do not match: each prompt with the answer of the row before it, the first with the last.
     """
 
-    def __init__(self, collator: Collator, max_length: int, cross_entropy: str = "") -> None:
+    def __init__(self, collator: Collator, max_length: int, *, single: bool = False, cross_entropy: str = "") -> None:
         self.collator = collator
+        self.single = single
         self.max_length = max_length
         self.cross_entropy = cross_entropy
 
@@ -134,15 +135,14 @@ class PreferenceCollator:
         pairs = [item for item in items if item is not None]
         weights = np.ones(max(len(pairs), 1), np.float32)
         if not pairs:
-            pairs, weights[:] = [EncodedPair(_NOTHING, _NOTHING, 0)], 0.0
-        single = pairs[0].rejected is None
-        rows = [pair.chosen for pair in pairs] + ([] if single else [pair.rejected for pair in pairs])
-        batch = self._merged(rows, 1 if single else 2)
+            pairs, weights[:] = [EncodedPair(_NOTHING, None if self.single else _NOTHING, 0)], 0.0
+        rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs if not self.single]
+        batch = self._merged(rows, 1 if self.single else 2)
         batch["weights"] = weights
         batch["desirable"] = np.array([pair.desirable for pair in pairs], np.float32)
         if all(pair.reference is not None for pair in pairs):
             batch["reference"] = np.concatenate(np.stack([pair.reference for pair in pairs], 1)).astype(np.float32)
-        if single:
+        if self.single:
             mixed = [self._mismatched(pair, pairs[number - 1]) for number, pair in enumerate(pairs)]
             found = self._merged(mixed, 1)
             batch |= {f"{KL}{name}": found[name] for name in (*FORWARD, "rows") if name in found}
@@ -208,6 +208,8 @@ def _shared(plan: Plan) -> tuple[np.ndarray, np.ndarray | None, int]:
     half = features // 2
     place = plan.source - text
     feature = (place >= 0) & (place < features)
-    source = np.where(feature, text + place % max(half, 1), np.where(place >= features, plan.source - half, plan.source))
+    source = np.where(
+        feature, text + place % max(half, 1), np.where(place >= features, plan.source - half, plan.source)
+    )
     blend_index = None if plan.blend_index is None else plan.blend_index % max(half, 1)
     return source, blend_index, plan.n_tiles // 2

@@ -13,7 +13,7 @@
 Images stand beside them as in every other row (``image``, ``images``; RLAIF-V's ``image_path``), or in content parts.
 """
 
-import os
+import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,10 +182,13 @@ def _implicit(turns: list[list[Message]], place: Place) -> list[list[Message]]:
     texts = [found[-1].text for found in turns]
     if all(_TURN.match(f"\n\n{text.lstrip()}") for text in texts):
         return [_dialogue(text) for text in texts]
-    prefix = os.path.commonprefix(texts)
+    alike = (a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    prefix = "".join(alike)
     prefix = prefix[: prefix.rfind(" ") + 1]  # as TRL: a word is not divided
     if not prefix.strip():
-        raise place.fault("", f'no prompt: "chosen" and "rejected" begin differently; add {" or ".join(PROMPT_KEYS[:2])}')
+        raise place.fault(
+            "", f'no prompt: "chosen" and "rejected" begin differently; add {" or ".join(PROMPT_KEYS[:2])}'
+        )
     return [[Message("user", prefix.strip()), Message("assistant", text[len(prefix) :])] for text in texts]
 
 

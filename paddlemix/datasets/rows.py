@@ -188,9 +188,7 @@ def _marked(messages: list[Message], images: int, place: Place, rules: MarkRules
     return [*messages[:first], replace(messages[first], text=text), *messages[first + 1 :]]
 
 
-def _conversations(
-    turns: JsonValue, place: Place, unread: UnreadKeys, at: str = "/conversations"
-) -> list[Message]:
+def _conversations(turns: JsonValue, place: Place, unread: UnreadKeys, at: str = "/conversations") -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise place.fault(at, f"{kind_of(turns)}; expected a list of turns that is not empty")
     if isinstance(turns[0], dict):

@@ -21,7 +21,7 @@ from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Conversation
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.foreign import refuse_pointer
+from paddlemix.utils.foreign import JsonValue, refuse_pointer
 from paddlemix.utils.paths import begins_at
 
 LINES = (".jsonl", ".ndjson")
@@ -42,7 +42,7 @@ class DatasetEntry:
     rules: MarkRules = STRICT
     preference: Literal["pair", "single"] | None = None
 
-    def row(self, row: Any, place: Place, unread: UnreadKeys) -> PreferenceRow:
+    def row(self, row: JsonValue, place: Place, unread: UnreadKeys) -> PreferenceRow:
         """One row in the form that the entry has. DataError: ``read_row``, ``read_preference``."""
         if self.preference is None:
             return PreferenceRow(read_row(row, place, self.rules, unread))

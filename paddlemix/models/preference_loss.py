@@ -57,10 +57,10 @@ def simpo_loss(
 
 
 def orpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, beta: float) -> Tensor:
-    """``-beta log sigmoid(log odds(chosen) - log odds(rejected))`` [P] (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7).
+    """``-beta log sigmoid(log odds(chosen) - log odds(rejected))`` [P] (Hong et al. 2024, arXiv 2403.07691, eq. 6, 7).
 
-    Mean log-probabilities [P] of the policy, beta is the paper's lambda. The cross entropy of the chosen rows, the other
-    term of the paper, is added by the caller.
+    Mean log-probabilities [P] of the policy, beta is the paper's lambda. The cross entropy of the chosen rows, the
+    other term of the paper, is added by the caller.
     """
     odds = chosen_mean - rejected_mean - (_log_of_the_rest(chosen_mean) - _log_of_the_rest(rejected_mean))
     return -beta * functional.log_sigmoid(odds)

@@ -32,16 +32,19 @@ class _LogProbs(PyLayer):
         found = []
         for part in _parts(rows.shape[0], portion):
             logits = _logits(rows[part], weight, transposed)
+            narrow = logits.dtype
             found.append(plain_log_probs(logits, targets[part]))
         ctx.save_for_backward(rows, weight, targets)
         ctx.transposed, ctx.portion = transposed, portion
+        ctx.narrow = narrow  # that of the product, which auto_cast may choose; it is off in the backward pass
         ctx.needs = not rows.stop_gradient, not weight.stop_gradient
         return paddle.concat(found)
 
     @staticmethod
     def backward(ctx: PyLayerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, targets = ctx.saved_tensor()
-        rows, weight = rows.detach(), weight.detach()
+        dtypes = rows.dtype, weight.dtype
+        rows, weight = rows.detach().astype(ctx.narrow), weight.detach().astype(ctx.narrow)
         of_rows, of_weight = [], None
         for part in _parts(rows.shape[0], ctx.portion):
             slope = _slope(rows[part], weight, targets[part], gradient[part], ctx.transposed)
@@ -52,8 +55,8 @@ class _LogProbs(PyLayer):
                 product = paddle.matmul(*pair, transpose_x=True).astype("float32")
                 of_weight = product if of_weight is None else of_weight.add_(product)
         return (
-            paddle.concat(of_rows) if of_rows else None,
-            None if of_weight is None else of_weight.astype(weight.dtype),
+            paddle.concat(of_rows).astype(dtypes[0]) if of_rows else None,
+            None if of_weight is None else of_weight.astype(dtypes[1]),
             None,
         )
 

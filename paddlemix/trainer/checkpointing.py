@@ -56,6 +56,7 @@ class RunState:
     ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
     ``open_losses`` are the float32 sums of the losses since the last log line, one for each process: sums of their mean
     would be rounded otherwise. ``open_loss`` is that mean, ``logged_loss`` the sum up to the last line.
+    ``measured`` are the sums of other measures since then (``preference.PreferenceTrainer``), for each process.
     """
 
     global_step: int
@@ -70,6 +71,7 @@ class RunState:
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, list[float]] = field(default_factory=dict)
+    measured: list[list[list[float]]] = field(default_factory=list)
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:

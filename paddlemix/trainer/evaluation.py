@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+from paddle import Tensor
 from paddlenlp.trainer.trainer_utils import ShardingOption
 
 from paddlemix.datasets.preprocess import Rows
@@ -34,7 +35,7 @@ class Evaluation:
         started = time.time()
         plan, idle = self._eval_plan(len(dataset))
         problems: list[PaddleMixError] = []
-        summed, broken_off = np.zeros(2, np.float64), False
+        summed, broken_off = np.zeros(1, np.float64), False
         self.model.eval()
         with paddle.no_grad():
             for number, batch in enumerate(self._eval_batches(dataset, plan + idle, problems.append)):
@@ -43,22 +44,30 @@ class Evaluation:
                     break
                 with self.autocast_smart_context_manager():
                     loss = self.compute_loss(self.model, self._prepare_inputs(batch))
-                labels = count_labels(batch) if number < len(plan) else 0
-                summed += (float(loss) * labels, labels)
+                found = self.counted(batch, loss)
+                summed = summed + (found if number < len(plan) else np.zeros_like(found))
         self.model.train()
         self.stop_together(problems[0] if problems else None)
         if any(self.gathered(broken_off)):
             raise BrokenOffError
-        total, count = self._sum_over_ranks(summed)
+        found = self.means(self._sum_over_ranks(summed))
         metrics = {
-            f"{metric_key_prefix}_loss": total / max(count, 1.0),
-            f"{metric_key_prefix}_labels": int(count),
+            **{f"{metric_key_prefix}_{name}": value for name, value in found.items()},
             f"{metric_key_prefix}_runtime": round(time.time() - started, 4),
             f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(time.time() - started, 1e-9), 4),
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def counted(self, batch: Batch, loss: Tensor) -> np.ndarray:
+        """What a batch adds to an evaluation, float64 [2]: loss times labels, labels."""
+        labels = count_labels(batch)
+        return np.array([float(loss) * labels, labels], np.float64)
+
+    def means(self, summed: np.ndarray) -> dict[str, float]:
+        """Measures by name from the sum of what ``counted`` gave, float64 [2]."""
+        return {"loss": float(summed[0] / max(summed[1], 1.0)), "labels": int(summed[1])}
 
     @property
     def _may_break_off(self) -> bool:
@@ -89,10 +98,12 @@ class Evaluation:
         missing = -(-len(plan) // world) - len(own) if ShardingOption.FULL_SHARD in self.args.sharding else 0
         return own, plan[:1] * missing
 
-    def _sum_over_ranks(self, values: np.ndarray) -> tuple[float, float]:
+    def _sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        every = self.gathered(values.tolist())
+        width = max(2, *map(len, every))  # a process without a batch has nothing to add
+        total = np.sum([one if len(one) == width else [0.0] * width for one in every], axis=0)
         # In tensor parallel every process of a group has counted the same rows.
-        values = np.asarray(self.gathered(values.tolist())).sum(0) / max(self.args.tensor_parallel_degree, 1)
-        return float(values[0]), float(values[1])
+        return total / max(self.args.tensor_parallel_degree, 1)
 
     def _note_best(self, metrics: dict[str, float], folder: Path) -> None:
         """A checkpoint is the best one when its evaluation is; evaluations without a checkpoint do not count."""

@@ -62,6 +62,11 @@ def pretrain(settings: TrainingSettings) -> Result:
     return finetune(settings, first_stage=True)
 
 
+def preference_tune(settings: TrainingSettings) -> Result:
+    """Train a model to prefer one answer to another, by ``loss_type`` (None: sigmoid, DPO's own). As ``finetune``."""
+    return _started(settings.with_changes(loss_type=settings.preference.loss_type or "sigmoid"), False)
+
+
 def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result:
     """Run a training from its settings and return where the result lies. ``first_stage``: captions are what it learns.
 
@@ -69,6 +74,15 @@ def finetune(settings: TrainingSettings, *, first_stage: bool = False) -> Result
     when the run cannot go on. Settings, device, model folder, template and rows are checked before paddle is imported,
     and a run that does not get to its first step leaves nothing in ``output_dir``.
     """
+    if settings.preference.loss_type is not None:
+        raise ConfigError(
+            f'"loss_type" is "{settings.preference.loss_type}", a loss of preference tuning: take the key away, or '
+            f"start {shown('preference_tune', 'CONFIG.json')}"
+        )
+    return _started(settings, first_stage)
+
+
+def _started(settings: TrainingSettings, first_stage: bool) -> Result:
     from paddlemix.trainer.inputs import with_adapter
 
     with speaking(names_of_keys(settings)), strict_config(settings.model.strict_config):
@@ -165,6 +179,8 @@ class TrainingRun:
         with self.reports.opened():
             begin(self.output, self.settings, anew=training.do_train and self.resume is None)
             self.began = True
+            if self.settings.preference.loss_type is not None:
+                self.trainer.before_training(self._say)
             return self._train_and_evaluate()
 
     def _train_and_evaluate(self) -> Result:
@@ -261,12 +277,12 @@ class TrainingRun:
 
     def _build_trainer(self, data: Datasets) -> None:
         from paddlemix.trainer.callbacks import ProgressBar, Reporting, StopOnSignal
-        from paddlemix.trainer.llava_trainer import LlavaTrainer
+        from paddlemix.trainer.preference import trainer_class
 
         hidden = self.settings.training.disable_tqdm
         self.bar = ProgressBar(None if hidden is None else not hidden)
         self.stop = StopOnSignal()
-        self.trainer = LlavaTrainer(
+        self.trainer = trainer_class(self.settings)(
             self.model,
             self.args,
             self.settings,

@@ -29,6 +29,7 @@ COMMANDS = {
     "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model, about images or without"),
     "multiview": Command("paddlemix.examples.mv_llava.run_predict_multiview", "talk about one object seen from sides"),
     "sft": Command("paddlemix.tools.supervised_finetune", "fine-tune a model, whole or with LoRA"),
+    "preference_tune": Command("paddlemix.tools.preference_tune", "train a model to prefer one answer to another"),
     "validate": Command("paddlemix.tools.validate_data", "look at every row and image of a training run, before it"),
     "pretrain": Command("paddlemix.examples.llava.pretrain", "first stage: train the projector"),
     "merge": Command("paddlemix.tools.merge_lora_params", "fold an adapter into its base model"),

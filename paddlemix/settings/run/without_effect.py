@@ -54,7 +54,8 @@ def _of_loss(*losses: str) -> Why:
     """Of preference tuning with one of these losses (none named: with any)."""
     named = f'of "loss_type" {" and ".join(losses)}' if losses else 'of preference tuning ("loss_type")'
     return _unless(
-        lambda s: s.preference.loss_type in losses if losses else s.preference.loss_type is not None, f"it is a key {named}"
+        lambda s: s.preference.loss_type in losses if losses else s.preference.loss_type is not None,
+        f"it is a key {named}",
     )
 
 
