@@ -104,8 +104,8 @@ def _enter_adapter(
         return dict.fromkeys(adapter.pairs, adapter)
     attach(adapter, model)
     for weight, pair in adapter.pairs.items():
-        for side, half in (("A", pair.a), ("B", pair.b)):
-            name = f"{weight.removesuffix('.weight')}.lora_{side}"
+        for part, half in pair.parameters().items():
+            name = f"{weight.removesuffix('.weight')}.{part}"
             plan.entries[name] = LoadEntry(adapter.source, half.name, half.transpose, False)
             plan.report.loaded[name] = adapter.source.infos()[half.name].file.name
     return {}
@@ -156,10 +156,11 @@ def _write(
     stored = None if part is None else lambda values: part.cut(values, entry.transpose)
     if adapter is None:
         return entry.source.fill(entry.name, target, dtype, transpose=entry.transpose, choose=stored)
-    full = np.empty(target.shape, np.float32)
-    finite = entry.source.fill(entry.name, full, "float32", transpose=entry.transpose, choose=stored)
-    full += cut(parameter, adapter.delta(name))
-    target[...] = from_float32(full, dtype)
+    # The whole weight, of which DoRA needs the columns' lengths; this device's part is taken then.
+    full = np.empty(whole_shape(parameter), np.float32)
+    finite = entry.source.fill(entry.name, full, "float32", transpose=entry.transpose)
+    adapter.fold(name, full)
+    target[...] = from_float32(np.ascontiguousarray(cut(parameter, full)), dtype)
     return finite
 
 

@@ -72,12 +72,12 @@ def _parts(opened: Opened, settings: TrainingSettings) -> Iterator[ModelPart]:
     shapes, chosen = opened.shapes, opened.trained(settings)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     rank = settings.model.lora_rank if settings.model.lora and not settings.model.lora_path else None
-    for name in [name for name in chosen if name not in sizes]:
-        layer, _, side = name.rpartition(".lora_")
+    for name in opened.parameters(settings):
+        layer, _, part = name.rpartition(".lora_")
         shape = shapes.get(f"{layer}.weight")
-        if side and shape is not None:
+        if part and shape is not None:
             wide = rank or opened.sources.parts.adapter.pairs[f"{layer}.weight"].r
-            sizes[name] = wide * shape[side == "B"]
+            sizes[name] = {"A": wide * shape[0], "B": wide * shape[1]}.get(part[-1], shape[1])
     if opened.sources.parts.init:
         known = sum(size for name, size in sizes.items() if name.startswith("llama.mm_projector."))
         drawn = count_parameters(opened.config).projector - known

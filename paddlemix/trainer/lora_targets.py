@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layers the patterns of ``lora_target_modules`` mean: PaddleMIX's regular expressions and peft's spellings."""
 
+import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from paddlemix.checkpoint import keymap
 from paddlemix.settings.decoders.table import decoders
@@ -18,7 +22,7 @@ ALL_LINEAR = "all-linear"
 """Default of ``lora_target_modules``, by peft's word: every linear layer of the decoder, never lm_head, projector or
 vision tower."""
 
-_FORMS = ("paddlemix", "llava", "llava_hf", "llava_hf_new")
+FORMS = ("paddlemix", "llava", "llava_hf", "llava_hf_new")
 """The ways of naming a layer that a pattern may be written for."""
 _OTHER_PARTS = ("vision_tower", "mm_projector", "multi_modal_projector", "lm_head")
 """Layers outside of the decoder get an adapter when a pattern says one of these words, and only then."""
@@ -52,16 +56,68 @@ def find_targets(names: Sequence[str], patterns: Iterable[str]) -> tuple[list[st
     return [name for name in names if name in chosen], notes
 
 
-def add_adapters(model: "nn.Layer", settings: TrainingSettings) -> list[str]:
-    """Attach new adapters to ``model`` as the settings say; notes to show. ConfigError: see ``find_targets``."""
+def lora_parameters(settings: TrainingSettings) -> tuple[str, ...]:
+    """Names of the parameters that a new adapter's layer has besides those of a plain one."""
+    start = ("lora_start_A", "lora_start_B") if settings.model.pissa else ()
+    return ("lora_A", "lora_B", *start, *(("lora_magnitude_vector",) if settings.model.use_dora else ()))
+
+
+def add_adapters(model: "nn.Layer", settings: TrainingSettings, *, begin: bool = True) -> list[str]:
+    """Attach new adapters to ``model`` as the settings say; notes to show. ConfigError: see ``find_targets``.
+
+    ``begin=False``: their values are about to be loaded from a checkpoint, so the model's weights are not looked at.
+    """
     from paddlemix.ops.linear import Linear, add_lora
 
     group, seed = settings.model, settings.training.seed
     linear = [name for name, layer in model.named_sublayers() if isinstance(layer, Linear)]
     names, notes = find_targets(linear, group.lora_target_modules or (ALL_LINEAR,))
     whole = [re.escape(name) for name in names]
-    add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed, rslora=group.rslora)
+    method = {"rslora": group.rslora, "dora": group.use_dora, "pissa": group.pissa, "begin": begin}
+    add_lora(model, whole, group.lora_rank, group.lora_alpha, group.lora_dropout, seed=seed, **method)
+    if group.pissa and begin:
+        _begin_with_principal_parts(model, group.pissa_iter, seed)
+    if group.pissa and group.lora_dropout:
+        notes.append(
+            f"with pissa the adapters hold the principal part of the weights, which lora_dropout "
+            f"({group.lora_dropout:g}) disturbs; the paper has lora_dropout 0"
+        )
     return notes
+
+
+def check_rank(layer: str, shape: Sequence[int], settings: TrainingSettings) -> None:
+    """ConfigError when PiSSA needs more singular values than a layer's weight of ``shape`` (any order) has."""
+    if settings.model.pissa and settings.model.lora_rank > min(shape):
+        raise ConfigError(
+            f'"lora_rank" is {settings.model.lora_rank}, but the weight of {layer} has {min(shape)} singular values, '
+            f'of which pissa takes so many; write "lora_rank": {min(shape)} or less'
+        )
+
+
+def _begin_with_principal_parts(model: "nn.Layer", rounds: int, seed: int) -> None:
+    """Let PiSSA's adapters begin as they should, with the first process's numbers in all processes."""
+    import paddle
+
+    from paddlemix.ops.linear import lora_layers
+    from paddlemix.ops.parallel import whole
+    from paddlemix.ops.pissa import principal
+
+    several = paddle.distributed.is_initialized() and paddle.distributed.get_world_size() > 1
+    for name, layer in lora_layers(model):
+        weight = whole(layer.weight).astype("float32").numpy()
+        try:
+            pair = principal(weight, layer.r, rounds, seed=zlib.crc32(name.encode()) ^ seed)
+        except np.linalg.LinAlgError as error:
+            raise ConfigError(
+                f'"pissa": the principal part of {name} cannot be found ({error}); is the model whole?'
+            ) from error
+        pair = [half / np.float32(math.sqrt(layer.scaling)) for half in pair]
+        if several:  # another processor may turn the sign of a direction round
+            halves = [paddle.to_tensor(half) for half in pair]
+            for half in halves:
+                paddle.distributed.broadcast(half, src=0)
+            pair = [half.numpy() for half in halves]
+        layer.begin_with(*pair)
 
 
 def default_targets() -> tuple[str, ...]:
@@ -75,7 +131,7 @@ def _is_in_decoder(name: str) -> bool:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    for form in _FORMS:
+    for form in FORMS:
         target = keymap.theirs(f"{name}.weight", form)
         if target is not None:
             yield target.name.removesuffix(".weight")

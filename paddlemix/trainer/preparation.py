@@ -18,11 +18,12 @@ from paddlemix.text.messages import ChatFormat
 from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
+from paddlemix.trainer.adapter_keys import require_same_method
 from paddlemix.trainer.arguments import place_in_run
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
-from paddlemix.trainer.lora_targets import ALL_LINEAR, find_targets
+from paddlemix.trainer.lora_targets import ALL_LINEAR, check_rank, find_targets, lora_parameters
 from paddlemix.trainer.resuming import require_same_run
 from paddlemix.trainer.stages import trained
 from paddlemix.utils import env
@@ -68,6 +69,10 @@ class Opened:
     """Rows that the token tables need."""
     template_folder: Path
     sources: Sources
+
+    def parameters(self, settings: TrainingSettings) -> list[str]:
+        """Names of the parameters that the model will have, adapters among them."""
+        return _parameters(self.sources, settings)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -147,12 +152,20 @@ def _parameters(sources: Sources, settings: TrainingSettings) -> list[str]:
         names[NEWLINE] = None
     adapter = sources.parts.adapter
     if adapter is not None:
-        layers = [weight.removesuffix(".weight") for weight in adapter.pairs]
-    elif model.lora:
-        layers, _ = find_targets([*_matrices(sources), *_NEW_LAYERS], model.lora_target_modules or (ALL_LINEAR,))
-    else:
-        layers = []
-    return [*names, *(f"{layer}.lora_{side}" for layer in layers for side in "AB")]
+        require_same_method(adapter, settings, _matrices(sources))
+        pairs = adapter.pairs.items()
+        return [
+            *names,
+            *(f"{weight.removesuffix('.weight')}.{part}" for weight, pair in pairs for part in pair.parameters()),
+        ]
+    if not model.lora:
+        return list(names)
+    layers, _ = find_targets([*_matrices(sources), *_NEW_LAYERS], model.lora_target_modules or (ALL_LINEAR,))
+    for layer in layers:
+        entry = entries.get(f"{layer}.weight")
+        if entry is not None:
+            check_rank(layer, entry.source.infos()[entry.name].shape, settings)
+    return [*names, *(f"{layer}.{part}" for layer in layers for part in lora_parameters(settings))]
 
 
 def _matrices(sources: Sources) -> list[str]:

@@ -259,7 +259,7 @@ class TrainingRun:
 
         model = self.settings.model
         if model.lora and not model.lora_path:
-            for note in add_adapters(self.model, self.settings):
+            for note in add_adapters(self.model, self.settings, begin=self.resume is None):
                 self._say(f"note: {note}")
         self.plan = stages.plan_stage(self.model, self.settings)
         if is_main():
@@ -271,6 +271,7 @@ class TrainingRun:
             self.loaded.base,
             self.loaded.vision_tower,
             self.prepared.chat_template,
+            frozenset() if self.loaded.adapter is None else frozenset(self.loaded.adapter.other_names),
         )
         self.weights = weights_of(self.plan, around)
         self._build_trainer(self.prepared.data)

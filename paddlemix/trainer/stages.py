@@ -12,6 +12,7 @@ from paddlemix.settings.model import VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.settings.towers.base import Tower
 from paddlemix.settings.towers.table import TOWERS
+from paddlemix.trainer.saved_modules import find_saved
 from paddlemix.utils import options
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.registry import nearest
@@ -124,8 +125,12 @@ def part_of(name: str) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is one of the two matrices of a LoRA layer."""
-    return name.rpartition(".")[2] in ("lora_A", "lora_B")
+    """Whether a parameter belongs to the adapter of a LoRA layer; PiSSA's start is one that never trains."""
+    return name.rpartition(".")[2].startswith("lora_")
+
+
+def _is_start(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("lora_start_")
 
 
 def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConfig | None) -> set[str]:
@@ -136,19 +141,24 @@ def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConf
     ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
-    neither leave it alone. Adapters always train.
+    neither leave it alone. Adapters always train, and the modules of ``modules_to_save`` beside them.
     ConfigError when a pattern matches nothing, nothing is left to train, no rate is above 0, or what was chosen of the
     tower changes no feature. Needs no paddle.
     """
     stage = stage_of(settings)
+    modules = find_saved(names, settings.model.modules_to_save or ())
+    adapted = {name.rpartition(".")[0] for name in names if is_adapter(name)}
     include = _checked("freeze_include", settings.model.freeze_include or (), names)
     exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
     tower = _tower_of(vision)
     trains = {}
     for name in names:
-        default = _trains_by_default(stage, name, settings, tower)
+        # A layer of the projector that was given an adapter trains by that.
+        under = name.rpartition(".")[0] in adapted and not is_adapter(name)
+        default = name in modules or (not under and _trains_by_default(stage, name, settings, tower))
         listed, saved = _matches(name, include), _matches(name, exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
+    _check_modules(trains, modules, settings)
     _check_tower(trains, settings, tower)
     _check_projector(trains, settings)
     chosen = {name for name in names if trains[name]}
@@ -223,7 +233,19 @@ def _trains_by_default(stage: str, name: str, settings: TrainingSettings, tower:
         return (model.tune_entire_model or model.tune_vision_tower) and above
     if part == PROJECTOR_PART:
         return model.tune_mm_mlp_adapter if stage == TOWER else not model.freeze_mm_mlp_adapter
-    return stage == FULL or part == _ADAPTERS
+    return stage == FULL or (part == _ADAPTERS and not _is_start(name))
+
+
+def _check_modules(trains: dict[str, bool], modules: Collection[str], settings: TrainingSettings) -> None:
+    """ConfigError when another key freezes what ``modules_to_save`` names."""
+    frozen = next((name for name in modules if not trains[name]), None)
+    if frozen is not None:
+        raise ConfigError(
+            f'"modules_to_save" means {frozen}, which "freeze_include" freezes; take it out of one of them'
+        )
+    part = next((name for name in modules if part_of(name) == PROJECTOR_PART), None)
+    if part is not None and settings.model.freeze_mm_mlp_adapter:
+        raise ConfigError(f'"modules_to_save" means {part}, but "freeze_mm_mlp_adapter" is true: choose one')
 
 
 def _check_tower(trains: dict[str, bool], settings: TrainingSettings, tower: Tower | None) -> None:

@@ -52,6 +52,8 @@ class Surroundings:
     vision_tower: Path | None
     chat_template: dict[str, Any] | None = None
     """Content of the chat_template.json that the rows were written with, if they were."""
+    brought: frozenset[str] = frozenset()
+    """Parameters that the adapter that goes on has trained whole: they are not the base's, frozen or not."""
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -99,12 +101,14 @@ class AdapterWeights(ModelWeights):
             vision_tower=around.vision_tower,
             training_settings=around.settings,
             extra=around.extra,
+            keep=around.brought,
             read=read,
         )
 
     def load(self, folder: Path, model: "LlavaForCausalLM") -> None:
-        """The trained parameters, bit for bit."""
-        restore(open_file(folder / ADAPTER_WEIGHTS), model, self.names)
+        """The trained parameters, and what PiSSA's adapters began with, bit for bit."""
+        start = [name for name, _ in model.named_parameters() if ".lora_start_" in name]
+        restore(open_file(folder / ADAPTER_WEIGHTS), model, [*self.names, *start])
 
 
 class ProjectorWeights(ModelWeights):

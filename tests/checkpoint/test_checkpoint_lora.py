@@ -285,10 +285,10 @@ def edit(folder: Path, **changes) -> None:
 
 
 REFUSED = {
-    "use_dora": (True, "DoRA"),
+    "use_dora": (True, "has no lora_magnitude_vector in the weights"),
     "fan_in_fan_out": (True, "transposed"),
     "alpha_pattern": ({"q_proj": 2}, "per layer"),
-    "modules_to_save": (["lm_head"], "only multi_modal_projector"),
+    "modules_to_save": (["lm_head"], 'names "lm_head", but no tensor of it lies beside the adapter'),
     "init_lora_weights": ("pissa_niter_16", "changed weights"),
     "lora_bias": (True, "biases beside B"),
     "bias": ("all", "biases"),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters between peft's form, ours and PaddleMIX's; and the projector of any model as a file of its own."""
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from paddlemix.checkpoint.folders import (
     kind_of,
     projector_file,
     read_json,
+    read_optional,
 )
 from paddlemix.checkpoint.formats.base import cast
 from paddlemix.checkpoint.formats.pdparams import write_pdparams
@@ -28,7 +30,7 @@ from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
 from paddlemix.checkpoint.formats.torch_write import write_torch
 from paddlemix.checkpoint.lora.base import fingerprint
-from paddlemix.checkpoint.lora.read import PADDLE_WEIGHTS, PEFT_PROJECTOR, Adapter, Half, read_adapter
+from paddlemix.checkpoint.lora.read import PADDLE_WEIGHTS, Adapter, Half, Pair, read_adapter
 from paddlemix.checkpoint.save_files import write_json, write_side_files
 from paddlemix.checkpoint.sources import Sources, find_sources, template_folder
 from paddlemix.settings.published.config import TEMPLATE_KEY, default_template, load_config
@@ -38,6 +40,8 @@ from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
 
 PROJECTOR = "mm_projector.bin"
+_PROJECTOR_HF = "multi_modal_projector"
+"""Name of the projector in transformers' LLaVA."""
 
 
 def write_adapter(
@@ -79,26 +83,52 @@ def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | 
 
 
 def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str | None) -> list[Stored]:
-    """The projector goes along as peft's ``modules_to_save``; no other tensor can beside LoRA's."""
+    """What trained whole goes along as peft's ``modules_to_save``."""
     others = list(_others(adapter, "peft_hf", dtype))
-    prefix = f"base_model.model.model.{PEFT_PROJECTOR}."
-    alone = [item.name for item in others if not item.name.startswith(prefix)]
-    if alone:
-        raise CheckpointError(
-            f'{adapter.folder}: "{alone[0]}" was trained, too, and peft\'s form for llava-hf has no place for it. '
-            "Merge the adapter first (paddlemix merge) and convert the result"
-        )
+    saved = _saved_modules(adapter, [item.name for item in others])
     tensors = [*_halves(adapter, "peft_hf", dtype), *others]
     write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
     # Bare kinds such as "q_proj" would name the tower's layers, too.
     layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
-    _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, [PEFT_PROJECTOR] if others else None))
+    _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, saved))
     _copy_tokenizer(adapter.folder, staging)
     # There is no config.json here to say it, and transformers would take a chat_template.json for its own.
     facts = {"template": own_template(adapter.folder), "chat_template": file_of(adapter.folder)}
     if any(facts.values()):
         write_json(staging / CONVERSION, {key: value for key, value in facts.items() if value is not None})
     return tensors
+
+
+def _saved_modules(adapter: Adapter, names: Iterable[str]) -> list[str] | None:
+    """peft's ``modules_to_save`` for tensors of its form for llava-hf: the modules that own them, the projector as one.
+
+    CheckpointError for what peft cannot hold so: a tensor that is no weight or bias of a layer, a layer that has an
+    adapter too, and one of two tables that are one.
+    """
+    found = set()
+    adapted = {_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs}
+    for name in names:
+        module, _, leaf = name.removeprefix("base_model.model.").rpartition(".")
+        why = None
+        if leaf not in ("weight", "bias"):
+            why = "has no place for it"
+        elif module in adapted:
+            why = "cannot hold it beside the adapter of the same layer"
+        elif module.endswith((".embed_tokens", "lm_head")) and _tied(adapter):
+            why = "would change the token table without the output head, which is the same table in this model"
+        if why is not None:
+            raise CheckpointError(
+                f'{adapter.folder}: "{name}" was trained, too, and peft\'s form for llava-hf {why}. '
+                "Merge the adapter first (paddlemix merge) and convert the result"
+            )
+        whole = f"model.{_PROJECTOR_HF}"
+        shares = any(layer.startswith(f"{whole}.") for layer in adapted)
+        found.add(_PROJECTOR_HF if module.startswith(whole) and not shares else module)
+    return sorted(found) or None
+
+
+def _tied(adapter: Adapter) -> bool:
+    return read_optional(adapter.folder / CONFIG).get("text_config", {}).get("tie_word_embeddings", False)
 
 
 def _write_peft_config(adapter: Adapter, staging: Path, data: dict[str, Any]) -> None:
@@ -112,13 +142,44 @@ def _halves(adapter: Adapter, form: str, dtype: str | None) -> list[Stored]:
     halves = []
     for weight, pair in sorted(adapter.pairs.items()):
         name = _name(weight, form).removesuffix(".weight")
-        halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
-        halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+        if pair.start is None:
+            halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
+            halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
+        else:
+            halves += _doubled(adapter, pair, f"{name}.lora_{{}}.weight", dtype, True)
+        if pair.magnitude is not None:
+            halves.append(_stored(adapter.source, pair.magnitude, f"{name}.lora_magnitude_vector", dtype, False))
     return halves
 
 
+def _doubled(adapter: Adapter, pair: Pair, name: str, dtype: str | None, theirs: bool) -> Iterable[Stored]:
+    """A PiSSA adapter as an ordinary one of twice the rank, as peft converts its own: ``[A, A0]`` and ``[B, -B0]``.
+
+    It stands on the base that the training began with, not on what PiSSA leaves of it. ``name`` has a place for the
+    letter; ``theirs``: lying as peft has it.
+    """
+    a0, b0 = pair.start
+
+    def values_a() -> np.ndarray:
+        return np.concatenate([adapter.half(pair.a), adapter.half(a0)], axis=1)
+
+    def values_b() -> np.ndarray:
+        return np.concatenate([adapter.half(pair.b), -adapter.half(b0)], axis=0)
+
+    for half, kind, values in ((pair.a, "A", values_a), (pair.b, "B", values_b)):
+        info = adapter.source.infos()[half.name]
+        shape = (info.shape[0], 2 * pair.r) if kind == "A" else (2 * pair.r, info.shape[1])
+        wanted = dtype or info.dtype
+
+        def made(values: Callable[[], np.ndarray] = values, wanted: str = wanted) -> np.ndarray:
+            return cast(np.ascontiguousarray(values().T if theirs else values()), "float32", wanted)
+
+        yield Stored(name.format(kind), wanted, shape[::-1] if theirs else shape, made)
+
+
 def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: list[str] | None) -> dict[str, Any]:
-    rank, alpha = _ranks(adapter)
+    rank, alpha = _ranks(adapter, doubled=adapter.pissa)
+    methods = {key: True for key, used in (("use_rslora", adapter.rslora), ("use_dora", adapter.dora)) if used}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -131,24 +192,36 @@ def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: li
         "fan_in_fan_out": False,
         "modules_to_save": saved,
         "target_modules": modules,
+        **methods,
     }
 
 
 def _write_paddle(
     adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: str | Path | None
 ) -> list[Stored]:
-    """Our form when ``sources`` are given, else PaddleMIX's."""
+    """Our form when ``sources`` are given, else PaddleMIX's, which knows no DoRA and has PiSSA as plain LoRA."""
+    plain = sources is None
+    if plain and adapter.dora:
+        raise CheckpointError(
+            f"{adapter.folder}: it is a DoRA adapter, which PaddleMIX's form has no place for; merge it "
+            "(paddlemix merge) and convert the result"
+        )
     tensors = []
     for weight, pair in sorted(adapter.pairs.items()):
         name = weight.removesuffix(".weight")
-        tensors.append(_half(adapter, pair.a, f"{name}.lora_A", dtype, False))
-        tensors.append(_half(adapter, pair.b, f"{name}.lora_B", dtype, False))
+        if plain and pair.start is not None:
+            tensors += _doubled(adapter, pair, f"{name}.lora_{{}}", dtype, False)
+            continue
+        tensors += [_half(adapter, half, f"{name}.{part}", dtype, False) for part, half in pair.parameters().items()]
     tensors += _others(adapter, "paddlemix", dtype)
-    rank, alpha = _ranks(adapter)
+    rank, alpha = _ranks(adapter, doubled=plain and adapter.pissa)
     data: dict[str, Any] = {
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": adapter.dropout,
+        **({"rslora": True} if adapter.rslora else {}),
+        **({"pissa": True} if adapter.pissa and not plain else {}),
+        **({"use_dora": True} if adapter.dora else {}),
         "target_modules": [weight.removesuffix(".weight") for weight in sorted(adapter.pairs)],
         "merge_weights": False,
         "dtype": dtype or tensors[0].dtype,
@@ -218,14 +291,15 @@ def _stored(source: TensorSource, name: str, new: str, dtype: str | None, turn: 
     return Stored(new, wanted, info.shape[::-1] if turn else info.shape, values)
 
 
-def _ranks(adapter: Adapter) -> tuple[int, float]:
-    """Rank and alpha of all layers. CheckpointError when they differ."""
-    pairs = list(adapter.pairs.values())
-    first = pairs[0]
-    if any((pair.r, pair.scaling) != (first.r, first.scaling) for pair in pairs):
+def _ranks(adapter: Adapter, *, doubled: bool = False) -> tuple[int, float]:
+    """Rank and alpha of all layers; ``doubled``: of twice the rank and the same scale. CheckpointError: they differ."""
+    ranks = {pair.r for pair in adapter.pairs.values()}
+    if len(ranks) > 1:
         raise CheckpointError(f"{adapter.folder}: its layers have different ranks; merge it instead")
-    alpha = first.scaling * first.r
-    return first.r, int(alpha) if alpha == int(alpha) else alpha
+    rank, alpha = ranks.pop(), adapter.alpha
+    if doubled:
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.rslora else 2)
+    return rank, int(alpha) if alpha == int(alpha) else alpha
 
 
 def _modules(adapter: Adapter) -> list[str]:

@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,17 @@ from paddlemix.utils.files import publish_folder
 
 
 def attach(adapter: Adapter, model: nn.Layer) -> list[str]:
-    """Put LoRA layers with the adapter's ranks into ``model``. Returns the names of the layers."""
-    ranks: dict[tuple[int, float], list[str]] = {}
+    """Put LoRA layers with the adapter's ranks and method into ``model``. Returns the names of the layers.
+
+    Their parameters wait to be loaded; the model's weights need not be there yet.
+    """
+    ranks: dict[int, list[str]] = {}
     for weight, pair in adapter.pairs.items():
-        ranks.setdefault((pair.r, pair.scaling), []).append(re.escape(weight.removesuffix(".weight")))
+        ranks.setdefault(pair.r, []).append(re.escape(weight.removesuffix(".weight")))
+    method = {"rslora": adapter.rslora, "dora": adapter.dora, "pissa": adapter.pissa}
     names = []
-    for (r, scaling), patterns in ranks.items():
-        names += add_lora(model, patterns, r, scaling * r, adapter.dropout)
+    for r, patterns in ranks.items():
+        names += add_lora(model, patterns, r, adapter.alpha, adapter.dropout, begin=False, **method)
     return names
 
 
@@ -52,8 +56,8 @@ def load_adapter(model: nn.Layer, folder: str | Path) -> list[str]:
     parameters = dict(model.named_parameters())
     loaded = []
     for weight, pair in adapter.pairs.items():
-        for side, half in (("A", pair.a), ("B", pair.b)):
-            name = f"{weight.removesuffix('.weight')}.lora_{side}"
+        for part, half in pair.parameters().items():
+            name = f"{weight.removesuffix('.weight')}.{part}"
             _set(parameters[name], adapter.half(half))
             loaded.append(name)
     for source, form, names in adapter.others:
@@ -89,6 +93,7 @@ def save_adapter(
     generation: Mapping[str, Any] | None = None,
     training_settings: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    keep: Collection[str] = (),
     replace: bool = False,
     read: ReadValues = plain_values,
 ) -> Path:
@@ -96,8 +101,9 @@ def save_adapter(
 
     It holds the LoRA weights, every other tensor that was trained, that belongs to the projector, or that neither
     ``base`` nor ``vision_tower`` holds in the same shape; config, tokenizer, processor, template; and the path (also
-    relative) and a fingerprint of the base. ``read``: see ``save_model``. CheckpointError when the model has no adapter
-    or the base cannot be read.
+    relative) and a fingerprint of the base. ``keep`` names parameters that go along in any case: those that an adapter
+    that was loaded brought (``Adapter.other_names``) are not the base's, although they may be frozen now. ``read``:
+    see ``save_model``. CheckpointError when the model has no adapter or the base cannot be read.
     """
     folder = Path(folder)
     layers = list(lora_layers(model))
@@ -113,7 +119,11 @@ def save_adapter(
     if tower_folder is not None:
         tower = open_folder(tower_folder)
         held = {**_held(tower, keymap.detect(tower.infos()) or LLAVA_TOWER.form_name), **held}
-    tensors = [stored(name, value, read) for name, value in model.named_parameters() if _belongs(name, value, held)]
+    tensors = [
+        stored(name, value, read)
+        for name, value in model.named_parameters()
+        if name in keep or _belongs(name, value, held)
+    ]
     with publish_folder(folder, replace=replace) as staging:
         write_safetensors(staging / ADAPTER_WEIGHTS, tensors)
         write_json(staging / ADAPTER_CONFIG, _adapter_data(folder, layers, base_folder, tower_folder, source, form))
@@ -144,14 +154,17 @@ def _adapter_data(
     folder: Path, layers: list[tuple[str, Any]], base: Path, tower: Path | None, source: TensorSource, form: str
 ) -> dict[str, Any]:
     first = layers[0][1]
-    kinds = {(layer.r, layer.alpha, layer.rslora) for _, layer in layers}
+    kinds = {(layer.r, layer.alpha, layer.rslora, layer.dora, layer.pissa) for _, layer in layers}
     if len(kinds) > 1:
-        raise CheckpointError(f"{folder}: layers with different ranks or alphas cannot be saved in one adapter")
+        raise CheckpointError(
+            f"{folder}: layers with different ranks, alphas or methods cannot be saved in one adapter"
+        )
     data = {
         "r": first.r,
         "lora_alpha": first.alpha,
         "lora_dropout": first.dropout,
-        **({"rslora": True} if first.rslora else {}),
+        **{key: True for key in ("rslora", "pissa") if getattr(first, key)},
+        **({"use_dora": True} if first.dora else {}),
         "target_modules": [name for name, _ in layers],
         "merge_weights": False,
         "dtype": str(first.weight.dtype).rpartition(".")[2],

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,19 @@ from paddlemix.checkpoint.folders import (
     read_optional,
     resolve,
 )
-from paddlemix.checkpoint.formats.base import to_float32
+from paddlemix.checkpoint.formats.base import TensorInfo, to_float32
 from paddlemix.checkpoint.formats.source import TensorSource, open_file
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import sha256
+from paddlemix.utils.foreign import JsonValue
 
 _PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PEFT_OTHERS = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
-_PEFT_NAME = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
-_OUR_NAME = re.compile(r"(.+)\.lora_([AB])")
+_PEFT_NAME = re.compile(r"(.+)\.lora_(?:([AB])(?:\.default)?\.weight|(magnitude_vector)(?:\.default)?(?:\.weight)?)")
+_OUR_NAME = re.compile(r"(.+)\.lora_(A|B|start_A|start_B|magnitude_vector)")
 _PEFT_REFUSED = {
     "fan_in_fan_out": "transposed base weights",
-    "use_dora": "DoRA",
     "alpha_pattern": "a scale of its own per layer",
     "lora_bias": "biases beside B",
     "layer_replication": "layers that stand several times",
@@ -46,23 +46,24 @@ _PEFT_REFUSED = {
     "monteclora_config": "weights that are drawn",
     "arrow_config": "a mixture of adapters",
 }
+"""Switches of peft that change the numbers and that are not built here."""
 _PEFT_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Values of peft's ``init_lora_weights`` that take what A and B begin with out of the base's weights."""
-"""Switches of peft that change the numbers and that are not built here."""
-PEFT_PROJECTOR = "multi_modal_projector"
-"""Its name in transformers' LLaVA: the only one of peft's ``modules_to_save`` that is read."""
 PADDLE_WEIGHTS = "lora_model_state.pdparams"
 """The weights of PaddleMIX's own adapters; the configuration beside them is ours, too."""
 _PADDLE_REFUSED = {
     "trainable_bias": "biases that were trained",
     "enable_lora_list": "adapters on parts of a fused weight",
     "do_qat": "quantised training",
-    "pissa": "a base that was changed by PiSSA",
     "loraga": "a base that was changed by LoRA-GA",
     "use_mora": "MoRA",
     "lora_use_mixer": "a third matrix between A and B",
 }
 """Switches of PaddleNLP that change the numbers and that are not built here."""
+
+
+LEAST_LENGTH = np.float32(1e-30)
+"""Least length of a column that DoRA divides by, as in ``ops.linear``."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,27 @@ class Half:
 
 @dataclass(frozen=True)
 class Pair:
-    """The adapter of one weight: A is ``[in, r]`` and B is ``[r, out]`` after transposing."""
+    """The adapter of one weight: A is ``[in, r]`` and B is ``[r, out]`` after transposing.
+
+    ``magnitude``: the stored name of DoRA's lengths of the columns, ``[out]``. ``start``: A and B as PiSSA began, whose
+    product is not part of what was learnt.
+    """
 
     a: Half
     b: Half
     r: int
     scaling: float
+    magnitude: str | None = None
+    start: tuple[Half, Half] | None = None
+
+    def parameters(self) -> dict[str, Half]:
+        """What a LoRA layer holds of it, by the names of its parameters."""
+        found = {"lora_A": self.a, "lora_B": self.b}
+        if self.start is not None:
+            found |= {"lora_start_A": self.start[0], "lora_start_B": self.start[1]}
+        if self.magnitude is not None:
+            found["lora_magnitude_vector"] = Half(self.magnitude, False)
+        return found
 
 
 @dataclass
@@ -92,6 +108,8 @@ class Adapter:
     pairs: dict[str, Pair]
     others: list[tuple[TensorSource, str, tuple[str, ...]]]
     dropout: float
+    alpha: float
+    rslora: bool
     sha256: str
     base: str | None
     base_relative: str | None = None
@@ -100,14 +118,41 @@ class Adapter:
     fingerprint: dict[str, list[float]] = field(default_factory=dict)
 
     def half(self, half: Half) -> np.ndarray:
-        """A (``[in, r]``) or B (``[r, out]``) as float32."""
+        """A (``[in, r]``), B (``[r, out]``) or another part as float32."""
         values = to_float32(self.source.read(half.name), self.source.infos()[half.name].dtype)
         return values.T if half.transpose else values
 
+    @property
+    def dora(self) -> bool:
+        """Whether the adapter is DoRA's, which scales the columns of the weights."""
+        return any(pair.magnitude is not None for pair in self.pairs.values())
+
+    @property
+    def pissa(self) -> bool:
+        """Whether A and B began as PiSSA's, so that their start is stored as well."""
+        return any(pair.start is not None for pair in self.pairs.values())
+
+    @property
+    def other_names(self) -> set[str]:
+        """Our names of the parameters that are stored whole beside the adapters."""
+        targets = (keymap.ours(name, form) for _, form, names in self.others for name in names)
+        return {target.name for target in targets if isinstance(target, keymap.Target)}
+
     def delta(self, weight: str) -> np.ndarray:
-        """What the adapter adds to ``weight``: float32 ``[in, out]``."""
+        """What A and B add to ``weight``: float32 ``[in, out]``."""
         pair = self.pairs[weight]
-        return (self.half(pair.a) @ self.half(pair.b)) * np.float32(pair.scaling)
+        added = self.half(pair.a) @ self.half(pair.b)
+        if pair.start is not None:
+            added -= self.half(pair.start[0]) @ self.half(pair.start[1])
+        return added * np.float32(pair.scaling)
+
+    def fold(self, weight: str, values: np.ndarray) -> None:
+        """Fold the adapter into the whole ``values`` of ``weight`` in place: float32 ``[in, out]``."""
+        values += self.delta(weight)
+        pair = self.pairs[weight]
+        if pair.magnitude is not None:
+            lengths = np.sqrt(np.einsum("io,io->o", values, values))
+            values *= self.half(Half(pair.magnitude, False)) / np.maximum(lengths, LEAST_LENGTH)
 
     def find_base(self, given: str | Path | None) -> Path:
         """The folder of the base model: the one given, else the one the adapter was trained on."""
@@ -161,6 +206,7 @@ def _read_ours(folder: Path) -> Adapter:
             halves.setdefault(f"{match[1]}.weight", {})[match[2]] = Half(name, False)
     stabilised = bool(config.get("rslora"))
     pairs = _pair(folder, source, halves, rank, lambda r: alpha / (math.sqrt(r) if stabilised else r))
+    _require_parts(folder / ADAPTER_CONFIG, config, pairs)
     others = [(source, "paddlemix", tuple(rest))] if rest else []
     return Adapter(
         folder,
@@ -168,6 +214,8 @@ def _read_ours(folder: Path) -> Adapter:
         pairs,
         others,
         dropout,
+        alpha,
+        stabilised,
         sha256(path),
         config.get("base_model_name_or_path"),
         config.get("base_relative_path"),
@@ -189,9 +237,6 @@ def _read_peft(folder: Path) -> Adapter:
             f'{where}: "init_lora_weights": "{begin}" means a base with changed weights; save it as a plain adapter '
             "(peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    saved = config.get("modules_to_save") or []
-    if not isinstance(saved, list) or not set(map(str, saved)) <= {PEFT_PROJECTOR}:
-        raise CheckpointError(f'{where}: "modules_to_save": {saved!r}: only {PEFT_PROJECTOR} is read beside an adapter')
     if config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f'{where}: peft_type "{config["peft_type"]}": only LORA adapters are read')
     if config.get("bias", "none") != "none":
@@ -205,6 +250,8 @@ def _read_peft(folder: Path) -> Adapter:
     stabilised = bool(config.get("use_rslora"))
     one_rank = None if config.get("rank_pattern") else rank
     pairs = _pair(folder, source, halves, one_rank, lambda r: alpha / (math.sqrt(r) if stabilised else r))
+    _require_parts(where, {**config, "pissa": False}, pairs)
+    _require_saved(where, config.get("modules_to_save"), rest)
     others = [(source, "peft", tuple(rest))] if rest else []
     beside = _first_file(folder, _PEFT_OTHERS)
     if beside is not None:
@@ -213,7 +260,8 @@ def _read_peft(folder: Path) -> Adapter:
         others.append((trained, form, tuple(trained.infos())))
     known = read_optional(folder / FINGERPRINT).get("base_fingerprint")
     named = config.get("base_model_name_or_path")
-    return Adapter(folder, source, pairs, others, dropout, sha256(path), named, fingerprint=known or {})
+    checksum = sha256(path)
+    return Adapter(folder, source, pairs, others, dropout, alpha, stabilised, checksum, named, fingerprint=known or {})
 
 
 def _peft_halves(path: Path, source: TensorSource) -> tuple[dict[str, dict[str, Half]], list[str]]:
@@ -227,7 +275,7 @@ def _peft_halves(path: Path, source: TensorSource) -> tuple[dict[str, dict[str, 
         target = keymap.ours(f"{match[1]}.weight", "peft")
         if not isinstance(target, keymap.Target):
             raise CheckpointError(f'{path}: "{name}" is an adapter of no known weight')
-        halves.setdefault(target.name, {})[match[2]] = Half(name, True)
+        halves.setdefault(target.name, {})[match[2] or match[3]] = Half(name, match[3] is None)
     return halves, rest
 
 
@@ -258,18 +306,56 @@ def _pair(
     infos = source.infos()
     pairs = {}
     for weight, both in halves.items():
-        if set(both) != {"A", "B"}:
+        if not {"A", "B"} <= set(both):
             raise CheckpointError(f'{folder}: the adapter of "{weight}" has only lora_{next(iter(both))}')
-        a, b = (infos[both[side].name].shape for side in "AB")
-        if len(a) != 2 or len(b) != 2:
-            raise CheckpointError(f'{folder}: the adapter of "{weight}" has shapes {list(a)} and {list(b)}')
-        rank_a, rank_b = (a[0], b[1]) if both["A"].transpose else (a[1], b[0])
+        rank_a, rank_b = _rank_of(folder, weight, both["A"], both["B"], infos)
         if rank_a != rank_b or rank_a < 1 or (rank is not None and rank_a != rank):
             raise CheckpointError(
                 f'{folder}: the adapter of "{weight}" has rank {rank_a} in A and {rank_b} in B, its config says {rank}'
             )
-        pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling(rank_a))
+        start = tuple(both[part] for part in ("start_A", "start_B") if part in both)
+        if start and [infos[half.name].shape for half in start] != [infos[both[side].name].shape for side in "AB"]:
+            raise CheckpointError(f'{folder}: lora_start_A and lora_start_B of "{weight}" are not as large as A and B')
+        magnitude = both["magnitude_vector"].name if "magnitude_vector" in both else None
+        pairs[weight] = Pair(both["A"], both["B"], rank_a, scaling(rank_a), magnitude, start or None)
     return pairs
+
+
+def _rank_of(folder: Path, weight: str, half_a: Half, half_b: Half, infos: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    a, b = infos[half_a.name].shape, infos[half_b.name].shape
+    if len(a) != 2 or len(b) != 2:
+        raise CheckpointError(f'{folder}: the adapter of "{weight}" has shapes {list(a)} and {list(b)}')
+    return (a[0], b[1]) if half_a.transpose else (a[1], b[0])
+
+
+def _require_parts(where: Path, config: Mapping[str, Any], pairs: Mapping[str, Pair]) -> None:
+    """CheckpointError unless every layer has the tensors of the methods that the config names, and no others."""
+    for key, tensors, has in (
+        ("use_dora", "lora_magnitude_vector", lambda pair: pair.magnitude is not None),
+        ("pissa", "lora_start_A and lora_start_B", lambda pair: pair.start is not None),
+    ):
+        wrong = [weight for weight, pair in pairs.items() if has(pair) != bool(config.get(key))]
+        if wrong and config.get(key):
+            more = "; without them the base that it was trained on is lost" if key == "pissa" else ""
+            raise CheckpointError(
+                f'{where}: "{key}": {config[key]!r}, but "{wrong[0]}" has no {tensors} in the weights{more}'
+            )
+        if wrong:
+            raise CheckpointError(
+                f'{where}: "{wrong[0]}" has {tensors} in the weights, but "{key}" is not true; the file is not of '
+                "this adapter"
+            )
+
+
+def _require_saved(where: Path, saved: JsonValue, rest: Collection[str]) -> None:
+    """CheckpointError for a module of peft's ``modules_to_save`` of which no tensor is stored."""
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise CheckpointError(f'{where}: "modules_to_save": {saved!r}, expected a list of names')
+    for module in saved or []:
+        if not any(f".{module}." in name for name in rest):
+            raise CheckpointError(
+                f'{where}: "modules_to_save" names "{module}", but no tensor of it lies beside the adapter'
+            )
 
 
 def check_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -283,6 +369,12 @@ def check_targets(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> No
             raise CheckpointError(
                 f'{adapter.folder}: the adapter of "{weight}" is for a weight of {list(needed)}, the model has {has}; '
                 "it belongs to another base model"
+            )
+        lengths = None if pair.magnitude is None else infos[pair.magnitude].shape
+        if lengths not in (None, needed[1:]):
+            raise CheckpointError(
+                f'{adapter.folder}: lora_magnitude_vector of "{weight}" has shape {list(lengths)}, the weight has '
+                f"{needed[1]} columns"
             )
 
 

@@ -47,6 +47,11 @@ CONFLICTS: tuple[Rule, ...] = (
         'lora_path needs "lora": true',
     ),
     (
+        ("modules_to_save", "lora"),
+        lambda s: bool(s.model.modules_to_save) and not s.model.lora,
+        'they go along with adapters; write "lora": true, or name what trains in freeze_include and freeze_exclude',
+    ),
+    (
         ("tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
         lambda s: s.model.tune_mm_mlp_adapter and s.model.freeze_mm_mlp_adapter,
         "nothing would train",
@@ -279,7 +284,7 @@ def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:
     changes.update(_resolved_data(settings))
     settings = settings.with_changes(**changes)
     notes.extend(without_effect.notes(settings, given))
-    return dataclasses.replace(settings, notes=tuple(notes))
+    return dataclasses.replace(settings, notes=tuple(notes), given=frozenset(given))
 
 
 def _resolved_data(settings: TrainingSettings) -> dict[str, Any]:

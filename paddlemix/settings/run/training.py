@@ -21,6 +21,11 @@ _NO_PARALLEL = "only tensor_parallel_degree and sharding divide a model"
 _NO_EXPERTS = "the model has no experts"
 _OWN_CHECKPOINTS = "checkpoints are written and read by paddlemix (complete or absent, with checksums)"
 _EVALUATION = "evaluation computes in the precision of the training"
+_NO_QLORA = (
+    "paddle has no operators that train on weights of 4 or 8 bits on the CPU or the NPU, so QLoRA is not built; leave "
+    'the key out and write "lora": true with "recompute": true, on cards also "bf16": true and "fp16_opt_level": "O2", '
+    'or divide the weights with "sharding": "stage3"'
+)
 _OWN_FLOW = "the training loop has no such mode"
 _OWN_DATA = "the data set is read row by row, with every column the model needs"
 _CLIP_ONLY = "it belongs to the trainers of CLIP and EVA; use lr_scheduler_type and warmup_ratio"
@@ -58,6 +63,16 @@ class ModelGroup:
     aistudio_token: str | None = key(None, "AI Studio.", fixed=_NO_AISTUDIO)
     rslora: bool = key(False, "Scale adapters by lora_alpha / sqrt(lora_rank) (rank-stabilised LoRA).")
     lora_plus_scale: float = key(1.0, "Learning rate of the adapters' B, as a multiple of the rate (LoRA+).", above=0)
+    use_dora: bool = key(False, "Train the length of each column of the weights beside the adapters (DoRA).")
+    pissa: bool = key(False, "Let adapters begin as the principal part of the weights (PiSSA).")
+    pissa_iter: int = key(
+        16, "Rounds of the search for the principal part; -1: the exact decomposition, minutes a layer.", low=-1
+    )
+    modules_to_save: tuple[str, ...] | None = key(
+        None,
+        "Modules that train whole beside the adapters and are saved with them, by the ends of their names as in peft: "
+        "embed_tokens, lm_head, mm_projector, ...",
+    )
     neftune: bool = key(False, "Noise on the embeddings of training rows (NEFTune).")
     neftune_noise_alpha: float = key(5.0, "Uniform within neftune_noise_alpha / sqrt(length x width).", above=0)
     template: str | None = key(None, "Conversation template (version in LLaVA). null: as the checkpoint says.")
@@ -305,7 +320,7 @@ class TrainingGroup:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """A whole run. ``notes`` are lines for the person: what a given key turned into."""
+    """A whole run. ``notes`` are lines for the person: what a given key turned into; ``given`` the keys written."""
 
     model: ModelGroup = field(default_factory=ModelGroup)
     data: DataGroup = field(default_factory=DataGroup)
@@ -313,6 +328,7 @@ class TrainingSettings:
     training: TrainingGroup = field(default_factory=TrainingGroup)
     preference: PreferenceGroup = field(default_factory=PreferenceGroup)
     notes: tuple[str, ...] = ()
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def with_changes(self, **changes: SettingValue) -> "TrainingSettings":
         """A copy with some keys replaced, named as in the JSON: ``settings.with_changes(max_steps=3)``."""
@@ -347,15 +363,48 @@ ALIASES = {
     "lora_enable": "lora",
     "lora_r": "lora_rank",
     "lora_weight_path": "lora_path",
+    "use_rslora": "rslora",
+    "dora": "use_dora",
+    "pissa_init": "pissa",
+    "loraplus_lr_ratio": "lora_plus_scale",
+    "lorap_lr_ratio": "lora_plus_scale",
+    "target_modules": "lora_target_modules",
+    "additional_target": "modules_to_save",
     "gradient_checkpointing": "recompute",
 }
-"""Names that LLaVA's train.py uses for keys that we call as PaddleMIX does."""
+"""Names that LLaVA's train.py, peft, LLaMA-Factory and ms-swift use for keys that we call as PaddleMIX does."""
 
 FOREIGN = {
     "deepspeed": 'DeepSpeed is not used; write "sharding": "stage2" or "stage3"',
-    "bits": "training in 4 or 8 bits is not available",
-    "double_quant": "training in 4 or 8 bits is not available",
-    "quant_type": "training in 4 or 8 bits is not available",
+    **dict.fromkeys(
+        (
+            "bits",
+            "double_quant",
+            "quant_type",
+            "load_in_4bit",
+            "load_in_8bit",
+            "qlora",
+            "quantization_bit",
+            "quantization_method",
+            "quantization_type",
+            "double_quantization",
+            "quant_bits",
+            "quant_method",
+            "bnb_4bit_quant_type",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_use_double_quant",
+            "weight_quantize_algo",
+            "qlora_weight_blocksize",
+            "qlora_weight_double_quant",
+            "qlora_weight_double_quant_block_size",
+        ),
+        _NO_QLORA,
+    ),
+    "init_lora_weights": 'adapters begin as peft\'s default has it; for "pissa" write "pissa": true',
+    "init_weights": 'adapters begin as peft\'s default has it; for "pissa" write "pissa": true',
+    "pissa_convert": "adapters stand on the base that they were given, so no conversion is needed; leave the key out",
+    "lora_target": 'write "lora_target_modules", a list',
+    "loraplus_lr_embedding": 'the embeddings train at learning_rate with "modules_to_save"; leave the key out',
     "lora_bias": "adapters have no bias",
     "freeze_backbone": 'write "tune_mm_mlp_adapter": true, or name the parts in freeze_include',
     "mpt_attn_impl": "MPT models are not supported",

@@ -119,6 +119,9 @@ IDLE: dict[str, Why] = {
     "lora_dropout": _adapter_key,
     "lora_target_modules": _adapter_key,
     "rslora": _adapter_key,
+    "use_dora": _adapter_key,
+    "pissa": _adapter_key,
+    "pissa_iter": lambda s: _adapter_key(s) or (None if s.model.pissa else "pissa is false"),
     "lora_plus_scale": _unless(lambda s: s.model.lora, "without lora"),
     "neftune_noise_alpha": _unless(lambda s: s.model.neftune, "neftune is false"),
     # Preference tuning
