@@ -106,9 +106,9 @@ class AdapterWeights(ModelWeights):
         )
 
     def load(self, folder: Path, model: "LlavaForCausalLM") -> None:
-        """The trained parameters, and what PiSSA's adapters began with, bit for bit."""
-        start = [name for name, _ in model.named_parameters() if ".lora_start_" in name]
-        restore(open_file(folder / ADAPTER_WEIGHTS), model, [*self.names, *start])
+        """The trained parameters and all of the adapters, also what of them does not train, bit for bit."""
+        more = [name for name, _ in model.named_parameters() if ".lora_" in name and name not in self.names]
+        restore(open_file(folder / ADAPTER_WEIGHTS), model, [*self.names, *more])
 
 
 class ProjectorWeights(ModelWeights):

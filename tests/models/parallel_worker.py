@@ -46,6 +46,10 @@ def configs(width: int = WIDTH) -> dict[str, Any]:
     }
 
 
+METHODS = {"clip": {}, "intern_vit": {"dora": True}, "eva_clip": {"dora": True, "pissa": True, "rslora": True}}
+"""What the adapters of each model are besides LoRA."""
+
+
 def batch(config: Any, padding_side: str = "right") -> tuple[Any, np.ndarray]:
     """The plan and the pixels of two rows with an image each, the second padded, and a row of text."""
     from paddlemix.imaging.layout import Layout
@@ -76,13 +80,13 @@ def arguments(config: Any) -> dict[str, Any]:
     return {name: paddle.to_tensor(value) for name, value in {**arrays, "pixels": pixels}.items()}
 
 
-def build(config: Any, parallel: Any, lora: bool, seed: int = 1) -> Any:
-    """A model with weights large enough that an error is seen; adapters whose B is not zero."""
+def build(config: Any, parallel: Any, lora: dict[str, bool] | None, seed: int = 1) -> Any:
+    """A model with weights large enough that an error is seen; ``lora``: adapters of a method, all of them moved."""
     import paddle
 
     from paddlemix.models.llava import LlavaForCausalLM, init_weights
     from paddlemix.ops.linear import add_lora, lora_layers
-    from paddlemix.ops.parallel import cut
+    from paddlemix.ops.parallel import cut, whole, whole_shape
 
     model = LlavaForCausalLM(config, parallel)
     init_weights(model, seed)
@@ -90,13 +94,22 @@ def build(config: Any, parallel: Any, lora: bool, seed: int = 1) -> Any:
         for parameter in model.parameters():
             if len(parameter.shape) > 1:
                 parameter.set_value(parameter * 4.0)
-    if lora:
+    if lora is not None:
         for parameter in model.parameters():
             parameter.stop_gradient = True
-        add_lora(model, [".*(_proj|qkv|proj|linear[12]|fc[12])"], r=3, alpha=6, seed=seed)
+        add_lora(model, [".*(_proj|qkv|proj|linear[12]|fc[12])"], r=3, alpha=6, seed=seed, **lora)
         for index, (_, layer) in enumerate(lora_layers(model)):
             columns = layer.columns if isinstance(layer.columns, int) else layer.columns.total
             values = np.random.default_rng(index).standard_normal((3, columns)).astype(np.float32) * 0.1
+            if "pissa" in lora:
+                begun = np.random.default_rng(-index % 997).standard_normal((whole_shape(layer.lora_A)[0], 3)) * 0.1
+                layer.begin_with(begun.astype(np.float32), values[::-1])
+            if "dora" in lora:
+                # Not from its own start, whose last digits depend on the order of a sum over the devices.
+                vector = layer.lora_magnitude_vector
+                lengths = np.random.default_rng(index).uniform(0.5, 1.5, columns).astype(np.float32)
+                start = whole(vector).numpy()
+                vector.set_value(cut(vector, np.round(start, 2) * lengths))
             layer.lora_B.set_value(np.ascontiguousarray(cut(layer.lora_B, values)))
     return model
 
@@ -135,7 +148,7 @@ def generated(model: Any) -> list[list[int]]:
     return generate_batch(model.prepare_inference(), plan, pixels, Decoding(max_new_tokens=5))
 
 
-def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str, Any]:
+def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute: bool) -> dict[str, Any]:
     """Largest differences between the shared model and the whole one, relative to the largest value of a tensor."""
     import paddle
 
@@ -164,7 +177,7 @@ def compare(config: Any, parallel: Any, lora: bool, recompute: bool) -> dict[str
             logits = max(logits, float((more - shared(**unlabelled)).abs().max()))
         assert more.shape[-1] == config.text.vocab_size + 3
     ids = generated(alone) == generated(shared)
-    if lora:
+    if lora is not None:
         for model in (alone, shared):
             for _, layer in lora_layers(model):
                 layer.merge()
@@ -192,8 +205,8 @@ def main(target: Path, device: str) -> None:
     parallel = TensorParallel(paddle.distributed.get_rank(), paddle.distributed.get_world_size())
     told = {}
     for name, config in configs().items():
-        told[name] = compare(config, parallel, lora=False, recompute=name == "intern_vit")
-        told[f"{name}, LoRA"] = compare(config, parallel, lora=True, recompute=name == "clip")
+        told[name] = compare(config, parallel, lora=None, recompute=name == "intern_vit")
+        told[f"{name}, LoRA"] = compare(config, parallel, lora=METHODS[name], recompute=name != "intern_vit")
     if parallel.rank == 0:
         target.write_text(json.dumps(told, indent=1))
 

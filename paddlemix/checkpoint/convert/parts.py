@@ -3,7 +3,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from paddlemix.checkpoint.folders import (
     read_json,
     read_optional,
 )
-from paddlemix.checkpoint.formats.base import cast
+from paddlemix.checkpoint.formats.base import cast, to_float32
 from paddlemix.checkpoint.formats.pdparams import write_pdparams
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
@@ -84,7 +85,7 @@ def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | 
 
 def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str | None) -> list[Stored]:
     """What trained whole goes along as peft's ``modules_to_save``."""
-    others = list(_others(adapter, "peft_hf", dtype))
+    others = list(_others(_without_base(adapter, base), "peft_hf", dtype))
     saved = _saved_modules(adapter, [item.name for item in others])
     tensors = [*_halves(adapter, "peft_hf", dtype), *others]
     write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
@@ -97,6 +98,39 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
     if any(facts.values()):
         write_json(staging / CONVERSION, {key: value for key, value in facts.items() if value is not None})
     return tensors
+
+
+def _without_base(adapter: Adapter, base: str | Path | None) -> Adapter:
+    """The adapter without the frozen weights and biases of adapted layers of the projector that are the base's own.
+
+    Our adapter folders hold the projector in any case; peft takes what lies below an adapter from the base.
+    """
+    under = {weight.rpartition(".")[0] for weight in adapter.pairs}
+    doubtful = {name for name in adapter.other_names if name.rpartition(".")[0] in under}
+    if not doubtful:
+        return adapter
+    source = open_folder(adapter.find_base(base))
+    form = keymap.detect(source.infos()) or "llava"
+    values = {}
+    for name in source.infos():
+        target = keymap.ours(name, form)
+        if isinstance(target, keymap.Target) and target.name in doubtful:
+            found = to_float32(source.read(name), source.infos()[name].dtype)
+            values[target.name] = found.T if target.transpose else found
+    others = []
+    for stored, written, names in adapter.others:
+        kept = [name for name in names if not _is_equal(stored, name, keymap.ours(name, written), values)]
+        others.append((stored, written, tuple(kept)))
+    return replace(adapter, others=others)
+
+
+def _is_equal(
+    source: TensorSource, name: str, target: keymap.Target | keymap.Ignored | None, values: Mapping[str, np.ndarray]
+) -> bool:
+    if not isinstance(target, keymap.Target) or target.name not in values:
+        return False
+    own = to_float32(source.read(name), source.infos()[name].dtype)
+    return np.array_equal(own.T if target.transpose else own, values[target.name])
 
 
 def _saved_modules(adapter: Adapter, names: Iterable[str]) -> list[str] | None:
