@@ -14,6 +14,7 @@ CORE = [
     "safetensors>=0.4.5",
     "ml_dtypes>=0.5,<0.6",  # 0.6 pulls numpy 2
     "sentencepiece>=0.2.1",  # older ones overflow on a crafted tokenizer.model (CVE-2026-1260)
+    "tokenizers>=0.19",  # byte-level vocabularies (Llama-3, Qwen); ignore_merges came with it. Imported for those only
     "requests>=2.31",
     "certifi",  # comes with requests anyway; fetch uses its certificates by itself
     "urllib3>=2.1",

@@ -43,6 +43,7 @@ ONLY_IN = {
     ),
     **dict.fromkeys(("httpx", "aiohttp", "urllib.request", "ftplib", "xmlrpc", "telnetlib", "smtplib"), ()),
     "sentencepiece": ("paddlemix/text/", "paddlemix/demo/model.py"),
+    "tokenizers": ("paddlemix/text/",),
     "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
     "ml_dtypes": ("paddlemix/checkpoint/",),
     "yaml": ("paddlemix/datasets/",),

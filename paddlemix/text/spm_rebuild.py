@@ -99,7 +99,7 @@ def _rebuild(data: dict[str, Any], roles: dict[str, str | None], source: "_Sourc
     scores = _scores(kinds, model.get("merges"), source)
     proto = _write(pieces, kinds, scores, roles, dummy_prefix=scheme != "never")
     legacy = None if scheme == "prepend" else scheme != "first"
-    return Rebuilt(proto, _adds_bos(data.get("post_processor"), roles["bos_token"]), legacy)
+    return Rebuilt(proto, adds_bos(data.get("post_processor"), roles["bos_token"]), legacy)
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ def _pair(merge: JsonValue, number: int, source: _Source) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _adds_bos(processor: JsonValue, bos: str | None) -> bool | None:
-    """Whether the template of the post-processor begins with the begin token; None when there is no template."""
+def adds_bos(processor: JsonValue, bos: str | None) -> bool | None:
+    """Whether the template of a post-processor begins with the begin token; None when there is no template."""
     single = processor.get("single") if isinstance(processor, dict) else None
     if not isinstance(single, list) or not single:
         return None

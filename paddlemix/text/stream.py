@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ids to text while they come: never half a character, never a part of a stop string."""
 
+import codecs
 from collections.abc import Sequence
 
-from paddlemix.text.tokenizer import FAST_KINDS, Tokenizer
+from paddlemix.text.tokenizer import BYTES, FAST_KINDS, Tokenizer
 
 
 class TextStream:
@@ -23,8 +24,10 @@ class TextStream:
         self._given = 0  # characters of the tail's text that have gone to the stops
         self._length = 0  # characters of the tail's text, certain or not
         self._held = ""  # text that may be the beginning of a stop string
-        self._sentinel = _sentinel(tokenizer)
-        self._sentinel_length = len(tokenizer.decode([self._sentinel]))
+        bytewise = tokenizer.kind == BYTES
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if bytewise else None
+        self._sentinel = None if bytewise else _sentinel(tokenizer)
+        self._sentinel_length = 0 if bytewise else len(tokenizer.decode([self._sentinel]))
 
     def put(self, number: int) -> str:
         """New text that one more id makes certain."""
@@ -36,6 +39,8 @@ class TextStream:
             text = self.end()
             self.stopped = True
             return text
+        if self._bytes is not None:
+            return self._release(self._bytes.decode(self._tokenizer.piece_bytes(number)))
         self._tail.append(number)
         text = self._text()
         certain = text[: len(text) - self._uncertain(text)]
@@ -52,7 +57,7 @@ class TextStream:
         """The rest of the text, when no more ids come."""
         if self.stopped:
             return ""
-        text = self._text()[self._given :]
+        text = self._text()[self._given :] if self._bytes is None else self._bytes.decode(b"", True)
         self._tail, self._given = [], 0
         out = self._release(text)
         out, self._held = out + self._held, ""
@@ -69,7 +74,7 @@ class TextStream:
         for number in reversed(self._tail):
             if not self._tokenizer.is_byte(number):
                 break
-            run.append(self._tokenizer.byte_value(number))
+            run += self._tokenizer.piece_bytes(number)
         run.reverse()
         if self._tokenizer.kind in FAST_KINDS:
             return min(len(text), len(run.decode("utf-8")) if _is_utf8(run) else len(run))

@@ -188,7 +188,7 @@ def test_a_flipped_byte_is_an_error_or_a_tokenizer(place, value):
 
 
 def test_a_missing_model_file_names_the_remedy(tmp_path):
-    with pytest.raises(CheckpointError, match="copy tokenizer.model from the base language model"):
+    with pytest.raises(CheckpointError, match="copy tokenizer.model or tokenizer.json from the base language model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its model is of no known form.*; copy tokenizer.model from the base"):

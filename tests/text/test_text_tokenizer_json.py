@@ -145,7 +145,6 @@ REFUSED = {
     "its model is Unigram": {"model": {"type": "Unigram"}},
     "its model is WordPiece": {"model": {"type": "WordPiece"}},
     "its model is of no known form": {"model": None},
-    "byte-level BPE": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}},
     "its normalizer is NFC": {"normalizer": {"type": "NFC"}},
     "its pre-tokenizer Split": {"pre_tokenizer": {"type": "Split", "behavior": "Isolated"}},
     "its decoder is WordPiece": {"decoder": {"type": "WordPiece"}},

@@ -14,7 +14,7 @@ from paddlemix.text.jinja_export import chat_jinja
 from paddlemix.text.model_template import CHAT_TEMPLATE
 from paddlemix.text.spm_export import tokenizer_json
 from paddlemix.text.templates import Template
-from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.tokenizer import BYTES, load_tokenizer
 from paddlemix.text.tokenizer_files import JSON_FILE
 from paddlemix.utils.errors import CheckpointError, DataError
 
@@ -47,6 +47,8 @@ def write_for_transformers(
 def _write_tokenizer(folder: Path, notes: list[str]) -> None:
     """tokenizer.json, and the same marks of the added tokens in tokenizer_config.json, which transformers 4 prefers."""
     tokenizer = load_tokenizer(folder)
+    if tokenizer.kind == BYTES:
+        return  # it was written as it is
     try:
         data, added, lost = tokenizer_json(tokenizer)
     except CheckpointError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from paddlemix.checkpoint.folders import read_json
 from paddlemix.checkpoint.formats.base import cast
 from paddlemix.checkpoint.save_files import write_json
-from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.text.tokenizer import BYTES, Tokenizer, load_tokenizer
 from paddlemix.text.tokenizer_files import MODEL_FILE, has_tokenizer
 from paddlemix.text.vocabulary import require_rows
 from paddlemix.utils.constants import IMAGE_TOKEN
@@ -73,6 +73,10 @@ def keep_tokenizer(plan: TokenizerPlan, source: Path, target: Path, notes: list[
         return
     if plan.add:
         tokenizer.add_special(_ADDED)
+    if plan.drop and tokenizer.kind == BYTES:  # its tokens stand in tokenizer.json, too
+        for token in _ADDED:
+            if tokenizer.token_id(token) is not None:
+                tokenizer.drop(token)
     tokenizer.save(target)
     if plan.add:
         _patch(target, {}, pad=PAD)
