@@ -30,9 +30,11 @@ FOLDER = f"{TEMPORARY_PREFIX}ranks"
 
 EVERY = 1.0
 """Seconds between two signs of life of a process, and between two looks at the others."""
-SILENT = 20.0
-"""After so many seconds without a sign a process counts as stopped. Gloo gives up, without a name, after 30."""
-
+SILENT = 12.0
+"""After so many seconds without a sign a process of this machine counts as stopped. With what paddle's launcher takes
+to end the rest (up to 10 s), all is over within 30. Gloo gives up, without a name, after 30."""
+SILENT_ELSEWHERE = 20.0
+"""The same for a process of another machine, whose signs a shared disk may show late."""
 
 _FIRST_SPEAKS = 2.0
 """Seconds that the other processes leave to the first one for the error that all of them end with."""
@@ -40,10 +42,10 @@ _FIRST_SPEAKS = 2.0
 
 @dataclass
 class _Seen:
-    """The last sign of a process, and when this process first saw it (by its own clock)."""
+    """The last sign of a process, and for how many seconds this one has looked at it and seen no other."""
 
     sign: dict[str, int | str]
-    at: float
+    silent: float = 0.0
 
 
 LOCAL = frozenset((
@@ -122,6 +124,7 @@ class RankWatch:
         self._host = os.uname().nodename
         self._beats = 0
         self._seen: dict[int, _Seen] = {}
+        self._looked: float | None = None
         self._over = threading.Event()
 
     @contextlib.contextmanager
@@ -174,6 +177,9 @@ class RankWatch:
     def lost(self) -> dict[int, str]:
         """What is known of the processes that are gone or silent, by rank."""
         now = time.monotonic()
+        # Only the time in which this process itself ran: after a pause of all of them none has been silent.
+        passed = 0.0 if self._looked is None else min(now - self._looked, 2 * EVERY)
+        self._looked = now
         found = {}
         for rank in range(self.world):
             if rank == self.rank:
@@ -184,8 +190,10 @@ class RankWatch:
                 continue
             seen = self._seen.get(rank)
             if seen is None or seen.sign != sign:
-                self._seen[rank] = seen = _Seen(sign, now)
-            what = self._what_is_wrong(seen, now)
+                self._seen[rank] = seen = _Seen(sign)
+            else:
+                seen.silent += passed
+            what = self._what_is_wrong(seen)
             if what:
                 found[rank] = what
         return found
@@ -197,13 +205,14 @@ class RankWatch:
             return None
         return sign if isinstance(sign, dict) and {"process", "host", "step"} <= set(sign) else None
 
-    def _what_is_wrong(self, seen: _Seen, now: float) -> str | None:
+    def _what_is_wrong(self, seen: _Seen) -> str | None:
         sign = seen.sign
         who = f"process {sign['process']} on {sign['host']}, last seen at step {sign['step']}"
-        if sign["host"] == self._host and not _alive(int(sign["process"])):
+        here = sign["host"] == self._host
+        if here and not _alive(int(sign["process"])):
             return f"has ended ({who})"
-        if now - seen.at > SILENT:
-            return f"gives no sign of life for {now - seen.at:.0f} s ({who})"
+        if seen.silent > (SILENT if here else SILENT_ELSEWHERE):
+            return f"gives no sign of life for {seen.silent:.0f} s ({who})"
         return None
 
     def _end(self, lost: dict[int, str]) -> None:

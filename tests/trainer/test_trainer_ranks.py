@@ -100,19 +100,49 @@ def test_a_process_of_this_machine_that_is_gone_is_lost_at_once(tmp_path):
     assert text == f"has ended (process {gone.pid} on {os.uname().nodename}, last seen at step 4)"
 
 
-def test_a_process_of_another_machine_is_lost_when_its_sign_does_not_change(tmp_path, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that the watch sees, in a list."""
     now = [100.0]
     monkeypatch.setattr(ranks.time, "monotonic", lambda: now[0])
+    return now
+
+
+def looks(seen: ranks.RankWatch, clock: list[float], seconds: float) -> dict[int, str]:
+    """What is known after looking every second for so long."""
+    found = {}
+    for _ in range(int(seconds)):
+        clock[0] += 1.0
+        found = seen.lost()
+    return found
+
+
+def test_a_process_of_another_machine_is_lost_when_its_sign_does_not_change(tmp_path, clock):
     seen = watch(tmp_path)
     leave(tmp_path, 1, host="elsewhere", process=1)
-    assert seen.lost() == {}
-    now[0] += ranks.SILENT - 1
+    assert looks(seen, clock, ranks.SILENT_ELSEWHERE) == {}
     leave(tmp_path, 1, host="elsewhere", process=1, beat=2)
-    assert seen.lost() == {}
-    now[0] += ranks.SILENT + 1
-    assert list(seen.lost()) == [1]
+    assert looks(seen, clock, ranks.SILENT_ELSEWHERE) == {}
+    assert list(looks(seen, clock, 2)) == [1]
     leave(tmp_path, 1, host="elsewhere", process=1, beat=3)
     assert seen.lost() == {}
+
+
+def test_a_process_of_this_machine_is_lost_sooner_and_with_the_launcher_within_thirty_seconds(tmp_path, clock):
+    seen = watch(tmp_path)
+    leave(tmp_path, 1)
+    assert looks(seen, clock, ranks.SILENT) == {}
+    assert list(looks(seen, clock, 2)) == [1]
+    assert ranks.SILENT + 2 * ranks.EVERY + 10 <= 30
+
+
+def test_nobody_is_silent_while_the_whole_machine_pauses(tmp_path, clock):
+    seen = watch(tmp_path)
+    leave(tmp_path, 1)
+    seen.lost()
+    for _ in range(3):
+        clock[0] += 600.0
+        assert seen.lost() == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"process": 1}', "null"])
