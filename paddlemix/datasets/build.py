@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a training run from its settings: train and eval sets, the collator, the order of an epoch."""
 
+import math
 from dataclasses import dataclass
 
 from paddlemix.datasets.collate import Collator
@@ -43,11 +44,13 @@ def build_datasets(
     template: ChatFormat | None = None,
     rank: int = 0,
     world: int = 1,
+    grouped_for: int = 0,
 ) -> Datasets:
     """The data of a run from its ``rows`` (default: they are read now), numbered as ``before`` when it goes on.
 
     ``config`` is the model's with the run's overrides (image mode, merge type) already applied. ``template`` is the
     layout of rows without one of their own (default: what settings or ``config`` name).
+    ``grouped_for``: for how many processes the order of grouped rows is made (0: ``world``).
     DataError names file and record; ConfigError the key.
     """
     encoder = make_encoder(settings, config, tokenizer, template)
@@ -62,7 +65,7 @@ def build_datasets(
     notes: tuple[str, ...] = ()
     if train is not None and settings.data.mixtoken:
         train, notes = _packed(train, settings.data.max_length)
-    order = None if train is None else order_of(settings.training, train, world)
+    order = None if train is None else order_of(settings.training, train, grouped_for or world)
     return Datasets(train, held_out, make_collator(settings, config), order, rows.notes + notes)
 
 
@@ -107,10 +110,11 @@ def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator |
     Without it they would be missing before the first image of a process and zeros after it, and AdamW treats the
     two differently; several processes must agree on the parameters of a step besides.
     """
+    sharing = max(settings.training.sep_parallel_degree, 1)  # each device takes as many places
     collator = Collator(
         tokens_per_tile=config.tokens_per_tile,
         tile_side=config.vision.image_size if config.vision else 1,
-        pad_to_multiple_of=settings.data.pad_to_multiple_of,
+        pad_to_multiple_of=math.lcm(settings.data.pad_to_multiple_of or 1, sharing),
         min_tiles=1 if config.vision else 0,
     )
     loss = settings.preference

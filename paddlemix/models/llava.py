@@ -14,15 +14,17 @@ from paddlemix.models.head_loss import loss_through_head
 from paddlemix.models.llm.build import build_decoder
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
-from paddlemix.models.loss import next_labels, next_token_loss, next_token_loss_of_parts
+from paddlemix.models.loss import loss_of_targets, next_labels, next_token_loss, next_token_loss_of_parts
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
+from paddlemix.models.sequence_loss import loss_of_part
 from paddlemix.models.token_log_probs import log_probs_through_head, plain_log_probs
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
 from paddlemix.ops.runtime import Place, Runtime, kind_of_device
+from paddlemix.ops.sequence import SequenceParallel
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.towers.base import Tower
@@ -52,6 +54,7 @@ class LlavaForCausalLM(nn.Layer):
                 self.llama.image_newline = self.llama.create_parameter([width])
         self.loss_portion = 0
         self.token_portion = HEAD_PORTION
+        self.sequence: SequenceParallel | None = None
         self.neftune_alpha = 0.0
         if not config.text.tie_word_embeddings:
             self.vocabulary = parallel.share(config.text.vocab_size)
@@ -131,9 +134,12 @@ class LlavaForCausalLM(nn.Layer):
         """
         features = None if pixels is None else self.encode_images(pixels)
         blend = None if blend_index is None else (blend_index, blend_weight)
-        embeds = self.embed(token_ids, source, features, blend)
-        mask = Mask(causal=True, key_starts=starts, segments=segments)
-        hidden = self.decode(embeds, positions, mask)
+        sequence = None if labels is None else self.sequence
+        mask = Mask(causal=True, key_starts=starts, segments=segments, sequence=sequence)
+        if sequence is not None:
+            moved = next_labels(labels, segments, starts)
+            return loss_of_part(self, token_ids, source, positions, moved, features, blend, mask)
+        hidden = self.decode(self.embed(token_ids, source, features, blend), positions, mask)
         if places is not None:
             return self._log_probs(paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), places), targets)
         if labels is None:
@@ -154,6 +160,13 @@ class LlavaForCausalLM(nn.Layer):
             return plain_log_probs(self.logits(rows), targets)
         weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
         return log_probs_through_head(rows, weight, targets, transposed=tied, portion=self.token_portion)
+    def mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss, a float32 scalar, of ``hidden`` [B, L, D] for int64 ``targets`` [B, L]."""
+        if self.loss_portion:
+            tied = self.config.text.tie_word_embeddings
+            weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
+            return loss_through_head(hidden, weight, targets, transposed=tied, portion=self.loss_portion)
+        return loss_of_targets(self.logits(hidden), targets)[0]
 
     def prepare_inference(self) -> "LlavaForCausalLM":
         """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""
@@ -194,6 +207,11 @@ class LlavaForCausalLM(nn.Layer):
         """As nn.Layer has it (shapes: the parameters'); fused projections become plain layers first."""
         self.llama.unfuse()
         return super().state_dict(*args, **kwargs)
+
+    def share_rows(self, sequence: SequenceParallel) -> None:
+        """Compute the loss of rows together with other devices, each some of their places. ConfigError: the heads."""
+        sequence.check_heads(self.config.text.num_attention_heads, self.config.text.num_key_value_heads)
+        self.sequence = sequence
 
     def enable_neftune(self, alpha: float) -> None:
         """Add noise to the embeddings of words in training mode, of at most ``alpha / sqrt(L D)``; 0: none."""

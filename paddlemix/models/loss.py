@@ -39,7 +39,11 @@ def next_token_loss(
     The kernel is given two axes and no negative label, which is what every form of the NPU plug-in's takes: one form
     refuses negative labels, another computes its gradient from the second axis. Ignored positions count 0 afterwards.
     """
-    targets = next_labels(labels, segments, starts)
+    return loss_of_targets(logits, next_labels(labels, segments, starts))
+
+
+def loss_of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for ``targets`` [B, L] that are moved already (``next_labels``)."""
     rows = logits.reshape([-1, logits.shape[-1]]).astype("float32")
     # A select and no clip: without an upper end, the plug-in's older clip of int64 wraps around in int32.
     known = paddle.where(targets != IGNORE_INDEX, targets, paddle.zeros_like(targets)).reshape([-1])

@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from paddlemix.settings.run.keys import SettingValue
-from paddlemix.settings.run.training import KNOWN, OWN_TRAINING_KEYS, TrainingSettings
+from paddlemix.settings.run.training import KNOWN, OWN_TRAINING_KEYS, TrainingGroup, TrainingSettings
 from paddlemix.utils import env
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
@@ -18,26 +18,49 @@ if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
 
     from paddlemix.ops.parallel import TensorParallel
+    from paddlemix.ops.sequence import SequenceParallel
 
 
 def check_processes(settings: TrainingSettings) -> None:
-    """ConfigError when the processes that were started cannot be divided as ``tensor_parallel_degree`` wants."""
-    degree, started = settings.training.tensor_parallel_degree, env.processes()
-    if degree > 1 and started % degree:
+    """ConfigError when the processes that were started cannot be divided as the settings want."""
+    started = env.processes()
+    for name in ("tensor_parallel_degree", "sep_parallel_degree"):
+        degree = getattr(settings.training, name)
+        if degree <= 1 or not started % degree:
+            continue
         were = "1 process was" if started == 1 else f"{started} processes were"
         raise ConfigError(
-            f'"tensor_parallel_degree" is {degree}, but {were} started; '
+            f'"{name}" is {degree}, but {were} started; '
             f"start a multiple of {degree}, for example with DEVICES={','.join(map(str, range(degree)))} sh "
             "paddlemix/tools/train.sh CONFIG.json (deploy/npu/launch.sh does it)"
         )
 
 
+def refuse_on_cpu(training: TrainingGroup) -> None:
+    """ConfigError for what needs more of the exchange between processes than a CPU has.
+
+    2026-11, paddle 3.0 and 3.3: "ProcessGroupGLOO does not support all_to_all"; fleet takes no CPU group for layers.
+    """
+    for name, what in (("tensor_parallel_degree", "tensor parallel"), ("sep_parallel_degree", "sequence parallel")):
+        degree = getattr(training, name)
+        if degree > 1:
+            raise ConfigError(
+                f'"{name}" is {degree}, but the device is cpu, where paddle does not train in {what}; take the key '
+                'away, or write "device": "npu" or "gpu"'
+            )
+
+
 def place_in_run(settings: TrainingSettings) -> tuple[int, int]:
     """(rank, world): number of this process, and how many processes read rows of their own; before paddle knows them.
 
-    Those that hold one model together (tensor parallel) read the same rows.
+    Those that hold one model together (tensor parallel) or share rows (sequence parallel) read the same rows.
     """
-    return env.rank(), max(1, env.processes() // max(1, settings.training.tensor_parallel_degree))
+    return env.rank(), max(1, env.processes() // readers_together(settings))
+
+
+def readers_together(settings: TrainingSettings) -> int:
+    """How many processes read the same rows."""
+    return max(1, settings.training.tensor_parallel_degree) * max(1, settings.training.sep_parallel_degree)
 
 
 def names_of_keys(settings: TrainingSettings) -> Options:
@@ -57,6 +80,21 @@ def names_of_keys(settings: TrainingSettings) -> Options:
 def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "TrainingArguments":
     """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
     from paddlenlp.trainer import TrainingArguments
+
+    sharing = max(1, settings.training.sep_parallel_degree)
+
+    class Arguments(TrainingArguments):
+        """With sequence parallel, which PaddleNLP takes for data parallel: ``sharing`` processes read the same rows."""
+
+        @property
+        def dataset_rank(self) -> int:
+            """Number of this process's rows."""
+            return super().dataset_rank // sharing
+
+        @property
+        def dataset_world_size(self) -> int:
+            """How many processes read rows of their own."""
+            return super().dataset_world_size // sharing
 
     theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
     values = {
@@ -80,7 +118,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "Trai
         minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
         ddp_find_unused_parameters=False,  # every planned parameter takes part in every batch
     )
-    return TrainingArguments(**{name: value for name, value in values.items() if value is not None})
+    return Arguments(**{name: value for name, value in values.items() if value is not None})
 
 
 def place_in_group(args: "TrainingArguments") -> "TensorParallel":
@@ -93,6 +131,20 @@ def place_in_group(args: "TrainingArguments") -> "TensorParallel":
 
     group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
     return TensorParallel(group.rank, group.nranks, group)
+
+
+def place_in_rows(settings: TrainingSettings) -> "SequenceParallel | None":
+    """This process's ``SequenceParallel``, None without; every process must call it, after the training arguments."""
+    size = settings.training.sep_parallel_degree
+    if size <= 1:
+        return None
+    import paddle
+
+    from paddlemix.ops.sequence import SequenceParallel
+
+    world, rank = paddle.distributed.get_world_size(), paddle.distributed.get_rank()
+    groups = [paddle.distributed.new_group(list(range(first, first + size))) for first in range(0, world, size)]
+    return SequenceParallel(rank % size, size, groups[rank // size])
 
 
 def _plain(value: SettingValue) -> JsonValue:

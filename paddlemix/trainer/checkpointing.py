@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.distributed.fleet.meta_optimizers import HybridParallelOptimizer
     from paddle.optimizer import AdamW, Optimizer
+    from paddlenlp.trainer import TrainingArguments
 
     AnyOptimizer: TypeAlias = Optimizer | HybridParallelOptimizer
 
@@ -54,6 +55,7 @@ class RunState:
     Batches, dropout and rates are functions of the seed and of ``global_step``, so no generator state is kept.
     ``data`` is a fingerprint of the training rows.
     ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
+    ``grouped_for``: for how many processes the order of grouped rows was made; 0: for ``world_size``.
     ``open_losses`` are the float32 sums of the losses since the last log line, one for each process: sums of their mean
     would be rounded otherwise. ``open_loss`` is that mean, ``logged_loss`` the sum up to the last line.
     ``measured`` are the sums of other measures since then (``preference.PreferenceTrainer``), for each process.
@@ -68,10 +70,16 @@ class RunState:
     logged_loss: float = 0.0
     last_logged_step: int = 0
     tokens: int = 0
+    grouped_for: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, list[float]] = field(default_factory=dict)
     measured: list[list[list[float]]] = field(default_factory=list)
+
+    def open_loss_of(self, args: "TrainingArguments") -> float:
+        """The sum with which a process goes on; where others have saved, their mean."""
+        own = self.open_losses if self.world_size == args.world_size else []
+        return own[args.process_index] if own else self.open_loss
 
 
 def checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -254,24 +262,36 @@ def _held(inner: "AdamW", parameters: dict[str, "Tensor"]) -> dict[str, "Tensor"
     return held
 
 
-def load_optimizer(path: Path, optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> None:
+def optimizer_files(folder: Path, own: str) -> list[Path]:
+    """The files of the state that a process reads: ``own``, or all where another number of processes wrote them.
+
+    CheckpointError: there is none.
+    """
+    found = [folder / own] if (folder / own).is_file() else sorted(folder.glob("optimizer*.safetensors"))
+    if not found:
+        raise CheckpointError(f"{folder / own}: missing; take an older checkpoint")
+    return found
+
+
+def load_optimizer(paths: list[Path], optimizer: "AnyOptimizer", parameters: dict[str, "Tensor"]) -> None:
     """Inverse of ``save_optimizer`` into a fresh optimizer. CheckpointError when a tensor is missing, left over or
-    of another shape."""
+    of another shape. Of several files a process takes the tensors that it needs; the rest is for other processes."""
     import paddle
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; take an older checkpoint")
+    path = paths[0]
     inner = plain_optimizer(optimizer)
-    stored = open_file(path)
-    names = set(stored.infos())
+    stored = {name: file for file in map(open_file, paths) for name in file.infos()}
+    names = set(stored)
     inner._create_accumulators(paddle.static.default_main_program().global_block(), _owned(optimizer, parameters))
     targets = _held(inner, parameters)
+    if len(_owned(optimizer, parameters)) < len(parameters):
+        names = {name for name in names if name in targets or name.partition("/")[2] not in parameters}
     wrong = sorted(names.symmetric_difference(targets))
     if wrong:
         side = "is not expected" if wrong[0] in names else "is missing"
         raise CheckpointError(f"{path}: {len(wrong)} tensors do not fit the run; {wrong[0]} {side}")
     for name, target in targets.items():
-        array = stored.read(name)
+        array = stored[name].read(name)
         if list(array.shape) != list(target.shape):
             raise CheckpointError(f"{path}: {name} has shape {array.shape}, the run needs {tuple(target.shape)}")
         target.set_value(array)

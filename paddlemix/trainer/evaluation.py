@@ -11,6 +11,7 @@ from paddle import Tensor
 from paddlenlp.trainer.trainer_utils import ShardingOption
 
 from paddlemix.datasets.preprocess import Rows
+from paddlemix.trainer.arguments import readers_together
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 
@@ -71,10 +72,11 @@ class Evaluation:
 
     @property
     def _may_break_off(self) -> bool:
-        """Whether a signal ends an evaluation: not if it decides on the best checkpoint, nor if layers are fetched
-        together (stage3)."""
+        """Whether a signal ends an evaluation: not if it decides on the best checkpoint, nor if processes compute each
+        batch together (stage3, tensor and sequence parallel): the signal reaches one of them a batch earlier."""
         decides = self.settings.training.load_best_model_at_end
-        return self.stop_signal is not None and not decides and ShardingOption.FULL_SHARD not in self.args.sharding
+        together = ShardingOption.FULL_SHARD in self.args.sharding or readers_together(self.settings) > 1
+        return self.stop_signal is not None and not decides and not together
 
     def _eval_batches(
         self, dataset: Rows, plan: list[list[int]], note: Callable[[PaddleMixError], None]
@@ -102,8 +104,8 @@ class Evaluation:
         every = self.gathered(values.tolist())
         width = max(2, *map(len, every))  # a process without a batch has nothing to add
         total = np.sum([one if len(one) == width else [0.0] * width for one in every], axis=0)
-        # In tensor parallel every process of a group has counted the same rows.
-        return total / max(self.args.tensor_parallel_degree, 1)
+        # In tensor and sequence parallel every process of a group has counted the same rows.
+        return total / readers_together(self.settings)
 
     def _note_best(self, metrics: dict[str, float], folder: Path) -> None:
         """A checkpoint is the best one when its evaluation is; evaluations without a checkpoint do not count."""

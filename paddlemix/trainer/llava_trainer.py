@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.amp import GradScaler
 from paddle.distributed.fleet.meta_parallel import TensorParallel
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
@@ -24,7 +22,7 @@ from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.ops import compat
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
-from paddlemix.trainer import checkpointing, divided, resuming
+from paddlemix.trainer import checkpointing, divided, resuming, scaling
 from paddlemix.trainer.batches import (
     Batch,
     Collate,
@@ -106,6 +104,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             callbacks=[SeedEachStep(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
+        self._grouped_for = args.dataset_world_size
         self.batches = None
         if train_dataset is not None and order is not None:
             self.batches = TrainBatches(
@@ -168,12 +167,12 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             if not isinstance(error, MemoryError) and "ResourceExhausted" not in str(error):
                 raise
             raise self.out_of_memory(inputs) from error
+        sequence = self.model.sequence
+        if sequence is not None:  # so far it is what the places of this process add
+            loss = sequence.mean(loss)
         if self._carried is not None and self._carried.open_loss:
             # The straight run would have this sum in its accumulator already; float32, in the same order.
-            own = (self._carried.open_losses or [self._carried.open_loss] * self.args.world_size)[
-                self.args.process_index
-            ]
-            loss = paddle.to_tensor(own, dtype="float32") + loss
+            loss = paddle.to_tensor(self._carried.open_loss_of(self.args), dtype="float32") + loss
         self._carried = None
         return loss
 
@@ -303,7 +302,8 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             logged_loss=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
             tokens=self._tokens_done,
-            scaler=_scaler_numbers(self.scaler) if self.do_grad_scaling else {},
+            grouped_for=self._grouped_for,
+            scaler=scaling.numbers(self.scaler) if self.do_grad_scaling else {},
             settings=settings_to_json(self.settings),
             frozen=self._frozen,
         )
@@ -355,7 +355,8 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         resuming.require_same_run(state, self.settings, self.args.world_size, self.train_dataset, folder)
         require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
         self._carried, self.saved_step = state, state.global_step
-        self.tokens = self._tokens_last_logged = state.tokens
+        self._grouped_for = state.grouped_for or state.world_size // resuming.readers_together(self.settings)
+        self.tokens = self._tokens_last_logged = state.tokens * state.world_size // self.args.world_size
         if not self.args.ignore_data_skip:
             self.batches.resume(state.global_step * self.args.gradient_accumulation_steps)
 
@@ -366,11 +367,11 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        path = Path(checkpoint) / self._optimizer_file()
-        checkpointing.load_optimizer(path, self.optimizer, self.plan.trainable(self.model))
+        paths = checkpointing.optimizer_files(Path(checkpoint), self._optimizer_file())
+        checkpointing.load_optimizer(paths, self.optimizer, self.plan.trainable(self.model))
         self.lr_scheduler.step(self._carried.schedule_step)
         if self.do_grad_scaling and self._carried.scaler:
-            _restore_scaler(self.scaler, self._carried.scaler)
+            scaling.restore(self.scaler, self._carried.scaler)
 
     def _print_timer(self) -> None:
         # The parent's also asks paddle for timers of pipelines, and learns from an assertion that there are none:
@@ -388,12 +389,3 @@ def _memory() -> dict[str, float]:
     """Largest memory of the device so far in GiB; nothing on a CPU."""
     device = paddle.get_device()
     return {} if device == "cpu" else {"max_memory_allocated": compat.peak_memory(device) / 2**30}
-
-
-def _scaler_numbers(scaler: GradScaler) -> dict[str, Any]:
-    return {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
-
-
-def _restore_scaler(scaler: GradScaler, numbers: dict[str, Any]) -> None:
-    like = scaler.state_dict()
-    scaler.load_state_dict({name: np.asarray(value, np.asarray(like[name]).dtype) for name, value in numbers.items()})

@@ -19,7 +19,7 @@ from paddlemix.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
 from paddlemix.trainer.adapter_keys import require_same_method
-from paddlemix.trainer.arguments import place_in_run
+from paddlemix.trainer.arguments import place_in_run, readers_together
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
@@ -121,6 +121,7 @@ def prepare(settings: TrainingSettings, resume: Path | None = None, opened: Open
         template=opened.template(settings),
         rank=rank,
         world=world,
+        grouped_for=0 if state is None else state.grouped_for or state.world_size // readers_together(settings),
     )
     layouts = data.train.layouts if data.train is not None else []
     template, chat_template = conversation.asked_with(layouts, *told)

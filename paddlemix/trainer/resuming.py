@@ -12,7 +12,8 @@ from paddlemix.datasets.preprocess import Rows
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import KNOWN, TrainingSettings
-from paddlemix.trainer.batches import fingerprint, total_steps
+from paddlemix.trainer.arguments import readers_together
+from paddlemix.trainer.batches import fingerprint, step_counts, total_steps
 from paddlemix.trainer.checkpointing import RunState
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
@@ -32,6 +33,8 @@ MAY_CHANGE = frozenset((
 ))  # fmt: skip
 """Keys that may differ between the first part of a run and its continuation: they change no number of the training, or
 they say how a run goes on after a row that cannot be used."""
+
+ACCUMULATION = "gradient_accumulation_steps"
 
 LENGTH = ("max_steps", "num_train_epochs")
 """Keys that may grow: the learning rate then follows the curve of the longer run."""
@@ -70,20 +73,74 @@ def require_same_run(
     Returns lines about what has changed and does no harm. ``rows`` is the training data set.
     """
     found = changes(state, settings)
+    other = None
+    if state.world_size != world_size:
+        other = OtherProcesses(state, settings, world_size, len(rows))
+        if other.why_not() is None:
+            found = [change for change in found if change[0] != ACCUMULATION]
     longer = [change for change in found if change[0] in LENGTH]
     wrong: list[Change] = []
     if longer and not _is_longer(state, settings, len(rows), world_size):
         wrong, longer = longer, wrong
     wrong += [change for change in found if change[0] not in MAY_CHANGE and change[0] not in LENGTH]
-    wrong += [("number of processes", state.world_size, world_size)] if state.world_size != world_size else []
+    why_not = other and other.why_not()
+    wrong += [("number of processes", state.world_size, world_size)] if why_not else []
     data = fingerprint(rows)
     wrong += [("the training data (fingerprint)", state.data[:12], data[:12])] if state.data != data else []
     if wrong:
+        back = why_not or "Set the old values again"
         raise ConfigError(
-            f"{folder}: the run cannot go on with other settings ({_told(wrong)}). Set the old values again, or start "
+            f"{folder}: the run cannot go on with other settings ({_told(wrong)}). {back}, or start "
             f"a new run in another output_dir with {_beginning(state, folder)}"
         )
-    return list(_lines(folder, found, longer, settings, rows))
+    return [*([other.note] if other else []), *_lines(folder, found, longer, settings, rows)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherProcesses:
+    """A run over ``rows`` rows that goes on with another number of processes than it was saved by.
+
+    It may where every process holds whole tensors of the optimizer (data parallel, stage1, stage2), and where a step
+    has the micro-batches that it had: then each step is a mean over the same numbers, summed in another order.
+    """
+
+    state: RunState
+    settings: TrainingSettings
+    world_size: int
+    rows: int
+
+    def why_not(self) -> str | None:
+        """What to do in place of it, as the begin of a sentence; None when the run may go on."""
+        training = self.settings.training
+        if training.tensor_parallel_degree > 1 or "stage3" in training.sharding:
+            return f"Start {self.state.world_size} processes: each has saved slices of the optimizer's tensors"
+        together = readers_together(self.settings)
+        now, before = self.world_size // together, self.state.world_size // together
+        was = self._steps(before, int(self.state.settings.get(ACCUMULATION, KNOWN[ACCUMULATION].default)))
+        if self._steps(now, training.gradient_accumulation_steps) == was:
+            return None
+        unit = was[1]
+        divisors = [count for count in range(1, unit + 1) if unit % count == 0]
+        fitting = [count for count in divisors if self._steps(count, unit // count) == was]
+        if now in fitting:
+            return f'Write "{ACCUMULATION}": {unit // now}, which keeps the rows of a step together'
+        choice = " or ".join(f'{count * together} with "{ACCUMULATION}": {unit // count}' for count in fitting)
+        return f"The {unit} micro-batches of a step do not divide among the {self.world_size} processes: start {choice}"
+
+    @property
+    def note(self) -> str:
+        """What a person should know when the run goes on."""
+        return (
+            f"processes: {self.world_size} go on with what {self.state.world_size} have saved; each step has the same "
+            "rows, and its numbers differ by their order of summation (and by the noise of dropout)"
+        )
+
+    def _steps(self, world: int, accumulate: int) -> tuple[int, int]:
+        """(micro-batches of an epoch, of a step), all together; ``world``: how many read rows of their own."""
+        training = self.settings.training
+        shape = dict(world=world, accumulate=accumulate, drop_last=training.dataloader_drop_last)
+        batches, step = step_counts(self.rows, training.per_device_train_batch_size, **shape)
+        return world * batches, world * step
 
 
 def _beginning(state: RunState, folder: Path) -> str:
@@ -97,7 +154,7 @@ def _beginning(state: RunState, folder: Path) -> str:
 
 def _is_longer(state: RunState, settings: TrainingSettings, rows: int, world_size: int) -> bool:
     training = settings.training
-    world = max(1, world_size // max(1, training.tensor_parallel_degree))
+    world = max(1, world_size // readers_together(settings))
     values = {name: state.settings.get(name, KNOWN[name].default) for name in LENGTH}
     return total_steps(training, rows, world) >= total_steps(dataclasses.replace(training, **values), rows, world)
 

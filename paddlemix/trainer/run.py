@@ -19,6 +19,8 @@ from paddlemix.trainer.arguments import (
     check_processes,
     names_of_keys,
     place_in_group,
+    place_in_rows,
+    refuse_on_cpu,
     training_arguments,
 )
 from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
@@ -213,11 +215,8 @@ class TrainingRun:
         training = self.settings.training
         wanted = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
         chosen = devices.choose(training.device, wanted)
-        if chosen.kind == "cpu" and training.tensor_parallel_degree > 1:
-            raise ConfigError(
-                f'"tensor_parallel_degree" is {training.tensor_parallel_degree}, but the device is cpu, where paddle '
-                'does not train in tensor parallel; take the key away, or write "device": "npu" or "gpu"'
-            )
+        if chosen.kind == "cpu":
+            refuse_on_cpu(training)
         if chosen.kind == "cpu":
             devices.tune_cpu()
         import paddle
@@ -250,6 +249,9 @@ class TrainingRun:
             names = ", ".join(sorted(self.loaded.report.initialised))
             self._say(f"drawn anew: {names}")
         self.model = self.loaded.model
+        sequence = place_in_rows(self.settings)
+        if sequence is not None:
+            self.model.share_rows(sequence)
         self.config = grow_vocabulary(self.model, prepared.rows).with_changes(template=prepared.config.template)
 
     def _prepare_training(self) -> None:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the stand-in device with g++ alone, once for each state of its sources, and runs workers on it."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +96,44 @@ def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
     return {**json.loads(lines[-1][7:]), "log": ran.stdout + ran.stderr}
 
 
-def launch(library: Path, folder: Path, script: str, devices: int = 2, **more: str) -> dict[str, Any]:
-    """Run a script of this folder on so many devices by paddle's launcher; gives back what it wrote to told.json."""
+def launch(
+    library: Path, folder: Path, script: str, devices: int = 2, seconds: float = 300, **more: str
+) -> dict[str, Any]:
+    """Run a script of this folder on so many devices by paddle's launcher; gives back what it wrote to told.json.
+
+    After so many seconds the launcher and its processes are killed.
+    """
     path, logs = REPOSITORY / "tests" / "npu_standin" / script, folder / "logs"
     launcher = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch"]
     numbers = ",".join(map(str, range(devices)))
     changes = {"PADDLEMIX_NPU_ATTENTION_FLOAT32": "1", "NPU_STANDIN_FLOAT32": "1", "NPU_STANDIN_DEVICES": str(devices)}
-    done = subprocess.run(
+    with subprocess.Popen(
         [*launcher, "--npus", numbers, "--log_dir", str(logs), str(path), str(folder), "npu"],
         env=environment(library, **{**changes, **more}),
         cwd=REPOSITORY,
-        capture_output=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-        timeout=300,
-    )
+        start_new_session=True,
+    ) as running:
+        ended = threading.Timer(seconds, _end_all, [running.pid])
+        ended.start()
+        errors = running.communicate()[1]
+        ended.cancel()
     told = "\n".join(path.read_text()[-3000:] for path in sorted(logs.glob("workerlog.*")))
-    assert done.returncode == 0, f"{told}\nthe launcher ended with {done.returncode}: {done.stderr[-1500:]}"
+    assert running.returncode == 0, f"{told}\nthe launcher ended with {running.returncode}: {errors[-1500:]}"
     return json.loads((folder / "told.json").read_text(encoding="utf-8"))
+
+
+def _end_all(launcher: int) -> None:
+    """Kill a launcher and what it has started, each of which has a session of its own."""
+    for process in [*map(int, _children(launcher)), launcher]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _children(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []

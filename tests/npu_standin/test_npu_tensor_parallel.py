@@ -89,10 +89,12 @@ def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "tensor-parallel", make)
 
 
-def launch(standin: Path, root: Path, cases: dict[str, list[str]], devices: int, **environment: str) -> None:
-    """Run every case on so many stand-in devices."""
+def launch(
+    standin: Path, root: Path, cases: dict[str, list[str]], devices: int, seconds: float = 300, **environment: str
+) -> None:
+    """Run every case on so many stand-in devices; all of them are ended after so many seconds."""
     (root / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    build.launch(standin, root, "tensor_worker.py", devices, **environment)
+    build.launch(standin, root, "tensor_worker.py", devices, seconds, **environment)
 
 
 def logged(folder: Path, key: str) -> list[float]:

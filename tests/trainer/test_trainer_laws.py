@@ -323,7 +323,7 @@ def test_optimizer_states_that_do_not_fit_are_refused(tmp_path):
     some = dict(list(trainer.plan.trainable(trainer.model).items())[:-1])
     path = tmp_path / "checkpoint-12" / "optimizer.safetensors"
     with pytest.raises(CheckpointError, match="do not fit the run; .*lm_head.weight is not expected"):
-        checkpointing.load_optimizer(path, trainer.optimizer, some)
+        checkpointing.load_optimizer([path], trainer.optimizer, some)
 
 
 def test_head_and_loss_by_portions_train_as_the_whole(tmp_path, monkeypatch):

@@ -114,11 +114,55 @@ def told(tmp_path, before, now, rows=12):
     return require_same_run(state(run), settings(tmp_path, **now), 1, Rows(rows), tmp_path / "checkpoint-3")
 
 
-@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
-def test_another_number_of_processes_is_refused_with_both_numbers(tmp_path, before, now):
-    saved = dataclasses.replace(state(settings(tmp_path)), world_size=before)
-    with pytest.raises(ConfigError, match=f"number of processes was {before}, is {now}"):
-        require_same_run(saved, settings(tmp_path), now, Rows(12), tmp_path / "checkpoint-3")
+def with_processes(tmp_path, before, now, accumulate=(1, 1), rows=12, **keys):
+    """What is said when ``now`` processes go on with what ``before`` have saved."""
+    first, second = (settings(tmp_path, gradient_accumulation_steps=count, **keys) for count in accumulate)
+    saved = dataclasses.replace(state(first), world_size=before)
+    return require_same_run(saved, second, now, Rows(rows), tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize("sharding", ["", "stage1", "stage2"])
+@pytest.mark.parametrize(("before", "now", "accumulate"), [(2, 1, (1, 2)), (1, 2, (4, 2)), (2, 3, (3, 2))])
+def test_another_number_of_processes_goes_on_where_a_step_keeps_its_rows(tmp_path, sharding, before, now, accumulate):
+    (line,) = with_processes(tmp_path, before, now, accumulate, sharding=sharding)
+    assert line.startswith(f"processes: {now} go on with what {before} have saved; each step has the same rows")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "accumulate", "remedy"),
+    [
+        (2, 1, (1, 1), 'Write "gradient_accumulation_steps": 2, which keeps the rows of a step together'),
+        (1, 2, (4, 4), 'Write "gradient_accumulation_steps": 2, which'),
+        (
+            2,
+            3,
+            (1, 1),
+            "The 2 micro-batches of a step do not divide among the 3 processes: start 1 with "
+            '"gradient_accumulation_steps": 2 or 2 with "gradient_accumulation_steps": 1, or start a new run',
+        ),
+    ],
+)
+def test_other_rows_in_a_step_are_refused_with_what_keeps_them(tmp_path, before, now, accumulate, remedy):
+    with pytest.raises(ConfigError, match=rf"\(.*number of processes was {before}, is {now}\)") as caught:
+        with_processes(tmp_path, before, now, accumulate)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{"sharding": "stage3"}, {"tensor_parallel_degree": 2}])
+def test_states_in_slices_want_as_many_processes_as_have_saved_them(tmp_path, keys):
+    with pytest.raises(ConfigError, match="number of processes was 4, is 2.*Start 4 processes: .*, or start a new run"):
+        with_processes(tmp_path, 4, 2, (1, 2), **keys)
+
+
+def test_processes_that_share_rows_are_counted_by_their_rows(tmp_path):
+    assert len(with_processes(tmp_path, 4, 2, (1, 2), sep_parallel_degree=2)) == 1
+    with pytest.raises(ConfigError, match='start 2 with "gradient_accumulation_steps": 2 or 4 with "grad'):
+        with_processes(tmp_path, 4, 6, (1, 1), sep_parallel_degree=2)
+
+
+def test_an_epoch_that_would_be_filled_up_otherwise_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="number of processes was 2, is 1"):  # 3 batches: 4 in steps of 4, or 3
+        with_processes(tmp_path, 2, 1, (4, 8), rows=6)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ class LlamaModel(nn.Layer):
                 "the offset of the cache"
             )
         window = self.config.sliding_window
-        end = filled + embeds.shape[1] if isinstance(filled, int) else cache.capacity
+        devices = 1 if mask.sequence is None else mask.sequence.size
+        end = filled + embeds.shape[1] * devices if isinstance(filled, int) else cache.capacity
         if window is not None and end > window:
             raise ConfigError(
                 f"sequence of {end} places: this model sees only the last {window} (sliding_window), which is not "

@@ -14,6 +14,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.ops.dtypes import dtype_name
+from paddlemix.ops.sequence import SequenceParallel
 from paddlemix.utils.errors import BackendError
 
 MASKED = -1.0e30
@@ -28,7 +29,8 @@ class Mask:
     j >= start (left padding). ``segments`` [B, offset + Lq]: only keys of the same number (packing). All int64.
     ``offset`` is what is cached: a whole number if all rows have as many places, else an int64 tensor [B] (or [], a
     number that is not known while a graph is traced). A query that would see no key at all (padding) sees the key at
-    its own place, so it stays finite.
+    its own place, so it stays finite. ``sequence``: q, k and v of a call hold this device's places only, while the mask
+    speaks of all (sequence parallel).
 
     A step of two rows with 3 and 1 cached places, whose new key each stands behind them in a cache of 5 places:
 
@@ -51,6 +53,7 @@ class Mask:
     key_starts: Tensor | None = None
     offset: int | Tensor = 0
     segments: Tensor | None = None
+    sequence: SequenceParallel | None = None
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one call of attention: picks the backend that serves it, and reports once why it passed over the others."""
 
+from dataclasses import replace
+
 import paddle
 from paddle import Tensor, is_grad_enabled
 
@@ -36,6 +38,11 @@ def attend(
     The answer is ``[B, Lq, H, D]`` in the dtype of all three (float32, float16 or bfloat16). BackendError says why a
     forced backend cannot serve.
     """
+    if mask.sequence is not None:
+        whole = mask.keep("whole", lambda: replace(mask, sequence=None, _kept={}))
+        return mask.sequence.over_heads(
+            lambda *heads: attend(*heads, whole, scale=scale, runtime=runtime, dropout=dropout), q, k, v
+        )
     key = ("backend", *q.shape, *k.shape, *v.shape, q.dtype, dropout, kv_heads_first, is_grad_enabled(), runtime)
     # Chosen once for all layers of a step: they ask for the same thing, and a decode step feels each microsecond.
     kernel = mask.keep(key, lambda: ATTENTION.choose(runtime, make_request(q, k, v, mask, dropout, kv_heads_first)))

@@ -54,7 +54,7 @@ def reporters(value: tuple[str, ...]) -> str | None:
 
 
 def not_zero(value: int) -> str | None:
-    """``tensor_parallel_degree``."""
+    """``tensor_parallel_degree``, ``sep_parallel_degree``."""
     return "expected -1, or a number of devices" if value == 0 else None
 
 

@@ -97,6 +97,16 @@ CONFLICTS: tuple[Rule, ...] = (
         "tensor parallel goes with stage1 and stage2",
     ),
     (
+        ("sep_parallel_degree", "tensor_parallel_degree"),
+        lambda s: s.training.sep_parallel_degree > 1 and s.training.tensor_parallel_degree > 1,
+        "devices share the places of rows, or the layers of the model: choose one",
+    ),
+    (
+        ("sep_parallel_degree", "neftune"),
+        lambda s: s.training.sep_parallel_degree > 1 and s.model.neftune,
+        "the noise is drawn for whole rows",
+    ),
+    (
         ("use_fused_head_and_loss_fn", "tensor_parallel_degree"),
         lambda s: s.training.use_fused_head_and_loss_fn and s.training.tensor_parallel_degree > 1,
         "in tensor parallel the logits are divided already",

@@ -17,7 +17,7 @@ from paddlemix.settings.run.preference import PreferenceGroup
 _NO_AISTUDIO = "models are read from local folders; nothing is sent to AI Studio"
 _FLAT_GRADIENTS = "in one buffer one rule holds for all: weight decay would reach the norms, mm_projector_lr be lost"
 _NO_EFFECT = "it has no effect on LLaVA models, in PaddleMIX neither"
-_NO_PARALLEL = "only tensor_parallel_degree and sharding divide a model"
+_NO_PARALLEL = "only tensor_parallel_degree, sep_parallel_degree and sharding divide a model or its rows"
 _NO_EXPERTS = "the model has no experts"
 _OWN_CHECKPOINTS = "checkpoints are written and read by paddlemix (complete or absent, with checksums)"
 _EVALUATION = "evaluation computes in the precision of the training"
@@ -266,7 +266,8 @@ class TrainingGroup:
     tensor_parallel_degree: int = key(-1, "Devices that hold one model together, in slices; -1 or 1: none.",
                                       low=-1, check=checks.not_zero)  # fmt: skip
     pipeline_parallel_degree: int = key(-1, "Pipeline parallel.", fixed=_NO_PARALLEL, also=(1,))
-    sep_parallel_degree: int = key(-1, "Sequence parallel.", fixed=_NO_PARALLEL, also=(1,))
+    sep_parallel_degree: int = key(-1, "Devices that share the places of long rows; -1 or 1: none.",
+                                   low=-1, check=checks.not_zero)  # fmt: skip
     context_parallel_degree: int = key(-1, "Context parallel.", fixed=_NO_PARALLEL, also=(1,))
     split_inputs_sequence_dim: bool = key(True, "Sequence parallel.", fixed=_NO_PARALLEL)
     sequence_parallel: bool = key(False, "Sequence parallel.", fixed=_NO_PARALLEL)
@@ -352,7 +353,7 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
-    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run",
+    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run", "sep_parallel_degree",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 
