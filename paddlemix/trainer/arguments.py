@@ -115,6 +115,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "Trai
         fp16=training.fp16 and not on_cpu,
         amp_master_grad=training.amp_master_grad and not on_cpu,
         metrics_output_path=None,
+        sep_parallel_degree=None,  # the model's own; to PaddleNLP these processes are data parallel
         minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
         ddp_find_unused_parameters=False,  # every planned parameter takes part in every batch
     )

@@ -353,7 +353,7 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
-    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run", "sep_parallel_degree",
+    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 
