@@ -160,6 +160,7 @@ class LlavaForCausalLM(nn.Layer):
             return plain_log_probs(self.logits(rows), targets)
         weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
         return log_probs_through_head(rows, weight, targets, transposed=tied, portion=self.token_portion)
+
     def mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Mean loss, a float32 scalar, of ``hidden`` [B, L, D] for int64 ``targets`` [B, L]."""
         if self.loss_portion:

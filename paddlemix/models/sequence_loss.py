@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of rows whose places several devices share (sequence parallel, ``ops.sequence``)."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import paddle
 from paddle import Tensor
 
-from paddlemix.models.loss import loss_of_targets
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.utils.constants import IGNORE_INDEX
 
-if TYPE_CHECKING:
-    from paddlemix.models.llava import LlavaForCausalLM
+
+class Model(Protocol):
+    """The steps of a model that the loss takes one by one (``LlavaForCausalLM``)."""
+
+    def embed(
+        self, token_ids: Tensor, source: Tensor, features: Tensor | None, blend: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """int64 [B, L] twice and [N, P, D] to [B, L, D]."""
+
+    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask) -> Tensor:
+        """[B, L, D] and int64 [B, L] to [B, L, D]."""
+
+    def mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """[B, L, D] and int64 [B, L] to a float32 scalar."""
 
 
 def loss_of_part(
-    model: "LlavaForCausalLM",
+    model: Model,
     token_ids: Tensor,
     source: Tensor,
     positions: Tensor,
@@ -26,8 +37,8 @@ def loss_of_part(
 ) -> Tensor:
     """What this device's places add to the mean loss of the rows, times the number of devices: a float32 scalar.
 
-    int64 ``token_ids``, ``source``, ``positions`` and ``targets`` [B, L] are whole rows, ``features`` [N, P, D] of their
-    images. The mean of it over the devices is the loss, and that of its gradients the gradient, as data parallel takes it.
+    int64 ``token_ids``, ``source``, ``positions`` and ``targets`` [B, L] are whole rows, ``features`` [N, P, D] of
+    their images. Its mean over the devices is the loss, and that of its gradients the gradient, as data parallel has it.
     """
     sequence = mask.sequence
     embeds = model.embed(sequence.own(token_ids), sequence.own_source(source), features, blend)

@@ -187,6 +187,11 @@ CONFLICTS: tuple[Rule, ...] = (
         'preference tuning does not divide a model; write "sharding": "stage2"',
     ),
     (
+        ("loss_type", "sep_parallel_degree"),
+        lambda s: s.preference.loss_type is not None and s.training.sep_parallel_degree > 1,
+        'preference tuning does not divide rows; write "sharding": "stage2"',
+    ),
+    (
         ("loss_type", "per_device_train_batch_size"),
         lambda s: (
             s.preference.loss_type == "kto" and s.training.do_train and s.training.per_device_train_batch_size < 2
