@@ -38,7 +38,7 @@ def loss_of_part(
     """What this device's places add to the mean loss of the rows, times the number of devices: a float32 scalar.
 
     int64 ``token_ids``, ``source``, ``positions`` and ``targets`` [B, L] are whole rows, ``features`` [N, P, D] of
-    their images. Its mean over the devices is the loss, and that of its gradients the gradient, as data parallel has it.
+    their images. Its mean over the devices is the loss, that of its gradients the gradient, as data parallel has it.
     """
     sequence = mask.sequence
     embeds = model.embed(sequence.own(token_ids), sequence.own_source(source), features, blend)
