@@ -4,9 +4,12 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset
-from paddlemix.datasets.packing import PackedDataset, pack
+from paddlemix.datasets.mixture import MixedDataset
+from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preference import PreferenceCollator, PreferenceDataset, PreferenceEncoder
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.reading import RowsRead, picture_rules, read_rows
@@ -26,7 +29,7 @@ from paddlemix.utils.errors import DataError
 class Datasets:
     """``train`` and ``eval`` (None when not asked for), the ``collator`` of both, the ``order`` of an epoch."""
 
-    train: ChatDataset | ResumedDataset | PackedDataset | None
+    train: ChatDataset | ResumedDataset | MixedDataset | PackedDataset | None
     eval: ChatDataset | None
     collator: Collator | PreferenceCollator
     order: EpochOrder | None
@@ -54,7 +57,7 @@ def build_datasets(
     DataError names file and record; ConfigError the key.
     """
     encoder = make_encoder(settings, config, tokenizer, template)
-    rows = rows or read_rows(settings, rank=rank, world=world)
+    rows = rows or read_rows(settings, check=encoder.check, rank=rank, world=world)
     kind = ChatDataset if settings.preference.loss_type is None else PreferenceDataset
     train, held_out = (part and kind(part.samples, encoder, part.bad, part.faults)
                        for part in (rows.train, rows.eval))  # fmt: skip
@@ -64,26 +67,28 @@ def build_datasets(
         train = continued(train, before)
     notes: tuple[str, ...] = ()
     if train is not None and settings.data.mixtoken:
-        train, notes = _packed(train, settings.data.max_length)
+        train, notes = _packed(train, settings)
     order = None if train is None else order_of(settings.training, train, grouped_for or world)
     return Datasets(train, held_out, make_collator(settings, config), order, rows.notes + notes)
 
 
-def _packed(train: ChatDataset | ResumedDataset, max_length: int) -> tuple[PackedDataset, tuple[str, ...]]:
-    """``train`` in groups of at most ``max_length`` positions, and what a person should know of it.
+def _packed(
+    train: ChatDataset | ResumedDataset | MixedDataset, settings: TrainingSettings
+) -> tuple[PackedDataset, tuple[str, ...]]:
+    """``train`` in packs of at most ``max_length`` positions, and what a person should know of it.
 
-    The groups of a run that goes on are those of its first part, so that the batches that follow stay what they were.
+    The packs of a run that goes on are those of its first part, so that the batches that follow stay what they were.
     """
-    groups = pack(train.lengths.tolist(), max_length)
-    if not isinstance(train, ResumedDataset):
-        return PackedDataset(train, groups), ()
-    without = train.outgrown(groups, max_length)
-    few = "; ".join(train.where(index) for index in sorted(without)[:3])
+    packed = PackedDataset(train, settings.data.max_length, settings.training.seed)
+    grown = packed.rows.grown if isinstance(packed.rows, ResumedDataset) else ()
+    if not len(grown):
+        return packed, ()
+    few = "; ".join(packed.rows.where(int(index)) for index in grown[:3])
     note = (
-        f"{len(without)} rows are longer than in the first part of the run, and there is no room for them where they "
-        f"were packed: this run leaves them out ({few}{', ...' if len(without) > 3 else ''})"
+        f"{len(grown)} rows are longer than in the first part of the run: an epoch leaves out those that there is no "
+        f"room for where they are packed ({few}{', ...' if len(grown) > 3 else ''})"
     )
-    return PackedDataset(train, groups, without), (note,) if without else ()
+    return packed, (note,)
 
 
 def make_encoder(
@@ -126,15 +131,43 @@ def make_collator(settings: TrainingSettings, config: LlavaConfig) -> Collator |
     )
 
 
-def order_of(training: TrainingGroup, rows: ChatDataset | PackedDataset, world: int = 1) -> EpochOrder:
-    """The order of the training rows for every grouping key: chance alone, or rows of like length in a batch."""
-    if not (training.group_by_length or training.group_by_modality_length):
-        return shuffled(len(rows), training.seed)
+def order_of(
+    training: TrainingGroup, rows: ChatDataset | ResumedDataset | MixedDataset | PackedDataset, world: int = 1
+) -> EpochOrder:
+    """The order of the training rows for every key that decides it: a permutation of the rows of an epoch, in which
+    rows of like length, and of like modality, meet in a batch if that is asked for.
+
+    Of a mixture an epoch draws its rows, and packs are made anew: both say which rows an epoch has (``numbers``).
+    """
+    epochs = rows if isinstance(rows, MixedDataset | PackedDataset) else None
     by_modality = training.group_by_modality_length
-    return LengthGroupedSampler(
-        (rows.modality_lengths if by_modality else rows.lengths).tolist(),
-        batch_size=training.per_device_train_batch_size,
-        world=world,
-        seed=training.seed,
-        by_modality=by_modality,
-    )
+    grouped = by_modality or training.group_by_length
+    if epochs is None and not grouped:
+        return shuffled(len(rows), training.seed)
+    if grouped:
+        _lengths_of(rows, None, signed=by_modality)  # now: what rows cost is found out before the run begins
+
+    def order(epoch: int) -> list[int]:
+        numbers = epochs.numbers(epoch) if epochs else None
+        if not grouped:
+            chosen = shuffled(len(numbers), training.seed)(epoch)
+        else:
+            chosen = LengthGroupedSampler(
+                _lengths_of(rows, numbers, signed=by_modality).tolist(),
+                batch_size=training.per_device_train_batch_size,
+                world=world,
+                seed=training.seed,
+                by_modality=by_modality,
+            )(epoch)
+        return list(chosen) if numbers is None else numbers[chosen].tolist()
+
+    return order
+
+
+def _lengths_of(
+    rows: ChatDataset | ResumedDataset | MixedDataset | PackedDataset, numbers: np.ndarray | None, *, signed: bool
+) -> np.ndarray:
+    """Lengths (int64) of all rows, or of the rows ``numbers`` of an epoch; ``signed`` as ``modality_lengths``."""
+    if numbers is None:
+        return rows.modality_lengths if signed else rows.lengths
+    return rows.modality_lengths_of(numbers) if signed else rows.lengths_of(numbers)

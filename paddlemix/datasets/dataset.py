@@ -5,10 +5,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from hashlib import blake2b
 
 import numpy as np
 
+from paddlemix.datasets.lazy import LazyRows, digest
 from paddlemix.datasets.preprocess import Encoded, SampleEncoder
 from paddlemix.datasets.sample import BadSamples, Sample
 from paddlemix.text.messages import ChatFormat
@@ -18,9 +18,10 @@ from paddlemix.utils.errors import DataError
 class ChatDataset:
     """Samples that are encoded when they are asked for.
 
-    Building it checks every row's turns and image count (no image is opened; ``faults`` are those that were found
-    before, by the ``where`` of their rows). A row that turns out bad later raises, or is None under
-    ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by another row.
+    Building it checks every row's turns and image count, unless they were checked when they were read (no image is
+    opened; ``faults`` are those that were found before, by the numbers of their rows in ``samples``). A row that turns
+    out bad later raises, or is None under ``on_bad_sample: skip``: the collator leaves it out, it is never replaced by
+    another row.
     """
 
     def __init__(
@@ -28,25 +29,31 @@ class ChatDataset:
         samples: Sequence[Sample],
         encoder: SampleEncoder,
         bad: BadSamples | None = None,
-        faults: Mapping[str, DataError] | None = None,
+        faults: Mapping[int, DataError] | None = None,
     ) -> None:
         self.encoder = encoder
         self.bad = bad or BadSamples()
-        self.samples = [sample for sample in samples if self._usable(sample)]
+        keep = None if isinstance(samples, LazyRows) and samples.checked else self._usable(samples)
+        self.samples = samples if keep is None else _taken(samples, keep)
         self.bad.begin(len(self.samples))
-        for index, sample in enumerate(self.samples if faults else ()):
-            if sample.where in faults:
-                self.bad.add(faults[sample.where], sample.where, index)
-        if not self.samples:
+        places = None if keep is None else np.cumsum(keep) - 1
+        for index, fault in (faults or {}).items():
+            if keep is None or keep[index]:
+                place = index if places is None else int(places[index])
+                self.bad.add(fault, self.samples[place].where, place)
+        if not len(self.samples):
             raise DataError("the data set has no usable row")
 
-    def _usable(self, sample: Sample) -> bool:
-        try:
-            self.encoder.check(sample)
-        except DataError as error:
-            self.bad.add(error, sample.where)
-            return False
-        return True
+    def _usable(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Which rows can be used, bool [rows]; the others go to ``bad``."""
+        keep = np.ones(len(samples), dtype=bool)
+        for index, sample in enumerate(samples):
+            try:
+                self.encoder.check(sample)
+            except DataError as error:
+                self.bad.add(error, sample.where)
+                keep[index] = False
+        return keep
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,7 +62,9 @@ class ChatDataset:
     def layouts(self) -> list[tuple[ChatFormat, int]]:
         """The conversation layouts of the rows, each with the number of its rows; the most frequent one first."""
         rows: Counter[ChatFormat] = Counter()
-        for path, count in Counter(sample.chat_template for sample in self.samples).items():
+        lazy = isinstance(self.samples, LazyRows)
+        paths = self.samples.templates() if lazy else Counter(sample.chat_template for sample in self.samples)
+        for path, count in paths.items():
             rows[self.encoder.layout_of(path)] += count
         return rows.most_common()
 
@@ -84,8 +93,9 @@ class ChatDataset:
     @cached_property
     def modality_lengths(self) -> np.ndarray:
         """``lengths`` (int64 [rows]), negative for rows without images: what grouping by modality takes."""
-        sign = np.array([1 if sample.images else -1 for sample in self.samples], dtype=np.int64)
-        return self.lengths * sign
+        lazy = isinstance(self.samples, LazyRows)
+        images = self.samples.images if lazy else np.array([len(sample.images) for sample in self.samples])
+        return np.where(images > 0, self.lengths, -self.lengths)
 
     def length_of(self, index: int) -> int:
         """One of ``lengths``."""
@@ -104,24 +114,20 @@ class ChatDataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over what the rows say (not over the images), to find out whether data changed before a resume."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(repr((*_content(sample), sample.id)).encode("utf-8"))
-        return digest.hexdigest()
+        return hashlib.sha256(self.digests.astype("<i8").tobytes()).hexdigest()
 
     @cached_property
     def digests(self) -> np.ndarray:
         """What each row says, its place in the file left aside: 64 bits a row (int64 [rows])."""
-        found = [blake2b(repr(_content(sample)).encode("utf-8"), digest_size=8).digest() for sample in self.samples]
-        return np.frombuffer(b"".join(found), dtype=np.int64)
+        if isinstance(self.samples, LazyRows):
+            return self.samples.digests
+        return np.frombuffer(b"".join(map(digest, self.samples)), dtype="<i8").astype(np.int64, copy=False)
 
 
-def _content(sample: Sample) -> tuple[list[tuple[object, ...]], list[str]]:
-    """Turns and images. Without the image folder in front: data that moved to another disk is the same data."""
-    turns = [(m.role, m.text) if m.learns else (m.role, m.text, False) for m in sample.messages]
-    if sample.rejected is not None or sample.desirable is not None:
-        turns.append(("preference", sample.rejected, sample.desirable))
-    return turns, [image.removeprefix(sample.image_root) for image in sample.images]
+def _taken(samples: Sequence[Sample], keep: np.ndarray) -> Sequence[Sample]:
+    if isinstance(samples, LazyRows):
+        return samples.kept(keep)
+    return [sample for sample, good in zip(samples, keep, strict=True) if good]
 
 
 def word_lengths(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL.Image import Image
 
@@ -17,8 +18,10 @@ from paddlemix.utils import addresses
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.paths import begins_at
 
-NONE, HEADER, DECODE = "none", "header", "decode"
+NONE, EXISTS, HEADER, DECODE, AUTO = "none", "exists", "header", "decode", "auto"
 """How all images are looked at before a run (``check_images``)."""
+MANY = 100_000
+"""Rows above which ``auto`` looks only whether the files are there, for opening them would take minutes."""
 
 _THREADS = 16
 """Opening a file waits for the disk or the network most of the time."""
@@ -56,6 +59,12 @@ class PictureRules:
         path = self.path(sample, image)
         return image_size(path, self.limits, transpose_exif=self.exif_rotation, name=f"{sample.where}: {path}")
 
+    def present(self, sample: Sample, image: str) -> None:
+        """DataError for a file that is not there, in the words of ``size``. The image must not be an http address."""
+        path = self.path(sample, image)
+        if is_address(image) or not os.path.isfile(path):
+            self.size(sample, image)
+
     def path(self, sample: Sample, image: str) -> str:
         """``image`` if it may be read. DataError names the row, the reason and the key that allows it."""
         if is_address(image):
@@ -91,7 +100,7 @@ def is_remote(image: str) -> bool:
 
 
 def _check_inside(sample: Sample, image: str) -> None:
-    root, target = os.path.realpath(sample.image_root), os.path.realpath(image)
+    root, target = _real_folder(os.path.abspath(sample.image_root)), _real(image)
     if _within(target, root):
         return
     ways = [os.path.relpath(image, start).split(os.sep) for start in (sample.image_root, root)]
@@ -109,6 +118,19 @@ def _check_inside(sample: Sample, image: str) -> None:
             f"{sample.where}: {image} is {target} by a link and lies outside of the image folder {root}. Links at the "
             "top of that folder are followed; for others set allow_outside_root to true"
         )
+
+
+def _real(path: str) -> str:
+    """``realpath``, with one question to the system a file: the images of a million rows lie in a few folders."""
+    folder, name = os.path.split(path)
+    if os.pardir in path or not name or os.path.islink(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(os.path.abspath(folder)), name)
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
 
 
 def _links_at_the_top(sample: Sample, steps: Sequence[str]) -> Iterable[str]:
@@ -143,12 +165,13 @@ def check_pictures(
     every: bool = False,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    known: set[int] | None = None,
 ) -> dict[str, DataError]:
     """What is wrong with the images of ``samples``: the first fault of each row, by the row's ``where``.
 
     Each file is looked at once, by several threads: its header, or all of it with ``decode``. Of http addresses only
     the spelling is. ``share`` (rank, world): the part of the files that this process takes. Without ``every`` the look
-    ends early when much is wrong.
+    ends early when much is wrong. ``known``: hashes of images found good in an earlier call, which this one adds to.
     """
     if how == NONE:
         return {}
@@ -158,17 +181,20 @@ def check_pictures(
             users.setdefault(image, []).append(sample)
     rank, world = share
     todo = list(users.items())[rank::world]
-    look = rules.load if how == DECODE else rules.size
+    look = {DECODE: rules.load, EXISTS: rules.present}.get(how, rules.size)
     faults: dict[str, DataError] = {}
+    seen = set() if known is None else known
 
     def portion(pairs: Sequence[tuple[str, list[Sample]]]) -> list[tuple[str, DataError]]:
-        return [fault for image, rows in pairs for fault in _faults_of(image, rows, rules, look)]
+        return [fault for image, rows in pairs for fault in _faults_of(image, rows, rules, look, seen)]
 
     portions = [todo[start : start + _PORTION] for start in range(0, len(todo), _PORTION)]
     done = 0
     with ThreadPoolExecutor(_THREADS) as pool:
+        # Whether a file is there is said at once; threads would only wait for each other.
+        results = map(portion, portions) if how == EXISTS else pool.map(portion, portions)
         try:
-            for pairs, found in zip(portions, pool.map(portion, portions), strict=True):
+            for pairs, found in zip(portions, results, strict=True):
                 for where, error in found:
                     faults.setdefault(where, error)
                 done += len(pairs)
@@ -182,16 +208,16 @@ def check_pictures(
 
 
 def _faults_of(
-    image: str, rows: Sequence[Sample], rules: PictureRules, look: Callable[[Sample, str], object]
+    image: str, rows: Sequence[Sample], rules: PictureRules, look: Callable[[Sample, str], object], known: set[int]
 ) -> list[tuple[str, DataError]]:
     """The fault of an image in every row that shows it; each has its own words, for they name the row."""
     found = []
-    good = False
+    number = hash(image)
     for sample in rows:
         try:
             # The file is the same for all rows, but whether a row may have it depends on the folder that it names.
-            rules.path(sample, image) if good or is_remote(image) else look(sample, image)
-            good = True
+            rules.path(sample, image) if number in known or is_remote(image) else look(sample, image)
+            known.add(number)
         except DataError as error:
             found.append((sample.where, error))
     return found

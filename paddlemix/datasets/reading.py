@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paddlemix.datasets import multiview
-from paddlemix.datasets.pictures import NONE, PictureRules, Progress, check_folders, check_pictures
+from paddlemix.datasets.lazy import Check, LazyRows, Look, open_all, processors, read_all
+from paddlemix.datasets.pictures import AUTO, EXISTS, HEADER, MANY, NONE, PictureRules, Progress
 from paddlemix.datasets.records import UnreadKeys
 from paddlemix.datasets.rows import MarkRules
-from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.datasets.sources import DatasetEntry, read
+from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.sources import DatasetEntry
 from paddlemix.imaging.load import OWN_LIMITS
 from paddlemix.settings.run.preference import UNPAIRED
 from paddlemix.settings.run.training import TrainingSettings
@@ -23,11 +24,11 @@ that the images of a row are views of one object."""
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the evaluation rows. ``faults``: what is wrong with images, by the ``where`` of their rows."""
+    """The training or the evaluation rows. ``faults``: what is wrong with images, by the numbers of their rows."""
 
-    samples: list[Sample]
+    samples: LazyRows
     bad: BadSamples
-    faults: dict[str, DataError] = field(default_factory=dict)
+    faults: dict[int, DataError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,43 +41,59 @@ class RowsRead:
 
 
 def read_rows(
-    settings: TrainingSettings, *, rank: int = 0, world: int = 1, progress: Progress | None = None
+    settings: TrainingSettings,
+    *,
+    check: Check | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
 ) -> RowsRead:
     """Read the data files of a run and look at the images as ``check_images`` says.
 
+    Rows are read once and parsed again when they are used. ``check`` is asked about each (``SampleEncoder.check``).
     Nothing is written: rows that are skipped are listed when the data set is built. Of ``world`` processes each looks
     at its share of the images. DataError names file and record of the first bad row, or image, unless bad rows are
     skipped; ConfigError the key.
     """
     unread, data = UnreadKeys(), settings.data
     parts: dict[str, Split] = {}
+    notes: list[str] = []
     for name, entries in used_entries(settings).items():
         file = None
         if not settings.training.dry_run:
             listed = "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
             file = Path(settings.training.output_dir) / listed
         bad = BadSamples(data.on_bad_sample, file, primary=rank == 0, limit=data.skip_limit)
-        parts[name] = Split([sample for entry in entries for sample in read(entry, bad, unread)], bad)
-    for name, part in parts.items():
-        parts[name] = replace(part, faults=_faults(part, settings, (rank, world), progress))
-    return RowsRead(parts.get("train"), parts.get("eval"), tuple(filter(None, [unread.note()])))
+        chosen = open_all(entries)
+        how = how_to_look(data.check_images, sum(map(len, chosen)))
+        if data.check_images == AUTO and how == EXISTS:
+            notes.append(MANY_ROWS.format(sum(map(len, chosen))))
+        look = Look(check, picture_rules(settings), how, (rank, world))
+        samples, faults = read_all(chosen, bad, unread, look, jobs=processors(world), progress=progress)
+        _refuse(faults, bad)
+        parts[name] = Split(samples, bad, faults)
+    return RowsRead(parts.get("train"), parts.get("eval"), tuple(filter(None, [*notes, unread.note()])))
 
 
-def _faults(
-    part: Split, settings: TrainingSettings, share: tuple[int, int], progress: Progress | None
-) -> dict[str, DataError]:
-    how, skips = settings.data.check_images, part.bad.policy == "skip"
-    rules = picture_rules(settings)
-    check_folders(part.samples)
-    faults = check_pictures(part.samples, rules, how, every=skips, share=share, progress=progress)
-    if faults and not skips:
-        first = next(faults[sample.where] for sample in part.samples if sample.where in faults)
-        more = f"\n{len(faults) - 1} more rows have images that cannot be used" if len(faults) > 1 else ""
-        raise DataError(
-            f'{first}{more}\n"on_bad_sample": "skip" leaves such rows out; "check_images": "{NONE}" looks at an image '
-            "only when its row comes"
-        )
-    return faults
+MANY_ROWS = (
+    '{:,} rows: of their images only whether the files are there was looked at ("check_images": "header" reads the '
+    "header of each; paddlemix validate looks at all of them before a run)"
+)
+
+
+def how_to_look(check_images: str, rows: int) -> str:
+    """``check_images`` for so many rows: ``auto`` reads headers, of a great many rows it only looks for the files."""
+    return {AUTO: EXISTS if rows > MANY else HEADER}.get(check_images, check_images)
+
+
+def _refuse(faults: dict[int, DataError], bad: BadSamples) -> None:
+    if not faults or bad.policy == "skip":
+        return
+    more = f"\n{len(faults) - 1} more rows have images that cannot be used" if len(faults) > 1 else ""
+    raise DataError(
+        f'{faults[min(faults)]}{more}\n"on_bad_sample": "skip" leaves such rows out; "check_images": "{NONE}" looks at '
+        "an image only when its row comes"
+    )
 
 
 def used_entries(settings: TrainingSettings) -> dict[str, list[DatasetEntry]]:

@@ -92,6 +92,11 @@ class UnreadKeys:
             self._known.setdefault(key, known)
         return found
 
+    def add(self, other: "UnreadKeys") -> None:
+        """Count what another one counted."""
+        self.counts.update(other.counts)
+        self._known |= {key: known for key, known in other._known.items() if key not in self._known}
+
     def note(self) -> str | None:
         """``keys of rows that are not read: "img" (12 times, did you mean "image"?), ...``; None without any."""
         if not self.counts:

@@ -8,11 +8,11 @@ they would have been.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from paddlemix.datasets.dataset import ChatDataset
-from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preprocess import Encoded, Rows
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.text.messages import ChatFormat
@@ -30,10 +30,17 @@ class RowsBefore:
 
 def rows_of(dataset: Rows) -> RowsBefore | None:
     """What a checkpoint keeps of its rows; None for data sets of another make, whose rows have no digests."""
-    rows = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    rows = numbered(dataset)
     if not isinstance(rows, ChatDataset | ResumedDataset):
         return None
     return RowsBefore(rows.digests, rows.modality_lengths if rows.has_lengths else None, rows.fingerprint)
+
+
+def numbered(dataset: Rows) -> Rows:
+    """The data set whose rows packs and mixtures are made of."""
+    while not isinstance(dataset, ChatDataset | ResumedDataset) and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return dataset
 
 
 def continued(dataset: ChatDataset, before: RowsBefore) -> "ChatDataset | ResumedDataset":
@@ -94,21 +101,28 @@ class ResumedDataset:
         place = self.places[index]
         return f"row {index} (gone from the data)" if place < 0 else self.dataset.where(int(place))
 
-    def outgrown(self, groups: Sequence[Sequence[int]], max_length: int) -> frozenset[int]:
-        """Rows that are longer than when ``groups`` were packed, so that their group has no room for them any more.
-
-        A row whose image could not be read counted 1, and has its length once the image is there.
-        """
+    @cached_property
+    def _lengths_now(self) -> np.ndarray:
+        """``lengths``, or what a row has grown to: one whose image could not be read counted 1 (int64 [rows])."""
         repaired = (self.before.digests != self._digests_now()) | (self.lengths == 1)
         now = self.lengths.copy()
         for index in np.flatnonzero(repaired & (self.places >= 0)).tolist():
             now[index] = max(now[index], self.dataset.length_of(int(self.places[index])))
-        grown = now > self.lengths
+        return now
+
+    @property
+    def grown(self) -> np.ndarray:
+        """Numbers of the rows that are longer than in the first part (int64 [n])."""
+        return np.flatnonzero(self._lengths_now > self.lengths)
+
+    def outgrown(self, groups: Sequence[Sequence[int]], max_length: int) -> frozenset[int]:
+        """Rows that have grown since ``groups`` were made, and that their group has no room for any more."""
+        now, grown = self._lengths_now, frozenset(self.grown.tolist())
         left: set[int] = set()
-        for group in groups:
-            total = int(now[list(group)].sum())
+        for group in groups if grown else ():
+            total = int(now[list(group)].sum()) if not grown.isdisjoint(group) else 0
             for index in group if total > max_length else ():
-                if grown[index] and total > max_length:
+                if index in grown and total > max_length:
                     total -= int(now[index])
                     left.add(index)
         return frozenset(left)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from paddlemix.datasets.index import LINES as LINES
+from paddlemix.datasets.index import NotAListError, RowFile, open_rows
 from paddlemix.datasets.multiview import views_of
 from paddlemix.datasets.preference_rows import PreferenceRow, read_preference
 from paddlemix.datasets.records import Place, RepeatedKeys, UnreadKeys, kind_of, whole_number
@@ -24,7 +26,8 @@ from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import JsonValue, refuse_pointer
 from paddlemix.utils.paths import begins_at
 
-LINES = (".jsonl", ".ndjson")
+_TOGETHER = 1000
+"""Rows that are read from the disk at once."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,132 @@ def read(entry: DatasetEntry, bad: BadSamples | None = None, unread: UnreadKeys 
     """
     bad, unread = bad or BadSamples(), unread or UnreadKeys()
     samples = [sample for path in entry.data_files for sample in _read_file(path, entry, bad, unread)]
-    if not samples:
-        raise DataError(f"{', '.join(entry.data_files)}: no rows; expected a list of conversations")
+    require_rows(len(samples), entry)
     return samples
 
 
+def require_rows(count: int, entry: DatasetEntry) -> None:
+    """DataError for an entry without rows."""
+    if not count:
+        raise DataError(f"{', '.join(entry.data_files)}: no rows; expected a list of conversations")
+
+
 def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKeys) -> Iterator[Sample]:
-    keys = RepeatedKeys()
-    root = entry.image_folder or ""
-    for place, row in _rows_of(path, bad, keys):
+    reader = RowReader(open_data(path), entry, unread)
+    for number, raw in _all_raw(reader.file):
         try:
-            keys.check(row, place)
-            found = entry.row(row, place, unread)
-            talk = found.talk
-            paths, views = _placed(talk, root, entry, place)
+            sample = reader.sample(number, raw)
+        except BrokenFileError:
+            raise
         except DataError as error:
-            bad.add(error, place.text)
+            if bad.policy == "error":
+                require_whole(reader.file)
+            bad.add(error, reader.place(number).text)
             continue
-        where = place.text + id_note(talk.id)
-        own = entry.chat_template, views, found.rejected, found.desirable
-        yield Sample(talk.messages, paths, talk.id, where, root, *own)
+        if sample is not None:
+            yield sample
 
 
 def raw_rows(path: str) -> Iterator[tuple[str, Any]]:
     """Each row of a data file as it is written, and the place that errors name; without lines that are no JSON."""
-    for place, row in _rows_of(path, BadSamples("skip"), RepeatedKeys()):
-        yield place.text, row
+    reader = RowReader(open_data(path), DatasetEntry((path,)))
+    for number, raw in _all_raw(reader.file):
+        try:
+            found = reader.value(number, raw)
+        except DataError:
+            continue
+        if found is not None:
+            yield reader.place(number).text, found[0]
 
 
-def _rows_of(path: str, bad: BadSamples, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
-    text = _read_text(path)
-    return _lines(path, text, bad, keys) if path.lower().endswith(LINES) else _list(path, text, keys)
+def _all_raw(file: RowFile) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(file), _TOGETHER):
+        stop = min(start + _TOGETHER, len(file))
+        yield from zip(range(start, stop), file.raw_range(start, stop), strict=True)
+
+
+class RowReader:
+    """Makes samples of the rows of one file of an ``entry``; ``unread`` counts the keys that nothing reads."""
+
+    def __init__(self, file: RowFile, entry: DatasetEntry, unread: UnreadKeys | None = None) -> None:
+        self.file = file
+        self.entry = entry
+        self._unread = unread or UnreadKeys()
+        self._keys = RepeatedKeys()
+        self._decode = json.JSONDecoder(parse_int=whole_number, object_pairs_hook=self._keys).decode
+
+    def place(self, number: int) -> Place:
+        """How errors name a row."""
+        path = self.file.path
+        return Place(f"{path}:{number + 1}", "") if self.file.lines else Place(path, f"/{number}")
+
+    def value(self, number: int, raw: bytes) -> tuple[Any] | None:
+        """The JSON of a row; None for an empty line. DataError for a line that is no JSON, or a file that is none."""
+        path, lines = self.file.path, self.file.lines
+        try:
+            text = raw.decode("utf-8")
+            return None if lines and not text.strip() else (self._decode(text),)
+        except json.JSONDecodeError as error:
+            fault = f"{path}:{number + 1}:{error.colno}: not JSON ({error.msg})" if lines else ""
+        except RecursionError:
+            fault = f"{path}:{number + 1}: nested too deeply" if lines else ""
+        except UnicodeDecodeError:
+            fault = ""
+        raise DataError(fault) if fault else what_is_wrong(path)
+
+    def sample(self, number: int, raw: bytes) -> Sample | None:
+        """The sample of a row; None for an empty line. DataError with the JSON pointer of what is wrong."""
+        found = self.value(number, raw)
+        if found is None:
+            return None
+        place, entry = self.place(number), self.entry
+        self._keys.check(found[0], place)
+        row = entry.row(found[0], place, self._unread)
+        talk, root = row.talk, entry.image_folder or ""
+        paths, views = _placed(talk, root, entry, place)
+        where, own = place.text + id_note(talk.id), (entry.chat_template, views, row.rejected, row.desirable)
+        return Sample(talk.messages, paths, talk.id, where, root, *own)
+
+
+class BrokenFileError(DataError):
+    """A file as a whole cannot be read, whatever becomes of bad rows."""
+
+
+def open_data(path: str) -> RowFile:
+    """The rows of a data file by their numbers. BrokenFileError names file, line and column, or byte."""
+    _check_kind(path)
+    try:
+        return open_rows(path)
+    except NotAListError as error:
+        raise what_is_wrong(path) from error
+
+
+def require_whole(file: RowFile) -> None:
+    """BrokenFileError when a list has a piece that is no JSON: that is said before anything of its rows."""
+    for _, raw in () if file.lines else _all_raw(file):
+        try:
+            json.loads(raw.decode("utf-8"), parse_int=whole_number)
+        except (ValueError, RecursionError) as error:
+            raise what_is_wrong(file.path) from error
+
+
+def what_is_wrong(path: str) -> BrokenFileError:
+    """Why a file cannot be read, found by reading it as a whole."""
+    try:
+        _whole_list(path, _read_text(path))
+    except DataError as error:
+        return BrokenFileError(str(error))
+    return BrokenFileError(f"{path}: was changed while it was read; start again when it is complete")
+
+
+def _check_kind(path: str) -> None:
+    try:
+        head = _read_bytes(path, 64)
+    except DataError as error:
+        raise BrokenFileError(str(error)) from error
+    refuse_pointer(head, path, BrokenFileError)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BrokenFileError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
 
 
 def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) -> tuple[tuple[str, ...], Views | None]:
@@ -99,29 +197,33 @@ def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) ->
         raise place.fault("/image", str(error)) from error
 
 
-def _read_text(path: str) -> str:
+def _read_bytes(path: str, count: int = -1) -> bytes:
     if is_address(path):
         raise DataError(f"{path}: data files are read from disk; download the file and give its path")
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as stream:
+            return stream.read(count)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such data file{begins_at(path)}") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder; give the path of a .json or .jsonl file") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a path'})") from error
-    refuse_pointer(data[:64], path, DataError)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
+
+
+def _read_text(path: str) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
-def _list(path: str, text: str, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
+def _whole_list(path: str, text: str) -> None:
+    """DataError for what is no JSON list."""
+    if path.lower().endswith(LINES):
+        return
     try:
-        rows = json.loads(text, parse_int=whole_number, object_pairs_hook=keys)
+        rows = json.loads(text, parse_int=whole_number)
     except json.JSONDecodeError as error:
         hint = "; is this JSON lines? Then name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}){hint}") from error
@@ -129,19 +231,3 @@ def _list(path: str, text: str, keys: RepeatedKeys) -> Iterator[tuple[Place, Any
         raise DataError(f"{path}: nested too deeply; expected a list of conversations") from error
     if not isinstance(rows, list):
         raise DataError(f"{path}: {kind_of(rows)} at the top; expected a list of conversations")
-    for index, row in enumerate(rows):
-        yield Place(path, f"/{index}"), row
-
-
-def _lines(path: str, text: str, bad: BadSamples, keys: RepeatedKeys) -> Iterator[tuple[Place, Any]]:
-    # Only "\n" ends a line: U+2028 and its like may stand inside a JSON text, and splitlines() would cut there.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = Place(f"{path}:{number}", "")
-        try:
-            yield place, json.loads(line, parse_int=whole_number, object_pairs_hook=keys)
-        except json.JSONDecodeError as error:
-            bad.add(DataError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})"), place.text)
-        except RecursionError:
-            bad.add(DataError(f"{path}:{number}: nested too deeply"), place.text)

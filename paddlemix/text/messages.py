@@ -110,7 +110,8 @@ def placed_messages(
     if len(found) > first and found[first].role == "assistant" and not layout.assistant_first:
         del found[first]
     if images:
-        found = [replace(m, text=place_images(m.text, images, layout.mmtag, use_im_start_end)) for m in found]
+        texts = [place_images(m.text, images, layout.mmtag, use_im_start_end) for m in found]
+        found = [Message(m.role, text, m.learns) for m, text in zip(found, texts, strict=True)]
     return found
 
 

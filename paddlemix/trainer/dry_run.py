@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.mixture import MixedDataset
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
@@ -32,7 +33,7 @@ from paddlemix.utils.logging import console, say
 if TYPE_CHECKING:
     from rich.text import Text
 
-Rows = ChatDataset | ResumedDataset | PackedDataset
+Rows = ChatDataset | ResumedDataset | MixedDataset | PackedDataset
 
 LEARNT, MASKED, VISUAL = "learnt", "masked", "visual"
 _STYLES = {LEARNT: "bold green", MASKED: "dim", VISUAL: "cyan"}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from paddlemix.datasets.lazy import Check
 from paddlemix.datasets.pictures import Progress
 from paddlemix.datasets.reading import RowsRead, used_entries
 from paddlemix.datasets.reading import read_rows as _read_rows
@@ -61,10 +62,10 @@ def find_inputs(settings: TrainingSettings, *, first_stage: bool) -> None:
                 raise DataError(f"{missing}: no such data file (dataset, {part}){begins_at(missing)}")
 
 
-def read_rows(settings: TrainingSettings) -> RowsRead:
-    """The rows of the run, with a bar for the look at the images where there is a terminal."""
-    with progress_bar(settings, "images looked at") if is_main() else contextlib.nullcontext() as progress:
-        return _read_rows(settings, rank=env.rank(), world=env.processes(), progress=progress)
+def read_rows(settings: TrainingSettings, check: Check | None = None) -> RowsRead:
+    """The rows of the run, asked by ``check`` whether they can be used; with a bar where there is a terminal."""
+    with progress_bar(settings, "rows looked at") if is_main() else contextlib.nullcontext() as progress:
+        return _read_rows(settings, check=check, rank=env.rank(), world=env.processes(), progress=progress)
 
 
 @contextlib.contextmanager

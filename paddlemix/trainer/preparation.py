@@ -10,7 +10,7 @@ from typing import Any
 
 from paddlemix.checkpoint.keymap import NEWLINE
 from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
-from paddlemix.datasets.build import Datasets, build_datasets
+from paddlemix.datasets.build import Datasets, build_datasets, make_encoder
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run import without_effect
 from paddlemix.settings.run.training import TrainingSettings
@@ -112,13 +112,15 @@ def prepare(settings: TrainingSettings, resume: Path | None = None, opened: Open
     told = (settings, opened.template_folder, config.template)
     rank, world = place_in_run(settings)
     state = read_state(resume) if resume is not None and settings.training.do_train else None
+    template = opened.template(settings)
+    encoder = make_encoder(settings, config, tokenizer, template)
     data = build_datasets(
         settings,
         config,
         tokenizer,
-        rows=read_rows(settings),
+        rows=read_rows(settings, encoder.check),
         before=state and rows_before(resume, state.data),
-        template=opened.template(settings),
+        template=template,
         rank=rank,
         world=world,
         grouped_for=0 if state is None else state.grouped_for or state.world_size // readers_together(settings),

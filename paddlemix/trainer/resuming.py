@@ -7,9 +7,8 @@ from pathlib import Path
 
 from paddlemix.checkpoint.folders import PROJECTOR_FILES
 from paddlemix.datasets.multiview import NAME as MULTIVIEW
-from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preprocess import Rows
-from paddlemix.datasets.resumed import ResumedDataset
+from paddlemix.datasets.resumed import ResumedDataset, numbered
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import KNOWN, TrainingSettings
 from paddlemix.trainer.arguments import readers_together
@@ -170,7 +169,7 @@ def _lines(
         flat = settings.training.lr_scheduler_type.startswith("constant")
         curve = "" if flat else "; the learning rate follows the curve of the longer run from here on"
         lines.append(f"the run is longer than at {folder.name}: {_told(longer)}{curve}")
-    rows = rows.dataset if isinstance(rows, PackedDataset) else rows
+    rows = numbered(rows)
     if isinstance(rows, ResumedDataset) and rows.gone:
         lines.append(f"{rows.gone} of {len(rows)} training rows are gone since {folder.name}: they count as skipped")
     if isinstance(rows, ResumedDataset) and rows.changed:

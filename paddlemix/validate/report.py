@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.datasets.packing import pack
+from paddlemix.datasets.packing import pack_epoch
 from paddlemix.datasets.sampler import LengthGroupedSampler, shuffled, useful_share
 from paddlemix.imaging.drawing import CURVE, FAINT, INK, LINE, WRONG, Box, Pen
 from paddlemix.settings.run.training import TrainingSettings
@@ -57,7 +57,9 @@ def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str,
         )
         return round(useful_share(lengths, order(0), batch), 4)
 
-    packs = [sum(lengths[index] for index in group) for group in pack(lengths, settings.data.max_length)]
+    whole = np.asarray(lengths, dtype=np.int64)
+    groups = pack_epoch(whole, settings.data.max_length, np.arange(len(whole)), training.seed, 0)
+    packs = [int(whole[group].sum()) for group in groups]
     order = shuffled(len(lengths), training.seed)(0)
     units = len(packs) if settings.data.mixtoken else len(lengths)
     batches, micro = step_counts(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From rows to batches: laws, limits and policies."""
 
+import itertools
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from paddlemix.datasets.collate import Collator
 from paddlemix.datasets.dataset import ChatDataset, word_lengths
-from paddlemix.datasets.packing import PackedDataset, join, pack
+from paddlemix.datasets.packing import PackedDataset, join, pack, pack_epoch
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.rows import MarkRules
 from paddlemix.datasets.sample import BadSamples
@@ -312,37 +313,54 @@ def test_the_fingerprint_changes_with_the_rows_only(rows, encoder):
     assert one.fingerprint != ChatDataset([changed, *one.samples[1:]], encoder()).fingerprint
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(5, 40))
-def test_packing_takes_every_row_once_in_order_and_keeps_to_the_length(lengths, limit):
-    groups = pack(lengths, limit)
-    assert [index for group in groups for index in group] == list(range(len(lengths)))
-    for group, following in zip(groups, [*groups[1:], []], strict=True):
-        total = sum(lengths[index] for index in group)
-        assert total <= limit or len(group) == 1
-        assert not following or total + lengths[following[0]] > limit
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(5, 40), st.integers(1, 9))
+def test_packing_takes_every_row_once_and_keeps_to_the_length(lengths, limit, window):
+    lengths = np.array(lengths)
+    groups = pack(lengths, limit, np.arange(len(lengths)), window)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(lengths[group].sum() <= limit or len(group) == 1 for group in groups)
 
 
-def test_packing_follows_the_given_order():
-    assert pack([5, 4, 3, 9], 10) == [[0, 1], [2], [3]]
-    assert pack([5, 4, 3, 9], 10, order=[3, 2, 1, 0]) == [[3], [2, 1], [0]]
+def test_packing_puts_the_longest_first_into_the_first_pack_with_room():
+    lengths = np.array([5, 4, 3, 9])
+    assert pack(lengths, 10, np.arange(4)) == [[3], [0, 1], [2]]
+    assert pack(lengths, 10, np.array([3, 2, 1, 0]), window=2) == [[3], [2], [0, 1]]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(5, 60), st.integers(0, 5))
+def test_every_epoch_packs_anew_into_as_many_packs(lengths, limit, epoch):
+    lengths, rows = np.array(lengths), np.arange(len(lengths))
+    groups = pack_epoch(lengths, limit, rows, 3, epoch)
+    assert len(groups) == len(pack_epoch(lengths, limit, rows, 3, 0))
+    assert sorted(index for group in groups for index in group) == rows.tolist()
+    assert all(lengths[group].sum() <= limit or len(group) == 1 for group in groups)
+    assert groups == pack_epoch(lengths, limit, rows, 3, epoch)
+
+
+def test_who_shares_a_pack_is_decided_anew_in_every_epoch():
+    lengths = np.random.default_rng(0).integers(10, 90, 3000)
+    packs = [pack_epoch(lengths, 200, np.arange(3000), 3, epoch) for epoch in range(3)]
+    pairs = [{(a, b) for group in found for a in group for b in group if a < b} for found in packs]
+    assert all(len(one & other) < len(one) / 10 for one, other in itertools.combinations(pairs, 2))
+    assert lengths.sum() / (200 * len(packs[1])) > 0.97
 
 
 def test_a_packed_row_is_its_samples_one_after_the_other(rows, encoder):
     dataset = ChatDataset(rows(*MIXED), encoder(ANYRES))
-    packed = PackedDataset(dataset, pack(dataset.lengths.tolist(), int(dataset.lengths.sum())))
+    packed = PackedDataset(dataset, int(dataset.lengths.sum()))
     assert len(packed) == 1
     assert packed.lengths.tolist() == [dataset.lengths.sum()]
     assert packed.modality_lengths.tolist() == [dataset.lengths.sum()]
     batch, start = COLLATE([packed[0]]), 0
     for index in range(3):
-        item = dataset[index]
+        item = dataset[packed.groups[0][index]]
         part = slice(start, start + item.length)
         alone = build_plan_of(item)
         assert (batch["segments"][0, part] == index + 1).all()
         assert batch["positions"][0, part].tolist() == list(range(item.length))
         assert batch["labels"][0, part].tolist() == alone.tolist()
         start += item.length
-    assert np.array_equal(batch["pixels"], COLLATE([dataset[0], dataset[1], dataset[2]])["pixels"])
+    assert np.array_equal(batch["pixels"], COLLATE([dataset[number] for number in packed.groups[0]])["pixels"])
 
 
 def build_plan_of(item: object) -> np.ndarray:

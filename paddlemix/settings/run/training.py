@@ -109,8 +109,9 @@ class DataGroup:
     image_folder: str | None = path_key(None, "Folder that relative image paths start from. null: the current folder.")
     allow_outside_root: bool = key(False, "Accept image paths and links that lead out of image_folder.")
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
-    check_images: str = key("header", "All images before the run: not looked at, their headers read, or decoded.",
-                            choices=("none", "header", "decode"))  # fmt: skip
+    check_images: str = key("auto", "All images before the run: not looked at, whether the files exist, their headers "
+                            "read, or decoded. auto: header, with more than 100,000 rows exists.",
+                            choices=("auto", "none", "exists", "header", "decode"))  # fmt: skip
     exif_rotation: bool = key(False, "Turn images as their EXIF data say; the original ignores that.")
     max_image_bytes: int = key(20 * 2**20, "Largest image file in bytes.", low=1)
     max_image_pixels: int = key(50_000_000, "Most pixels of an image.", low=1, high=89_478_485)
