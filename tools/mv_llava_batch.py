@@ -16,6 +16,7 @@ from paddlemix.utils.options import (
     FLAGS,
     answer_flags,
     command_parser,
+    dashed,
     device_flags,
     model_flags,
     opening,
@@ -69,7 +70,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
 
 
 def _run(name: str, options: argparse.ArgumentParser, argv: list[str]) -> int:
-    args = options.parse_args([_dashed(part) if part.startswith("--") else part for part in argv])
+    args = options.parse_args(dashed(argv))
     job = job_of(name, args)
     if job.output.is_file() and not args.restart:
         print(f"{job.output} is there already; --restart makes it anew")
@@ -96,11 +97,6 @@ def _after_a_kill(job: "Job", count: int) -> None:
     job.journal.unlink(missing_ok=True)
     if count > 0 and not job.output.with_suffix(".png").is_file():
         print(_contact_sheet(job, json.loads(job.output.read_bytes()), count))
-
-
-def _dashed(part: str) -> str:
-    text, equals, value = part.partition("=")
-    return text.replace("_", "-") + equals + value
 
 
 def job_of(name: str, args: argparse.Namespace) -> "Job":

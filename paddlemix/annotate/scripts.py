@@ -5,19 +5,13 @@ Questions, output keys and spellings ("desciption", "boardline", "multi_object")
 models were trained on some of them, and files that exist hold the others. Correct spellings are read as the same.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paddlemix.utils.constants import IMAGE_TOKEN
+from paddlemix.utils.object_words import CORRECT, QUALITY, SCALES, STYLES, plain
 from paddlemix.utils.registry import nearest
-
-QUALITY = {"poor": 1, "relatively poor": 2, "boardline": 3, "relatively good": 4, "good": 5, "perfect": 6}
-"""The scores of the answers. "boardline" is how the training data spells it."""
-
-CORRECT = {"desciption": "description", "boardline": "borderline", "image_pth": "image_path"}
-"""Spellings of the format, and the correct ones, which are read as the same."""
 
 _CHOOSE_QUALITY = "Choosing from 'poor', 'relatively poor', 'boardline', 'relatively good', 'good', 'perfect'."
 
@@ -62,13 +56,13 @@ OBJ = Script(
             "level",
             "What do you think about the scale of the 3D model represents? "
             "Choosing from 'single_object', 'multi_object', 'small_scene', 'large_scene'.",
-            choices=("single_object", "multi_object", "small_scene", "large_scene"),
+            choices=SCALES,
         ),
         Question(
             "style",
             "What do you think about the overall style of the 3D model? "
             "Choosing from 'CAD', 'Cartoon', 'Photo_realistic'.",
-            choices=("CAD", "Cartoon", "Photo_realistic"),
+            choices=STYLES,
         ),
     ),
 )
@@ -89,12 +83,6 @@ SYN = Script(
 """Synthesized views: a short caption, and whether the views agree with each other."""
 
 SCRIPTS = {script.name: script for script in (OBJ, SYN)}
-
-
-def plain(text: str) -> str:
-    """An answer in the form in which it is compared: lower case, without quotes and full stop, one kind of space."""
-    words = re.sub(r"[\s_\-]+", " ", text.strip().strip("'\"`.").lower()).strip()
-    return next((wrong for wrong, right in CORRECT.items() if words == right), words)
 
 
 def read_answers(script: Script, answers: Sequence[str], unknown_score: int | None = None) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score the answers of a benchmark, compare two runs, and write the files that benchmarks' authors take.
+"""Ask a model the questions of a benchmark and score its answers; compare two runs; write what the authors take.
 
+    paddlemix eval pope --model-path MODEL --data eval/pope [--num-chunks N --chunk-idx I] [--dry-run]
+    paddlemix eval custom --model-path MODEL --data rows.jsonl
+    paddlemix eval merge eval_results/pope/MODEL
     paddlemix eval score pope --answers answers.jsonl --data eval/pope --output scores/pope.json
     paddlemix eval compare scores/before.json scores/after.json
     paddlemix eval report scores --published
     paddlemix eval upload seed --answers answers.jsonl --data eval/seed_bench --output upload.jsonl
     paddlemix eval list
 
+After a kill the same command goes on where it stopped. eval run --help lists the flags of the first two.
 Exit code 0: done. 1: done, but answers are missing, failed, double or of no question (the summary names them).
 2: a flag or a file is wrong.
 """
@@ -14,19 +18,25 @@ Exit code 0: done. 1: done, but answers are missing, failed, double or of no que
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from paddlemix.utils.entry_point import run_command
+from paddlemix.eval import run_command
+from paddlemix.utils import entry_point
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
+from paddlemix.utils.options import FLAGS, dashed
 from paddlemix.utils.paths import path_at
-from paddlemix.utils.shown import readable
+from paddlemix.utils.registry import nearest
+from paddlemix.utils.shown import readable, shown
 
 FOLDER = "the benchmark's folder, as downloaded"
 DEBUG = "show the traceback of an error"
+VERBS = ("run", "merge", "score", "compare", "report", "upload", "list")
+OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--debug", action="store_true", help=DEBUG)
     verbs = found.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    run = verbs.add_parser("run", help="ask a model and score it; the word may be left out before a benchmark")
+    run_command.add_flags(run)
+    _common(run)
+    merge = verbs.add_parser("merge", help="join the parts of a run (--num-chunks) and score the whole")
+    merge.add_argument("folder", type=path_at, metavar="DIR")
+    _common(merge)
 
     score = verbs.add_parser("score", help="score the answers of a benchmark")
     _answers(score)
@@ -90,17 +107,37 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one verb and return the exit code."""
-    return run_command(_run, argv)
+    return entry_point.run_command(_run, argv, OPTIONS)
 
 
 def _run(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_args(_with_verb(argv))
     for name in ("resamples", "seed"):
         if getattr(args, name, 1) < (name == "resamples"):
             raise ConfigError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'resamples')}")
     if args.verb in ("compare", "report") and args.output and args.output.suffix not in (".md", ".json"):
         raise ConfigError(f"--output {args.output}: expected a .md or a .json file")
-    return {"score": _score, "compare": _compare, "report": _report, "upload": _upload, "list": _list}[args.verb](args)
+    verbs = {"score": _score, "compare": _compare, "report": _report, "upload": _upload, "list": _list, "merge": _merge}
+    return {**verbs, "run": run_command.carry_out}[args.verb](args)
+
+
+def _with_verb(argv: list[str]) -> list[str]:
+    """A benchmark in the place of a verb means that it is run."""
+    from paddlemix.eval.benchmarks import ALIASES, BENCHMARKS, CUSTOM
+
+    place = next((number for number, word in enumerate(argv) if not word.startswith("-")), None)
+    first = "" if place is None else argv[place]
+    if first.lower() in (*BENCHMARKS, *ALIASES, CUSTOM):
+        argv = [*argv[:place], "run", *argv[place:]]
+    elif place is not None and first not in VERBS:
+        known = (*VERBS, *BENCHMARKS, CUSTOM)
+        raise ConfigError(f'"{shown(first, 80)}" is no verb and no benchmark{nearest(first.lower(), known)} '
+                          f"(verbs: {', '.join(VERBS)}; benchmarks: eval list)")  # fmt: skip
+    return dashed(argv) if argv[place:][:1] == ["run"] else argv
+
+
+def _merge(args: argparse.Namespace) -> int:
+    return run_command.merge_parts(args.folder, as_json=args.json)
 
 
 def _score(args: argparse.Namespace) -> int:

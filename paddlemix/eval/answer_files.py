@@ -45,7 +45,7 @@ def _answer(record: Record) -> AnswerRecord:
     failure = ""
     metadata = record.value.get("metadata")
     if isinstance(metadata, dict) and metadata.get("error"):
-        failure = shown(metadata["error"], 80)
+        failure = shown(metadata["error"], 300)
     return AnswerRecord(
         record.value["question_id"],
         record.text("text", "" if failure else None),

@@ -14,10 +14,14 @@ from paddlemix.eval.scorers.mme import MME, mme_key
 from paddlemix.eval.scorers.pope import POPE
 from paddlemix.eval.scorers.score import Question, Scorer
 from paddlemix.eval.scorers.texts import EXACT, ROUGE_L
+from paddlemix.eval.scorers.views import VIEWS
 from paddlemix.eval.scorers.vqa import TEXTVQA, VQA, textvqa_key
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import shown
+
+CUSTOM = "custom"
+"""In the place of a benchmark's name: own data, scored by every rule that fits the rows."""
 
 Keys = Callable[[AnswerRecord], str]
 """The key of the question that an answer belongs to."""
@@ -76,6 +80,7 @@ _TABLE = (
     Benchmark("refcoco", "RefCOCO", REFCOCO, files.refcoco),
     Benchmark("mm-vet", "MM-Vet", unscored="its authors' judge scores it; eval upload writes the file for it"),
     Benchmark("llava-bench", "LLaVA-Bench (in the wild)", unscored="it needs a judge model, which is not there yet"),
+    Benchmark("mv-llava", "MV-LLaVA's quality, scale and style", VIEWS, files.objects),
     Benchmark("exact", _OWN + "exact match", EXACT, files.own),
     Benchmark("choice", _OWN + "choice letters", CHOICE, files.own),
     Benchmark("vqa", _OWN + "VQA accuracy", VQA, files.own_vqa),
@@ -83,7 +88,7 @@ _TABLE = (
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 ALIASES = {"sqa": "scienceqa", "seed-bench": "seed", "seedbench": "seed", "mmvet": "mm-vet", "mmbench_cn": "mmbench-cn",
-           "vqav2_val": "vqav2", "llavabench": "llava-bench"}  # fmt: skip
+           "vqav2_val": "vqav2", "llavabench": "llava-bench", "mv": "mv-llava", "textvqa_val": "textvqa"}  # fmt: skip
 """What LLaVA's folders and other projects call them."""
 
 

@@ -13,6 +13,7 @@ from paddlemix.eval.records import Record, read_lines, read_list, read_object, r
 from paddlemix.eval.scorers.choices import LETTERS
 from paddlemix.eval.scorers.mme import COGNITION, PERCEPTION, mme_question_key
 from paddlemix.eval.scorers.score import Question
+from paddlemix.eval.scorers.views import parts_of
 from paddlemix.eval.scorers.vqa import PEOPLE, textvqa_question_key
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import read_text
@@ -263,6 +264,27 @@ def refcoco(folder: Path) -> list[Question]:
         split = record.text("split", "")
         found.append(Question(key, (f"[{text}]",), {"split": split} if split else {}))
     return found
+
+
+def objects(folder: Path) -> list[Question]:
+    """MV-LLaVA's rows of conversations: the turns whose answer is a word of quality, scale or style."""
+    path = one_file(folder, "*.json", "*.jsonl")
+    found = [
+        Question(key, (right,), {"question": key.rpartition("/")[2]})
+        for record in read_list(path)
+        for key, _, right in parts_of(record.text("id"), pairs_of(record))
+    ]
+    if not found:
+        raise DataError(f"{path}: no answer is a word of quality, scale or style; is this MV-LLaVA's instruction file?")
+    return found
+
+
+def pairs_of(record: Record) -> list[tuple[str, str]]:
+    """Question and answer of each turn of a row of conversations."""
+    turns = [turn.text("value") for turn in record.records("conversations")]
+    if len(turns) % 2:
+        raise record.fault("conversations", f"{len(turns)} turns; expected questions with their answers")
+    return list(zip(turns[::2], turns[1::2], strict=True))
 
 
 def own(folder: Path) -> list[Question]:

@@ -3,16 +3,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.eval.answer_files import read_answers
+from paddlemix.eval.answer_files import AnswerRecord, read_answers
 from paddlemix.eval.benchmarks import BENCHMARKS, Benchmark
 from paddlemix.eval.records import Record, read_object
 from paddlemix.eval.scorers.intervals import Interval, intervals
-from paddlemix.eval.scorers.score import Answer, Problem, Result, Score, Tally, score
+from paddlemix.eval.scorers.score import Answer, Problem, Question, Result, Score, Scorer, Tally, score
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write, sha256
 from paddlemix.utils.foreign import reading
@@ -43,17 +43,44 @@ def score_files(
     seed: int = 0,
 ) -> Scored:
     """Score answer files with the files in ``folder``. ConfigError for a benchmark that cannot be scored here."""
-    if benchmark.scorer is None or benchmark.questions is None:
-        raise ConfigError(f"{benchmark.title} cannot be scored here: {benchmark.unscored}")
+    _require_scored(benchmark)
     records = read_answers(answers)
-    questions = benchmark.questions(folder)
+    files = tuple((str(path), sha256(path)) for path in answers)
+    return score_answers(benchmark, records, folder, convention=convention, resamples=resamples, seed=seed, files=files)
+
+
+def score_answers(
+    benchmark: Benchmark,
+    records: Sequence[AnswerRecord],
+    folder: Path,
+    *,
+    convention: str | None = None,
+    resamples: int = 0,
+    seed: int = 0,
+    files: tuple[tuple[str, str], ...] = (),
+    asked: bool = False,
+) -> Scored:
+    """The same for the records of answers. ``asked``: they are for all questions that count, the others are left out.
+
+    Without ``resamples`` there are no intervals. ConfigError for a benchmark that cannot be scored here.
+    """
+    scorer, read = _require_scored(benchmark)
+    questions = read(folder)
     key = benchmark.keys(folder)
     given = [Answer(key(record), record.text, record.where, record.failure) for record in records]
-    found = score(benchmark.scorer, questions, given, convention)
+    keys = {answer.key for answer in given}
+    if asked and not keys.isdisjoint(question.key for question in questions):
+        questions = [question for question in questions if question.key in keys]
+    found = score(scorer, questions, given, convention)
     found = Score(benchmark.name, found.convention, found.main, found.metrics, found.results, found.problems)
-    sure = intervals(tally_of(found), resamples, seed)
-    files = tuple((str(path), sha256(path)) for path in answers)
+    sure = intervals(tally_of(found), resamples, seed) if resamples else {}
     return Scored(found, sure, records[0].model_id, files)
+
+
+def _require_scored(benchmark: Benchmark) -> tuple[Scorer, Callable[[Path], list[Question]]]:
+    if benchmark.scorer is None or benchmark.questions is None:
+        raise ConfigError(f"{benchmark.title} cannot be scored here: {benchmark.unscored}")
+    return benchmark.scorer, benchmark.questions
 
 
 def tally_of(found: Score) -> Tally:

@@ -218,18 +218,6 @@ def prepare_streams(*, debug: bool, reads: bool = True) -> None:
             importlib.import_module("readline")
 
 
-def dashed(arguments: Sequence[str]) -> list[str]:
-    """Arguments with dashes in the names of flags where a person typed underscores.
-
-    Two spellings of one flag would make its abbreviations ambiguous, so this happens before argparse looks.
-    """
-    found = []
-    for part in arguments:
-        name, equals, value = part.partition("=")
-        found.append(name.replace("_", "-") + equals + value if part.startswith("--") else part)
-    return found
-
-
 def _out(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -23,8 +23,8 @@ class Journal(Generic[Record]):
     A line counts when it is whole: what a kill (or a power cut) leaves of the last one is cut off. ``done`` maps batch
     numbers to their records. ``fits(batch, records)`` says whether records can be those of a batch; from the first line
     on that has another form, another number or records that do not fit, the batches are done again. ConfigError when
-    the file belongs to a run with other settings, is no journal, or another process is writing to it (``in_use``: what
-    to do then).
+    the file belongs to a run with other settings (``anew``: what to give in their place), is no journal, or another
+    process is writing to it (``in_use``: what to do then).
     """
 
     def __init__(
@@ -33,8 +33,10 @@ class Journal(Generic[Record]):
         settings: Mapping[str, Any],
         fits: Callable[[int, list[Any]], TypeGuard[list[Record]]],
         in_use: str = "choose another --split-index",
+        anew: str = "another --output-dir, or --restart to begin anew",
     ) -> None:
         self.path = path
+        self._anew = anew
         self.done: dict[int, list[Record]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer: what a full disk does not take would come again when the file is closed.
@@ -71,7 +73,7 @@ class Journal(Generic[Record]):
             if former.get(name) != settings.get(name):
                 raise ConfigError(
                     f"{self.path}: the run that stopped here had {name} {shown(former.get(name))}, this one has "
-                    f"{shown(settings.get(name))}; give the same, another --output-dir, or --restart to begin anew"
+                    f"{shown(settings.get(name))}; give the same, {self._anew}"
                 )
 
     def add(self, batch: int, records: list[Record]) -> None:

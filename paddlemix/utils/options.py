@@ -119,6 +119,18 @@ def opening(args: Namespace) -> dict[str, Any]:
     }
 
 
+def dashed(arguments: Sequence[str]) -> list[str]:
+    """Arguments with dashes in the names of flags where a person typed underscores.
+
+    Two spellings of one flag would make its abbreviations ambiguous, so this happens before argparse looks.
+    """
+    found = []
+    for part in arguments:
+        name, equals, value = part.partition("=")
+        found.append(name.replace("_", "-") + equals + value if part.startswith("--") else part)
+    return found
+
+
 def current() -> Options:
     """The names that hold here."""
     return _CURRENT.get()

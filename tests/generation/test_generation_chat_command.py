@@ -19,11 +19,12 @@ from paddlemix.generation import terminal
 from paddlemix.generation.load import load_chat
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
-from paddlemix.generation.terminal import COMMANDS, Chat, dashed, split_names
+from paddlemix.generation.terminal import COMMANDS, Chat, split_names
 from paddlemix.imaging.load import load_image
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
+from paddlemix.utils.options import dashed
 from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Chat, asked, dashed, prepare_streams, split_names, whole
+from paddlemix.generation.terminal import Chat, asked, prepare_streams, split_names, whole
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
@@ -26,6 +26,7 @@ from paddlemix.utils.options import (
     FLAGS,
     answer_flags,
     command_parser,
+    dashed,
     device_flags,
     model_flags,
     opening,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Terminal, asked, dashed, prepare_streams
+from paddlemix.generation.terminal import Terminal, asked, prepare_streams
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ from paddlemix.utils.options import (
     FLAGS,
     answer_flags,
     command_parser,
+    dashed,
     device_flags,
     model_flags,
     opening,
