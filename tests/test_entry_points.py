@@ -23,6 +23,7 @@ ARGUMENTS = {
     "merge": ["--lora_path", "adapter"],
     "convert": ["--src", "model", "--dst", "new", "--to", "own"],
     "eval": ["list"],
+    "predict": ["--model-path", "model", "--data", "tests", "--output", "out.jsonl"],
     "doctor": [],
     "demo": [],
 }

@@ -23,6 +23,8 @@ PARSERS = (
     "paddlemix.tools.merge_lora_params",
     "paddlemix.tools.convert_weights",
     "paddlemix.tools.doctor",
+    "paddlemix.tools.batch_predict",
+    "paddlemix.eval.__main__",
 )
 FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9_-]+)")
 KEY = re.compile(r'"/?([a-z][a-z0-9_]+)": ')
@@ -116,6 +118,8 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
+    if name == "eval/predicting.py":
+        return flags_of("paddlemix.tools.batch_predict")
     if name.startswith("eval/"):
         return flags_of("paddlemix.eval.__main__")
     if name in SHARED:

@@ -121,11 +121,11 @@ def questions_of(
     ``form``: ``llava`` asks as LLaVA's scripts, ``internvl`` puts InternVL's VQA prompts in the place of LLaVA's lines.
     ConfigError for a benchmark that the form does not know, DataError for a row of another form.
     """
-    path = question_file(benchmark, folder, split)
     if form not in FORMS:
         raise ConfigError(f'unknown form "{form}"{nearest(form, FORMS)} (known: {", ".join(FORMS)})')
     if form == "internvl" and benchmark not in INTERNVL:
         raise ConfigError(f"the form internvl is for {', '.join(INTERNVL)}, not for {benchmark}; ask in the form llava")
+    path = question_file(benchmark, folder, split)
     found = list(QUESTIONS[benchmark].read(path, CLOSINGS.get(benchmark, ()), all_rounds))
     if not found:
         raise DataError(f"{path}: no questions")

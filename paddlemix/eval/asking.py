@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from paddlemix.datasets.pictures import is_remote
 from paddlemix.eval.items import Item, Said
 from paddlemix.generation.features import Picture
 from paddlemix.generation.predictor import Predictor
@@ -33,6 +34,8 @@ class Asker:
         length = sum(len(predictor.tokenizer.encode(text)) for text in texts)
         if predictor.processor is None or item.views is not None:
             return length
+        if any(map(is_remote, item.images)):
+            return 0
         try:
             sizes = [image_size(image, OWN_LIMITS) for image in item.images]
         except DataError:
@@ -62,6 +65,8 @@ class Asker:
     def _pictures(self, item: Item) -> list[Picture] | str:
         """The images of an item with their features, or why they cannot be used."""
         try:
+            for image in filter(is_remote, item.images):
+                return f"{image}: addresses are not read; download the image"
             if item.views is None:
                 return [self.predictor.picture(image) for image in item.images]
             opened: list[Image.Image] = [load_image(image, OWN_LIMITS) for image in item.images]

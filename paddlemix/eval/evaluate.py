@@ -19,7 +19,7 @@ from paddlemix.eval.benchmarks import CUSTOM, Benchmark, benchmark_named
 from paddlemix.eval.items import Item, Said, items_of, missing_files, part_with
 from paddlemix.eval.models import Model
 from paddlemix.eval.records import read_list
-from paddlemix.eval.running import Job
+from paddlemix.eval.running import ANSWERS, Job
 from paddlemix.eval.scorers.vqa import PEOPLE
 from paddlemix.eval.scoring import Scored, score_answers, write_score
 from paddlemix.eval.uploads import UPLOADS, write_upload
@@ -32,7 +32,6 @@ IN_ONE_FILE = ("mmbench", "mmbench-cn", "refcoco", "mv-llava", *OWN)
 """Benchmarks whose question file has the right answers, too."""
 
 RESULTS = Path("eval_results")
-ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)

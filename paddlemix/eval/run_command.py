@@ -140,7 +140,7 @@ def merge_parts(folder: Path, *, as_json: bool) -> int:
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give the --output of the parts")
-    path = folder / evaluate.ANSWERS
+    path = folder / running.ANSWERS
     parts = running.parts_there(folder)
     if not parts:
         raise ConfigError(f"{folder}: no parts ({running.part_path(path, 2, 0).name}, ...) in it")

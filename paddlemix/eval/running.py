@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FORM = "paddlemix answers 1"
 """In the file beside each answer file that says which run made it."""
 
+ANSWERS = "answers.jsonl"
+"""The whole answer file of a benchmark, in a folder of its own."""
+
 ANEW = "another --output, or --restart to begin anew"
 MOST_BATCHES, LEAST_BLOCKS = 16, 16
 """A block has at most so many batches, and a run at least so many blocks where it has the batches for them: questions
@@ -58,7 +61,7 @@ class Job:
 
     @property
     def own_path(self) -> Path:
-        """The file of this part: ``3_0.jsonl`` beside the whole one, as LLaVA's scripts name parts."""
+        """The file of this part."""
         return self.path if self.parts == 1 else part_path(self.path, self.parts, self.index)
 
     @property
@@ -68,8 +71,9 @@ class Job:
 
 
 def part_path(path: Path, parts: int, index: int) -> Path:
-    """The file of a part of ``path``."""
-    return path.with_name(f"{parts}_{index}{path.suffix}")
+    """The file of a part: ``3_0.jsonl`` of ``answers.jsonl``, as LLaVA's scripts name it, else ``x.3_0.jsonl``."""
+    front = "" if path.name == ANSWERS else f"{path.stem}."
+    return path.with_name(f"{front}{parts}_{index}{path.suffix}")
 
 
 def record_path(path: Path) -> Path:

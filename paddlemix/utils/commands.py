@@ -34,7 +34,8 @@ COMMANDS = {
     "pretrain": Command("paddlemix.examples.llava.pretrain", "first stage: train the projector"),
     "merge": Command("paddlemix.tools.merge_lora_params", "fold an adapter into its base model"),
     "convert": Command("paddlemix.tools.convert_weights", "write a model folder in another layout"),
-    "eval": Command("paddlemix.eval.__main__", "score answers of a benchmark, compare two runs"),
+    "eval": Command("paddlemix.eval.__main__", "run a benchmark, score answers, compare two runs"),
+    "predict": Command("paddlemix.tools.batch_predict", "ask about all pictures of a folder, or all rows of a file"),
     "doctor": Command("paddlemix.tools.doctor", "say whether this machine, or a model folder, is in order"),
     "demo": Command("paddlemix.demo.__main__", "train a tiny model on drawn images and talk with it"),
 }

@@ -204,7 +204,7 @@ def test_a_question_longer_than_the_context_fails_and_the_others_are_answered(ho
     assert "each mark needs one image" in marked.failure
     assert asker.ask([items[1]])[0][0].text == good.text
     asker.max_new_tokens = 600
-    (full,) = asker.ask([Item((Turn(0, "what is it? " * 160),))])[0]
+    (full,) = asker.ask([Item((Turn(0, "what is it? " * 105),))])[0]
     assert not full.failure, "it is answered as long as there is room"
 
 
