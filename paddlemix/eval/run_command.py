@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
-from paddlemix.utils.options import device_flags, model_flags, opening
+from paddlemix.utils.options import device_flags, model_flags, opening, strict_config
 from paddlemix.utils.paths import expanded, path_at
 from paddlemix.utils.shown import readable
 
@@ -85,6 +85,11 @@ def request_of(args: argparse.Namespace) -> "Request":
 
 def carry_out(args: argparse.Namespace) -> int:
     """Plan, ask, score. Exit code 0, or 1 when answers failed or are missing."""
+    with strict_config(args.strict_config):
+        return _carry_out(args)
+
+
+def _carry_out(args: argparse.Namespace) -> int:
     from paddlemix.eval import evaluate
 
     plan = evaluate.planned(request_of(args))

@@ -10,7 +10,7 @@ not be asked (error says why); 2 when a flag or a file is wrong.
 """
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags, model_flags, opening
+from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags, model_flags, opening, strict_config
 from paddlemix.utils.paths import expanded, path_at
 from paddlemix.utils.shown import readable
 
@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(dashed(argv))
+    with strict_config(args.strict_config):
+        return _predict(args)
+
+
+def _predict(args: Namespace) -> int:
     from paddlemix.eval import predicting
     from paddlemix.eval.asked import part_of
     from paddlemix.eval.models import Model
