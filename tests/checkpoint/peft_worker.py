@@ -2,7 +2,7 @@
 """Run by an interpreter with torch, transformers and peft: adapters on transformers' models, as JSON on stdout.
 
     python peft_worker.py open BASE ADAPTER INPUTS.npz       logits with the adapter beside and folded in
-    python peft_worker.py make BASE ADAPTER INPUTS.npz       draws an adapter, saves it; its logits
+    python peft_worker.py make BASE ADAPTER INPUTS.npz METHOD    draws an adapter, saves it; its logits
 
 BASE is a llava-hf folder or a Llama; the pixels of INPUTS are given to the first only.
 """
@@ -35,21 +35,34 @@ def logits(model, inputs) -> list:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits[0].tolist()
 
 
-def make(base: Path, target: Path, inputs) -> dict:
+METHODS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+def make(base: Path, target: Path, inputs, method: str) -> dict:
     torch.manual_seed(5)
     model = load(base)
     eyes = hasattr(model.config, "vision_config")
-    settings = peft.LoraConfig(
-        r=3, lora_alpha=12, use_rslora=True,
-        target_modules=r".*language_model.*\.(q_proj|up_proj)" if eyes else ["q_proj", "up_proj"],
-        modules_to_save=["multi_modal_projector"] if eyes else None,
-    )  # fmt: skip
+    keys = {"modules_to_save": ["multi_modal_projector"] if eyes else None, **METHODS[method]}
+    if method == "saved" and eyes:
+        keys["target_modules"] = [r"q_proj", "up_proj", "linear_1"]  # of the tower and the projector, too
+    settings = peft.LoraConfig(**{
+        "r": 3, "lora_alpha": 12,
+        "target_modules": r".*language_model.*\.(q_proj|up_proj)" if eyes else ["q_proj", "up_proj"], **keys,
+    })  # fmt: skip
     model = peft.get_peft_model(model, settings).eval()
+    if method == "pissa":
+        model.save_pretrained(f"{target}-start")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    model.save_pretrained(target)
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    more = {"path_initial_model_for_weight_conversion": f"{target}-start"} if method == "pissa" else {}
+    model.save_pretrained(target, **more)
     return {"beside": logits(model, inputs)}
 
 
@@ -64,7 +77,7 @@ def opened(base: Path, adapter: Path, inputs) -> dict:
 
 def main() -> None:
     what, base, adapter, inputs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), np.load(sys.argv[4])
-    print(json.dumps({"open": opened, "make": make}[what](base, adapter, inputs)))
+    print(json.dumps({"open": opened, "make": make}[what](base, adapter, inputs, *sys.argv[5:])))
 
 
 if __name__ == "__main__":

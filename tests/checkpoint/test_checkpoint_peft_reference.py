@@ -25,11 +25,11 @@ WORKER = Path(__file__).with_name("peft_worker.py")
 TEXT = "USER: {}What is shown? ASSISTANT:"
 
 
-def peft(what: str, base: Path, adapter: Path, inputs: Path) -> dict[str, np.ndarray]:
+def peft(what: str, base: Path, adapter: Path, inputs: Path, *more: str) -> dict[str, np.ndarray]:
     python = os.environ.get("PADDLEMIX_TORCH_PYTHON")
     if not python:
         pytest.skip("PADDLEMIX_TORCH_PYTHON names no interpreter with torch")
-    command = [python, str(WORKER), what, str(base), str(adapter), str(inputs)]
+    command = [python, str(WORKER), what, str(base), str(adapter), str(inputs), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: np.array(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
@@ -55,22 +55,44 @@ def hub(tmp_path):
     return {**folders, "hf": convert(folders["llava"], tmp_path / "llava-hf" / "tiny", "llava-hf").folder}
 
 
-def trained(hub, place: Path) -> Path:
-    """An adapter of ours on a LLaVA with a new projector."""
+METHODS = {
+    "lora": {},
+    "dora": {"dora": True},
+    "rslora": {"rslora": True},
+    "pissa": {"pissa": True},
+    "all": {"dora": True, "rslora": True, "pissa": True},
+}
+DECODER = [r"llama.layers.*(q|o|down)_proj"]
+EVERYWHERE = [*DECODER, r".*vision_tower.*(q_proj|fc1)", r"llama.mm_projector.0"]
+
+
+def trained(hub, place: Path, method: str = "lora", targets=DECODER, whole=("mm_projector",)) -> Path:
+    """An adapter of ours on a LLaVA with other parts that have trained whole."""
     loaded = load_model(hub["llava"])
-    add_lora(loaded.model, [r"llama.layers.*(q|o|down)_proj"], 3, 6.0, 0.1)
+    add_lora(loaded.model, targets, 3, 6.0, 0.1, **METHODS[method])
     rng = np.random.default_rng(0)
     for name, parameter in loaded.model.named_parameters():
-        parameter.stop_gradient = not (".lora_" in name or "mm_projector" in name)
+        parameter.stop_gradient = not (".lora_" in name or any(part in name for part in whole))
         if not parameter.stop_gradient:
-            parameter.set_value(paddle.to_tensor(rng.normal(0, 0.3, parameter.shape).astype(np.float32)))
+            drawn = rng.normal(0, 0.3, parameter.shape).astype(np.float32)
+            parameter.set_value(parameter + paddle.to_tensor(drawn) if "magnitude" in name else paddle.to_tensor(drawn))
     tokenizer = load_tokenizer(hub["llava"])
     return save_adapter(place, loaded.model, loaded.config, tokenizer, base=hub["llava"], vision_tower=hub["clip"])
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("to", "under"), [("llava-hf", "hf"), ("original", "vicuna")])
-def test_an_adapter_of_ours_opens_in_peft_with_our_scores(to, under, hub, tmp_path):
-    adapter = trained(hub, tmp_path / "liuhaotian" / "lora")
+def test_an_adapter_of_ours_opens_in_peft_with_our_scores(to, under, method, hub, tmp_path):
+    require_same_scores(trained(hub, tmp_path / "liuhaotian" / "lora", method), to, under, hub, tmp_path)
+
+
+@pytest.mark.parametrize("whole", [(), ("embed_tokens", "lm_head", "mm_projector.2", "layers.1.input_layernorm")])
+def test_adapters_of_the_tower_and_the_projector_and_whole_modules_open_in_peft(whole, hub, tmp_path):
+    adapter = trained(hub, tmp_path / "liuhaotian" / "lora", "dora", EVERYWHERE, whole)
+    require_same_scores(adapter, "llava-hf", "hf", hub, tmp_path)
+
+
+def require_same_scores(adapter, to, under, hub, tmp_path):
     made = convert(adapter, tmp_path / "peft", to, base=hub[under] if to == "llava-hf" else None).folder
     kept = load_model(adapter, lora="keep")
     expected = ours(kept, tmp_path / "inputs.npz", picture=to == "llava-hf")
@@ -82,11 +104,12 @@ def test_an_adapter_of_ours_opens_in_peft_with_our_scores(to, under, hub, tmp_pa
         np.testing.assert_allclose(found[way][:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-4, err_msg=way)
 
 
+@pytest.mark.parametrize("method", ["rslora", "dora", "pissa", "saved"])
 @pytest.mark.parametrize("under", ["hf", "vicuna"])
-def test_an_adapter_of_pefts_opens_here_with_its_scores(under, hub, tmp_path):
+def test_an_adapter_of_pefts_opens_here_with_its_scores(under, method, hub, tmp_path):
     picture = under == "hf"
     ours(load_model(hub[under]), tmp_path / "inputs.npz", picture)
-    expected = peft("make", hub[under], tmp_path / "made", tmp_path / "inputs.npz")["beside"]
+    expected = peft("make", hub[under], tmp_path / "made", tmp_path / "inputs.npz", method)["beside"]
     for way in ("merge", "keep"):
         loaded = load_model(tmp_path / "made", lora=way)
         found = ours(loaded, tmp_path / "again.npz", picture)

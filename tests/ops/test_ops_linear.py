@@ -7,6 +7,7 @@ import pytest
 from paddle import nn
 
 from paddlemix.ops.linear import Fused, Linear, LoraLinear, adapters_off, add_lora, lora_layers, merge_lora
+from paddlemix.ops.pissa import principal
 from paddlemix.utils.errors import ConfigError
 
 
@@ -191,6 +192,22 @@ def test_parts_that_train_whole_have_their_first_values_while_the_adapters_are_o
     with pytest.raises(KeyError), adapters_off(model, {"nobody": x}):
         pass
     assert np.array_equal(model(x).numpy(), now.numpy())
+
+
+def test_the_searched_principal_part_is_that_of_the_decomposition():
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((60, 90)) * np.linspace(3, 0.1, 90) ** 2).astype("float32")
+    left, sizes, right = np.linalg.svd(weight, full_matrices=False)
+    best = (left[:, :5] * sizes[:5]) @ right[:5]
+    for rounds in (-1, 16):
+        a, b = principal(weight, 5, rounds, seed=1)
+        assert (a.shape, b.shape, a.dtype, b.dtype) == ((60, 5), (5, 90), np.float32, np.float32)
+        np.testing.assert_allclose(a @ b, best, atol=1e-3)
+        np.testing.assert_allclose((a**2).sum(0), sizes[:5], rtol=1e-3)
+        np.testing.assert_allclose((b**2).sum(1), sizes[:5], rtol=1e-3)
+    assert principal(weight[:4], 4, 16)[0].shape == (4, 4)
+    with pytest.raises(np.linalg.LinAlgError, match="not finite"):
+        principal(np.full((3, 3), np.nan), 1)
 
 
 def test_a_column_of_zeros_is_no_division_by_zero(x):

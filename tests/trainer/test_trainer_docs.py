@@ -1,12 +1,15 @@
 """What the documents say about training is so."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 from paddlemix.settings.run.loader import load_settings
 from paddlemix.trainer.resuming import LENGTH, MAY_CHANGE
+from paddlemix.trainer.run import finetune
 from tests.trainer.keys_table import table, written
+from tests.trainer.run_kit import arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,3 +35,15 @@ def test_keys_that_may_change_on_resume_exist():
     from paddlemix.settings.run.training import KNOWN
 
     assert set(KNOWN) >= MAY_CHANGE | set(LENGTH)
+
+
+def test_every_method_of_the_training_document_trains(place: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text.split("## Methods by a key")[1].split("\n## ")[0]
+    examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.S)]
+    assert len(examples) == 7
+    for number, example in enumerate(examples):
+        keys = {name: value if isinstance(value, str) else json.dumps(value) for name, value in example.items()}
+        settings = load_settings(arguments(place, tmp_path / str(number), max_steps=1, num_train_epochs=None, **keys))
+        assert not [note for note in settings.notes if "has no effect" in note]
+        assert finetune(settings).steps == 1
