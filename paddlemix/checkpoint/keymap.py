@@ -2,10 +2,11 @@
 """Names of tensors in every published layout and in ours, as tables that are walked both ways.
 
 A *form* is a way of naming: ``paddlemix`` (ours), ``llava`` (the original, and plain language models), ``llava_hf``,
-``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``peft`` and ``peft_hf`` (what peft
-makes of the original's names and of llava-hf's), and one for the folders of each kind of vision tower. A form is a list
-of parts: their prefix, our prefix, and the table of the tails below both. The tables of towers and decoders stand with
-their descriptions (``settings/towers``, ``settings/decoders``).
+``llava_hf_new`` and ``llava_hf_5`` (transformers before 4.52, since then, and 5), ``peft``, ``peft_hf`` and
+``peft_hf_5`` (what peft makes of the original's names and of llava-hf's, under transformers 4 and 5), and one for the
+folders of each kind of vision tower. A form is a list of parts: their prefix, our prefix, and the table of the tails
+below both. The tables of towers and decoders stand with their descriptions (``settings/towers``,
+``settings/decoders``).
 """
 
 import functools
@@ -89,14 +90,16 @@ def _llava_hf(*, newest: bool = False) -> _Parts:
     )
 
 
-def _llava_hf_new() -> _Parts:
+def _llava_hf_new(*, newest: bool = False) -> _Parts:
+    """``newest``: with the towers' names as transformers 5 has them only; it leaves vision_model out."""
+    towers_of_4 = () if newest else _hf_towers("model.vision_tower.")
     return (
         ("model.language_model.", PREFIX_LLM, _decoder()),
         ("", "", _HEAD),
         ("model.", PREFIX_LLM, _NEWLINE),
         ("model.multi_modal_projector.", PREFIX_PROJECTOR, _PROJECTOR_HF),
-        *_hf_towers("model.vision_tower."),
-        *_hf_towers("model.vision_tower.", newest=True),  # read only: newest transformers leave vision_model out
+        *towers_of_4,
+        *_hf_towers("model.vision_tower.", newest=True),  # beside the others, read only
     )
 
 
@@ -134,6 +137,7 @@ _FORMS = {
     "llava": _llava,
     "peft": _peft,
     "peft_hf": lambda: _below("base_model.model.", _llava_hf_new()),
+    "peft_hf_5": lambda: _below("base_model.model.", _llava_hf_new(newest=True)),
     "llava_hf": _llava_hf,
     "llava_hf_new": _llava_hf_new,
     "llava_hf_5": lambda: _llava_hf(newest=True),

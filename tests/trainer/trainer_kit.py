@@ -12,11 +12,10 @@ from paddlemix.datasets.build import make_collator
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.imaging.layout import Layout
 from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
-from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.divided import put
-from paddlemix.trainer.lora_targets import default_targets
+from paddlemix.trainer.lora_targets import add_adapters
 from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import DataError
@@ -120,17 +119,15 @@ def make_trainer(run: TrainingSettings, rows: Any = None, eval_rows: Any = None,
     from paddlemix.trainer.llava_trainer import LlavaTrainer
 
     rows = Rows() if rows is None else rows
+    arguments = training_arguments(run)
     if model is None:
         model = tiny()
         if run.model.lora:
-            lora = run.model
-            add_lora(
-                model, default_targets(), lora.lora_rank, lora.lora_alpha, lora.lora_dropout, seed=run.training.seed
-            )
+            add_adapters(model, run)
     more.setdefault("order", shuffled(len(rows), run.training.seed))
     return LlavaTrainer(
         model,
-        training_arguments(run),
+        arguments,
         run,
         plan_stage(model, run),
         collate,

@@ -3,8 +3,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert import config as convert_config
+from paddlemix.checkpoint.convert.peft_modules import PEFT_HF, hf_layers, name_in, once, saved_modules, without_base
 from paddlemix.checkpoint.folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -23,9 +23,8 @@ from paddlemix.checkpoint.folders import (
     kind_of,
     projector_file,
     read_json,
-    read_optional,
 )
-from paddlemix.checkpoint.formats.base import cast, to_float32
+from paddlemix.checkpoint.formats.base import cast
 from paddlemix.checkpoint.formats.pdparams import write_pdparams
 from paddlemix.checkpoint.formats.safetensors import Stored, write_safetensors
 from paddlemix.checkpoint.formats.source import TensorSource, open_file, open_folder
@@ -41,8 +40,6 @@ from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.utils.errors import CheckpointError
 
 PROJECTOR = "mm_projector.bin"
-_PROJECTOR_HF = "multi_modal_projector"
-"""Name of the projector in transformers' LLaVA."""
 
 
 def write_adapter(
@@ -84,13 +81,17 @@ def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | 
 
 
 def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str | None) -> list[Stored]:
-    """What trained whole goes along as peft's ``modules_to_save``."""
-    others = list(_others(_without_base(adapter, base), "peft_hf", dtype))
-    saved = _saved_modules(adapter, [item.name for item in others])
-    tensors = [*_halves(adapter, "peft_hf", dtype), *others]
+    """What trained whole goes along as peft's ``modules_to_save``.
+
+    What lies in the tower is written under the names of transformers 4 and of 5: peft takes those that the model has.
+    """
+    free = without_base(adapter, base)
+    others = once(item for form in PEFT_HF for item in _others(free, form, dtype))
+    saved = saved_modules(adapter, [item.name for item in others])
+    tensors = [*once(item for form in PEFT_HF for item in _halves(adapter, form, dtype)), *others]
     write_safetensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
     # Bare kinds such as "q_proj" would name the tower's layers, too.
-    layers = sorted(_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs)
+    layers = sorted({layer for weight in adapter.pairs for layer in hf_layers(weight)})
     _write_peft_config(adapter, staging, _peft_data(adapter, base, layers, saved))
     _copy_tokenizer(adapter.folder, staging)
     # There is no config.json here to say it, and transformers would take a chat_template.json for its own.
@@ -98,71 +99,6 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
     if any(facts.values()):
         write_json(staging / CONVERSION, {key: value for key, value in facts.items() if value is not None})
     return tensors
-
-
-def _without_base(adapter: Adapter, base: str | Path | None) -> Adapter:
-    """The adapter without the frozen weights and biases of adapted layers of the projector that are the base's own.
-
-    Our adapter folders hold the projector in any case; peft takes what lies below an adapter from the base.
-    """
-    under = {weight.rpartition(".")[0] for weight in adapter.pairs}
-    doubtful = {name for name in adapter.other_names if name.rpartition(".")[0] in under}
-    if not doubtful:
-        return adapter
-    source = open_folder(adapter.find_base(base))
-    form = keymap.detect(source.infos()) or "llava"
-    values = {}
-    for name in source.infos():
-        target = keymap.ours(name, form)
-        if isinstance(target, keymap.Target) and target.name in doubtful:
-            found = to_float32(source.read(name), source.infos()[name].dtype)
-            values[target.name] = found.T if target.transpose else found
-    others = []
-    for stored, written, names in adapter.others:
-        kept = [name for name in names if not _is_equal(stored, name, keymap.ours(name, written), values)]
-        others.append((stored, written, tuple(kept)))
-    return replace(adapter, others=others)
-
-
-def _is_equal(
-    source: TensorSource, name: str, target: keymap.Target | keymap.Ignored | None, values: Mapping[str, np.ndarray]
-) -> bool:
-    if not isinstance(target, keymap.Target) or target.name not in values:
-        return False
-    own = to_float32(source.read(name), source.infos()[name].dtype)
-    return np.array_equal(own.T if target.transpose else own, values[target.name])
-
-
-def _saved_modules(adapter: Adapter, names: Iterable[str]) -> list[str] | None:
-    """peft's ``modules_to_save`` for tensors of its form for llava-hf: the modules that own them, the projector as one.
-
-    CheckpointError for what peft cannot hold so: a tensor that is no weight or bias of a layer, a layer that has an
-    adapter too, and one of two tables that are one.
-    """
-    found = set()
-    adapted = {_name(weight, "llava_hf_new").removesuffix(".weight") for weight in adapter.pairs}
-    for name in names:
-        module, _, leaf = name.removeprefix("base_model.model.").rpartition(".")
-        why = None
-        if leaf not in ("weight", "bias"):
-            why = "has no place for it"
-        elif module in adapted:
-            why = "cannot hold it beside the adapter of the same layer"
-        elif module.endswith((".embed_tokens", "lm_head")) and _tied(adapter):
-            why = "would change the token table without the output head, which is the same table in this model"
-        if why is not None:
-            raise CheckpointError(
-                f'{adapter.folder}: "{name}" was trained, too, and peft\'s form for llava-hf {why}. '
-                "Merge the adapter first (paddlemix merge) and convert the result"
-            )
-        whole = f"model.{_PROJECTOR_HF}"
-        shares = any(layer.startswith(f"{whole}.") for layer in adapted)
-        found.add(_PROJECTOR_HF if module.startswith(whole) and not shares else module)
-    return sorted(found) or None
-
-
-def _tied(adapter: Adapter) -> bool:
-    return read_optional(adapter.folder / CONFIG).get("text_config", {}).get("tie_word_embeddings", False)
 
 
 def _write_peft_config(adapter: Adapter, staging: Path, data: dict[str, Any]) -> None:
@@ -175,7 +111,7 @@ def _write_peft_config(adapter: Adapter, staging: Path, data: dict[str, Any]) ->
 def _halves(adapter: Adapter, form: str, dtype: str | None) -> list[Stored]:
     halves = []
     for weight, pair in sorted(adapter.pairs.items()):
-        name = _name(weight, form).removesuffix(".weight")
+        name = name_in(weight, form).removesuffix(".weight")
         if pair.start is None:
             halves.append(_half(adapter, pair.a, f"{name}.lora_A.weight", dtype, True))
             halves.append(_half(adapter, pair.b, f"{name}.lora_B.weight", dtype, True))
@@ -304,14 +240,7 @@ def _others(adapter: Adapter, form: str, dtype: str | None) -> Iterable[Stored]:
             if target is None:
                 raise CheckpointError(f'{adapter.folder}: "{name}" has no place in the model')
             back = keymap.theirs(target.name, form)
-            yield _stored(source, name, _name(target.name, form), dtype, target.transpose != back.transpose)
-
-
-def _name(ours: str, form: str) -> str:
-    target = keymap.theirs(ours, form)
-    if target is None:
-        raise CheckpointError(f'there is no name for "{ours}" in the form "{form}"')
-    return target.name
+            yield _stored(source, name, name_in(target.name, form), dtype, target.transpose != back.transpose)
 
 
 def _stored(source: TensorSource, name: str, new: str, dtype: str | None, turn: bool) -> Stored:
@@ -338,7 +267,7 @@ def _ranks(adapter: Adapter, *, doubled: bool = False) -> tuple[int, float]:
 
 def _modules(adapter: Adapter) -> list[str]:
     """The last parts of the layers' names when the adapter is on all of their kind, else their whole names."""
-    names = [_name(weight, "llava").removesuffix(".weight") for weight in adapter.pairs]
+    names = [name_in(weight, "llava").removesuffix(".weight") for weight in adapter.pairs]
     kinds: dict[str, int] = {}
     for name in names:
         kinds[name.rpartition(".")[2]] = kinds.get(name.rpartition(".")[2], 0) + 1
