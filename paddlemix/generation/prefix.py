@@ -45,6 +45,8 @@ class PrefixCache:
             self.keys_values = model.new_cache(1)
             self.slots = []
         kept = common_prefix(self.slots, slots[:-1])
+        if model.config.text.rotates_anew(max(length_of(slots), self.keys_values.length)):
+            kept = 0
         self.slots = self.slots[:kept]
         self.keys_values.trim(length_of(self.slots))
         return kept

@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary position tables and their application."""
 
-import math
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
 from paddlemix.ops.npu import fused
+from paddlemix.ops.rope_scaling import GrowingBase, attention_scaling, rotary_frequencies
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.ops.tracing import contiguous
-from paddlemix.utils.errors import ConfigError
 
 
 class RotaryTables:
     """Angles of every position, for the convention in which the first and second half of a head form the pairs.
 
     Tables are made from the positions of a step, in float32, so there is no longest position and nothing to grow.
+    ``longest`` is ``max_position_embeddings``, beyond which the scaling ``dynamic`` begins.
     """
 
-    def __init__(self, head_dim: int, theta: float, scaling: dict[str, Any] | None, runtime: Runtime) -> None:
+    def __init__(
+        self, head_dim: int, theta: float, scaling: dict[str, Any] | None, runtime: Runtime, longest: int = 0
+    ) -> None:
         self.head_dim = head_dim
         self.runtime = runtime
         self.frequencies = rotary_frequencies(head_dim, theta, scaling)
+        self.factor = attention_scaling(scaling)
+        self.growing = GrowingBase.of(head_dim, theta, scaling, longest)
 
     def step(self, positions: Tensor) -> "StepTables":
         """The tables for ``positions`` [B, L] (int64), to be shared by all layers of a step."""
@@ -33,8 +36,11 @@ class RotaryTables:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 (cos, sin) of int64 ``positions`` [B, L], each ``[B, L, 1, D]``; sin carries the sign of the turn."""
-        angles = positions.astype("float32").unsqueeze([2, 3]) * paddle.to_tensor(self.frequencies)
+        frequencies = paddle.to_tensor(self.frequencies) if self.growing is None else self.growing.at(positions)
+        angles = positions.astype("float32").unsqueeze([2, 3]) * frequencies
         cos, sin = paddle.cos(angles), paddle.sin(angles)
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
         return paddle.concat([cos, cos], axis=-1), paddle.concat([-sin, sin], axis=-1)
 
 
@@ -95,37 +101,3 @@ ROPE = Operator(
     plugin="fused_rope",
 )
 """Called with x [B, L, H, D] and the ``StepTables`` of its positions."""
-
-
-def rotary_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> np.ndarray:
-    """Float32 ``[head_dim / 2]``: radians per position. ConfigError for a scaling that is not known here."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    base = (np.float32(1.0) / np.power(np.float32(theta), exponents, dtype=np.float32)).astype(np.float32)
-    if not scaling:
-        return base
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind in (None, "default"):
-        return base
-    if kind == "linear":
-        return (base / np.float32(_number(scaling, "factor"))).astype(np.float32)
-    if kind == "llama3":
-        return _llama3(base, scaling)
-    hint = " (it re-bases keys that are already in the cache)" if kind == "dynamic" else ""
-    raise ConfigError(f'rope_scaling type "{kind}" is not supported{hint}; known: default, linear, llama3')
-
-
-def _llama3(base: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """Slow turns are stretched by ``factor``, fast ones kept, those between blended (Llama 3.1)."""
-    factor = _number(scaling, "factor")
-    low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
-    window = _number(scaling, "original_max_position_embeddings")
-    turns = window * base.astype(np.float64) / (2 * math.pi)
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - blend) * base / factor + blend * base).astype(np.float32)
-
-
-def _number(scaling: dict[str, Any], key: str) -> float:
-    value = scaling.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f'rope_scaling "{key}": expected a number above 0, got {value!r}')
-    return float(value)

@@ -49,6 +49,12 @@ class TextConfig:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def rotates_anew(self, length: int) -> bool:
+        """Whether keys of a text that grows to ``length`` positions no longer fit: ``dynamic`` raises their base."""
+        scaling = self.rope_scaling or {}
+        grows = scaling.get("rope_type", scaling.get("type")) == "dynamic"
+        return grows and length > self.max_position_embeddings
+
     def has_bias(self, projection: str) -> bool:
         """Whether ``q_proj``, ``k_proj``, ``v_proj`` or ``o_proj`` has a bias."""
         return DECODERS.get(self.model_type).has_bias(projection, self.attention_bias)

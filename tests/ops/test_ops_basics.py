@@ -9,7 +9,8 @@ import pytest
 
 from paddlemix.ops.activation import ACTIVATIONS, quick_gelu_by_silu
 from paddlemix.ops.norm import RMSNorm
-from paddlemix.ops.rope import RotaryTables, rotary_frequencies, rotate
+from paddlemix.ops.rope import RotaryTables, rotate
+from paddlemix.ops.rope_scaling import rotary_frequencies
 from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import ConfigError
 
@@ -72,8 +73,9 @@ def test_llama3_scaling_equals_the_reference():
 @pytest.mark.parametrize(
     ("scaling", "text"),
     [
-        ({"type": "dynamic", "factor": 2.0}, 'type "dynamic" is not supported .*already in the cache.*known: default'),
-        ({"rope_type": "yarn"}, 'type "yarn" is not supported; known: default, linear, llama3'),
+        ({"type": "dynamic", "factor": 2.0}, 'type "dynamic" needs max_position_embeddings'),
+        ({"rope_type": "longrope"}, 'type "longrope" is not supported; known: default, linear, llama3, dynamic, yarn'),
+        ({"rope_type": "yarn"}, '"original_max_position_embeddings": expected a number above 0, got None'),
         ({"type": "linear"}, '"factor": expected a number above 0, got None'),
         ({"type": "linear", "factor": True}, '"factor": expected a number above 0, got True'),
     ],

@@ -298,6 +298,9 @@ ROPE = [
     ({"rope_parameters": {"rope_type": "default"}}, 10000.0, None),
     ({"rope_theta": 2e4, "rope_scaling": {"type": "linear", "factor": 4}}, 2e4, {"type": "linear", "factor": 4}),
     ({"rope_scaling_type": "linear", "rope_scaling_factor": 3.0}, 10000.0, {"type": "linear", "factor": 3.0}),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, 10000.0,
+     {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 512}),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 10000.0, {"type": "dynamic", "factor": 2.0}),
 ]  # fmt: skip
 
 
@@ -326,10 +329,12 @@ def test_rotary_settings_of_every_program_and_version(hub, changes, theta, scali
         ({"hidden_act": "relu"}, '"hidden_act" is "relu": only silu'),
         ({"mlp_bias": True}, '"mlp_bias" is true'),
         ({"fuse_attention_qkv": True}, "fused weights cannot be read"),
-        ({"rope_scaling": {"type": "yarn"}}, '"rope_scaling"'),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic scaling is not supported; without the key"),
+        ({"rope_scaling": {"type": "yarn"}}, '"factor" is to be a number above 0'),
+        ({"rope_scaling": {"type": "longrope"}}, "expected a type of default, linear, llama3, dynamic, yarn"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 0}}, '"beta_fast" is to be a number above 0'),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 8}}, '"alpha" is not supported'),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, '"factor" is to be a number above 0'),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, '"rope_parameters" is'),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, '"factor" is to be a number above 0'),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, '"low_freq_factor" is to be a number'),
         ({"rope_parameters": {"rope_theta": -1.0}}, '"rope_parameters/rope_theta" is -1.0: expected a number above 0'),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "only whole heads are turned"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Llama decoder (Llama, Vicuna, Mistral, Yi): grouped-query attention, rotary positions, gated MLP."""
+"""The Llama decoder (Llama, Vicuna, Mistral, Yi, Qwen2): grouped-query attention, rotary positions, gated MLP."""
 
 import math
 
@@ -147,7 +147,10 @@ class LlamaModel(nn.Layer):
         mark(self.embed_tokens.weight, 1, self.width)
         self.layers = nn.LayerList([LlamaLayer(config, index, parallel) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
-        self.rotary = RotaryTables(config.width_per_head, config.rope_theta, config.rope_scaling, parallel.runtime)
+        longest = config.max_position_embeddings
+        self.rotary = RotaryTables(
+            config.width_per_head, config.rope_theta, config.rope_scaling, parallel.runtime, longest
+        )
         self.recompute = False
 
     def embed(self, token_ids: Tensor) -> Tensor:

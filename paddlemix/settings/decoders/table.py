@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from paddlemix.settings.decoders import llama, mistral
+from paddlemix.settings.decoders import llama, mistral, qwen2
 from paddlemix.settings.decoders.base import Decoder
 from paddlemix.utils.registry import Registry
 
@@ -31,5 +31,5 @@ def tokenizer_of(model_types: Iterable[str]) -> str:
     return LLAVA_DECODER.tokenizer
 
 
-for _decoder in (llama.DECODER, mistral.DECODER):
+for _decoder in (llama.DECODER, mistral.DECODER, qwen2.DECODER):
     register(_decoder)

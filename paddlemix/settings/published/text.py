@@ -33,7 +33,9 @@ def read_text(reader: KeyReader, family: str, *, complete: bool) -> TextConfig:
         values["sliding_window"] = None
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
-    values["rope_theta"], values["rope_scaling"] = _rope(reader, values["rope_theta"])
+    values["rope_theta"], values["rope_scaling"] = _rope(
+        reader, values["rope_theta"], values["max_position_embeddings"]
+    )
     for name, (accepted, why) in decoder.expected.items():
         reader.expect(name, accepted, why=why)
     reader.ignore(decoder.ignored)
@@ -61,9 +63,9 @@ def _check_text(reader: KeyReader, values: dict[str, Any]) -> None:
         reader.wrong("num_key_value_heads", values["num_key_value_heads"], f"num_attention_heads is {heads}")
 
 
-def _rope(reader: KeyReader, theta: float) -> tuple[float, dict[str, Any] | None]:
+def _rope(reader: KeyReader, theta: float, longest: int) -> tuple[float, dict[str, Any] | None]:
     """``rope_theta`` and ``rope_scaling`` in the three spellings: transformers' old keys and its ``rope_parameters``
-    (since version 5, theta inside), and PaddleNLP's two keys.
+    (since version 5, theta inside), and PaddleNLP's two keys. ``longest``: ``max_position_embeddings``.
     """
     newest = reader.take("rope_parameters", dict, None)
     name = "rope_scaling" if newest is None else "rope_parameters"
@@ -81,17 +83,20 @@ def _rope(reader: KeyReader, theta: float) -> tuple[float, dict[str, Any] | None
     if scaling is None:
         return theta, None
     kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "dynamic":
-        reader.wrong(
-            name, scaling, "dynamic scaling is not supported; without the key the model is right up to "
-            "max_position_embeddings"
-        )  # fmt: skip
     if kind not in _ROPE_NUMBERS:
-        reader.wrong(name, scaling, "expected a type of default, linear or llama3")
-    for key in _ROPE_NUMBERS[kind]:
+        reader.wrong(name, scaling, f"expected a type of {', '.join(_ROPE_NUMBERS)}")
+    if kind in _WINDOWED and scaling.get("original_max_position_embeddings") is None:
+        scaling = {**scaling, "original_max_position_embeddings": longest}  # as transformers does
+    numbers = [*_ROPE_NUMBERS[kind], *(key for key in _YARN if kind == "yarn" and scaling.get(key) is not None)]
+    for key in numbers:
         number = scaling.get(key)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
             reader.wrong(name, scaling, f'"{key}" is to be a number above 0')
+    if kind == "yarn" and not isinstance(scaling.get("truncate", True), bool):
+        reader.wrong(name, scaling, '"truncate" is to be true or false')
+    left = set(scaling) - {"type", "rope_type", "truncate", "finetuned", *_YARN, *_ALL_NUMBERS}
+    if left:
+        reader.wrong(name, scaling, f'"{min(left)}" is not supported')
     return theta, None if newest is not None and kind == "default" else scaling
 
 
@@ -99,5 +104,10 @@ _ROPE_NUMBERS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
 """Kinds of rotary scaling, and the numbers that each needs."""
+_YARN = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_WINDOWED = ("llama3", "yarn")
+_ALL_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
