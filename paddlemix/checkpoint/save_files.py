@@ -52,14 +52,18 @@ def config_data(config: LlavaConfig) -> dict[str, Any]:
 
 
 def processor_data(image: ImageConfig) -> dict[str, Any]:
-    """``preprocessor_config.json`` in the widespread form of CLIP's processor, with LLaVA's own keys."""
-    return {
+    """``preprocessor_config.json`` in the widespread form of CLIP's processor (SigLIP's), with LLaVA's own keys."""
+    tile = {"height": image.crop_size, "width": image.crop_size}
+    crop = {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
         "size": {"shortest_edge": image.resize_size},
-        "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": image.crop_size, "width": image.crop_size},
+        "crop_size": tile,
+    }
+    return {
+        **({"image_processor_type": "SiglipImageProcessor", "size": tile} if image.stretch else crop),
+        "do_resize": True,
+        "resample": 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -100,7 +100,7 @@ def find_sources(
         require_base(parts.adapter, parts.base, source, form)
         plan.report.warnings += _doubts(parts, base, config)
     _add_later_sources(plan, parts, newline=config.has_image_newline)
-    config = _fit_positions(plan, config)
+    config = _fit_depth(plan, _fit_positions(plan, config))
     return Sources(parts, plan, config, tower, form)
 
 
@@ -267,6 +267,26 @@ def _fit_positions(plan: LoadPlan, config: LlavaConfig) -> LlavaConfig:
     plan.report.notes.append(f"the position table of the vision tower is {side} x {side} ({info.file.name})")
     extra = {**config.vision.extra, "position_grid": side}
     return config.with_changes(vision=dataclasses.replace(config.vision, extra=extra))
+
+
+def _fit_depth(plan: LoadPlan, config: LlavaConfig) -> LlavaConfig:
+    """The layers of the tower that are really there, when only some are missing that no feature needs.
+
+    LLaVA-NeXT cuts the last layer of SigLIP off, and its checkpoints hold 26 of the 27 that their config.json names.
+    """
+    vision = config.vision
+    if vision is None:
+        return config
+    tower = TOWERS.get(vision.model_type)
+    numbers = (tower.layer_of(name.removeprefix(keymap.PREFIX_TOWER)) for name in plan.entries)
+    depth = max((number + 1 for number in numbers if number is not None), default=0)
+    if not vision.feature_layer <= depth < vision.num_hidden_layers:
+        return config
+    plan.report.notes.append(
+        f"the vision tower has {depth} of its {vision.num_hidden_layers} layers, all that the features need"
+    )
+    layer = vision.feature_layer - depth - 1
+    return config.with_changes(vision=dataclasses.replace(vision, num_hidden_layers=depth, select_layer=layer))
 
 
 def _is_foreign(name: str, form: str) -> bool:

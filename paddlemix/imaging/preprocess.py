@@ -111,7 +111,9 @@ def tiles_of(picture: Image.Image, image: ImageConfig) -> list[Image.Image]:
 
 
 def to_uint8(picture: Image.Image, image: ImageConfig) -> np.ndarray:
-    """One tile as uint8 [S, S, 3]: short side to ``resize_size``, centre crop to ``crop_size``."""
+    """One tile as uint8 [S, S, 3]: short side to ``resize_size``, centre crop to ``crop_size``; or stretched to it."""
+    if image.stretch:
+        return np.asarray(picture.resize((image.crop_size, image.crop_size), resample=Image.Resampling.BICUBIC))
     return centre_crop(np.asarray(resize_short_side(picture, image.resize_size)), image.crop_size)
 
 

@@ -34,8 +34,14 @@ def quick_gelu_by_silu(x: Tensor) -> Tensor:
 
 @ACTIVATIONS.add("gelu")
 def gelu(x: Tensor) -> Tensor:
-    """GELU (any shape, in the dtype of x) by the error function; the projector and SigLIP-less towers use it."""
+    """GELU (any shape, in the dtype of x) by the error function; the projector and InternViT use it."""
     return functional.gelu(x)
+
+
+@ACTIVATIONS.add("gelu_pytorch_tanh")
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU (any shape, in the dtype of x) by its approximation with the hyperbolic tangent; SigLIP was trained so."""
+    return functional.gelu(x, approximate=True)
 
 
 @ACTIVATIONS.add("silu", "swish")

@@ -120,7 +120,8 @@ class ImageConfig:
     ``aspect`` is ``square`` (short side resized, centre crop), ``pad`` (mean-coloured square) or ``anyres``.
     ``grid_pinpoints`` are (width, height) in pixels, as the original writes them.
     ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``. ``max_tiles`` is the N of LLaVA-NeXT's ``anyres_max_N``:
-    the features of an image of more tiles are scaled down to about those of N.
+    the features of an image of more tiles are scaled down to about those of N. ``stretch``: ``square`` resizes both
+    sides of an image to the tile instead (SigLIP).
     """
 
     crop_size: int
@@ -131,6 +132,7 @@ class ImageConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     max_tiles: int | None = None
+    stretch: bool = False
 
 
 @dataclass(frozen=True)

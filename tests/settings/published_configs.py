@@ -99,6 +99,55 @@ _LLAMA_3_HF = {"_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct", "architec
                "max_position_embeddings": 8192, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
                "rope_theta": 500000.0, "vocab_size": 128320}  # fmt: skip
 
+
+def _qwen(hidden: int, inner: int, layers: int, heads: int, kv: int, **more: Any) -> Config:
+    return {
+        "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu",
+        "hidden_size": hidden, "initializer_range": 0.02, "intermediate_size": inner, "max_position_embeddings": 32768,
+        "max_window_layers": layers, "num_attention_heads": heads, "num_hidden_layers": layers,
+        "num_key_value_heads": kv, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": False, "use_cache": True, "use_sliding_window": False, "vocab_size": 152064, **more,
+    }  # fmt: skip
+
+
+_QWEN_05 = _qwen(896, 4864, 24, 14, 2, tie_word_embeddings=True, vocab_size=151936)
+_QWEN_7 = _qwen(3584, 18944, 28, 28, 4, sliding_window=131072)
+_QWEN_1_5_7 = _qwen(4096, 11008, 32, 32, 32, vocab_size=151936)
+_QWEN_1_5_110 = _qwen(8192, 49152, 80, 64, 8)
+_OV_GRID = [[384 * w, 384 * h] for w in range(1, 7) for h in range(1, 7)]
+
+
+def _lmms(text: Config, **more: Any) -> Config:
+    """What LLaVA-NeXT's training wrote since May 2024."""
+    mine = {
+        "architectures": ["LlavaQwenForCausalLM"], "image_crop_resolution": None, "image_split_resolution": None,
+        "image_token_index": 151646, "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": None,
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model", "pos_skipping_range": 4096,
+        "use_pos_skipping": False, "vision_tower_pretrained": None, "mm_hidden_size": 1152, "image_grid_pinpoints":
+        _OV_GRID, "image_aspect_ratio": "anyres_max_9", "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "tokenizer_model_max_length": 32768, "transformers_version": "4.40.0.dev0", "pad_token_id": None,
+        "mm_resampler_type": None, "mm_vision_tower_lr": 2e-06, "rope_scaling": None,
+    }  # fmt: skip
+    return _next(text, **{**mine, **more})
+
+
+_SIGLIP_HF = {"hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+              "num_attention_heads": 16, "num_hidden_layers": 26, "patch_size": 14,
+              "vision_use_head": False}  # fmt: skip
+_QWEN_HF = {"model_type": "qwen2", "torch_dtype": "bfloat16"}
+_OV_HF = {
+    "architectures": ["LlavaOnevisionForConditionalGeneration"], "model_type": "llava_onevision",
+    "image_grid_pinpoints": _OV_GRID, "image_token_index": 151646, "video_token_index": 151647,
+    "projector_hidden_act": "gelu", "torch_dtype": "float16", "transformers_version": "4.45.0.dev0",
+    "use_image_newline_parameter": True, "vision_aspect_ratio": "anyres_max_9", "vision_config": _SIGLIP_HF,
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "tie_word_embeddings": False,
+}  # fmt: skip
+_INTERLEAVE_HF = {
+    "vision_config": _SIGLIP_HF, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    "image_token_index": 151646, "pad_token_id": 151643, "vocab_size": 152000,
+}  # fmt: skip
+OV = "qwen2 mlp2x_gelu anyres_max_9 spatial_unpad qwen_1_5 384"
+
 _SHARE = {"model_type": "share4v", "architectures": ["Share4VLlamaForCausalLM"]}
 _INTERN = {
     "mm_hidden_size": 3200, "mm_vision_tower": "OpenGVLab/InternViT-6B-224px", "mm_vision_select_layer": -4,
@@ -179,6 +228,27 @@ PUBLISHED: dict[str, tuple[Config, str]] = {
         _original(L7, **_SHARE, mm_vision_tower="Zery/MV-LLaVA-7B_Pretrained_vit-large224-l4",
                   tune_entire_model=True, tune_vit_from_layer=4),
         ROUND.replace("336", "224")),
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": (_lmms(_QWEN_05), f"{OV} -2"),
+    "lmms-lab/llava-onevision-qwen2-7b-ov": (_lmms(_QWEN_7), f"{OV} -2"),
+    "lmms-lab/llava-onevision-qwen2-7b-si": (_lmms(_QWEN_7, mm_spatial_pool_mode=None), f"{OV} -2"),
+    "lmms-lab/llava-critic-7b": (_lmms(_QWEN_7, model_type="llava_qwen"), f"{OV} -2"),
+    "lmms-lab/llava-next-interleave-qwen-7b": (
+        _lmms(_QWEN_1_5_7, image_aspect_ratio="pad", mm_patch_merge_type="flat", image_grid_pinpoints=None,
+              mm_spatial_pool_mode=None, mm_projector_lr=1e-05),
+        "qwen2 mlp2x_gelu pad flat qwen_1_5 384 -2"),
+    "lmms-lab/llava-next-110b": (
+        _lmms(_QWEN_1_5_110, model_type="llava_qwen", image_aspect_ratio="anyres", image_grid_pinpoints=NEXT_GRID,
+              mm_hidden_size=1024, mm_vision_tower="openai/clip-vit-large-patch14-336"),
+        "qwen2 mlp2x_gelu anyres spatial_unpad qwen_1_5 336 -2"),
+    "llava-hf/llava-interleave-qwen-0.5b-hf": (
+        _hf({**_QWEN_HF, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+             "num_hidden_layers": 24, "num_key_value_heads": 16, "max_window_layers": 21, "vocab_size": 152000,
+             "tie_word_embeddings": True, "rope_theta": 1000000.0}, **_INTERLEAVE_HF),
+        "qwen2 mlp2x_gelu square flat qwen_1_5 384 -1"),
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": (
+        {**_OV_HF, "text_config": {**_QWEN_05, **_QWEN_HF, "vocab_size": 152000}}, f"{OV} -1"),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (
+        {**_OV_HF, "text_config": {**_QWEN_7, **_QWEN_HF, "vocab_size": 152128}}, f"{OV} -1"),
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-7B": (
         _original(L7, **_INTERN, mm_projector_type="mlp2x_gelu"), ROUND.replace("-2", "-4")),
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B": (

@@ -373,7 +373,7 @@ def test_a_broken_file_is_told_with_line_and_column(hub):
 
 @pytest.mark.parametrize("key", ["hidden_act", "num_channels", "model_type", "patch_size"])
 def test_a_tower_that_we_cannot_build_is_refused(hub, key):
-    wrong = {"hidden_act": "relu", "num_channels": 1, "model_type": "siglip_vision_model", "patch_size": 29}
+    wrong = {"hidden_act": "relu", "num_channels": 1, "model_type": "dinov2", "patch_size": 29}
     hub.write("openai/tower", VISION | {"model_type": "clip_vision_model", key: wrong[key]})
     assert f'"{key}"' in told(hub.model())
 

@@ -81,9 +81,10 @@ def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int 
     """The config.json of llava-hf. CheckpointError for what transformers' LLaVA classes cannot express."""
     vision, image = require_hf(config)
     anyres = image.aspect == "anyres"
+    family, kind = hf_family(image)
     data = {
-        "architectures": ["LlavaNextForConditionalGeneration" if anyres else "LlavaForConditionalGeneration"],
-        "model_type": "llava_next" if anyres else "llava",
+        "architectures": [f"{family}ForConditionalGeneration"],
+        "model_type": kind,
         "torch_dtype": dtype,
         "text_config": {
             "architectures": [DECODERS.get(config.text.model_type).hf_class],
@@ -106,7 +107,16 @@ def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int 
         # transformers reads each pair as (height, width); ours are (width, height) as in the original.
         data["image_grid_pinpoints"] = [[height, width] for width, height in image.grid_pinpoints]
         data["use_image_newline_parameter"] = True
+    if image.max_tiles is not None:
+        data["vision_aspect_ratio"] = _aspect(image)
     return data
+
+
+def hf_family(image: ImageConfig) -> tuple[str, str]:
+    """Beginning of the names of transformers' classes, and ``model_type``, for models with these image settings."""
+    if image.aspect != "anyres":
+        return "Llava", "llava"
+    return ("LlavaNext", "llava_next") if image.max_tiles is None else ("LlavaOnevision", "llava_onevision")
 
 
 def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
@@ -119,7 +129,7 @@ def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
     if config.projector_type != "mlp2x_gelu":
         raise CheckpointError(f'llava-hf has no form for the projector "{config.projector_type}", only for mlp2x_gelu')
     wanted = "spatial_unpad" if image.aspect == "anyres" else "flat"
-    fits = image.aspect in ("anyres", "pad", "square") and image.merge == wanted and image.max_tiles is None
+    fits = image.aspect in ("anyres", "pad", "square") and image.merge == wanted
     if not fits or config.has_image_newline != (image.aspect == "anyres"):
         raise CheckpointError(
             f'llava-hf has no form for image_aspect_ratio "{_aspect(image)}" with mm_patch_merge_type "{image.merge}"'
@@ -139,11 +149,12 @@ def hf_processor(config: LlavaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     left_out = ("image_aspect_ratio", "image_grid_pinpoints")
     pixels = {key: value for key, value in data.items() if key not in left_out}
     anyres = image.aspect == "anyres"
-    name = "LlavaNextProcessor" if anyres else "LlavaProcessor"
+    family, _ = hf_family(image)
+    name = f"{family}Processor"
     pixels["processor_class"] = name
     if anyres:
         pairs = [[height, width] for width, height in image.grid_pinpoints]
-        pixels |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pairs, "do_pad": True}
+        pixels |= {"image_processor_type": f"{family}ImageProcessor", "image_grid_pinpoints": pairs, "do_pad": True}
     elif image.aspect == "pad":
         # Published llava-hf folders say CLIPImageProcessor, which crops instead of padding: other pixels.
         pixels |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
@@ -154,4 +165,8 @@ def hf_processor(config: LlavaConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "patch_size": vision.patch_size,
         "vision_feature_select_strategy": _strategy(vision),
     }
+    if image.max_tiles is not None:
+        del processor["num_additional_image_tokens"], processor["patch_size"]
+        processor |= {"num_image_tokens": vision.tokens_per_tile, "vision_aspect_ratio": _aspect(image)}
+        processor |= {"video_token": "<video>"}
     return pixels, processor

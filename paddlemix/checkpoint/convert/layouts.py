@@ -48,9 +48,9 @@ from paddlemix.checkpoint.save_files import (
     write_weights,
 )
 from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
-from paddlemix.settings.model import ImageConfig, LlavaConfig
+from paddlemix.settings.model import ImageConfig, LlavaConfig, VisionConfig
 from paddlemix.settings.published.config import TEMPLATE_KEY, load_config
-from paddlemix.settings.published.tower import Pixels, is_published, pixels_for
+from paddlemix.settings.published.tower import Pixels, is_published, known_tower, pixels_for
 from paddlemix.settings.towers.table import TOWERS
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, template_for
 from paddlemix.utils import options
@@ -282,13 +282,20 @@ def _original(job: _Job, staging: Path, vocabulary: TokenizerPlan, dtype: str) -
     if config.vision is not None and not name:
         name = convert_config.TOWER_FOLDER
         _write_tower(job, staging / name, weights=True)
-    elif name and not job.tower_outside and not is_published(name):
+    elif name and not job.tower_outside and not _is_known_as(job.config.vision, name):
         # The weights are inside; what is left to know of the tower goes along under the last part of its name.
         _write_tower(job, staging / Path(name).name, weights=False)
     if image is not None and _pixels_of(image) != pixels_for(config.vision, []):
         write_json(staging / PREPROCESSOR, _pixels(config))
     config = config.with_changes(text=replace(config.text, vocab_size=vocabulary.rows))
     return convert_config.original_data(config, tower=name, tower_inside=job.tower_outside is None, dtype=dtype)
+
+
+def _is_known_as(vision: VisionConfig | None, name: str) -> bool:
+    """Whether whoever reads ``name`` knows a tower of this depth; LLaVA-NeXT cuts off SigLIP's last layer."""
+    known = known_tower(name)
+    depth = None if known is None else known.num_hidden_layers
+    return is_published(name) and (vision is None or depth == vision.num_hidden_layers)
 
 
 def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
@@ -306,7 +313,7 @@ def _write_tower(job: _Job, folder: Path, *, weights: bool) -> None:
 
 
 def _pixels_of(image: ImageConfig) -> Pixels:
-    return Pixels(image.crop_size, image.resize_size, image.mean, image.std)
+    return Pixels(image.crop_size, image.resize_size, image.mean, image.std, stretch=image.stretch)
 
 
 def _pixels(config: LlavaConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoint.convert.config import hf_family
 from paddlemix.checkpoint.folders import read_json, read_optional
 from paddlemix.checkpoint.save_files import TRAINING_SETTINGS, write_json
 from paddlemix.settings.model import LlavaConfig
@@ -114,7 +115,7 @@ def _model_lines(config: LlavaConfig, base: str) -> Iterator[str]:
 
 
 def _use_lines(config: LlavaConfig, program: str | None) -> list[str]:
-    kind = "LlavaNext" if config.image.aspect == "anyres" else "Llava"
+    kind, _ = hf_family(config.image)
     asked = [
         'turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}',
         "prompt = processor.apply_chat_template([turn], add_generation_prompt=True)",

@@ -10,13 +10,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER, decoders
-from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.decoders.table import DECODERS, decoders
+from paddlemix.settings.model import ImageConfig, LlavaConfig, VisionConfig
+from paddlemix.settings.published.common import (
+    MAX_CANVAS as MAX_CANVAS,
+)
+from paddlemix.settings.published.common import (
+    MAX_PINPOINTS as MAX_PINPOINTS,
+)
+from paddlemix.settings.published.common import TEMPLATE_KEY as TEMPLATE_KEY
+from paddlemix.settings.published.common import checked, choice, image_config
+from paddlemix.settings.published.common import default_template as default_template
 from paddlemix.settings.published.grid import read_aspect, read_grid
+from paddlemix.settings.published.llava_hf import HF_TYPES, is_llava_hf, read_llava_hf
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.text import read_text
 from paddlemix.settings.published.tower import (
-    Pixels,
     find_tower,
     known_tower,
     pixels_for,
@@ -24,9 +33,8 @@ from paddlemix.settings.published.tower import (
     refuse_model,
     with_feature,
 )
-from paddlemix.settings.published.tower import vision_of as _vision_of
-from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA, LLAVA_HF
-from paddlemix.settings.towers.table import LLAVA_HF_VISION, TOWERS
+from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from paddlemix.utils.foreign import reading, refuse_special
@@ -34,17 +42,9 @@ from paddlemix.utils.paths import begins_at
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
-TEMPLATE_KEY = "paddlemix_template"
-"""Key of a config.json in another layout for the template of a model, where it is not ``default_template``."""
-
-_HF_TYPES = ("llava", "llava_next")
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
 _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
-_STRATEGIES = {"default": "patch", "full": "cls_patch"}
-MAX_PINPOINTS = 1024
-MAX_CANVAS = 1 << 24
-"""Pixels of an image's tiles together: 148 tiles of 336 pixels, four times those of any published model."""
 
 
 def load_config(
@@ -80,22 +80,17 @@ def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaC
     kind = reader.take("model_type", str, None)
     if kind == OWN_MODEL_TYPE:
         config = _own(reader)
-    elif kind in _HF_TYPES and _is_hf(reader):
-        config = _llava_hf(reader, root)
+    elif kind in HF_TYPES and is_llava_hf(reader):
+        config = read_llava_hf(reader, root)
     elif kind in _original_types() or (kind in DECODERS and reader.data.get("mm_vision_tower")):
         config = _original(reader, root, given, inside)
     elif kind in DECODERS:
         config = _language_model(reader, given)
     else:
-        known = (OWN_MODEL_TYPE, *_original_types(), "llava_next", *DECODERS)
+        known = (OWN_MODEL_TYPE, *_original_types(), *HF_TYPES[1:], *DECODERS)
         hint = nearest(str(kind), known)
         reader.wrong("model_type", kind, f"unknown{hint} (known: {', '.join(known)})")
     return config
-
-
-def default_template(text: TextConfig) -> str:
-    """Name of the conversation template a model was trained with, from facts about its architecture."""
-    return DECODERS.get(text.model_type).template_for(text.vocab_size)
 
 
 def _original_types() -> dict[str, str]:
@@ -128,10 +123,6 @@ def _own(reader: KeyReader) -> LlavaConfig:
     return config
 
 
-def _is_hf(reader: KeyReader) -> bool:
-    return reader.data.get("model_type") == "llava_next" or "text_config" in reader.data
-
-
 def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:
     """LLaVA's own layout: the keys of the language model and the mm_* keys side by side (PaddleMIX keeps them)."""
     refuse_model(reader)
@@ -147,11 +138,11 @@ def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: 
     if wide != vision.hidden_size:
         reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
     pixels = pixels_for(vision, [tower, root] if tower else [root])
-    merge = _choice(reader, "mm_patch_merge_type", _MERGES, "flat")
+    merge = choice(reader, "mm_patch_merge_type", _MERGES, "flat")
     aspect, max_tiles = read_aspect(reader, "square")
-    image = _image(pixels, aspect, merge, read_grid(reader, pixels.crop_size))
+    image = image_config(pixels, aspect, merge, read_grid(reader, pixels.crop_size))
     image = dataclasses.replace(image, max_tiles=max_tiles)
-    side = _choice(reader, "tokenizer_padding_side", ("right", "left"), "right")
+    side = choice(reader, "tokenizer_padding_side", ("right", "left"), "right")
     config = LlavaConfig(
         text=text,
         vision=vision,
@@ -171,53 +162,7 @@ def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: 
     reader.expect("s2", False, why="the multi-scale tower is not supported")
     reader.ignore(LLAVA, {"s2_scales": "belongs to s2"}, ANYWHERE)
     reader.finish()
-    return _checked(config, reader)
-
-
-def _llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
-    """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
-    next_model = reader.take("model_type", str, "") == "llava_next"
-    part = reader.child("text_config", {})
-    family = part.take("model_type", str, LLAVA_DECODER.kind)
-    if family not in DECODERS:
-        part.wrong("model_type", family, f"expected one of {', '.join(DECODERS)}")
-    text = read_text(part, family, complete=False)
-    dtype = reader.dtype() or part.dtype() or "float32"
-    part.dtype()
-    part.ignore(ANYWHERE)
-    part.finish()
-    vision = _hf_vision(reader)
-    reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
-    reader.expect("multimodal_projector_bias", True, why="the projector has biases")
-    pixels = pixels_for(vision, [root])
-    # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
-    grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
-    aspect = "anyres" if next_model else ("pad" if pixels.pads else "square")
-    template = reader.take(TEMPLATE_KEY, str, default_template(text))
-    reader.ignore(LLAVA_HF, ANYWHERE)
-    reader.finish()
-    config = LlavaConfig(
-        text=text,
-        vision=vision,
-        image=_image(pixels, aspect, "spatial_unpad" if next_model else "flat", grid),
-        projector_type="mlp2x_gelu",
-        has_image_newline=next_model,
-        template=template,
-        model_max_length=min(text.max_position_embeddings, 4096),
-        vision_tower_name=None,
-        dtype=dtype,
-    )
-    return _checked(config, reader)
-
-
-def _hf_vision(reader: KeyReader) -> VisionConfig:
-    vision = _vision_of(reader.child("vision_config", LLAVA_HF_VISION))
-    strategy = _choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), "default")
-    if strategy == "default" and not vision.class_tokens:
-        why = "leaves out the first row, which is a patch in a tower without a class token; expected full"
-        reader.wrong("vision_feature_select_strategy", strategy, why)
-    layer = reader.take("vision_feature_layer", int, -2)
-    return with_feature(dataclasses.replace(vision, select_layer=layer), _STRATEGIES[strategy])
+    return checked(config, reader)
 
 
 def _language_model(reader: KeyReader, tower_folder: Path | None) -> LlavaConfig:
@@ -236,9 +181,9 @@ def _language_model(reader: KeyReader, tower_folder: Path | None) -> LlavaConfig
     reader.finish()
     if tower_folder is not None:
         vision = read_tower(tower_folder)
-        image = _image(pixels_for(vision, [tower_folder]), "square", "flat", ())
+        image = image_config(pixels_for(vision, [tower_folder]), "square", "flat", ())
         config = config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
-    return _checked(config, reader)
+    return checked(config, reader)
 
 
 def _tower(
@@ -259,20 +204,8 @@ def _tower(
 
 def _selected(reader: KeyReader, vision: VisionConfig) -> VisionConfig:
     layer = reader.need("mm_vision_select_layer", int)
-    feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
+    feature = choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
     return with_feature(dataclasses.replace(vision, select_layer=layer), feature)
-
-
-def _image(pixels: Pixels, aspect: str, merge: str, grid: tuple[tuple[int, int], ...]) -> ImageConfig:
-    return ImageConfig(
-        crop_size=pixels.crop_size,
-        resize_size=pixels.resize_size,
-        aspect=aspect,
-        merge=merge,
-        grid_pinpoints=grid,
-        mean=pixels.mean,
-        std=pixels.std,
-    )
 
 
 def _length(reader: KeyReader, default: int = 2048) -> int:
@@ -291,37 +224,6 @@ def _projector(reader: KeyReader, default: str) -> str:
     return value
 
 
-def _choice(reader: KeyReader, name: str, accepted: tuple[str, ...], default: str) -> str:
-    value = reader.take(name, str, default)
-    if value not in accepted:
-        reader.wrong(name, value, f"expected one of {', '.join(accepted)}{nearest(value, accepted)}")
-    return value
-
-
-def _checked(config: LlavaConfig, reader: KeyReader) -> LlavaConfig:
-    vision, image = config.vision, config.image
-    if vision is not None:
-        depth = vision.num_hidden_layers
-        if not -depth - 1 <= vision.select_layer <= depth:
-            raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
-    if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
-        raise CheckpointError(
-            f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty; '
-            'write it beside, such as "(1x1),...,(6x6)"'
-        )
-    if image is not None and len(image.grid_pinpoints) > MAX_PINPOINTS:
-        count = len(image.grid_pinpoints)
-        raise CheckpointError(
-            f'{reader.file}: "image_grid_pinpoints" has {count} sizes, at most {MAX_PINPOINTS} are read'
-        )
-    for width, height in image.grid_pinpoints if image is not None else ():
-        if width * height > MAX_CANVAS:
-            raise CheckpointError(
-                f'{reader.file}: "image_grid_pinpoints" has {width} x {height} pixels; expected at most {MAX_CANVAS}'
-            )
-    return config
-
-
 def _sized(reader: KeyReader, vision: VisionConfig, image: ImageConfig) -> tuple[VisionConfig, ImageConfig]:
     """Tower and tiles of ``mm_image_size`` pixels, for a tower whose position table is resized."""
     side = reader.take("mm_image_size", int, vision.image_size)
@@ -337,7 +239,7 @@ def _sized(reader: KeyReader, vision: VisionConfig, image: ImageConfig) -> tuple
 
 def _tiled(reader: KeyReader, image: ImageConfig) -> ImageConfig:
     """Aspect, merge and grid as the settings say; ``anyres_max_N`` stays where they name no aspect."""
-    merge = _choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
+    merge = choice(reader, "mm_patch_merge_type", _MERGES, image.merge)
     aspect, most = read_aspect(reader, image.aspect)
     most = most if "image_aspect_ratio" in reader.data else image.max_tiles
     grid = read_grid(reader, image.crop_size) or image.grid_pinpoints
@@ -369,7 +271,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
     vision, image = config.vision, config.image
     if vision is not None:
         layer = reader.take("mm_vision_select_layer", int, vision.select_layer)
-        feature = _choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
+        feature = choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
         vision = with_feature(dataclasses.replace(vision, select_layer=layer), feature)
     merge = None
     if vision is not None and image is not None:
@@ -384,7 +286,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         template=reader.take("template", str, config.template),
         use_im_start_end=reader.take("mm_use_im_start_end", bool, config.use_im_start_end),
         use_im_patch_token=reader.take("mm_use_im_patch_token", bool, config.use_im_patch_token),
-        padding_side=_choice(reader, "tokenizer_padding_side", ("right", "left"), config.padding_side),
+        padding_side=choice(reader, "tokenizer_padding_side", ("right", "left"), config.padding_side),
         model_max_length=reader.take("tokenizer_model_max_length", int, config.model_max_length),
         vision_tower_name=reader.take("mm_vision_tower", str, config.vision_tower_name),
         dtype=reader.dtype() or config.dtype,
@@ -393,4 +295,4 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
         given = ", ".join(sorted(set(data) & _NEEDS_TOWER))
         way = options.current().vision_tower
         raise ConfigError(f"{given}: the model has no vision tower that it could belong to; name one with {way}")
-    return _checked(changed, reader)
+    return checked(changed, reader)

@@ -21,13 +21,17 @@ _LARGEST = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_la
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a tile is made of an image: sizes in pixels, mean and deviation of the normalised channels."""
+    """How a tile is made of an image: sizes in pixels, mean and deviation of the normalised channels.
+
+    ``stretch``: both sides are resized to the tile, and nothing is cut off.
+    """
 
     crop_size: int
     resize_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pads: bool = False
+    stretch: bool = False
 
 
 def find_tower(folder: str | Path, name: str) -> Path | None:
@@ -173,7 +177,7 @@ def with_feature(vision: VisionConfig, feature: str) -> VisionConfig:
 def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:
     """How the images of a tower are made; ``folders`` may hold a preprocessor_config.json."""
     tower = TOWERS.get(vision.model_type)
-    plain = Pixels(vision.image_size, vision.image_size, tower.mean, tower.std)
+    plain = Pixels(vision.image_size, vision.image_size, tower.mean, tower.std, stretch=tower.stretches)
     return read_pixels(folders, plain) if tower.reads_preprocessor else plain
 
 
@@ -194,8 +198,9 @@ def read_pixels(folders: list[Path], plain: Pixels) -> Pixels:
 def _pixels_of(reader: KeyReader, plain: Pixels) -> Pixels:
     kind = reader.data.get("image_processor_type", "")
     pads = str(kind).startswith("LlavaImageProcessor") and bool(reader.data.get("do_pad", False))
+    stretch = plain.stretch and not reader.data.get("do_center_crop")
     for name in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
-        if reader.take(name, bool, True) is not True:
+        if reader.take(name, bool, True) is not True and not (stretch and name == "do_center_crop"):
             reader.wrong(name, False, "images are always resized, cropped, scaled and normalised")
     if reader.take("resample", int, 3) != 3:
         reader.wrong("resample", reader.data["resample"], "only 3 (bicubic) is supported")
@@ -204,12 +209,14 @@ def _pixels_of(reader: KeyReader, plain: Pixels) -> Pixels:
         reader.wrong("rescale_factor", factor, "expected 1/255")
     crop = _side(reader, "crop_size", plain.crop_size)
     resize = _side(reader, "size", crop)
+    if stretch and resize != crop:
+        reader.wrong("size", reader.data.get("size"), f"a tile has {crop} pixels, and nothing is cut off")
     mean, std = reader.triple("image_mean", plain.mean), reader.triple("image_std", plain.std)
     if min(std) <= 0:
         reader.wrong("image_std", std, "expected numbers above 0")
     reader.ignore(PREPROCESSOR, ANYWHERE)
     reader.finish()
-    return Pixels(crop, resize, mean, std, pads)
+    return Pixels(crop, resize, mean, std, pads, stretch)
 
 
 def _side(reader: KeyReader, name: str, default: int) -> int:

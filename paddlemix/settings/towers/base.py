@@ -111,6 +111,8 @@ class Tower:
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD
     """Of the normalised channels, for pixels from 0 to 1."""
+    stretches: bool = False
+    """Its own preprocessing stretches an image to the tile; else the short side is resized and the middle cut out."""
     reads_preprocessor: bool = True
     """Whether the original reads preprocessor_config.json for it; else side, mean and deviation are those above."""
     folder_wins: bool = False

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 from paddlemix.settings.key_rows import spelled_out
-from paddlemix.settings.towers import clip, eva_clip, intern_vit
+from paddlemix.settings.towers import clip, eva_clip, intern_vit, siglip
 from paddlemix.settings.towers.base import Tower
 from paddlemix.utils.registry import Registry
 
@@ -37,5 +37,5 @@ def _names(tower: Tower) -> Iterator[tuple[str, str]]:
             yield f"{tower.published_prefix}{there}", f"{tower.prefix}{here}"
 
 
-for _tower in (clip.TOWER, eva_clip.TOWER, intern_vit.TOWER):
+for _tower in (clip.TOWER, eva_clip.TOWER, intern_vit.TOWER, siglip.TOWER):
     register(_tower)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of llava-hf (transformers' classes Llava, LlavaNext and LlavaOnevision) -> ``LlavaConfig``."""
+
+import dataclasses
+from pathlib import Path
+
+from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER
+from paddlemix.settings.model import LlavaConfig, VisionConfig
+from paddlemix.settings.published.common import TEMPLATE_KEY, checked, choice, default_template, image_config
+from paddlemix.settings.published.grid import read_aspect
+from paddlemix.settings.published.reader import KeyReader
+from paddlemix.settings.published.text import read_text
+from paddlemix.settings.published.tower import pixels_for, vision_of, with_feature
+from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA_HF
+from paddlemix.settings.towers.table import LLAVA_HF_VISION
+
+HF_TYPES = ("llava", "llava_next", "llava_onevision")
+_STRATEGIES = {"default": "patch", "full": "cls_patch"}
+
+
+def is_llava_hf(reader: KeyReader) -> bool:
+    """Whether a file of a type in ``HF_TYPES`` is llava-hf's; LLaVA's own layout calls its models ``llava``, too."""
+    return reader.data.get("model_type") in HF_TYPES[1:] or "text_config" in reader.data
+
+
+def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
+    """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
+    kind = reader.take("model_type", str, "")
+    next_model = kind in HF_TYPES[1:]
+    part = reader.child("text_config", {})
+    family = part.take("model_type", str, LLAVA_DECODER.kind)
+    if family not in DECODERS:
+        part.wrong("model_type", family, f"expected one of {', '.join(DECODERS)}")
+    text = read_text(part, family, complete=False)
+    dtype = reader.dtype() or part.dtype() or "float32"
+    part.dtype()
+    part.ignore(ANYWHERE)
+    part.finish()
+    vision = _hf_vision(reader)
+    reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
+    reader.expect("multimodal_projector_bias", True, why="the projector has biases")
+    pixels = pixels_for(vision, [root])
+    # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
+    grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
+    aspect, most = "anyres" if next_model else ("pad" if pixels.pads else "square"), None
+    if kind == "llava_onevision":
+        named = reader.take("vision_aspect_ratio", str, "anyres_max_9")
+        aspect, most = read_aspect(KeyReader({"image_aspect_ratio": named}, reader.file), "")
+        if most is None:
+            reader.wrong("vision_aspect_ratio", named, "expected anyres_max_N")
+    template = reader.take(TEMPLATE_KEY, str, default_template(text))
+    reader.ignore(LLAVA_HF, ANYWHERE)
+    reader.finish()
+    image = image_config(pixels, aspect, "spatial_unpad" if next_model else "flat", grid)
+    config = LlavaConfig(
+        text=text,
+        vision=vision,
+        image=dataclasses.replace(image, max_tiles=most),
+        projector_type="mlp2x_gelu",
+        has_image_newline=next_model,
+        template=template,
+        model_max_length=min(text.max_position_embeddings, 32768 if most else 4096),
+        vision_tower_name=None,
+        dtype=dtype,
+    )
+    return checked(config, reader)
+
+
+def _hf_vision(reader: KeyReader) -> VisionConfig:
+    onevision = reader.data["model_type"] == "llava_onevision"
+    vision = vision_of(reader.child("vision_config", LLAVA_HF_VISION))
+    default = "full" if onevision else "default"
+    strategy = choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), default)
+    if strategy == "default" and not vision.class_tokens:
+        why = "leaves out the first row, which is a patch in a tower without a class token; expected full"
+        reader.wrong("vision_feature_select_strategy", strategy, why)
+    layer = reader.take("vision_feature_layer", int, -1 if onevision else -2)
+    return with_feature(dataclasses.replace(vision, select_layer=layer), _STRATEGIES[strategy])
