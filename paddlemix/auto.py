@@ -178,7 +178,7 @@ class LlavaProcessor:
         several = not isinstance(text, str) and bool(text) and not _is_message(text[0])
         texts = list(text) if several else [text]
         given = [as_list(own) for own in _entries(images, len(texts))] if several else [as_list(images)]
-        processed = [[self._picture(picture) for picture in own] for own in given]
+        processed = [[self._picture(picture, len(own)) for picture in own] for own in given]
         rows = [self._ids(one, len(own)) for one, own in zip(texts, processed, strict=True)]
         return {
             **pad_rows(rows, self.tokenizer.pad_id),
@@ -186,13 +186,13 @@ class LlavaProcessor:
             "layouts": [[picture.layout for picture in own] for own in processed],
         }
 
-    def _picture(self, picture: Any) -> "Processed":
+    def _picture(self, picture: Any, count: int = 1) -> "Processed":
         from paddlemix.imaging.load import OWN_LIMITS, load_image
         from paddlemix.utils.errors import ConfigError
 
         if self.images is None:
             raise ConfigError("this model has no vision tower, so it takes no images")
-        return self.images(load_image(picture, OWN_LIMITS))
+        return self.images.among(count)(load_image(picture, OWN_LIMITS))
 
     def _ids(self, text: Any, pictures: int) -> list[int]:
         from paddlemix.datasets.rows import read_messages

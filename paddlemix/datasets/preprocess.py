@@ -11,7 +11,7 @@ from PIL.Image import Image
 from paddlemix.datasets.pictures import PLAIN_RULES, PictureRules, is_remote
 from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Layout as ImageLayout
-from paddlemix.imaging.layout import Size
+from paddlemix.imaging.layout import Size, token_count
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.imaging.views import Views
 from paddlemix.text import chat_template
@@ -104,7 +104,8 @@ class SampleEncoder:
         layouts = [layout for _, layout in places]
         ids, labels, length, cut = self._cut(sample, rendered, layouts)
         used = int((ids == IMAGE_TOKEN_INDEX).sum())
-        parts = [self.processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
+        processor = self.processor and self.processor.among(len(layouts))
+        parts = [processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
         pixels = np.concatenate(parts) if parts else None
         return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
 
@@ -146,7 +147,7 @@ class SampleEncoder:
     def _layouts(self, sample: Sample, sizes: Sequence[Size]) -> list[ImageLayout]:
         """The layout of each image place; ``sizes`` are (height, width) in pixels of the sample's images."""
         if sample.views is None or not sizes:
-            return [self.processor.layout(size) for size in sizes]
+            return [self.processor.among(len(sizes)).layout(size) for size in sizes]
         try:
             return [sample.views.layout(sizes, self.processor.image, self.processor.vision)]
         except DataError as error:
@@ -205,12 +206,15 @@ class SampleEncoder:
         return f"{count} images; each needs the other"
 
     def _image_tokens(self, sample: Sample) -> int:
-        config = self.processor.image if self.processor else None
+        count = len(sample.images) if sample.views is None else 1
+        config = self.processor.among(count).image if self.processor else None
         views = sample.views or Views()
         if config is None or config.aspect != "anyres":
             per_tile = self.processor.vision.tokens_per_tile if self.processor else 0
             return views.count(len(sample.images)) * per_tile
         sizes = [self.size_of(sample, image) for image in sample.images]
+        if sample.views is None:
+            return sum(token_count(size, config, self.processor.vision) for size in sizes)
         return views.layout(sizes, config, self.processor.vision).length
 
     def size_of(self, sample: Sample, image: str) -> Size:

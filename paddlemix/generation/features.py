@@ -23,6 +23,8 @@ class Picture:
     key: bytes
     layout: Layout
     features: paddle.Tensor
+    among: "Picture | None" = None
+    """The image as one of several, where that is another (``ImageProcessor.among``)."""
 
     @property
     def length(self) -> int:
@@ -66,7 +68,8 @@ class FeatureCache:
 
 def size_of(picture: Picture) -> int:
     """Bytes of an image's features."""
-    return int(picture.features.size) * picture.features.element_size()
+    own = int(picture.features.size) * picture.features.element_size()
+    return own if picture.among is None else own + size_of(picture.among)
 
 
 def key_of(image: Image, processor: ImageProcessor) -> bytes:

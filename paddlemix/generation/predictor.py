@@ -40,6 +40,7 @@ from paddlemix.utils.constants import IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from typing_extensions import Unpack
 
 
@@ -122,10 +123,15 @@ class Predictor:
         key = key_of(image, self.processor)
 
         def encoded() -> Picture:
-            processed = self.processor(image)
-            return Picture(key, processed.layout, encode_images(self.model, processed.pixels))
+            processor = self.processor.among(2)
+            other = None if processor is self.processor else self._encoded(key_of(image, processor), image, processor)
+            return self._encoded(key, image, self.processor, other)
 
         return self.features.get(key, encoded)
+
+    def _encoded(self, key: bytes, image: "Image", processor: ImageProcessor, among: Picture | None = None) -> Picture:
+        processed = processor(image)
+        return Picture(key, processed.layout, encode_images(self.model, processed.pixels), among)
 
     def question(self, text: str, pictures: int = 0) -> list[Message]:
         """The messages of a person's question with so many images, as the model's template wants them."""
@@ -145,6 +151,8 @@ class Predictor:
             tags = self.model.config.use_im_start_end
             messages = placed_messages(messages, layout=self.template, images=len(pictures), use_im_start_end=tags)
         pictures = pictures or ()
+        if len(pictures) > 1:
+            pictures = [picture.among or picture for picture in pictures]
         rendered = render(self.template, messages, self.tokenizer, answer_open=True)
         ids = tuple(int(token) for token in rendered.ids)
         places = ids.count(IMAGE_TOKEN_INDEX)

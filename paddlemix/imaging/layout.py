@@ -87,13 +87,13 @@ def fit_inside(size: Size, target: tuple[int, int]) -> tuple[int, int]:
 
 
 def tile_grid(size: Size, image: ImageConfig) -> tuple[int, int] | None:
-    """(rows, columns) of the tiles of an image of ``size``; None where it is one tile (``square``, ``pad``).
+    """(rows, columns) of the tiles of an image of ``size``; None where it is one tile (all but anyres).
 
     anyres puts one small copy of the whole image before these tiles; it is not counted here.
     """
     if image.aspect not in ASPECTS:
         raise ConfigError(f'image aspect "{image.aspect}" is not known (known: {", ".join(ASPECTS)})')
-    if image.aspect != "anyres":
+    if image.aspect != "anyres" or image.one_tile:
         return None
     wide, high = choose_resolution(size, image.grid_pinpoints)
     if wide % image.crop_size or high % image.crop_size:
@@ -222,7 +222,7 @@ def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
     """Image tokens of an image of ``size``: always ``len(layout_of(...).order)``, computed without the order."""
     grid = tile_grid(size, image)
     if grid is None:
-        return vision.tokens_per_tile
+        return vision.tokens_per_tile + (image.aspect == "anyres" and image.merge == "spatial_unpad")
     if image.merge == "flat":
         return (1 + grid[0] * grid[1]) * vision.tokens_per_tile
     side = vision.grid

@@ -99,10 +99,10 @@ def cut_tiles(picture: Image.Image, side: int) -> list[Image.Image]:
 
 
 def tiles_of(picture: Image.Image, image: ImageConfig) -> list[Image.Image]:
-    """The images that become one tile each: one for ``square`` and ``pad``, the whole and its parts for anyres."""
+    """The images that become one tile each: the whole and its parts for anyres, else (and with ``one_tile``) one."""
     height_width = (picture.height, picture.width)
     if tile_grid(height_width, image) is None:
-        if image.aspect != "pad":
+        if image.aspect == "square":
             return [picture]
         return [resize_on_square(picture, background_colour(image), image.resize_size)]
     whole = picture.resize((image.resize_size, image.resize_size), resample=Image.Resampling.BICUBIC)

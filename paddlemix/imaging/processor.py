@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image in, pixels and layout out: the only thing that training, chat and evaluation need of this room."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,16 @@ class ImageProcessor:
             )
         self.image = image
         self.vision = vision
+
+    def among(self, count: int) -> "ImageProcessor":
+        """The processor of an image that is one of ``count`` in its conversation.
+
+        LLaVA-OneVision (``anyres_max_N``) cuts only a lone image into tiles; several are one padded tile each, closed
+        by a newline. For all other models every image is as if it were alone.
+        """
+        if count < 2 or self.image.max_tiles is None:
+            return self
+        return ImageProcessor(replace(self.image, one_tile=True), self.vision)
 
     def __call__(self, picture: Image.Image) -> Processed:
         """Pixels, layout and size of an RGB image (``load.load_image`` gives one). DataError for another mode."""

@@ -121,7 +121,8 @@ class ImageConfig:
     ``grid_pinpoints`` are (width, height) in pixels, as the original writes them.
     ``merge`` is ``flat``, ``spatial`` or ``spatial_unpad``. ``max_tiles`` is the N of LLaVA-NeXT's ``anyres_max_N``:
     the features of an image of more tiles are scaled down to about those of N. ``stretch``: ``square`` resizes both
-    sides of an image to the tile instead (SigLIP).
+    sides of an image to the tile instead (SigLIP). ``one_tile``: anyres makes one padded tile of an image, because it
+    is one of several (``ImageProcessor.among``); no file says so.
     """
 
     crop_size: int
@@ -133,6 +134,7 @@ class ImageConfig:
     std: tuple[float, float, float] = CLIP_STD
     max_tiles: int | None = None
     stretch: bool = False
+    one_tile: bool = False
 
 
 @dataclass(frozen=True)
