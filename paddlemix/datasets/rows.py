@@ -135,6 +135,8 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
         return _chat(row["messages"], place, unread)
     if "conversations" in row:
         return _conversations(row["conversations"], place, unread), []
+    if not absent(row.get("chosen")) or not absent(row.get("completion")):
+        raise place.fault("", "an answer that is preferred; such rows are for paddlemix preference_tune (loss_type)")
     near = ((key, nearest(key.lower(), ("conversations", "messages"))) for key in row)
     hint = next((f'; "{key[:80]}" is not read{found}' for key, found in near if found), "")
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')

@@ -16,6 +16,7 @@ import numpy as np
 from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.mixture import MixedDataset
 from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.preference import EncodedPair
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.datasets.sampler import useful_share
@@ -103,9 +104,10 @@ def _show(rows: Rows, index: int, tokenizer: Tokenizer) -> None:
     if encoded is None:
         say(f"  {rows.where(index)}: cannot be used and is left out (on_bad_sample)")
         return
-    say(f"  {rows.where(index)}")
-    for kind, text in spans(encoded, tokenizer):
-        console().print(_styled(kind, text), soft_wrap=True)
+    for name, part in encoded.parts.items() if isinstance(encoded, EncodedPair) else [("", encoded)]:
+        say(f"  {rows.where(index)}{f', {name}' if name else ''}")
+        for kind, text in spans(part, tokenizer):
+            console().print(_styled(kind, text), soft_wrap=True)
 
 
 def spans(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:

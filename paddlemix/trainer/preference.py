@@ -12,10 +12,11 @@ from paddle.nn import functional
 
 from paddlemix.datasets.preference import FORWARD, KL, PreferenceDataset
 from paddlemix.models import preference_loss as losses
+from paddlemix.ops.linear import lora_layers
 from paddlemix.settings.run.preference import UNPAIRED, PreferenceGroup
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing
-from paddlemix.trainer.batches import Batch, split_batches
+from paddlemix.trainer.batches import Batch, fingerprint, split_batches
 from paddlemix.trainer.llava_trainer import LlavaTrainer
 from paddlemix.trainer.reference import FILE, Reference, kept_rows, start_key
 
@@ -81,6 +82,8 @@ class PreferenceTrainer(LlavaTrainer):
         self._open = self._open_at_step = self._nothing()
         if "stage3" in self.settings.training.sharding:
             self.model.token_portion = 0  # the head is at hand only while its own layer runs
+        for _, layer in lora_layers(self.model) if self.settings.model.lora_path else ():
+            layer.dropout = 0.0  # as in TRL: the reference has none, and the two would differ from the first step on
         self.reference = Reference.taken(self.model, self.plan, self.settings)
         if self.reference is None:
             return
@@ -229,7 +232,7 @@ class PreferenceTrainer(LlavaTrainer):
         They are kept in ``output`` under the name of the part, so that a run that was ended goes on with them.
         """
         rank, world = self.args.process_index, self.args.world_size
-        key = start_key(self.model, dataset.fingerprint, self.settings, (name, world))
+        key = start_key(self.model, fingerprint(dataset), self.settings, (name, world))
         ending = f"-{rank:05d}" if world > 1 else ""
         found = kept_rows(
             output / f"{name}_{FILE.replace('.', f'{ending}.')}", key, range(rank, len(dataset), world),

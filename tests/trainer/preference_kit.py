@@ -1,5 +1,6 @@
 """Our side of the comparison with TRL: the tiny Llama of ``preference_rows`` under ``PreferenceTrainer``."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def encoded(prompt: list[int], answer: list[int]) -> Encoded:
 
 
 class Rows:
+    reference: np.ndarray | None = None
+
     def __init__(self, case: str) -> None:
         if case == "kto":
             self.rows = [EncodedPair(encoded(p, a), None, len(p), good) for p, a, good in shared.singles()]
@@ -69,7 +72,8 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> EncodedPair:
-        return self.rows[index]
+        pair = self.rows[index]
+        return pair if self.reference is None else dataclasses.replace(pair, reference=self.reference[index])
 
 
 class Watched(PreferenceTrainer):
