@@ -91,7 +91,9 @@ class PreferenceTrainer(LlavaTrainer):
         for name, rows in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             if rows is not None and self.loss.precompute_ref_log_probs:
                 say(f"reference: log-probabilities of {len(rows):,} {name} rows")
-                self.precompute(getattr(rows, "dataset", rows), Path(self.args.output_dir), name)
+                while hasattr(rows, "dataset"):  # a mixture, or rows under the numbers of a run's first part
+                    rows = rows.dataset
+                self.precompute(rows, Path(self.args.output_dir), name)
 
     def _nothing(self) -> Tensor:
         return paddle.zeros([2, len(self.names)], "float32")
