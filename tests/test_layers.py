@@ -39,7 +39,7 @@ def test_every_file_of_the_repository_is_in_its_place():
     [
         ({"utils__a": "from paddlemix.models import b\n", "models__b": ""}, "paddlemix.models.b (layer 4, above"),
         ({"models__a": "import paddlemix.datasets.b\n", "datasets__b": ""}, "layer 4, beside it"),
-        ({"models__a": "def f():\n    from paddlemix.trainer import b\n", "trainer__b": ""}, "layer 6, above it"),
+        ({"models__a": "def f():\n    from paddlemix.trainer import b\n", "trainer__b": ""}, "layer 7, above it"),
         ({"text__a": "from . import b\n"}, "a.py:2: relative import"),
         ({"text__a": "from json import *\n"}, "a.py:2: star import"),
         ({"text__a": "import paddle\n"}, "the room text works without paddle"),

@@ -18,8 +18,8 @@ LAYERS = (
     ("splice",),
     ("models", "datasets"),
     ("checkpoint",),
-    ("generation", "trainer"),
-    ("annotate",),
+    ("generation",),
+    ("trainer", "annotate"),
     ("eval", "serve", "export", "validate", "demo", "doctor", "auto"),
     ("tools", "examples", "deploy", "__main__"),
 )

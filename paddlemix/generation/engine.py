@@ -164,12 +164,14 @@ def generate_batch(
     decoding: Decoding | None = None,
     *,
     features: paddle.Tensor | None = None,
+    cache: Cache | None = None,
 ) -> list[list[int]]:
     """All ids of every row: up to and with the ending id, then ``pad_id`` to the length of the longest row.
 
-    ``pixels`` float32 [N, 3, S, S], or in their place ``features`` [N, P, D] in the model's dtype.
+    ``pixels`` float32 [N, 3, S, S], or in their place ``features`` [N, P, D] in the model's dtype; ``cache`` as for
+    ``generate``.
     """
-    steps = list(generate(model, plan, pixels, decoding, features=features))
+    steps = list(generate(model, plan, pixels, decoding, features=features, cache=cache))
     return [list(row) for row in zip(*steps, strict=True)]
 
 

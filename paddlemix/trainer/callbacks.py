@@ -27,19 +27,11 @@ from rich.progress import (
 
 from paddlemix.trainer.batches import Batch
 from paddlemix.trainer.checkpointing import RunState
+from paddlemix.trainer.log_line import console_lines
 from paddlemix.trainer.reports import Reports
+from paddlemix.trainer.run_log import RunLog
 from paddlemix.utils import early_stop
 from paddlemix.utils.logging import console, get_logger
-
-SHOWN = {
-    "loss": "loss",
-    "eval_loss": "eval_loss",
-    "train_loss": "train_loss",
-    "learning_rate": "lr",
-    "grad_norm": "grad_norm",
-}
-"""Which numbers of a log entry stand on the console, and how they are called there."""
-
 
 Given: TypeAlias = (
     nn.Layer | Optimizer | LRScheduler | Iterable[Batch] | dict[str, Tensor] | dict[str, float] | float | None
@@ -108,16 +100,12 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Given,
     ) -> None:
-        """One line of at most 100 columns; the log file gets every number under its own name."""
+        """Lines of at most 100 columns; the log file gets every number under its own name."""
         if not state.is_world_process_zero or not logs:
             return
         library_log.info(", ".join(f"{name}: {_short(value)}" for name, value in logs.items()))
-        shown = [f"{short}: {logs[name]:.4g}" for name, short in SHOWN.items() if name in logs]
-        if not shown:
-            return
-        shown += [f"step: {state.global_step}/{state.max_steps}", f"epoch: {state.epoch or 0:.2f}"]
-        speed = logs.get("interval_tokens_per_second")
-        console().print(", ".join(shown + ([f"tokens/s: {speed:,.0f}"] if speed else [])), soft_wrap=True)
+        for line in console_lines(logs, state.global_step, state.max_steps):
+            console().print(line, markup=False, soft_wrap=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
         """Say which checkpoint there is now."""
@@ -224,6 +212,41 @@ class Reporting(TrainerCallback):
         """The numbers of the line."""
         if logs:
             self.reports.log(logs, state.global_step)
+
+
+class Recording(TrainerCallback):
+    """Writes ``train_log.jsonl`` and ``loss.png``; without a log (the other processes) nothing."""
+
+    def __init__(self, log: RunLog | None) -> None:
+        self.log = log
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Given,
+    ) -> None:
+        """Every entry as a line."""
+        if self.log is not None and logs:
+            self.log.add(logs, state.global_step, state.epoch)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
+        """The picture so far."""
+        if self.log is not None:
+            self.log.draw()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
+        """The whole picture."""
+        if self.log is not None:
+            self.log.end_training()
+            self.log.draw()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Given) -> None:
+        """An evaluation after the training belongs to the picture, too."""
+        if self.log is not None and self.log.ended:
+            self.log.draw()
 
 
 class SeedEachStep(TrainerCallback):

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a run fit the memory of its cards? Asked before the weights are read, with the attention that will serve."""
 
+import math
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from paddlemix.settings.memory import GB, Memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run.keys import SettingValue
 from paddlemix.settings.run.training import TrainingSettings
-from paddlemix.utils import env, npu_cards
+from paddlemix.utils import env, files, npu_cards
 from paddlemix.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paddle import nn
+
+    from paddlemix.trainer.stages import StagePlan
 
 FLAG = "PADDLEMIX_MEMORY_CHECK"
 
@@ -102,3 +110,20 @@ def _fewer_rows(rows: int, steps: int) -> Iterator[dict[str, int]]:
 
 def _json(value: SettingValue) -> str:
     return {True: "true"}.get(value, f'"{value}"') if isinstance(value, bool | str) else str(value)
+
+
+def check_disk(model: "nn.Layer", plan: "StagePlan", settings: TrainingSettings, output: Path) -> None:
+    """ConfigError when the disk cannot hold one checkpoint beside the result: told before the first step."""
+    from paddlemix.ops.parallel import whole_shape
+
+    sizes = {name: math.prod(whole_shape(value)) * value.element_size() for name, value in model.named_parameters()}
+    trained = sum(sizes[name] for name in plan.rules)
+    saved = trained if plan.stage == "lora" else sum(sizes.values())
+    moments = 8 * sum(part.trainable for part in plan.parts)
+    needed = saved + (saved + moments if settings.training.save_strategy != "no" else 0)
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise ConfigError(
+            f'"output_dir": {output} needs about {needed / files.MIB:,.0f} MiB for the result and one checkpoint, '
+            f"{free / files.MIB:,.0f} MiB are free; free some space or choose another folder"
+        )

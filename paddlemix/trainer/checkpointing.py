@@ -40,12 +40,13 @@ ROWS_FILE = "training_rows.safetensors"
 _FORMAT = 1
 _OF_ANY_RUN = frozenset((
     LOCK_FILE, LOG_FILE, "train.log", "runs", "training_settings.json", "train_results.json", "bad_samples.jsonl",
-    "bad_samples_eval.jsonl",
+    "bad_samples_eval.jsonl", "train_log.jsonl", "loss.png", "eval_answers",
 ))  # fmt: skip
 """Files of every attempt, also of one that ended before its first checkpoint, or before its result was written."""
 _NEEDED = (STATE_FILE, LOG_FILE)
 """Files that every checkpoint has, whatever it trains."""
 _NAME = re.compile(r"checkpoint-(\d+)")
+_RANK_LOG = re.compile(r"train\.rank\d+\.log")
 
 
 @dataclass
@@ -144,7 +145,10 @@ def _what_it_holds(output: Path) -> str:
 
 def _holds_something(output: Path) -> bool:
     return output.is_dir() and any(
-        item.name not in _OF_ANY_RUN and not item.name.startswith(files.TEMPORARY_PREFIX) for item in output.iterdir()
+        item.name not in _OF_ANY_RUN
+        and not item.name.startswith(files.TEMPORARY_PREFIX)
+        and _RANK_LOG.fullmatch(item.name) is None
+        for item in output.iterdir()
     )
 
 

@@ -13,6 +13,7 @@ from paddlenlp.trainer.trainer_utils import ShardingOption
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.trainer.arguments import readers_together
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
+from paddlemix.trainer.sample_answers import SampleAnswers
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 
 
@@ -22,6 +23,9 @@ class BrokenOffError(Exception):
 
 class Evaluation:
     """The part of the trainer that evaluates; everything it uses belongs to PaddleNLP's Trainer or to ours."""
+
+    sample_answers: SampleAnswers | None = None
+    """What asks the model at each evaluation; None: nothing is asked."""
 
     def evaluate(
         self, eval_dataset: Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -51,11 +55,13 @@ class Evaluation:
         self.stop_together(problems[0] if problems else None)
         if any(self.gathered(broken_off)):
             raise BrokenOffError
+        seconds = time.time() - started
         found = self.means(self._sum_over_ranks(summed))
         metrics = {
             **{f"{metric_key_prefix}_{name}": value for name, value in found.items()},
-            f"{metric_key_prefix}_runtime": round(time.time() - started, 4),
-            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(time.time() - started, 1e-9), 4),
+            f"{metric_key_prefix}_runtime": round(seconds, 4),
+            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(seconds, 1e-9), 4),
+            **self._sample_answers(metric_key_prefix),
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -69,6 +75,16 @@ class Evaluation:
     def means(self, summed: np.ndarray) -> dict[str, float]:
         """Measures by name from the sum of what ``counted`` gave, float64 [2]."""
         return {"loss": float(summed[0] / max(summed[1], 1.0)), "labels": int(summed[1])}
+
+    def _sample_answers(self, prefix: str) -> dict[str, float]:
+        """``eval_generate``: answers to a few rows, written, and their scores."""
+        if self.sample_answers is None:
+            return {}
+        self.model.eval()
+        try:
+            return self.sample_answers.measure(self, prefix)
+        finally:
+            self.model.train()
 
     @property
     def _may_break_off(self) -> bool:

@@ -19,7 +19,6 @@ from paddlenlp.utils.log import logger
 from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.models.llava import LlavaForCausalLM
-from paddlemix.ops import compat
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing, divided, resuming, scaling
@@ -28,7 +27,6 @@ from paddlemix.trainer.batches import (
     Collate,
     EpochOrder,
     TrainBatches,
-    count_tokens,
     fingerprint,
     total_steps,
 )
@@ -40,6 +38,7 @@ from paddlemix.trainer.optimization import build_optimizer, build_schedule, warm
 from paddlemix.trainer.ranks import require_alike
 from paddlemix.trainer.spikes import LossHistory
 from paddlemix.trainer.stages import StagePlan
+from paddlemix.trainer.step_log import StepLog
 from paddlemix.trainer.stopping import Stopping
 from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
@@ -56,7 +55,7 @@ class Weights(Protocol):
         """Put the trained weights of ``folder`` into ``model``, bit for bit."""
 
 
-class LlavaTrainer(Evaluation, Stopping, Trainer):
+class LlavaTrainer(Evaluation, StepLog, Stopping, Trainer):
     """Trains what ``plan`` says on batches of the splice plan.
 
     The loss of a step is the mean over the labels of each micro-batch, averaged over micro-batches and processes,
@@ -81,7 +80,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         self.settings = settings
         self.plan = plan
         self.weights = weights
-        self.tokens = self._tokens_last_logged = self._tokens_done = 0
+        self.begin_counting()
         self.losses = LossHistory(settings.training.loss_jump)
         self.last_norm = self.last_rate = self.running_loss = float("nan")
         self._open_loss: Tensor | None = None
@@ -160,7 +159,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
 
     def training_step(self, model: nn.Layer, inputs: Batch, step_control: int = 0) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss, a float32 scalar."""
-        self.tokens += count_tokens(inputs)
+        self.count(inputs)
         try:
             loss = super().training_step(model, inputs)
         except (MemoryError, RuntimeError) as error:
@@ -183,12 +182,13 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             self._log_step(tr_loss)
         # The state at the end of a step: what later micro-batches add belongs to the next one.
         self._open_loss, self._tokens_done = tr_loss.clone(), self.tokens
-        saved, metrics = self.saved_at_a_signal, None
+        saved, metrics, begun = self.saved_at_a_signal, None, time.time()
         if self.control.should_evaluate and not (saved and self.within_an_epoch):
             metrics = self._evaluate_or_stop()
         if self.control.should_save and not (saved and metrics is None):
             self._save_checkpoint(model, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self._globalstep_last_start_time += time.time() - begun  # speeds are those of the training alone
 
     def _evaluate_or_stop(self) -> dict[str, float] | None:
         try:
@@ -197,49 +197,6 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
             self.control.should_evaluate = False
             self.stop_signal.stop(self.control, self.args.world_size)
             return None
-
-    def _log_step(self, tr_loss: Tensor) -> None:
-        steps = self.state.global_step - self._globalstep_last_logged - self._skip_steps_since_last_logged
-        self._skip_steps_since_last_logged = 0
-        self.control.should_log = False
-        if steps <= 0:
-            return
-        total = self._mean_over_ranks(tr_loss)
-        seconds = max(time.time() - self._globalstep_last_start_time, 1e-9)
-        samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.dataset_world_size
-        counted = paddle.to_tensor(float(self.tokens - self._tokens_last_logged))
-        tokens = self._mean_over_ranks(counted) * self.args.dataset_world_size
-        logs = {
-            "loss": total / steps,
-            "learning_rate": self.last_rate,
-            "grad_norm": self.last_norm,
-            **({"loss_jumps": self.losses.jumps} if self.losses.jumps else {}),
-            "global_step": int(self.state.global_step),
-            "interval_runtime": round(seconds, 4),
-            "interval_samples_per_second": round(samples * steps / seconds, 4),
-            "interval_steps_per_second": round(steps / seconds, 4),
-            "interval_tokens_per_second": round(tokens / seconds, 1),
-            **_memory(),
-        }
-        tr_loss.subtract_(tr_loss)
-        self._total_loss_scalar += total
-        self._globalstep_last_logged = self.state.global_step
-        self._globalstep_last_start_time = time.time()
-        self._tokens_last_logged = self.tokens
-        self.log(logs)
-
-    def log(self, logs: dict[str, float], **kwargs: Any) -> None:
-        """Tell the callbacks, and keep the entry: the base class forgets all entries before the last."""
-        history = self.state.log_history
-        super().log(logs, **kwargs)
-        self.state.log_history = [*history, {**logs, "step": self.state.global_step}]
-
-    def _mean_over_ranks(self, value: Tensor) -> float:
-        if self.args.world_size > 1:
-            value = value.clone()
-            paddle.distributed.all_reduce(value)
-            return float(value) / self.args.world_size
-        return float(value)
 
     def _save_checkpoint(self, model: nn.Layer, metrics: dict[str, float] | None = None) -> None:
         """Publish ``checkpoint-N``, then remove the oldest ones beyond ``save_total_limit``."""
@@ -356,7 +313,7 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
         require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
         self._carried, self.saved_step = state, state.global_step
         self._grouped_for = state.grouped_for or state.world_size // resuming.readers_together(self.settings)
-        self.tokens = self._tokens_last_logged = state.tokens * state.world_size // self.args.world_size
+        self.tokens = self._tokens_before = state.tokens * state.world_size // self.args.world_size
         if not self.args.ignore_data_skip:
             self.batches.resume(state.global_step * self.args.gradient_accumulation_steps)
 
@@ -383,9 +340,3 @@ class LlavaTrainer(Evaluation, Stopping, Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # Nothing to load: every step seeds its own noise.
         return
-
-
-def _memory() -> dict[str, float]:
-    """Largest memory of the device so far in GiB; nothing on a CPU."""
-    device = paddle.get_device()
-    return {} if device == "cpu" else {"max_memory_allocated": compat.peak_memory(device) / 2**30}

@@ -7,17 +7,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer import checkpointing
 from paddlemix.trainer.folder_lock import LOCK_FILE, lock
 from paddlemix.utils import early_stop, env, files
-from paddlemix.utils.logging import forget_library_logs, redirect_library_logs
+from paddlemix.utils.logging import forget_library_logs, held_stream, hold_library_logs, redirect_library_logs
 
 LOG_FILE = "train.log"
 SETTINGS_FILE = "training_settings.json"
+
+
+def library_log(output: Path) -> Path:
+    """Where the libraries of this process speak: ``train.log``, beside it ``train.rank1.log`` of the second one."""
+    return output / (LOG_FILE if is_main() else f"train.rank{env.rank()}.log")
 
 
 def is_main() -> bool:
@@ -41,7 +46,8 @@ def held_output(output: Path, began: Callable[[], bool]) -> Iterator[None]:
             yield
         except BaseException:
             if not began():
-                _leave_nothing(output, before)
+                with early_stop.on_the_way_out():
+                    _leave_nothing(output, before)
             raise
 
 
@@ -58,6 +64,7 @@ def _leave_nothing(output: Path, before: set[str] | None) -> None:
 def begin(output: Path, settings: TrainingSettings, *, anew: bool) -> None:
     """Everything is read and fits: write the settings, and remove the checkpoints of an earlier run (``anew``)."""
     if not is_main():
+        redirect_library_logs(library_log(output))
         return
     if anew:
         checkpointing.clear_output(output)
@@ -66,15 +73,34 @@ def begin(output: Path, settings: TrainingSettings, *, anew: bool) -> None:
 
 @contextlib.contextmanager
 def library_output(output: Path) -> Iterator[None]:
-    """What paddle and paddlenlp say while they are imported and set up goes to ``train.log``."""
-    log = output / LOG_FILE
-    redirect_library_logs(log)
-    loud = sys.stderr
-    with early_stop.held_back(), open(log, "a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
+    """What paddle and paddlenlp say while they are imported and set up goes to a file (``library_log``)."""
+    if not is_main():
+        # Only the first process cleans up after a run that does not begin, so the others write nothing before.
+        opened: contextlib.AbstractContextManager[TextIO] = contextlib.nullcontext(held_stream())
+    else:
+        opened = open(library_log(output), "a", encoding="utf-8")  # noqa: SIM115 - closed below
+    catch_library_logs(output)
+    with opened as stream, _loud_imports(stream):
         import paddlenlp.trainer  # noqa: F401 - imported here for its words
-    sys.stderr = loud
-    redirect_library_logs(log)
+    catch_library_logs(output)
     yield
+
+
+def catch_library_logs(output: Path) -> None:
+    """The loggers that came since the imports speak there, too."""
+    if is_main():
+        redirect_library_logs(library_log(output))
+    else:
+        hold_library_logs()
+
+
+@contextlib.contextmanager
+def _loud_imports(stream: TextIO) -> Iterator[None]:
+    """What is said on stderr goes to ``stream``."""
+    loud = sys.stderr
+    with early_stop.held_back(), contextlib.redirect_stderr(stream):
+        yield
+    sys.stderr = loud
 
 
 def write_metrics(name: str, metrics: dict[str, Any], output: Path, copies: str | None) -> None:

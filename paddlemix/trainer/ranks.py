@@ -7,6 +7,7 @@ file of the output folder, and reads those of the others. Processes on machines 
 own machine's only. They also compare, before anything heavy, what they were started with.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -38,6 +39,10 @@ SILENT_ELSEWHERE = 20.0
 
 _FIRST_SPEAKS = 2.0
 """Seconds that the other processes leave to the first one for the error that all of them end with."""
+
+
+LEAVING = 20.0
+"""Seconds that the other processes wait at most for the first one to end before them."""
 
 
 @dataclass
@@ -107,6 +112,34 @@ def versions() -> dict[str, str]:
     import paddle
 
     return {"the version of paddle": paddle.__version__}
+
+
+def leave_in_order(world: int, limit: float = LEAVING) -> None:
+    """Called by every process at the end of a run: all have come so far, and the first one ends before the others.
+
+    2026-11, paddle 3.3: the first process serves the connections of all (TCPStore). When another one ends while the
+    first still cleans up after itself, its connection may be reset instead of closed; the thread that reads it
+    (LibUVClient::readCallback) takes that for a fatal error and aborts the process, exit code -6, after its result was
+    written: one run in 15 on a busy machine. So the others hold their connections until the first one is gone, at most
+    ``limit`` seconds. The wait is at their very end (``atexit``): a caller that goes on after a run is not held up.
+    """
+    if world == 1:
+        return
+    import paddle
+
+    places: list[tuple[str, int]] = []
+    paddle.distributed.all_gather_object(places, (os.uname().nodename, os.getpid()))
+    paddle.distributed.barrier()
+    if paddle.distributed.get_rank() != 0:
+        atexit.register(_outlive, *places[0], limit)
+
+
+def _outlive(host: str, process: int, limit: float) -> None:
+    """Return when a process has ended, or after a while: it may go on, or be on another machine."""
+    here = host == os.uname().nodename
+    until = time.monotonic() + (limit if here else min(limit, _FIRST_SPEAKS))
+    while time.monotonic() < until and not (here and not _alive(process)):
+        time.sleep(0.05)
 
 
 class RankWatch:

@@ -5,8 +5,6 @@ Paddle and PaddleNLP are imported inside the functions, after everything that ca
 """
 
 import json
-import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,19 +21,22 @@ from paddlemix.trainer.arguments import (
     refuse_on_cpu,
     training_arguments,
 )
-from paddlemix.trainer.output import LOG_FILE, begin, held_output, is_main, library_output, write_metrics
+from paddlemix.trainer.output import begin, catch_library_logs, held_output, is_main, library_output, write_metrics
+from paddlemix.trainer.overview import overview
 from paddlemix.trainer.preparation import Prepared, model_arguments, open_start, prepare
-from paddlemix.trainer.ranks import RankWatch, raise_together, require_alike, versions
+from paddlemix.trainer.ranks import RankWatch, leave_in_order, raise_together, require_alike, versions
 from paddlemix.trainer.reports import Reports, require_reporters
+from paddlemix.trainer.run_log import RunLog, step_of
 from paddlemix.utils import device as devices
 from paddlemix.utils import early_stop, env, files
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import ConfigError, PaddleMixError
-from paddlemix.utils.logging import console, redirect_library_logs, say, say_command
+from paddlemix.utils.logging import console, say, say_command
 from paddlemix.utils.options import speaking, strict_config
 
 if TYPE_CHECKING:
     from paddlemix.checkpoint.save import ReadValues
+    from paddlemix.trainer.sample_answers import SampleAnswers
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,24 @@ class TrainingRun:
 
     def carry_out(self) -> Result:
         """Train, evaluate, save and tell where the result lies."""
+        from paddlemix.trainer.capacity import check_disk
+
         training = self.settings.training
         if training.do_train:
             self.trainer.require_alike()
-            self._check_space()
+            check_disk(self.model, self.plan, self.settings, self.output)
+            if is_main():
+                for line in overview(self.prepared.data, self.settings, self.args.dataset_world_size):
+                    say(line)
         with self.reports.opened():
             begin(self.output, self.settings, anew=training.do_train and self.resume is None)
             self.began = True
             if self.settings.preference.loss_type is not None:
                 self.trainer.before_training(self._say)
+            if self.log is not None:
+                step = step_of(self.resume)
+                trains = training.do_train and step < self.trainer.total_steps()
+                self.log.begin(step if trains else None)
             return self._train_and_evaluate()
 
     def _train_and_evaluate(self) -> Result:
@@ -196,10 +206,7 @@ class TrainingRun:
             self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
         self._write("all_results.json", metrics)
         self._log_end(stopped)
-        if self.args.world_size > 1:
-            import paddle
-
-            paddle.distributed.barrier()  # all leave together: the first one serves the connections of the others
+        leave_in_order(self.args.world_size)
         return Result(self.output, steps, metrics, stopped)
 
     def _log_start(self) -> None:
@@ -279,10 +286,11 @@ class TrainingRun:
         self._build_trainer(self.prepared.data)
 
     def _build_trainer(self, data: Datasets) -> None:
-        from paddlemix.trainer.callbacks import ProgressBar, Reporting, StopOnSignal
+        from paddlemix.trainer.callbacks import ProgressBar, Recording, Reporting, StopOnSignal
         from paddlemix.trainer.preference import trainer_class
 
         hidden = self.settings.training.disable_tqdm
+        self.log = RunLog(self.output) if is_main() else None
         self.bar = ProgressBar(None if hidden is None else not hidden)
         self.stop = StopOnSignal()
         self.trainer = trainer_class(self.settings)(
@@ -295,11 +303,21 @@ class TrainingRun:
             train_dataset=data.train,
             order=data.order,
             eval_dataset=data.eval,
-            callbacks=[self.bar, self.stop, Reporting(self.reports)],
+            callbacks=[self.bar, self.stop, Reporting(self.reports), Recording(self.log)],
         )
+        self.trainer.sample_answers = self._sample_answers(data)
         self.trainer.stop_signal = self.stop
         self.bar.watch(self.trainer)
-        redirect_library_logs(self.output / LOG_FILE)
+        catch_library_logs(self.output)
+
+    def _sample_answers(self, data: Datasets) -> "SampleAnswers | None":
+        from paddlemix.trainer.sample_answers import SampleAnswers
+
+        training = self.settings.training
+        if not training.eval_generate or data.eval is None:
+            return None
+        asked = training.eval_generate, training.eval_generate_tokens
+        return SampleAnswers(data.eval, *asked, self.prepared.tokenizer, self.config, self.output)
 
     def _train(self, metrics: dict[str, Any]) -> tuple[int, str | None]:
         if self.resume is not None:
@@ -330,24 +348,6 @@ class TrainingRun:
             what += f"; the result is in {self.output}"
         with early_stop.ending_early(what):
             metrics.update(self.trainer.evaluate())
-
-    def _check_space(self) -> None:
-        """A disk that cannot hold one checkpoint beside the result is reported before the first step."""
-        from paddlemix.ops.parallel import whole_shape
-
-        sizes = {
-            name: math.prod(whole_shape(value)) * value.element_size() for name, value in self.model.named_parameters()
-        }
-        trained = sum(sizes[name] for name in self.plan.rules)
-        saved = trained if self.plan.stage == "lora" else sum(sizes.values())
-        moments = 8 * sum(part.trainable for part in self.plan.parts)
-        needed = saved + (saved + moments if self.settings.training.save_strategy != "no" else 0)
-        free = shutil.disk_usage(self.output).free
-        if free < needed:
-            raise ConfigError(
-                f'"output_dir": {self.output} needs about {needed / files.MIB:,.0f} MiB for the result and one '
-                f"checkpoint, {free / files.MIB:,.0f} MiB are free; free some space or choose another folder"
-            )
 
     def _save(self) -> None:
         from paddlemix.trainer import divided

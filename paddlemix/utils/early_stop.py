@@ -67,6 +67,17 @@ def held_back() -> Iterator[None]:
             _end(waiting[0], None)
 
 
+@contextlib.contextmanager
+def on_the_way_out() -> Iterator[None]:
+    """Inside, signals change nothing: the process ends anyway, and cleans up first."""
+    before = {number: signal.signal(number, lambda *_: None) for number in _before}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def training_begins() -> dict[int, Any]:
     """Called by the training once it has its own handlers: those that were there before this module's.
 

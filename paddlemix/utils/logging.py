@@ -2,6 +2,7 @@
 """The console of a person: what they need goes to the terminal, what the libraries print goes to a file."""
 
 import functools
+import io
 import logging
 import sys
 import textwrap
@@ -100,7 +101,27 @@ def redirect_library_logs(path: str | Path) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
+    held = held_stream().getvalue()
+    if held:
+        with open(target, "a", encoding="utf-8") as stream:
+            stream.write(held)
+        held_stream().seek(0)
+        held_stream().truncate()
     _redirect(_file_handler(str(target.resolve())))
+
+
+def hold_library_logs() -> None:
+    """Keep those lines in memory until ``redirect_library_logs`` names a file, which then gets them; it is made then.
+
+    For a process that may not write yet. A second call catches loggers that came since.
+    """
+    logging.captureWarnings(True)
+    _redirect(_held_lines())
+
+
+def held_stream() -> io.StringIO:
+    """What the lines in memory lie in; stderr of libraries may go there, too."""
+    return _held_lines().stream
 
 
 def forget_library_logs(path: str | Path) -> None:
@@ -122,17 +143,31 @@ class _LibraryFile(logging.FileHandler):
     """A file of ours for what the libraries say."""
 
 
+class _HeldLines(logging.StreamHandler):
+    """Memory of ours for what the libraries say."""
+
+
+_FORM = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+
+@functools.cache
+def _held_lines() -> _HeldLines:
+    handler = _HeldLines(io.StringIO())
+    handler.setFormatter(logging.Formatter(_FORM))
+    return handler
+
+
 @functools.cache
 def _file_handler(path: str) -> logging.FileHandler:
     handler = _LibraryFile(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(_FORM))
     return handler
 
 
 def _move(logger: logging.Logger, handler: logging.Handler) -> None:
     if logger is logging.root:
         # Only terminal handlers of the root logger and ours are replaced; a test runner's own handlers stay.
-        replaced = (logging.StreamHandler, logging.NullHandler, _LibraryFile)
+        replaced = (logging.StreamHandler, logging.NullHandler, _LibraryFile, _HeldLines)
         kept = [old for old in logger.handlers if type(old) not in replaced]
     else:
         kept = []

@@ -14,12 +14,13 @@ from paddlemix.eval.scorers.choices import option_letter
 from paddlemix.eval.scorers.intervals import intervals, mcnemar, paired
 from paddlemix.eval.scorers.score import Answer, Question, Result, match, mean_tally, score
 from paddlemix.eval.scorers.yes_no import exact_yes_no, mme_yes_no_internvl, mme_yes_no_lmms, yes_no_words
+from paddlemix.text import scores
 
 SCORERS = Path(texts.__file__).parent
 
 
-def test_scorers_import_numpy_and_utils_alone() -> None:
-    allowed = ("paddlemix.utils.", "paddlemix.eval.scorers.", "numpy")
+def test_scorers_import_numpy_utils_and_text_scores_alone() -> None:
+    allowed = ("paddlemix.utils.", "paddlemix.text.scores.", "paddlemix.eval.scorers.", "numpy")
     standard = {"functools", "math", "re", "string", "collections", "collections.abc", "dataclasses"}
     for path in SCORERS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -143,7 +144,7 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
         common = slow_common(one, other)
         precision, recall = (common / len(side) if side else 0.0 for side in (one, other))
         wanted = 2 * precision * recall / (precision + recall) if common else 0.0
-        assert texts.rouge_l(" ".join(one), " ".join(other)) == pytest.approx(wanted)
+        assert scores.rouge_l(" ".join(one), " ".join(other)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
     ],
 )
 def test_words_of_rouge_l(text: str, found: list[str]) -> None:
-    assert texts.words(text) == found
+    assert scores.words(text) == found
 
 
 # ---- matching -----------------------------------------------------------------------------------------------------

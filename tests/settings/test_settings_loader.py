@@ -127,6 +127,8 @@ EFFECTS = {
     "minimum_eval_times": (3, {"do_eval": True, "evaluation_strategy": "epoch"}, {"do_eval": True}),
     "per_device_eval_batch_size": (3, {}, {"do_eval": True}),
     "max_evaluate_steps": (3, {}, {"do_eval": True}),
+    "eval_generate": (3, {}, {"do_eval": True}),
+    "eval_generate_tokens": (9, {"do_eval": True}, {"do_eval": True, "eval_generate": 3}),
     "eval_accumulation_steps": (3, {"do_eval": True}, None),
     "metric_for_best_model": ("any text", {"do_eval": True}, None),
     "greater_is_better": (True, {}, {"do_eval": True, "evaluation_strategy": "epoch", "save_strategy": "epoch",

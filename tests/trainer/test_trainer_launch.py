@@ -59,6 +59,7 @@ def test_two_processes_train_two_steps_on_the_cpu(place: Path, backend: str) -> 
     assert state["log_history"][0]["loss"] > 0
     assert "step: 2/2" in told[0]
     assert "step: 2/2" not in told[1], "one process speaks"
+    assert [file.name for file in sorted((place / output).glob("*.log"))] == ["train.log", "train.rank1.log"]
 
 
 def test_without_paddle_the_launch_says_what_to_type(place: Path, tmp_path: Path) -> None:
@@ -80,3 +81,4 @@ def test_what_the_second_process_alone_finds_is_said_where_the_run_was_started(p
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert re.search(r"error: rank 1: gone\.json: /1.*gone\.png: no such image file", said), said[-3000:]
+    assert not (place / "o").exists(), "nothing is left of a run that did not begin"

@@ -156,3 +156,23 @@ def test_where_things_lie_on_a_machine_may_differ():
     ranks.require_alike({"learning_rate": 1.0}, 1)
     assert {"output_dir", "image_folder", "model_name_or_path"} <= ranks.LOCAL
     assert not {"learning_rate", "seed", "max_length", "lora_rank"} & ranks.LOCAL
+
+
+def test_the_others_end_after_the_first_process():
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    ranks._outlive(os.uname().nodename, first.pid, 60.0)
+    assert first.poll() is not None
+    ranks._outlive(os.uname().nodename, os.getpid(), 0.1)  # one that goes on is not waited for without end
+    ranks._outlive("elsewhere", 1, 0.1)
+
+
+def test_only_the_others_wait_at_their_end(monkeypatch):
+    waiting = []
+    monkeypatch.setattr(ranks.atexit, "register", lambda *call: waiting.append(call))
+    monkeypatch.setattr(paddle.distributed, "all_gather_object", lambda found, own: found.extend([own, ("b", 2)]))
+    monkeypatch.setattr(paddle.distributed, "barrier", lambda: None)
+    for rank in (0, 1):
+        monkeypatch.setattr(paddle.distributed, "get_rank", lambda rank=rank: rank)
+        ranks.leave_in_order(2)
+    ranks.leave_in_order(1)
+    assert waiting == [(ranks._outlive, os.uname().nodename, os.getpid(), ranks.LEAVING)]

@@ -3,6 +3,7 @@
 
 import io
 import logging
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -44,3 +45,20 @@ def test_quiet_loggers_still_warn_unless_the_environment_sets_the_level(
     logger.info("not heard")
     logger.warning("heard too")
     assert capsys.readouterr().err == "heard\nwarning: heard too\n"
+
+
+def test_lines_of_libraries_wait_in_memory_until_there_is_a_file(tmp_path: Path) -> None:
+    held = logging.getLogger("paddle.held")
+    ours.hold_library_logs()
+    held.warning("before the run")
+    ours.held_stream().write("said while it was imported\n")
+    assert list(tmp_path.iterdir()) == []
+    ours.redirect_library_logs(tmp_path / "train.rank1.log")
+    held.warning("in the run")
+    text = (tmp_path / "train.rank1.log").read_text()
+    assert [part in text for part in ("before the run", "said while", "in the run")] == [True] * 3
+    assert text.index("before the run") < text.index("in the run")
+    ours.redirect_library_logs(tmp_path / "other.log")
+    held.warning("later")
+    assert "before the run" not in (tmp_path / "other.log").read_text()
+    ours.forget_library_logs(tmp_path / "other.log")

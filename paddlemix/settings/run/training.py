@@ -151,8 +151,8 @@ class DataGroup:
 class GenerateGroup:
     """Generation; kept because PaddleMIX's files may hold the keys."""
 
-    top_k: int = key(1, "Sampling.", fixed="training generates no text; give it to the chat")
-    top_p: float = key(1.0, "Sampling.", fixed="training generates no text; give it to the chat")
+    top_k: int = key(1, "Sampling.", fixed="the answers of eval_generate are greedy; give it to the chat")
+    top_p: float = key(1.0, "Sampling.", fixed="the answers of eval_generate are greedy; give it to the chat")
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,8 @@ class TrainingGroup:
     num_train_epochs: float = key(1.0, "Passes over the data.", above=0)
     max_steps: int = key(-1, "Optimizer steps; -1: num_train_epochs decides.", low=-1)
     max_evaluate_steps: int = key(-1, "Evaluation batches; -1: all.", low=-1)
+    eval_generate: int = key(0, "Rows of the eval data that the model answers, in words, at each evaluation.", low=0)
+    eval_generate_tokens: int = key(64, "Tokens that such an answer has at most.", low=1)
     # Optimizer and schedule
     learning_rate: float = key(5e-5, "Highest learning rate.", low=0)
     mm_projector_lr: float | None = key(None, "Learning rate of the projector. null: learning_rate.", low=0)
@@ -354,7 +356,8 @@ KNOWN: dict[str, Known] = {
 OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
-    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run",
+    "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run", "eval_generate",
+    "eval_generate_tokens",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

@@ -87,6 +87,8 @@ IDLE: dict[str, Why] = {
     ),
     "per_device_eval_batch_size": _EVALUATION,
     "max_evaluate_steps": _EVALUATION,
+    "eval_generate": _EVALUATION,
+    "eval_generate_tokens": _unless(lambda s: s.training.eval_generate, "eval_generate is 0"),
     "eval_accumulation_steps": lambda _: "evaluation keeps one number a batch",
     "metric_for_best_model": _BEST,
     "greater_is_better": _BEST,

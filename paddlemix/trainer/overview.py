@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will do, in a few lines before its first step: rows, images, batches, steps, tokens a step.
+
+No row is tokenised for it but a few: what is not known then is an estimate from them, and said so. Needs no paddle.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from paddlemix.datasets.build import Datasets
+from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.packing import PackedDataset
+from paddlemix.datasets.pictures import is_remote
+from paddlemix.datasets.resumed import ResumedDataset
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer.batches import step_counts, total_steps
+from paddlemix.utils.errors import DataError
+
+_LOOKED_AT = 64
+"""Rows that an estimate is made from, spread evenly."""
+
+
+def overview(data: Datasets, settings: TrainingSettings, processes: int) -> Iterator[str]:
+    """Lines for the console. ``processes``: those that read rows of their own."""
+    rows, training = data.train, settings.training
+    own = rows.dataset if isinstance(rows, PackedDataset) else rows
+    chat = own.dataset if isinstance(own, ResumedDataset) else own
+    packed = f" in {len(rows):,} packs" if isinstance(rows, PackedDataset) else ""
+    held_out = f"; evaluation: {len(data.eval):,} rows" if data.eval is not None else ""
+    yield f"training data: {len(chat):,} rows{packed}{_images(chat)}{held_out}"
+    batch = training.per_device_train_batch_size
+    batches, micro = step_counts(
+        len(rows),
+        batch,
+        world=processes,
+        accumulate=training.gradient_accumulation_steps,
+        drop_last=training.dataloader_drop_last,
+    )
+    what = "packs" if packed else "rows"
+    yield (
+        f"global batch: {batch * micro * processes:,} {what} ({batch} a process x {micro} micro-batches x {processes} "
+        f"processes); {total_steps(training, len(rows), processes):,} steps, {batches // micro:,} an epoch"
+    )
+    tokens = _tokens(rows, chat)
+    if tokens is not None:
+        mean, looked = tokens
+        share = f" (estimated from {looked} rows)" if looked < len(chat) else ""
+        yield f"about {round(mean * min(batch * micro * processes, len(rows))):,} tokens a step{share}"
+
+
+def _spread(count: int) -> list[int]:
+    looked = min(count, _LOOKED_AT)
+    return [number * count // looked for number in range(looked)]
+
+
+def _images(chat: ChatDataset) -> str:
+    """How many images the rows name; an estimate where the rows are not all in memory."""
+    samples = chat.samples
+    if isinstance(samples, list | tuple):
+        return f", {sum(len(sample.images) for sample in samples):,} images"
+    places = _spread(len(samples))
+    mean = sum(len(samples[place].images) for place in places) / max(len(places), 1)
+    return f", about {round(mean * len(samples)):,} images"
+
+
+def _tokens(rows: ChatDataset | ResumedDataset | PackedDataset, chat: ChatDataset) -> tuple[float, int] | None:
+    """(mean merged positions of a row or pack, rows that were looked at); None where no row tells."""
+    if isinstance(rows, PackedDataset) or chat.has_lengths:
+        return float(np.mean(rows.lengths)), len(chat)
+    found = []
+    for place in _spread(len(chat)):
+        sample = chat.samples[place]
+        if any(isinstance(image, str) and is_remote(image) for image in sample.images):
+            continue  # its size would have to be fetched
+        try:
+            found.append(min(chat.encoder.length(sample), chat.encoder.max_length))
+        except DataError:
+            continue  # the training says what is wrong with it, when it comes
+    return (float(np.mean(found)), len(found)) if found else None
