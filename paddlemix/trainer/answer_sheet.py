@@ -34,9 +34,9 @@ def draw_sheet(
     """A PNG with a row for each of the first ``most`` answers. ``pixels``: their tiles, float32 [N, 3, S, S]."""
     kept = answers[:most]
     pen = Pen(_WIDTH, _HEAD + len(kept) * _ROW + _MARGIN)
-    exact, rouge = (sum(getattr(item, name) for item in answers) for name in ("exact_match", "rouge_l"))
+    exact, overlap = (sum(getattr(item, name) for item in answers) for name in ("exact_match", "rouge_l"))
     pen.text((_MARGIN, 14), f"Sample answers, {title}", 18, INK)
-    note = f"exact match {exact:.0f} of {len(answers)}, mean ROUGE-L {rouge / max(len(answers), 1):.3f}"
+    note = f"exact match {exact:.0f} of {len(answers)}, mean ROUGE-L {overlap / max(len(answers), 1):.3f}"
     more = f"; the first {most} of {len(answers)}" if len(answers) > most else ""
     pen.text((_MARGIN, 38), note + more, 12, FAINT)
     for number, (answer, tiles) in enumerate(zip(kept, pixels, strict=False)):
