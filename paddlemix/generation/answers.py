@@ -43,7 +43,7 @@ class AnswerReader:
             return ""
         self.ids.append(token)
         piece = self._stream.put(token)
-        if self._stream.stopped or token in self._decoding.eos_ids:
+        if self._stream.stopped or token in self._decoding.ends:
             self.finish = "stop"
         elif len(self.ids) >= self._decoding.max_new_tokens:
             self.finish = "length"
@@ -112,7 +112,7 @@ class AnswerStream(Iterator[str]):
         kept = self._cache.keep(self._model, slots)
         self.reused = self._cache.keys_values.length
         plan, features = plan_of([self.prompt], self._model.config.tokens_per_tile, skip=kept)
-        samplers = [Sampler.of(self.decoding, self._draw)]
+        samplers = [Sampler(self.decoding, self._draw)]
         cache = self._cache.keys_values
         steps = generate(self._model, plan, None, self.decoding, features=features, cache=cache, samplers=samplers)
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import paddle
 
-from paddlemix.generation.sampling import Decoding, Sampler, penalise_repeats
+from paddlemix.generation.sampling import Decoding, Sampler
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.models.llm.cache import Cache
 from paddlemix.ops.attention.contract import Mask
@@ -142,13 +142,13 @@ def generate(
             raise ValueError("beam search takes one row; generate_batch goes row by row")
         yield from ([token] for token in _beam_search(run, scores, decoding))
         return
-    samplers = samplers or [Sampler.of(decoding, (0, row)) for row in range(len(plan.lengths))]
+    samplers = samplers or [Sampler(decoding, (0, row)) for row in range(len(plan.lengths))]
     run.seen = [[] for _ in samplers]
     finished = [False] * len(samplers)
     for count in range(1, decoding.max_new_tokens + 1):
-        picked = _pick(scores, samplers, decoding, run.seen)
+        picked = pick(scores, samplers, run.seen)
         ids = [decoding.pad_id if done else token for done, token in zip(finished, picked, strict=True)]
-        finished = [done or token in decoding.eos_ids for done, token in zip(finished, ids, strict=True)]
+        finished = [done or token in decoding.ends for done, token in zip(finished, ids, strict=True)]
         yield ids
         if all(finished) or count == decoding.max_new_tokens:
             return
@@ -175,9 +175,9 @@ def generate_batch(
     return [list(row) for row in zip(*steps, strict=True)]
 
 
-def _pick(scores: paddle.Tensor, samplers: Sequence[Sampler], decoding: Decoding, seen: list[list[int]]) -> list[int]:
-    """One id a row from scores ``[B, V]``; exactly one transfer to the host."""
-    if not decoding.random and decoding.repetition_penalty == 1.0:
+def pick(scores: paddle.Tensor, samplers: Sequence[Sampler], seen: Sequence[list[int]]) -> list[int]:
+    """One id a row from scores ``[B, V]``; exactly one transfer to the host. BackendError if they are not finite."""
+    if all(sampler.decoding.takes_likeliest for sampler in samplers):
         # The sum is only there to find NaN and inf; it rides along, so that the check costs no second transfer.
         best = paddle.stack([scores.argmax(axis=-1).astype("float64"), scores.sum(axis=-1).astype("float64")])
         ids, sums = best.numpy()
@@ -185,10 +185,7 @@ def _pick(scores: paddle.Tensor, samplers: Sequence[Sampler], decoding: Decoding
         return [int(token) for token in ids]
     rows = scores.numpy()
     _require_finite(rows)
-    return [
-        sampler.pick(penalise_repeats(row, ids, decoding.repetition_penalty))
-        for sampler, row, ids in zip(samplers, rows, seen, strict=True)
-    ]
+    return [sampler.next(row, ids) for sampler, row, ids in zip(samplers, rows, seen, strict=True)]
 
 
 def _require_finite(values: np.ndarray) -> None:
@@ -230,7 +227,7 @@ class _Beams:
 def _beam_search(run: _Run, scores: paddle.Tensor, decoding: Decoding) -> list[int]:
     """Beam search as in transformers 4.37 for one row: ending ids leave the beam, so more candidates are taken."""
     width = decoding.num_beams
-    kept = width * max(2, 1 + len(decoding.eos_ids))
+    kept = width * max(2, 1 + len(decoding.ends))
     beams = _Beams(width, decoding.length_penalty)
     run.cache.reorder([0] * width)
     run.starts = np.repeat(run.starts, width)
@@ -261,7 +258,7 @@ def _advance(
     grown, totals, parents = [], [], []
     for rank, place in enumerate(best):
         parent, token = divmod(int(place), vocab)
-        if token in decoding.eos_ids:
+        if token in decoding.ends:
             # Only an ending among the first ``width`` candidates counts; a worse one would not have stayed open.
             if rank < beams.width:
                 beams.add(float(candidates[place]), [*rows[parent], token])

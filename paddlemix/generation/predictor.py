@@ -191,7 +191,7 @@ class Predictor:
         return AnswerStream(self.model, prompt, decoding, self._reader(decoding), cache=cache, cancel=cancel, draw=draw)
 
     def _reader(self, decoding: Decoding) -> AnswerReader:
-        return AnswerReader(self.tokenizer, self.template.stops, decoding)
+        return AnswerReader(self.tokenizer, (*self.template.stops, *decoding.stop), decoding)
 
     def answer(
         self,
@@ -224,7 +224,7 @@ class Predictor:
             ]
         plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
         readers = [self._reader(decoding) for _ in prompts]
-        samplers = [Sampler.of(decoding, draw) for draw in draws]
+        samplers = [Sampler(decoding, draw) for draw in draws]
         for ids in generate(self.model, plan, None, decoding, features=features, samplers=samplers):
             for reader, token in zip(readers, ids, strict=True):
                 reader.put(token)

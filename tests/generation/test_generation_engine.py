@@ -105,7 +105,7 @@ def test_the_picture_changes_the_answer(model: Any, pictures: list[Any]) -> None
 def test_a_sampled_row_does_not_depend_on_its_neighbours(model: Any, pictures: list[Any]) -> None:
     decoding = Decoding(max_new_tokens=8, temperature=0.8, top_p=0.9, seed=11)
     together = generate_batch(model, *plan_of(pictures, [0, 1]), decoding)
-    samplers = [Sampler.of(decoding, (0, 1))]
+    samplers = [Sampler(decoding, (0, 1))]
     alone = [token for (token,) in generate(model, *plan_of(pictures, [1]), decoding, samplers=samplers)]
     assert together[1] == alone
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key and value cache of a decoder: what every one offers, and the one that grows by blocks of places."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import paddle
@@ -70,6 +71,7 @@ class KVCache:
         self._wanted = _blocks(capacity)
         self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
         self._values: list[Tensor | None] = [None] * config.num_hidden_layers
+        self._lent: set[int] = set()
 
     @property
     def capacity(self) -> int:
@@ -92,8 +94,8 @@ class KVCache:
         if self.heads_first:
             k, v = swap_heads(k), swap_heads(v)
         end = self.length + k.shape[self._axis]
-        keys = self._write(self._keys[layer], k, end)
-        values = self._write(self._values[layer], v, end)
+        keys = self._write(self._keys[layer], k, end, 2 * layer)
+        values = self._write(self._values[layer], v, end, 2 * layer + 1)
         self._keys[layer], self._values[layer] = keys, values
         return keys, values
 
@@ -115,13 +117,25 @@ class KVCache:
         self._values = [None if held is None else take_rows(held, rows) for held in self._values]
         self.batch = len(rows)
 
+    def lend(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of all layers, which this cache writes to no more: its next step makes copies."""
+        self._lent = set(range(2 * len(self._keys)))
+        return list(self._keys), list(self._values)
+
+    def borrow(self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
+        """Go on behind the first ``length`` places of what another cache of one row lent; that is not written to."""
+        self._keys, self._values = list(keys), list(values)
+        self._lent = set(range(2 * len(self._keys)))
+        self.length = length
+
     @property
     def _axis(self) -> int:
         return 2 if self.heads_first else 1
 
-    def _write(self, held: Tensor | None, new: Tensor, end: int) -> Tensor:
+    def _write(self, held: Tensor | None, new: Tensor, end: int, number: int) -> Tensor:
         size = 0 if held is None else held.shape[self._axis]
-        if end > size or new.shape[self._axis] >= BLOCK:
+        if end > size or new.shape[self._axis] >= BLOCK or number in self._lent:
+            self._lent.discard(number)
             return self._rebuild(held, new, max(_blocks(end), self._wanted, size))
         if self._on_npu:
             return self._put(held, new) if new.shape[1] == 1 else self._rebuild(held, new, size)
