@@ -8,7 +8,7 @@ from typing import Literal
 from paddlemix.generation.engine import generate
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt, plan_of
-from paddlemix.generation.sampling import Decoding, Sampler
+from paddlemix.generation.sampling import Decoding, Sampler, TokenLogprob
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.text.stream import TextStream
 from paddlemix.text.tokenizer import Tokenizer
@@ -25,6 +25,8 @@ class Answer:
     text: str
     ids: tuple[int, ...]
     finish: Finish
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each id, when the decoding asks for them."""
 
 
 class AnswerReader:
@@ -52,10 +54,13 @@ class AnswerReader:
         self._text.append(piece)
         return piece
 
-    def answer(self) -> Answer:
-        """What was said so far. An image place that the model wrote itself has no image, so it is left out."""
+    def answer(self, sampler: Sampler) -> Answer:
+        """What was said so far. An image place that the model wrote itself has no image, so it is left out.
+
+        ``sampler`` is the one that drew the ids.
+        """
         text = "".join(self._text).replace(IMAGE_TOKEN, "").strip()
-        return Answer(text, tuple(self.ids), self.finish or "cancelled")
+        return Answer(text, tuple(self.ids), self.finish or "cancelled", tuple(sampler.logprobs[: len(self.ids)]))
 
 
 class AnswerStream(Iterator[str]):
@@ -80,7 +85,7 @@ class AnswerStream(Iterator[str]):
         self.decoding = decoding
         self.reused = 0
         self._model, self._reader, self._cache = model, reader, cache
-        self._cancel, self._draw = cancel, draw
+        self._cancel, self._sampler = cancel, Sampler(decoding, draw)
         self._pieces = self._run()
 
     @property
@@ -105,15 +110,14 @@ class AnswerStream(Iterator[str]):
         """The rest of the answer at once, and all of it as one value."""
         for _ in self._pieces:
             pass
-        return self._reader.answer()
+        return self._reader.answer(self._sampler)
 
     def _run(self) -> Iterator[str]:
         slots = self.prompt.slots
         kept = self._cache.keep(self._model, slots)
         self.reused = self._cache.keys_values.length
         plan, features = plan_of([self.prompt], self._model.config.tokens_per_tile, skip=kept)
-        samplers = [Sampler(self.decoding, self._draw)]
-        cache = self._cache.keys_values
+        cache, samplers = self._cache.keys_values, [self._sampler]
         steps = generate(self._model, plan, None, self.decoding, features=features, cache=cache, samplers=samplers)
         try:
             for (token,) in steps:

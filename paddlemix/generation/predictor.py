@@ -11,7 +11,7 @@ prompt for the same conversation, end an answer at the same ids and stop strings
     answers = predictor.answer([prompt, other_prompt], Decoding(max_new_tokens=16))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -20,12 +20,14 @@ import paddle
 
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
-from paddlemix.generation.engine import encode_images, generate, next_scores
+from paddlemix.generation.continuous import ContinuousBatch, Row
+from paddlemix.generation.engine import encode_images, next_scores
 from paddlemix.generation.features import FeatureCache, Picture, key_of
 from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, processor_for, template_for
 from paddlemix.generation.prefix import PrefixCache
+from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt, plan_of
-from paddlemix.generation.sampling import Decoding, Sampler
+from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
@@ -62,7 +64,8 @@ class Opening(TypedDict, total=False):
 
 
 class Predictor:
-    """A model that can be asked. ``features`` are shared by everybody who asks it; it belongs to one thread.
+    """A model that can be asked. ``features`` and ``prefixes`` are shared by everybody who asks it; it belongs to one
+    thread.
 
     ``ends`` are the ids that end an answer; ``about`` is one line for the person: device, dtype, template.
     """
@@ -77,6 +80,7 @@ class Predictor:
         ends: Sequence[int] = (),
         about: str = "",
         features: FeatureCache | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -85,6 +89,7 @@ class Predictor:
         self.ends = tuple(dict.fromkeys((tokenizer.eos_id, model.config.text.eos_token_id, *ends)))
         self.about = about
         self.features = FeatureCache() if features is None else features
+        self.prefixes = PrefixStore() if prefixes is None else prefixes
 
     @classmethod
     def load(cls, path: str | Path, **opening: "Unpack[Opening]") -> "Predictor":
@@ -203,34 +208,44 @@ class Predictor:
     ) -> list[Answer]:
         """The answers to independent prompts, in their order; ``batch_size`` of them share a step (default: all).
 
-        Prompts of like length come into one batch. ``draws`` tell the random answers of one seed apart (default: the
-        number of the prompt), so that an answer does not depend on who shares its batch.
+        The longest come first. ``draws`` tell the random answers of one seed apart (default: the number of the
+        prompt), so that an answer does not depend on who shares its batch.
         """
-        decoding = self.decoding(decoding)
-        draws = [(0, number) for number in range(len(prompts))] if draws is None else draws
         order = sorted(range(len(prompts)), key=lambda number: -prompts[number].length)
-        size = batch_size or max(1, len(prompts))
-        found: dict[int, Answer] = {}
-        for first in range(0, len(order), size):
-            part = order[first : first + size]
-            answers = self._together([prompts[i] for i in part], decoding, [draws[i] for i in part])
-            found.update(zip(part, answers, strict=True))
-        return [found[number] for number in range(len(prompts))]
+        draws = [(0, number) for number in range(len(prompts))] if draws is None else draws
+        asked = ((prompts[number], draws[number]) for number in order)
+        found = dict(self.answers(asked, decoding, slots=batch_size or max(1, len(prompts))))
+        return [found[order.index(number)] for number in range(len(prompts))]
 
-    def _together(self, prompts: Sequence[Prompt], decoding: Decoding, draws: Sequence[Sequence[int]]) -> list[Answer]:
+    def answers(
+        self, asked: Iterable[tuple[Prompt, Sequence[int]]], decoding: Decoding | None = None, *, slots: int = 8
+    ) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each prompt of ``asked`` (with its draw), as they end.
+
+        A prompt is taken from ``asked`` when one of the ``slots`` is free, so those that come later need not be made.
+        BackendError when the scores of a prompt are not finite.
+        """
+        decoding, source = self.decoding(decoding), enumerate(asked)
         if decoding.num_beams > 1:
-            return [
-                self.stream(prompt, decoding, draw=draw).read() for prompt, draw in zip(prompts, draws, strict=True)
-            ]
-        plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
-        readers = [self._reader(decoding) for _ in prompts]
-        samplers = [Sampler(decoding, draw) for draw in draws]
-        for ids in generate(self.model, plan, None, decoding, features=features, samplers=samplers):
-            for reader, token in zip(readers, ids, strict=True):
-                reader.put(token)
-            if all(reader.finish for reader in readers):
-                break
-        return [reader.answer() for reader in readers]
+            for number, (prompt, draw) in source:
+                yield number, self.stream(prompt, decoding, draw=draw).read()
+            return
+        batch = ContinuousBatch(self.model, slots, prefixes=self.prefixes)
+        open_rows: dict[Row, tuple[int, AnswerReader]] = {}
+        while True:
+            while len(open_rows) < slots and (taken := next(source, None)) is not None:
+                number, (prompt, draw) = taken
+                open_rows[batch.submit(prompt, decoding, draw)] = number, self._reader(decoding)
+            if not open_rows:
+                return
+            for row, token in batch.step():
+                open_rows[row][1].put(token)
+            for row in [row for row, (_, reader) in open_rows.items() if reader.finish or not row.open]:
+                if row.error is not None:
+                    raise row.error
+                batch.cancel(row)
+                number, reader = open_rows.pop(row)
+                yield number, reader.answer(row.sampler)
 
     def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""

@@ -80,9 +80,8 @@ class SlotCache(StaticCache):
 
         ``capacity`` must not be below the length of any of them.
         """
-        index = paddle.to_tensor([*rows, *[0] * (slots - len(rows))], dtype="int64")
-        self.keys = [self._resized(held, index, capacity) for held in self.keys]
-        self.values = [self._resized(held, index, capacity) for held in self.values]
+        self.keys = [self._resized(held, rows, slots, capacity) for held in self.keys]
+        self.values = [self._resized(held, rows, slots, capacity) for held in self.values]
         spare = slots - len(rows)
         self.filled = np.concatenate([self.filled[rows], np.zeros(spare, dtype=np.int64)])
         self.active = np.concatenate([self.active[rows], np.zeros(spare, dtype=bool)])
@@ -97,12 +96,12 @@ class SlotCache(StaticCache):
     def _first(self, held: Tensor, length: int) -> Tensor:
         return held[:, :, :length] if self.heads_first else held[:, :length]
 
-    def _resized(self, held: Tensor, index: Tensor, capacity: int) -> Tensor:
+    def _resized(self, held: Tensor, rows: list[int], slots: int, capacity: int) -> Tensor:
+        """In one concat along each axis, whose tails are zeros: a weight of exactly 0 still meets the value."""
         held = self._first(held, min(capacity, self.capacity))
-        held = paddle.concat([held[row : row + 1] for row in index.tolist()])
-        return self._filled_up_to(held, capacity)
-
-    def _filled_up_to(self, held: Tensor, capacity: int) -> Tensor:
+        shape = list(held.shape)
+        shape[0], parts = slots - len(rows), [held[row : row + 1] for row in rows]
+        held = paddle.concat([*parts, paddle.zeros(shape, dtype=held.dtype)]) if shape[0] else paddle.concat(parts)
         shape = list(held.shape)
         shape[self._axis] = capacity - shape[self._axis]
         if shape[self._axis] == 0:
