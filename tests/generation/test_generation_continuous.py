@@ -83,7 +83,8 @@ def test_rows_that_come_and_go_at_random_change_no_other_row(model: Any) -> None
     prompts, decoding = prompts_of(model, 24, seed=3), Decoding(max_new_tokens=12)
     batch = ContinuousBatch(model, 4, piece=16, prefixes=PrefixStore(), keep_answers=True)
     rows: list[Row] = []
-    cancelled: set[Row] = set()
+    states: set[str] = set()
+    cancelled: dict[Row, list[int]] = {}
     left = list(prompts)
     while left or batch.busy:
         for _ in range(draw.randrange(3)):
@@ -93,14 +94,21 @@ def test_rows_that_come_and_go_at_random_change_no_other_row(model: Any) -> None
         assert batch.running <= 4
         if draw.random() < 0.3 and (still := [row for row in rows if row.open]):
             row = draw.choice(still)
+            states.add(row.state)
             before = batch.running
             batch.cancel(row)
-            cancelled.add(row)
+            cancelled[row] = list(row.ids)
             assert batch.running == before - (len(row.ids) > 0)
-    assert 3 < len(cancelled) < 20
+        if batch._cache is not None:
+            assert not batch._cache.filled[~batch._cache.active].any()
+    assert states == {"waiting", "prefill", "running"}
     for row in rows:
         expected = alone(model, row.prompt, decoding)
-        assert row.ids == (expected[: len(row.ids)] if row in cancelled else expected)
+        if row in cancelled:
+            assert (row.state, row.ids) == ("cancelled", cancelled[row])
+            assert row.ids == expected[: len(row.ids)]
+        else:
+            assert row.ids == expected
 
 
 def test_a_random_row_depends_on_its_seed_and_not_on_its_neighbours(model: Any) -> None:
@@ -163,6 +171,27 @@ def test_a_prompt_that_begins_like_another_runs_only_what_is_new(model: Any, mon
     assert [row.ids for row in rows] == [alone(model, row.prompt, decoding) for row in rows]
 
 
+def test_a_kept_prompt_is_not_spoiled_by_one_that_begins_like_it(model: Any) -> None:
+    common, store = tuple(range(20, 50)), PrefixStore()
+    first, second = Prompt((1, *common, 60, 61, 62), "", ()), Prompt((1, *common, 70, 71), "", ())
+    for prompt in (first, second):
+        run_row(model, store, prompt)
+    row = run_row(model, store, Prompt((*first.ids, 80), "", ()))
+    assert row.reused == len(first.ids)
+    assert row.ids == alone(model, row.prompt, row.decoding)
+
+
+def test_a_kept_row_that_only_lends_its_beginning_counts_as_used(model: Any) -> None:
+    store = PrefixStore()
+    prompts = [Prompt((1, *range(start, start + 30), 90), "", ()) for start in (5, 40)]
+    for prompt in prompts:
+        run_row(model, store, prompt)
+    store.max_bytes = store.bytes
+    assert run_row(model, store, Prompt((*prompts[0].ids[:-1], 91), "", ())).reused == 31
+    assert store.find(prompts[0].slots) is not None
+    assert store.find(prompts[1].slots) is None
+
+
 def test_a_conversation_goes_on_behind_its_kept_answer(model: Any) -> None:
     prompt, store = prompts_of(model, 1)[0], PrefixStore()
     batch = ContinuousBatch(model, 2, prefixes=store, keep_answers=True)
@@ -178,18 +207,17 @@ def test_a_conversation_goes_on_behind_its_kept_answer(model: Any) -> None:
 def test_what_is_kept_stays_below_the_limit_and_the_last_used_stay(model: Any) -> None:
     prompts = [Prompt((1, *range(start, start + 30)), "", ()) for start in (5, 40, 70)]
     store = PrefixStore()
-    run_one = lambda prompt: run_row(model, store, prompt)  # noqa: E731
-    run_one(prompts[0])
+    run_row(model, store, prompts[0])
     size = store.bytes
     assert size > 0
     store.max_bytes = 2 * size
-    run_one(prompts[1])
-    assert run_one(prompts[0]).reused == 30
-    run_one(prompts[2])
+    run_row(model, store, prompts[1])
+    assert run_row(model, store, prompts[0]).reused == 30
+    run_row(model, store, prompts[2])
     assert store.bytes <= 2 * size
     assert len(store) == 2
-    assert run_one(prompts[0]).reused == 30
-    assert run_one(prompts[1]).reused == 0
+    assert run_row(model, store, prompts[0]).reused == 30
+    assert run_row(model, store, prompts[1]).reused == 0
 
 
 def run_row(model: Any, store: PrefixStore, prompt: Prompt) -> Row:
