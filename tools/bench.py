@@ -2,13 +2,13 @@
 """Measure the models on a CPU with random weights, and compare with the same work done otherwise.
 
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
-    python tools/bench.py {vision,prefill,decode,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
+    python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
 
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
 which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING), and
 ours/peer (HF transformers, run by the interpreter given with --peer; not for chat, where the work would differ).
 chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
-encode the image and prefill the whole conversation again.
+encode the image and prefill the whole conversation again. batch: 8 answers of 32 tokens, together and one by one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 """``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
 
-KINDS = ("vision", "prefill", "decode", "chat")
+KINDS = ("vision", "prefill", "decode", "batch", "chat")
 
 
 class Contestant:
@@ -96,6 +96,8 @@ def measure(kind: str, shape: str, repeat: int, peer: str | None) -> dict[str, A
         for stage in stages:
             if stage in other.times[0]:
                 ratios[f"ours/peer {stage}"] = tuned.median(stage) / other.median(stage)
+    for length in ("short", "long") if kind == "batch" else ():
+        ratios[f"8 {length}, alone/together"] = tuned.median(f"8 {length} alone") / tuned.median(f"8 {length} together")
     if kind == "chat":
         ratios["round 2 first token, kept/again"] = tuned.median("kept") / tuned.median("again")
     medians = {f"{item.name} {stage}": item.median(stage) for item in contestants for stage in item.times[0]}
@@ -114,7 +116,10 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     model = build_empty(model_config(spec))
     init_weights(model, seed=0)
     model.prepare_inference()
-    return {"vision": vision, "prefill": prefill, "decode": decode, "chat": chat}[spec["kind"]](model, spec)
+    from tools.bench_batch import batch
+
+    kinds = {"vision": vision, "prefill": prefill, "decode": decode, "batch": batch, "chat": chat}
+    return kinds[spec["kind"]](model, spec)
 
 
 def vision(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:

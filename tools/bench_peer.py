@@ -59,11 +59,12 @@ def encode():
 def feed(part, held):
     embeds = model.get_input_embeddings()(part)
     out = model.model.language_model(inputs_embeds=embeds, past_key_values=held, use_cache=True)
-    token = model.lm_head(out.last_hidden_state[:, -1:]).argmax(-1).item()
+    token = model.lm_head(out.last_hidden_state[:, -1:]).argmax(-1).tolist()
     return out.past_key_values, token
 
 
 cache = feed(ids[:, :length], None)[0] if spec["kind"] == "decode" else None
+held = {rows: feed(ids[:, :length].repeat(rows, 1), None)[0] for rows in (1, 4)} if spec["kind"] == "batch" else {}
 
 
 def decode():
@@ -71,10 +72,24 @@ def decode():
         feed(ids[:, length + index : length + index + 1], cache)
 
 
+def step_of(rows):
+    some = held[rows]
+    if some.get_seq_length() > length:
+        some.crop(length - some.get_seq_length())
+
+    def action():
+        for index in range(new):
+            feed(ids[:, length + index : length + index + 1].repeat(rows, 1), some)
+
+    return timed(action) / new
+
+
 def work():
     kind = spec["kind"]
     if kind == "vision":
         return {"vision": timed(lambda: encode().sum().item())}
+    if kind == "batch":
+        return {f"step of {rows}": step_of(rows) for rows in held}
     if kind == "prefill":
         return {"prefill": timed(lambda: feed(ids[:, :length], None))}
     # Negative: the number of places to take away; every version of transformers reads it so.

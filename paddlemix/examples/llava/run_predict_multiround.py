@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
     flag("top-k", type=int, default=0, help="draw from this many likeliest tokens (default 0: off)")
     flag("num-beams", type=int, default=1, help="beams of a beam search (default 1)")
     flag("repetition-penalty", type=float, default=1.0, help="above 1 holds generated tokens back (default 1: off)")
+    flag("min-p", type=float, default=0.0, help="leave out tokens below this share of the likeliest (default 0: off)")
+    flag("frequency-penalty", type=float, default=0.0, help="taken off a token's score for each time it was generated")
+    flag("presence-penalty", type=float, default=0.0, help="taken off the score of tokens that were generated")
+    flag("stop", type=whole, action="append", default=[], metavar="TEXT", help="end the answer in front of this text")
     flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
     flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
     return found
@@ -110,6 +114,10 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
         num_beams=args.num_beams,
         seed=args.seed,
         repetition_penalty=args.repetition_penalty,
+        min_p=args.min_p,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        stop=tuple(args.stop),
     )
     names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
     pictures = [_open(name, args) for name in names]

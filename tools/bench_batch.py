@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that share steps against the same requests one after the other; and a step of 4 and of 1 rows (bench.py batch)."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+REQUESTS, ANSWER = 8, 32
+"""Requests at a time, and tokens of each answer."""
+SHORT = 32
+"""Positions of a short prompt, in which hardly anything but decoding is left."""
+
+
+def batch(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Seconds of 8 answers of 32 tokens, together and one by one, behind short and long prompts; seconds of a step."""
+    import numpy as np
+
+    from paddlemix.generation.prompt import Prompt
+
+    draw = np.random.default_rng(0)
+
+    def prompts(length: int) -> list[Prompt]:
+        rows = draw.integers(3, spec["vocab"], (REQUESTS, length))
+        return [Prompt(tuple(int(token) for token in row), "", ()) for row in rows]
+
+    short, long = prompts(SHORT), prompts(spec["prompt"])
+
+    def run() -> dict[str, float]:
+        return {
+            "8 short together": answers(model, short, REQUESTS),
+            "8 short alone": answers(model, short, 1),
+            "8 long together": answers(model, long, REQUESTS),
+            "8 long alone": answers(model, long, 1),
+            "step of 4": step(model, long[:4], spec["tokens"]),
+            "step of 1": step(model, long[:1], spec["tokens"]),
+        }
+
+    return run
+
+
+def answers(model: Any, prompts: list[Any], slots: int) -> float:
+    """CPU seconds until all are answered, at most ``slots`` sharing a step."""
+    from paddlemix.generation.continuous import ContinuousBatch
+    from paddlemix.generation.sampling import Decoding
+
+    rows = ContinuousBatch(model, slots)
+    for prompt in prompts:
+        rows.submit(prompt, Decoding(max_new_tokens=ANSWER))
+    begun = time.process_time()
+    while rows.busy:
+        rows.step()
+    return time.process_time() - begun
+
+
+def step(model: Any, prompts: list[Any], tokens: int) -> float:
+    """CPU seconds of one step of so many rows, each behind its prompt."""
+    from paddlemix.generation.continuous import ContinuousBatch
+    from paddlemix.generation.sampling import Decoding
+
+    rows = ContinuousBatch(model, len(prompts))
+    for prompt in prompts:
+        rows.submit(prompt, Decoding(max_new_tokens=tokens + len(prompts) + 1))
+    while rows.running < len(prompts):
+        rows.step()
+    begun = time.process_time()
+    for _ in range(tokens):
+        rows.step()
+    return (time.process_time() - begun) / tokens
