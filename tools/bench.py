@@ -2,7 +2,8 @@
 """Measure the models on a CPU with random weights, and compare with the same work done otherwise.
 
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
-    python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON] [--json FILE]
+    python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
+        [--json FILE]
 
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
 which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING), and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that share steps against the same requests one after the other; and a step of 4 and of 1 rows (bench.py batch)."""
+"""Answers that share steps against the same ones one after the other; a step of 4 and of 1 rows (bench.py batch)."""
 
 import time
 from collections.abc import Callable

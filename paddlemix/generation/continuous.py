@@ -117,7 +117,7 @@ class ContinuousBatch:
         if decoding.num_beams > 1:
             raise ValueError("beam search takes one row and no slots; use engine.generate")
         if self.busy and decoding.vocab_size != self._vocab_size:
-            raise ValueError(f"vocab_size {decoding.vocab_size} beside rows with {self._vocab_size}: one tokenizer a batch")
+            raise ValueError(f"vocab_size {decoding.vocab_size} beside rows with {self._vocab_size}: one for all")
         self._vocab_size = decoding.vocab_size
         row = Row(prompt, decoding, Sampler(decoding, draw))
         self._waiting.append(row)
@@ -259,7 +259,6 @@ class ContinuousBatch:
             self.prefixes.put([*row.prompt.slots, *(Slot(token) for token in row.ids[:fed])], self._cache.take(slot))
         self._cache.free(slot)
         self._rows[slot] = None
-
 
     def _bucket(self, places: int) -> int:
         """Places of the cache for rows of so many: whole blocks on a CPU, which reads every place of a cache in a step;

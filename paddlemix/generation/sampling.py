@@ -69,7 +69,8 @@ class Decoding:
         _number("min_p", self.min_p, 0 <= self.min_p < 1, "from 0 (off) to below 1")
         for name in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, name)
-            _number(name, value, -MAX_PENALTY <= value <= MAX_PENALTY, f"from -{MAX_PENALTY} to {MAX_PENALTY} (0 is off)")
+            good = -MAX_PENALTY <= value <= MAX_PENALTY
+            _number(name, value, good, f"from -{MAX_PENALTY} to {MAX_PENALTY} (0 is off)")
         for token, bias in self.logit_bias:
             _number("logit_bias", token, 0 <= token < _LARGE, "ids of the vocabulary")
             _number(f"logit_bias of id {token}", bias, True, "a number")
@@ -118,7 +119,7 @@ def _number(name: str, value: float, good: bool, expected: str) -> None:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log probability of one generated id before penalties and temperature, and the likeliest ids with theirs."""
+    """Natural log probability of a generated id before penalties and temperature, and the likeliest ids."""
 
     id: int
     logprob: float
