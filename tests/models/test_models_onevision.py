@@ -104,6 +104,7 @@ def test_the_layouts_of_both_programs_hold_it_and_come_back(kind, tmp_path):
     assert data["image_aspect_ratio"] == ("anyres_max_1" if kind == "onevision" else "square")
     again = json.loads((back / "config.json").read_text())
     first = json.loads((DATA / kind / "config.json").read_text())
+    assert again["vision_config"]["vision_use_head"] is False
     for key in ("model_type", "architectures", "image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_layer"):
         assert again.get(key) == first.get(key)
     assert load_tokenizer(back).token_id("<image>") == first["image_token_index"] == again["image_token_index"]

@@ -103,6 +103,9 @@ def positions_needed(path: Path) -> int:
     2048 and 4096 positions with the image in them.
     """
     settings = load_settings([str(path)])
+    newer = {"next": 8192, "interleave": 32768, "onevision": 32768}  # model_max_length of LLaVA-NeXT's scripts
+    if path.parent.name in newer:
+        return newer[path.parent.name]
     tokens = next(count for name, count in PICTURE_TOKENS.items() if re.search(name, str(path.relative_to(ROOT))))
     if settings.data.image_aspect_ratio == "anyres":
         assert settings.data.max_length - TILES * tokens > 1000, "room for the text"

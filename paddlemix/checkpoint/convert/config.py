@@ -74,7 +74,7 @@ def tower_data(vision: VisionConfig) -> dict[str, Any]:
     if not tower.writable or set(vision.extra) - set(tower.extra):
         raise CheckpointError(f'a vision tower of the kind "{vision.model_type}" has no form in other layouts')
     fields = {name: value for name, value in asdict(vision).items() if name in tower.defaults}
-    return {**fields, "model_type": tower.type_in_file, **vision.extra}
+    return {**fields, "model_type": tower.type_in_file, **tower.written, **vision.extra}
 
 
 def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int | None, dtype: str) -> dict[str, Any]:

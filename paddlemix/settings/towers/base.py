@@ -80,6 +80,8 @@ class Tower:
     """Keys of which one value only is supported: the value, and why."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Keys that are read and not used: reason by name."""
+    written: Mapping[str, Fact] = field(default_factory=dict)
+    """Keys that its config.json is given when it is written, because other programs would assume something else."""
     has_code: bool = False
     """Published folders point to code of their own (``auto_map``), which is not needed here."""
     refused: tuple[Refused, ...] = ()

@@ -41,6 +41,7 @@ TOWER = Tower(
     whole_type="siglip",
     activations=("gelu_pytorch_tanh", "gelu", "quick_gelu"),
     ignored={"vision_use_head": "the pooling head takes no part"},
+    written={"vision_use_head": False},
     published={
         "google/siglip-so400m-patch14-384": {**_SO400M, "image_size": 384},
         "google/siglip-so400m-patch14-224": {**_SO400M, "image_size": 224},
