@@ -38,7 +38,7 @@ def logits(model, inputs) -> list:
 METHODS = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
-    "pissa": {"init_lora_weights": "pissa"},
+    "pissa": {"init_lora_weights": "pissa", "modules_to_save": None},  # its conversion leaves other tensors out
     "saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
 }
 

@@ -25,6 +25,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"lora": "true", "lora_rank": 3},
     "some layers": {"lora": "true", "lora_target_modules": '["q_proj", ".*vision_tower.*fc1"]'},
+    "dora": {"lora": "true", "lora_rank": 3, "use_dora": "true", "modules_to_save": '["embed_tokens"]'},
+    "pissa": {"lora": "true", "pissa": "true", "lora_target_modules": '["all-linear", "mm_projector.0"]'},
     "projector": {"tune_mm_mlp_adapter": "true", "template": "plain"},
     "tower": {"tune_entire_model": "true", "vision_tower_lr": 1e-5},
     "frozen": {"freeze_include": '["llama.embed_tokens.*", "lm_head.*"]'},
