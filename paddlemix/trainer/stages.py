@@ -211,7 +211,8 @@ def _check_effect(chosen: Iterable[str], vision: VisionConfig | None) -> None:
     if tower and not any(_has_effect(name, vision) for name in tower):
         raise ConfigError(
             f"the features come from behind {vision.feature_layer} layers of the vision tower, and what was chosen "
-            'of it lies behind them; lower "tune_vit_from_layer", or name other layers in freeze_exclude'
+            'of it lies behind them; lower "tune_vit_from_layer", or name other layers in freeze_exclude or '
+            "lora_target_modules"
         )
 
 

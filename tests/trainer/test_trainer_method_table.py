@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 
 from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import Loaded, load_model
-from paddlemix.checkpoint.lora.adapter import load_adapter
+from paddlemix.checkpoint.lora.adapter import load_adapter, save_adapter
 from paddlemix.checkpoint.lora.merge import merge_adapter
 from paddlemix.checkpoint.lora.read import read_adapter
+from paddlemix.checkpoint.vocab import grow_vocabulary
 from paddlemix.generation.predictor import Predictor
-from paddlemix.ops.linear import adapters_off
+from paddlemix.ops.linear import adapters_off, add_lora
 from paddlemix.utils.errors import CheckpointError, ConfigError
 from tests.models.parallel_worker import arguments
 from tests.tiny import tiny_config
@@ -152,6 +153,21 @@ def test_paddlemixs_form_has_pissa_as_plain_lora_and_no_dora(results: Any, tmp_p
     assert json.loads((made / "lora_config.json").read_text())["r"] == 6
     with pytest.raises(CheckpointError, match="it is a DoRA adapter, which PaddleMIX's form has no place for; merge"):
         convert(results("dora"), tmp_path / "refused", "paddlemix")
+
+
+def test_pefts_form_refuses_a_token_table_of_another_size_and_a_parameter_of_no_layer(
+    place: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(place / "model")
+    config = grow_vocabulary(loaded.model, 460)
+    add_lora(loaded.model, [".*layers.0.*q_proj"], 2, 2)
+    grown = save_adapter(tmp_path / "grown", loaded.model, config, None, base=place / "model")
+    with pytest.raises(CheckpointError, match="rows and the base 448, so peft cannot put it into that. Merge"):
+        convert(grown, tmp_path / "peft", "llava-hf")
+    exclude = '["*vision_tower*class_embedding"]'
+    odd = go(place, tmp_path / "odd", lora="true", max_steps=1, freeze_exclude=exclude).folder
+    with pytest.raises(CheckpointError, match="class_embedding.* has no place for it. Merge the adapter first"):
+        convert(odd, tmp_path / "peft", "llava-hf")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ import numpy as np
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert import config as convert_config
-from paddlemix.checkpoint.convert.peft_modules import PEFT_HF, hf_layers, name_in, once, saved_modules, without_base
+from paddlemix.checkpoint.convert.peft_modules import (
+    PEFT_HF,
+    hf_layers,
+    name_in,
+    once,
+    require_tables_of,
+    saved_modules,
+    without_base,
+)
 from paddlemix.checkpoint.folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -85,6 +93,7 @@ def _write_peft_hf(adapter: Adapter, staging: Path, dtype: str | None, base: str
 
     What lies in the tower is written under the names of transformers 4 and of 5: peft takes those that the model has.
     """
+    require_tables_of(adapter, base)
     free = without_base(adapter, base)
     others = once(item for form in PEFT_HF for item in _others(free, form, dtype))
     saved = saved_modules(adapter, [item.name for item in others])

@@ -45,6 +45,34 @@ def without_base(adapter: Adapter, base: str | Path | None) -> Adapter:
     return replace(adapter, others=others)
 
 
+def require_tables_of(adapter: Adapter, base: str | Path | None) -> None:
+    """CheckpointError when a token table has other rows than the base's, which peft could not put it into.
+
+    A base that is not at hand is not looked at.
+    """
+    try:
+        source = open_folder(adapter.find_base(base))
+    except CheckpointError:
+        return
+    form = keymap.detect(source.infos()) or "llava"
+    sizes = {}
+    for name, info in source.infos().items():
+        target = keymap.ours(name, form)
+        if isinstance(target, keymap.Target) and target.name in _TABLES:
+            sizes[target.name] = max(info.shape)
+    for stored, written, names in adapter.others:
+        for name in names:
+            target, rows = keymap.ours(name, written), max(stored.infos()[name].shape)
+            if isinstance(target, keymap.Target) and sizes.get(target.name, rows) != rows:
+                raise CheckpointError(
+                    f'{adapter.folder}: "{target.name}" has {rows} rows and the base {sizes[target.name]}, so peft '
+                    "cannot put it into that. Merge the adapter first (paddlemix merge) and convert the result"
+                )
+
+
+_TABLES = ("llama.embed_tokens.weight", "lm_head.weight")
+
+
 def _is_equal(
     source: TensorSource, name: str, target: keymap.Target | keymap.Ignored | None, values: Mapping[str, np.ndarray]
 ) -> bool:

@@ -355,7 +355,8 @@ def _require_saved(where: Path, saved: JsonValue, rest: Collection[str]) -> None
         if not any(f".{module}." in name for name in rest):
             raise CheckpointError(
                 f'{where}: "modules_to_save" names "{module}", but no tensor of it lies beside the adapter (peft '
-                "leaves them out when it converts a PiSSA adapter); save it again, or take the name out if the base's is meant"
+                "leaves them out when it converts a PiSSA adapter); save it again, or take the name out if the base's "
+                "is meant"
             )
 
 
