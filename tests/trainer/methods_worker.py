@@ -31,7 +31,7 @@ def built(model: torch.nn.Module, settings: dict) -> torch.optim.Optimizer:
         from peft.optimizers import create_loraplus_optimizer
 
         return create_loraplus_optimizer(
-            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=settings["plus"], weight_decay=decay
+            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=settings["plus"], loraplus_weight_decay=decay
         )
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings["optimizer"] == "sgd":
