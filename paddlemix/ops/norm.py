@@ -5,7 +5,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
-from paddlemix.ops.dtypes import to_dtype
+from paddlemix.ops.dtypes import as_written, to_dtype
 from paddlemix.ops.npu import fused
 from paddlemix.ops.parallel import Share, count_of, is_shared, mark
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -35,14 +35,19 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Powers and means are slow kernels on a CPU (137 and 11 times a multiply and a matmul).
     """
     wide = to_dtype(x, paddle.float32)
-    width = x.shape[-1]
-    if x.ndim > 2 and x.shape[-2] == 1:  # a decode step: the product of each row with itself is one operator
-        scale = paddle.rsqrt(paddle.scale(paddle.matmul(wide, wide, transpose_y=True), 1.0 / width, epsilon))
-    else:
-        ones = paddle.full([width, 1], 1.0 / width, dtype="float32")
-        scale = paddle.rsqrt(paddle.matmul(wide * wide, ones) + epsilon)
+    with as_written():
+        scale = _scale(wide, epsilon)
     # The scaled rows return to the model's dtype before the weight is applied, as the reference does.
     return to_dtype(wide * scale, x.dtype) * weight
+
+
+def _scale(wide: Tensor, epsilon: float) -> Tensor:
+    """One over the root of the mean square of each row: float32 [..., D] to [..., 1]."""
+    width = wide.shape[-1]
+    if wide.ndim > 2 and wide.shape[-2] == 1:  # a decode step: the product of each row with itself is one operator
+        return paddle.rsqrt(paddle.scale(paddle.matmul(wide, wide, transpose_y=True), 1.0 / width, epsilon))
+    ones = paddle.full([width, 1], 1.0 / width, dtype="float32")
+    return paddle.rsqrt(paddle.matmul(wide * wide, ones) + epsilon)
 
 
 RMS_NORM = Operator(

@@ -57,6 +57,7 @@ class RunState:
     ``data`` is a fingerprint of the training rows.
     ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
     ``grouped_for``: for how many processes the order of grouped rows was made; 0: for ``world_size``.
+    ``scaler`` is the state of the loss scale of fp16, ``skipped_updates`` how often it has skipped one.
     ``open_losses`` are the float32 sums of the losses since the last log line, one for each process: sums of their mean
     would be rounded otherwise. ``open_loss`` is that mean, ``logged_loss`` the sum up to the last line.
     ``measured`` are the sums of other measures since then (``preference.PreferenceTrainer``), for each process.
@@ -72,6 +73,7 @@ class RunState:
     last_logged_step: int = 0
     tokens: int = 0
     grouped_for: int = 0
+    skipped_updates: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, list[float]] = field(default_factory=dict)
@@ -258,11 +260,14 @@ def _held(inner: "AdamW", parameters: dict[str, "Tensor"]) -> dict[str, "Tensor"
     held = {}
     for name, parameter in parameters.items():
         key = divided.state_key(parameter)
+        master = inner._master_weights.get(key)
+        if master is not None:
+            held[f"master/{name}"] = master
         for kind, table in inner._accumulators.items():
-            if key in table:
-                held[f"{kind}/{name}"] = table[key]
-        if key in inner._master_weights:
-            held[f"master/{name}"] = inner._master_weights[key]
+            # The moments of a half-precision parameter belong to its float32 weight, and have that one's name.
+            found = table.get(key) if master is None else table.get(master.name, table.get(key))
+            if found is not None:
+                held[f"{kind}/{name}"] = found
     return held
 
 

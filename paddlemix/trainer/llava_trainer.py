@@ -36,6 +36,7 @@ from paddlemix.trainer.evaluation import BrokenOffError, Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.ranks import require_alike
+from paddlemix.trainer.scaling import AfterUpdate, MixedPrecision
 from paddlemix.trainer.spikes import LossHistory
 from paddlemix.trainer.stages import StagePlan
 from paddlemix.trainer.step_log import StepLog
@@ -55,7 +56,7 @@ class Weights(Protocol):
         """Put the trained weights of ``folder`` into ``model``, bit for bit."""
 
 
-class LlavaTrainer(Evaluation, StepLog, Stopping, Trainer):
+class LlavaTrainer(Evaluation, StepLog, Stopping, MixedPrecision, Trainer):
     """Trains what ``plan`` says on batches of the splice plan.
 
     The loss of a step is the mean over the labels of each micro-batch, averaged over micro-batches and processes,
@@ -100,9 +101,10 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, Trainer):
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[SeedEachStep(self), *callbacks],
+            callbacks=[SeedEachStep(self), AfterUpdate(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
+        self.scale_master_gradients()
         self._grouped_for = args.dataset_world_size
         self.batches = None
         if train_dataset is not None and order is not None:
@@ -260,6 +262,7 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, Trainer):
             last_logged_step=self._globalstep_last_logged,
             tokens=self._tokens_done,
             grouped_for=self._grouped_for,
+            skipped_updates=self.skipped_updates,
             scaler=scaling.numbers(self.scaler) if self.do_grad_scaling else {},
             settings=settings_to_json(self.settings),
             frozen=self._frozen,
@@ -311,7 +314,7 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, Trainer):
         state = checkpointing.read_state(folder)
         resuming.require_same_run(state, self.settings, self.args.world_size, self.train_dataset, folder)
         require_same_frozen(state.frozen, self._frozen, folder, self.settings.model.model_name_or_path)
-        self._carried, self.saved_step = state, state.global_step
+        self._carried, self.saved_step, self.skipped_updates = state, state.global_step, state.skipped_updates
         self._grouped_for = state.grouped_for or state.world_size // resuming.readers_together(self.settings)
         self.tokens = self._tokens_before = state.tokens * state.world_size // self.args.world_size
         if not self.args.ignore_data_skip:

@@ -31,9 +31,9 @@ FOLDER = f"{TEMPORARY_PREFIX}ranks"
 
 EVERY = 1.0
 """Seconds between two signs of life of a process, and between two looks at the others."""
-SILENT = 12.0
+SILENT = 10.0
 """After so many seconds without a sign a process of this machine counts as stopped. With what paddle's launcher takes
-to end the rest (up to 10 s), all is over within 30. Gloo gives up, without a name, after 30."""
+to end the rest (4 s, and up to 18 for its way with gloo) all is over within 30. Gloo gives up, with no name, after 30."""
 SILENT_ELSEWHERE = 20.0
 """The same for a process of another machine, whose signs a shared disk may show late."""
 
@@ -173,6 +173,9 @@ class RankWatch:
         try:
             with _at_cpp_terminate(self._connection_broke):
                 yield
+        except RuntimeError:
+            self._name_the_lost()  # a broken connection, where paddle raises
+            raise
         finally:
             self._over.set()
             thread.join()
@@ -196,12 +199,16 @@ class RankWatch:
             if lost and not self._over.is_set():
                 self._end(lost)
 
-    def _connection_broke(self) -> None:
+    def _name_the_lost(self) -> None:
+        """End this process with the name of the one that is lost, if one is."""
         until = time.monotonic() + 5.0
         while not (lost := self.lost()) and time.monotonic() < until:
             time.sleep(0.1)
         if lost:
             self._end(lost)
+
+    def _connection_broke(self) -> None:
+        self._name_the_lost()
         sys.stderr.write(
             f"error: step {self._step() + 1}: the connection to the other processes broke; see their logs\n"
         )

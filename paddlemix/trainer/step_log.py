@@ -2,6 +2,7 @@
 """The numbers of a log entry: what was trained since the last one, how fast, and on how many processes."""
 
 import dataclasses
+import math
 import resource
 import time
 from typing import Any
@@ -57,8 +58,9 @@ class StepLog:
         logs = {
             "loss": total / steps,
             "learning_rate": self.last_rate,
-            "grad_norm": self.last_norm,
+            **({"grad_norm": self.last_norm} if math.isfinite(self.last_norm) else {}),
             **self._taken_notes(),
+            **({"skipped_updates": self.skipped_updates} if self.skipped_updates else {}),
             **({"loss_jumps": self.losses.jumps} if self.losses.jumps else {}),
             "global_step": int(self.state.global_step),
             **self._speeds(steps),

@@ -87,8 +87,8 @@ class Stopping:
 
         NotFiniteError when it is not finite.
         """
-        # With loss scaling an overflow of the gradients is normal: the scaler skips that update by itself.
-        if not np.isfinite(norm) and not self.do_grad_scaling:
+        # With loss scaling an overflow of the gradients is normal: a scaler that has seen it skips the update itself.
+        if not np.isfinite(norm) and not (self.do_grad_scaling and bool(self.scaler._found_inf)):
             raise self._not_finite(f"the loss is {self.running_loss:g}, the gradient norm {norm}")
         self.last_norm, self.last_rate = norm, float(self.optimizer.get_lr())
 

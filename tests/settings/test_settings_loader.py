@@ -139,7 +139,7 @@ EFFECTS = {
     "wandb_api_key": ("key", {"report_to": ["swanlab"]}, {"report_to": ["wandb"]}),
     "wandb_http_proxy": ("proxy", {}, {"report_to": ["wandb"]}),
     "scale_loss": (8.0, {"bf16": True}, {"fp16": True}),
-    "amp_custom_black_list": (["softmax"], {}, {"bf16": True}),
+    "amp_custom_black_list": (["softmax"], {"bf16": True, "fp16_opt_level": "O2"}, {"bf16": True}),
     "amp_custom_white_list": (["matmul"], {}, {"fp16": True}),
     "fp16_opt_level": ("O0", {}, {"bf16": True}),
     "amp_master_grad": (True, {"bf16": True}, {"bf16": True, "fp16_opt_level": "O2"}),

@@ -62,6 +62,10 @@ def _of_loss(*losses: str) -> Why:
 _EVALUATION = _unless(lambda s: s.training.do_eval, "do_eval is false")
 _BEST = _unless(lambda s: s.training.load_best_model_at_end, "load_best_model_at_end is false")
 _HALF = _unless(lambda s: s.training.fp16 or s.training.bf16, "the run computes in float32")
+_CAST = _unless(
+    lambda s: (s.training.fp16 or s.training.bf16) and s.training.fp16_opt_level == "O1",
+    "operators are cast with fp16 or bf16 and fp16_opt_level O1 only",
+)
 _SHARDED = _unless(lambda s: s.training.sharding and env.processes() > 1, "nothing is sharded")
 _SEVERAL = _unless(lambda _: env.processes() > 1, "one process was started")
 _REPORTS = _unless(lambda s: s.training.report_to, "report_to names nobody")
@@ -100,8 +104,8 @@ IDLE: dict[str, Why] = {
     "wandb_http_proxy": _wandb,
     # Precision
     "scale_loss": _unless(lambda s: s.training.fp16, "without fp16"),
-    "amp_custom_black_list": _HALF,
-    "amp_custom_white_list": _HALF,
+    "amp_custom_black_list": _CAST,
+    "amp_custom_white_list": _CAST,
     "fp16_opt_level": _HALF,
     "amp_master_grad": _unless(lambda s: s.training.fp16_opt_level == "O2", "without fp16_opt_level O2"),
     "use_flash_attention": lambda _: (

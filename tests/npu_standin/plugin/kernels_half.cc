@@ -7,6 +7,7 @@
 #include "paddle/phi/kernels/activation_grad_kernel.h"
 #include "paddle/phi/kernels/activation_kernel.h"
 #include "paddle/phi/kernels/adamw_kernel.h"
+#include "paddle/phi/kernels/amp_kernel.h"
 #include "paddle/phi/kernels/concat_grad_kernel.h"
 #include "paddle/phi/kernels/concat_kernel.h"
 #include "paddle/phi/kernels/conv_grad_kernel.h"
@@ -94,7 +95,8 @@ STANDIN_FLOAT16("subtract_grad", SubtractGradKernel)
 STANDIN_FLOAT16("squeeze", SqueezeKernel)
 STANDIN_FLOAT16("squeeze_grad", SqueezeGradKernel)
 
-// The plug-in has these in float32 too.
+// The plug-in has these in float32 too; that of the loss scale is not known in bfloat16, which needs none.
+STANDIN_FLOAT16("check_finite_and_unscale", CheckFiniteAndUnscaleKernel)
 STANDIN_FLOAT("embedding", EmbeddingKernel)
 STANDIN_FLOAT("embedding_grad", EmbeddingGradKernel)  // the fallback would leave its result on the host
 STANDIN_FLOAT("split", SplitKernel)
