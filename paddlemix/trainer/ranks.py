@@ -33,7 +33,7 @@ EVERY = 1.0
 """Seconds between two signs of life of a process, and between two looks at the others."""
 SILENT = 10.0
 """After so many seconds without a sign a process of this machine counts as stopped. With what paddle's launcher takes
-to end the rest (4 s, and up to 18 for its way with gloo) all is over within 30. Gloo gives up, with no name, after 30."""
+to end the rest (4 s, and up to 18 for its way with gloo) all is over within 30. Gloo gives up after 30 by itself."""
 SILENT_ELSEWHERE = 20.0
 """The same for a process of another machine, whose signs a shared disk may show late."""
 

@@ -6,7 +6,6 @@ says what is computed in float32 (norms, softmax, rotary tables, loss). PaddleNL
 with O2 casts every operator but a few: those float32 parts would silently be half.
 """
 
-import contextlib
 from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, Protocol
