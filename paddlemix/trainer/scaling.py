@@ -28,9 +28,10 @@ class MixedPrecision:
 
     def autocast_smart_context_manager(self) -> AbstractContextManager[None]:
         """AMP with O1 only."""
-        return (
-            contextlib.nullcontext() if self.args.fp16_opt_level == "O2" else super().autocast_smart_context_manager()
-        )
+        if self.args.fp16_opt_level == "O2":
+            # Off, and not left away: the dtype that is named here is the one by which a scaler decides to work at all.
+            return paddle.amp.auto_cast(enable=False, dtype=self.amp_dtype or "float16")
+        return super().autocast_smart_context_manager()
 
     def scale_master_gradients(self) -> None:
         """Let the scaler find the float32 gradients of ``amp_master_grad``, where PaddleNLP does not.
