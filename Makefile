@@ -9,7 +9,7 @@ PAIR_STAMP := $(PAIR)/.installed
 PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py
 # Runs of several processes on the stand-in device, and whole trainings in each precision: ``make test`` leaves them to the NPU pair, whose
 # paddle is the one that NPU users have, and takes them where there is no Python 3.10 for that pair.
-PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py)
+PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py)
 LEFT_OUT = $(if $(shell .ci/python310 2>/dev/null),$(addprefix --ignore=,$(PAIR_ONLY)))
 PLAIN := not slow and not reference and not gpu and not npu
 GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)

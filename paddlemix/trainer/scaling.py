@@ -28,9 +28,9 @@ class MixedPrecision:
 
     def autocast_smart_context_manager(self) -> AbstractContextManager[None]:
         """AMP with O1 only."""
-        if self.args.fp16_opt_level == "O2":
+        if self.enable_autocast_context_manager and self.args.fp16_opt_level == "O2":
             # Off, and not left away: the dtype that is named here is the one by which a scaler decides to work at all.
-            return paddle.amp.auto_cast(enable=False, dtype=self.amp_dtype or "float16")
+            return paddle.amp.auto_cast(enable=False, dtype=self.amp_dtype)
         return super().autocast_smart_context_manager()
 
     def scale_master_gradients(self) -> None:

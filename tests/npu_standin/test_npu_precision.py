@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.npu_standin.precision import CONTINUED, FIRST, MODES, STEPS
+from tests.npu_standin.precision import CONTINUED, FIRST, MODES, OVERFLOWING, STEPS
 
 pytestmark = [pytest.mark.npu_standin, pytest.mark.timeout(280)]
 
 Worker = Callable[..., dict[str, Any]]
-FP16 = [name for name in MODES if name.startswith("fp16")]
 NEAR = {"bf16": 0.02, "fp16": 0.004}
 """Of a loss near 5 and of a norm near 10: rounding to 8 and to 11 bits in a few layers."""
 
@@ -52,7 +51,7 @@ def test_a_checkpoint_counts_the_good_steps_of_the_loss_scale(worker: Worker) ->
     assert [scaler["incr_count"] for scaler in scalers] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("mode", FP16)
+@pytest.mark.parametrize("mode", OVERFLOWING)
 def test_an_overflow_skips_the_update_is_counted_and_moves_no_schedule(worker: Worker, mode: str) -> None:
     found = worker("precision.overflow")[mode]
     skips = found["skipped"]
@@ -64,7 +63,7 @@ def test_an_overflow_skips_the_update_is_counted_and_moves_no_schedule(worker: W
     assert len(set(found["rates"][: skips + 1])) == 1
 
 
-@pytest.mark.parametrize("mode", FP16)
+@pytest.mark.parametrize("mode", OVERFLOWING)
 def test_a_run_that_goes_on_between_overflows_ends_as_the_straight_one(worker: Worker, mode: str) -> None:
     found = worker("precision.overflow")
     straight, again = found[mode], found[f"{mode} again"]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from paddlemix.ops.npu import record
 from paddlemix.utils import files
+from paddlemix.utils.errors import ConfigError
 from tests.npu_standin import build
 from tests.npu_standin.conftest import made_once
 from tests.tiny import tiny_config, tiny_intern_config, tiny_tokenizer_folder, write_rows
@@ -137,6 +138,22 @@ def test_a_continued_run_ends_as_the_straight_one_bit_for_bit(runs: Path, case: 
     assert straight.keys() == again.keys()
     assert all(np.array_equal(straight[name], again[name]) for name in straight)
     assert logged(runs / f"{case}-again", "loss") == logged(runs / f"{case}-npu", "loss")
+
+
+def test_another_number_of_devices_is_refused_with_a_command_that_works(runs: Path) -> None:
+    from paddlemix.settings.run.loader import load_settings
+    from paddlemix.trainer.run import finetune
+
+    checkpoint = runs / "clip-npu" / "checkpoint-2"
+    keys = dict(device="cpu", **CASES["clip"][1])
+    output = runs / "alone-from-two"
+    with pytest.raises(
+        ConfigError, match="tensor_parallel_degree was 2, is -1; number of processes was 2, is 1"
+    ) as told:
+        finetune(load_settings(arguments(runs, output, "clip", resume_from_checkpoint=checkpoint, **keys)))
+    assert str(told.value).endswith(f"start a new run in another output_dir with model_name_or_path {checkpoint}")
+    finetune(load_settings(arguments(runs, output, str(checkpoint), max_steps=1, do_eval="false", **keys)))
+    assert logged(output, "loss")[0] == pytest.approx(logged(runs / "clip-npu", "loss")[0], rel=0.5)
 
 
 def test_fused_operators_serve_the_slices(runs: Path) -> None:
