@@ -118,7 +118,8 @@ def expected_memory(
     half = (training.bf16 or training.fp16) and training.fp16_opt_level == "O2"
     shared = _sharing(training.sharding_parallel_degree, max(cards // together, 1))
     stage = next((word for word in training.sharding.split() if word.startswith("stage")), "")
-    rows, length = training.per_device_train_batch_size, data.max_length
+    places = -(-data.max_length // max(training.sep_parallel_degree, 1))  # of a row, on one device
+    rows, length = training.per_device_train_batch_size, places
     layer = _layer_bytes(config.text, together) * rows * length
     layers = config.text.num_hidden_layers
     kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
@@ -218,7 +219,8 @@ def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, to
     """Scores of the decoder or of the tower, whichever are more: one has ended before the other begins."""
     rows, length, vision = settings.training.per_device_train_batch_size, settings.data.max_length, config.vision
     again = settings.training.recompute
-    text = rows * -(-config.text.num_attention_heads // together) * length**2
+    dealt = together * max(settings.training.sep_parallel_degree, 1)
+    text = rows * -(-config.text.num_attention_heads // dealt) * length**2
     found = text * (SCORE_PEAK + (0 if again else SCORE_KEPT * (config.text.num_hidden_layers - 1)))
     if vision is None:
         return found
