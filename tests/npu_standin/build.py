@@ -88,7 +88,7 @@ def run_worker(library: Path, case: str, **changes: str) -> dict[str, Any]:
     module, _, name = case.rpartition(".")
     command = [sys.executable, "-W", "ignore", "-m", f"tests.npu_standin.{module or 'worker'}", name]
     ran = subprocess.run(
-        command, env=environment(library, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=110
+        command, env=environment(library, **changes), cwd=REPOSITORY, capture_output=True, text=True, timeout=240
     )
     lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
     if ran.returncode or not lines:

@@ -22,7 +22,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 CONTINUED = ("bf16 O2", "fp16 O2 master")
 OVERFLOWING = ("fp16 O1", "fp16 O2", "fp16 O2 master")
-STEPS = 6
+STEPS = 4
 FIRST = 2.0**18
 """A loss scale that is too large for this model by a factor of 2 or 4."""
 
