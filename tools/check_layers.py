@@ -46,7 +46,7 @@ ONLY_IN = {
     "tokenizers": ("paddlemix/text/",),
     "safetensors": ("paddlemix/checkpoint/", "paddlemix/trainer/checkpointing.py", "tools/"),
     "ml_dtypes": ("paddlemix/checkpoint/",),
-    "yaml": ("paddlemix/datasets/",),
+    "yaml": ("paddlemix/settings/",),
     "openpyxl": ("paddlemix/eval/",),
     "fastapi": ("paddlemix/serve/",),
     "uvicorn": ("paddlemix/serve/",),

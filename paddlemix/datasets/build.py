@@ -12,7 +12,7 @@ from paddlemix.datasets.mixture import MixedDataset
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.preference import PreferenceCollator, PreferenceDataset, PreferenceEncoder
 from paddlemix.datasets.preprocess import SampleEncoder
-from paddlemix.datasets.reading import RowsRead, picture_rules, read_rows
+from paddlemix.datasets.reading import RowsRead, picture_rules, read_rows, used_entries
 from paddlemix.datasets.resumed import ResumedDataset, RowsBefore, continued
 from paddlemix.datasets.sampler import EpochOrder, LengthGroupedSampler, shuffled
 from paddlemix.imaging.processor import ImageProcessor
@@ -22,7 +22,7 @@ from paddlemix.settings.run.training import TrainingGroup, TrainingSettings
 from paddlemix.text import templates
 from paddlemix.text.messages import ChatFormat
 from paddlemix.text.tokenizer import Tokenizer
-from paddlemix.utils.errors import DataError
+from paddlemix.utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,30 @@ def build_datasets(
     if train is not None and before is not None:
         train = continued(train, before)
     notes: tuple[str, ...] = ()
+    if train is not None:
+        train, notes = _mixed(train, settings)
     if train is not None and settings.data.mixtoken:
-        train, notes = _packed(train, settings)
+        train, more = _packed(train, settings)
+        notes += more
     order = None if train is None else order_of(settings.training, train, grouped_for or world)
     return Datasets(train, held_out, make_collator(settings, config), order, rows.notes + notes)
+
+
+def _mixed(
+    train: ChatDataset | ResumedDataset, settings: TrainingSettings
+) -> tuple[ChatDataset | ResumedDataset | MixedDataset, tuple[str, ...]]:
+    """``train``, of which an epoch reads as much of each entry as ``repeat`` or ``weight`` says, and a line on it."""
+    entries = used_entries(settings)["train"]
+    if all(entry.portion.whole for entry in entries):
+        return train, ()
+    if settings.preference.loss_type is not None:
+        raise ConfigError('"weight" and "repeat" of a data set are for training on answers, not on preferences')
+    mixed = MixedDataset(train, train.sizes.tolist(), [entry.portion for entry in entries], settings.training.seed)
+    told = (
+        f"{entry.name or entry.data_files[0]} {count:,} of {size:,}"
+        for entry, size, count in zip(entries, mixed.sizes, mixed.counts, strict=True)
+    )
+    return mixed, (f"rows of an epoch: {len(mixed):,} ({', '.join(told)})",)
 
 
 def _packed(

@@ -107,6 +107,11 @@ class ChatDataset:
             return 1
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Rows of each entry of the data, int64 [entries]; they stand one entry after the other."""
+        return self.samples.sizes if isinstance(self.samples, LazyRows) else np.array([len(self)])
+
+    @property
     def has_lengths(self) -> bool:
         """Whether the lengths are known already."""
         return "lengths" in vars(self)

@@ -129,9 +129,10 @@ class LazyRows(Sequence[Sample]):
         return (self[index] for index in range(len(self)))
 
     @property
-    def parts(self) -> np.ndarray:
-        """Number of the entry of every row, int64 [rows]."""
-        return np.array([one.part for one in self.chosen], dtype=np.int64)[self.sources]
+    def sizes(self) -> np.ndarray:
+        """Rows of each entry, int64 [entries]."""
+        parts = np.array([one.part for one in self.chosen], dtype=np.int64)
+        return np.bincount(parts[self.sources], minlength=int(parts.max()) + 1).astype(np.int64)
 
     def templates(self) -> Counter[str | None]:
         """Rows of each chat_template.json (None: of none)."""
@@ -178,8 +179,17 @@ _job: _Job
 
 
 def open_all(entries: Iterable[DatasetEntry]) -> list[Chosen]:
-    """All rows of the entries' files. BrokenFileError as ``open_data``."""
-    return [Chosen(open_data(path), entry, part) for part, entry in enumerate(entries) for path in entry.data_files]
+    """The rows of the entries' files that are used. BrokenFileError as ``open_data``."""
+    found: list[Chosen] = []
+    for part, entry in enumerate(entries):
+        opened = [open_data(path) for path in entry.data_files]
+        chosen = entry.selection.of(sum(map(len, opened)))
+        first = 0
+        for file in opened:
+            own = None if chosen is None else chosen[(chosen >= first) & (chosen < first + len(file))] - first
+            found.append(Chosen(file, entry, part, own))
+            first += len(file)
+    return found
 
 
 def read_all(

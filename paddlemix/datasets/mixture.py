@@ -6,7 +6,6 @@ there. What an epoch draws depends on seed, epoch and the sizes of the entries a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,20 +13,8 @@ from paddlemix.datasets.dataset import ChatDataset
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.selection import Portion
 from paddlemix.text.messages import ChatFormat
-
-
-@dataclass(frozen=True)
-class Portion:
-    """How much of an entry an epoch reads: ``repeat`` times its rows, or the share that its ``weight`` is of all."""
-
-    repeat: float = 1.0
-    weight: float | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether an epoch reads every row once."""
-        return self.repeat == 1 and self.weight is None
 
 
 def quotas(sizes: Sequence[int], portions: Sequence[Portion]) -> list[int]:

@@ -11,15 +11,21 @@ from paddlemix.datasets.pictures import AUTO, EXISTS, HEADER, MANY, NONE, Pictur
 from paddlemix.datasets.records import UnreadKeys
 from paddlemix.datasets.rows import MarkRules
 from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.selection import Portion, Selection
 from paddlemix.datasets.sources import DatasetEntry
 from paddlemix.imaging.load import OWN_LIMITS
 from paddlemix.settings.run.preference import UNPAIRED
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.registry import nearest
 
 NAMES = ("chatml_dataset", "llava_dataset", "messages_dataset", multiview.NAME)
-"""Accepted in an entry's ``name``. The first three mean the same, since the form is found row by row; the last one says
-that the images of a row are views of one object."""
+"""Words with a meaning in an entry's ``name``: the last one says that the images of a row are views of one object, the
+others nothing, since the form is found row by row. Any other name is a label for messages."""
+
+
+BUILT_IN = ("coco_caption", "coco_clip", "coco_retrieval", "coco_vqa", "vg_caption")
+"""Data sets that PaddleMIX downloads by name: as a label these would promise rows that are not read."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,14 @@ def _refuse(faults: dict[int, DataError], bad: BadSamples) -> None:
 
 def used_entries(settings: TrainingSettings) -> dict[str, list[DatasetEntry]]:
     """The entries of ``dataset`` that a run with these settings reads, by ``train`` and ``eval``."""
-    used = {"train": settings.training.do_train, "eval": settings.training.do_eval}
-    parts = (settings.data.dataset or {}).items()
-    return {name: entries_of(entries, settings) for name, entries in parts if entries and used.get(name)}
+    dataset, training = settings.data.dataset or {}, settings.training
+    train = entries_of(dataset.get("train") or [], settings) if training.do_train or training.do_eval else []
+    found = {"train": train if training.do_train else []}
+    if training.do_eval:
+        split = [one for one in train if one.selection.eval_split is not None]
+        held_out = [replace(one, selection=replace(one.selection, side="eval")) for one in split]
+        found["eval"] = entries_of(dataset.get("eval") or [], settings) + held_out
+    return {name: entries for name, entries in found.items() if entries}
 
 
 def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[DatasetEntry]:
@@ -109,13 +120,24 @@ def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> lis
     rules = MarkRules(settings.data.images_without_mark, settings.data.mark_without_images)
     for entry in entries:
         name = entry.get("name")
-        if name not in (None, *NAMES):
-            raise ConfigError(f'data set "{name}" is not known (known: {", ".join(NAMES)}); leave "name" out')
+        near = "" if name in (None, *NAMES) else nearest(name, NAMES)
+        if near or name in BUILT_IN:
+            raise ConfigError(
+                f'data set "{name}" is not known{near} (known: {", ".join(NAMES)}); leave "name" out, or choose a label'
+            )
         files = entry["data_files"]
         folder = entry.get("image_folder") or settings.data.image_folder
         files = (files,) if isinstance(files, str) else tuple(files)
         repeat = settings.data.single_view_repeat if name == multiview.NAME else 0
-        found.append(DatasetEntry(files, folder, entry.get("chat_template"), repeat, rules, _preference(settings)))
+        selection = Selection(
+            entry.get("sampling_strategy") or "all",
+            entry.get("max_samples"),
+            entry.get("eval_split"),
+            seed=settings.training.seed,
+        )
+        portion = Portion(entry.get("repeat") or 1, entry.get("weight"))
+        own = (rules, _preference(settings), selection, portion, name or "")
+        found.append(DatasetEntry(files, folder, entry.get("chat_template"), repeat, *own))
     return found
 
 

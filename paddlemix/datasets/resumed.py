@@ -21,11 +21,15 @@ from paddlemix.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class RowsBefore:
-    """The rows of the first part: ``digests`` int64 [n], ``lengths`` int64 [n] (``modality_lengths``) or None."""
+    """The rows of the first part: ``digests`` int64 [n], ``lengths`` int64 [n] (``modality_lengths``) or None.
+
+    ``sizes`` int64 [entries]: rows of each entry of the data; None in a checkpoint of an earlier version.
+    """
 
     digests: np.ndarray
     lengths: np.ndarray | None
     fingerprint: str
+    sizes: np.ndarray | None = None
 
 
 def rows_of(dataset: Rows) -> RowsBefore | None:
@@ -33,7 +37,7 @@ def rows_of(dataset: Rows) -> RowsBefore | None:
     rows = numbered(dataset)
     if not isinstance(rows, ChatDataset | ResumedDataset):
         return None
-    return RowsBefore(rows.digests, rows.modality_lengths if rows.has_lengths else None, rows.fingerprint)
+    return RowsBefore(rows.digests, rows.modality_lengths if rows.has_lengths else None, rows.fingerprint, rows.sizes)
 
 
 def numbered(dataset: Rows) -> Rows:
@@ -135,6 +139,11 @@ class ResumedDataset:
     def gone(self) -> int:
         """Rows of the first part that are not there any more."""
         return int((self.places < 0).sum())
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """As before (int64 [entries])."""
+        return self.dataset.sizes if self.before.sizes is None else self.before.sizes
 
     @property
     def bad(self) -> BadSamples:

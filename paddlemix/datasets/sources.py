@@ -19,6 +19,7 @@ from paddlemix.datasets.preference_rows import PreferenceRow, read_preference
 from paddlemix.datasets.records import Place, RepeatedKeys, UnreadKeys, kind_of, whole_number
 from paddlemix.datasets.rows import STRICT, MarkRules, read_row
 from paddlemix.datasets.sample import BadSamples, Sample, id_note
+from paddlemix.datasets.selection import ALL, ONCE, Portion, Selection
 from paddlemix.imaging.load import is_address
 from paddlemix.imaging.views import Views
 from paddlemix.text.messages import Conversation
@@ -35,7 +36,8 @@ class DatasetEntry:
     """One entry of ``dataset.train``: its files, the folder of its images, its chat template if it has one.
 
     ``multiview`` above 0: the rows are MV-LLaVA's, and a lone image stands so many times at its place.
-    ``preference``: rows have two answers (``pair``), or one and what is thought of it (``single``).
+    ``preference``: rows have two answers (``pair``), or one and what is thought of it (``single``). ``selection``:
+    which of the rows are used; ``portion``: how often in an epoch; ``name``: what the entry is called.
     """
 
     data_files: tuple[str, ...]
@@ -44,6 +46,9 @@ class DatasetEntry:
     multiview: int = 0
     rules: MarkRules = STRICT
     preference: Literal["pair", "single"] | None = None
+    selection: Selection = ALL
+    portion: Portion = ONCE
+    name: str = ""
 
     def row(self, row: JsonValue, place: Place, unread: UnreadKeys) -> PreferenceRow:
         """One row in the form that the entry has. DataError: ``read_row``, ``read_preference``."""

@@ -207,7 +207,7 @@ def write_rows(folder: Path, dataset: Rows) -> None:
     """``training_rows.safetensors``: by what rows a continued run knows those of this one again."""
     rows = rows_of(dataset)
     if rows is not None:
-        kept = {"digests": rows.digests, "lengths": rows.lengths}
+        kept = {"digests": rows.digests, "lengths": rows.lengths, "sizes": rows.sizes}
         tensors = [
             Stored(name, "int64", values.shape, lambda values=values: values)
             for name, values in kept.items()
@@ -226,7 +226,10 @@ def read_rows(folder: Path, fingerprint: str) -> RowsBefore | None:
     digests, lengths = tensors.get("digests"), tensors.get("lengths")
     if digests is None or digests.ndim != 1 or (lengths is not None and lengths.shape != digests.shape):
         raise CheckpointError(f"{path}: its content is not what a run writes; take an older checkpoint")
-    return RowsBefore(digests, lengths, fingerprint)
+    sizes = tensors.get("sizes")
+    if sizes is not None and (sizes.ndim != 1 or (sizes < 0).any() or sizes.sum() != len(digests)):
+        raise CheckpointError(f"{path}: its content is not what a run writes; take an older checkpoint")
+    return RowsBefore(digests, lengths, fingerprint, sizes)
 
 
 def plain_optimizer(optimizer: "AnyOptimizer") -> "AdamW":

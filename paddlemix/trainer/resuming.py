@@ -61,7 +61,9 @@ def _compared(name: str, value: JsonValue) -> JsonValue:
     if name != "dataset" or not isinstance(value, dict):
         return value
     entries = value.get("train") or []
-    return list(dict.fromkeys((entry.get("name") == MULTIVIEW, entry.get("chat_template")) for entry in entries))
+    found = list(dict.fromkeys((entry.get("name") == MULTIVIEW, entry.get("chat_template")) for entry in entries))
+    amounts = [(entry.get("repeat") or 1, entry.get("weight")) for entry in entries]
+    return [found, amounts if set(amounts) != {(1, None)} else []]
 
 
 def require_same_run(

@@ -173,6 +173,23 @@ def test_rows_that_were_taken_out_leave_the_numbers_the_order_and_the_packs_of_t
         assert found is None or found.ids.tolist() == [token for ids in wanted for token in ids]
 
 
+@pytest.mark.parametrize("keys", [{}, {"group_by_length": True}, {"mixtoken": True, "max_length": 150}])
+def test_a_mixture_that_goes_on_draws_what_it_would_have_drawn(run, tmp_path, keys):
+    rows = [{"conversations": [["why?", f"because of {number}"]]} for number in range(12)]
+    for name in ("rows", "more"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    keys["dataset"] = {"train": [{"data_files": "rows.json", "repeat": 0.5}, {"data_files": "more.json", "repeat": 2}]}
+    straight = run(skip_limit=0.5, **keys)
+    if not keys.get("mixtoken"):
+        assert len(straight.train) == len(straight.order(0)) == 6 + 24
+    kept = before(straight)
+    (tmp_path / "rows.json").write_text(json.dumps(rows[1:]))
+    resumed = run(before=kept, skip_limit=0.5, **keys)
+    assert [resumed.order(epoch) for epoch in range(3)] == [straight.order(epoch) for epoch in range(3)]
+    assert resumed.train.fingerprint == straight.train.fingerprint
+    assert any("rows of an epoch: 30 (rows.json 6 of 12, more.json 24 of 12)" in note for note in straight.notes)
+
+
 def test_more_rows_gone_than_may_be_bad_are_an_error_that_names_the_setting(run, tmp_path):
     kept = before(run())
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[:1]))

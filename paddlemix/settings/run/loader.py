@@ -10,15 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paddlemix.settings.run.entries import check_dataset, expand_dataset
 from paddlemix.settings.run.keys import Known, SettingValue
-from paddlemix.settings.run.rules import (
-    check_conflicts,
-    check_dataset,
-    check_paths,
-    expand_dataset,
-    flat_values,
-    resolve,
-)
+from paddlemix.settings.run.rules import check_conflicts, check_paths, flat_values, resolve
 from paddlemix.settings.run.training import ALIASES, FOREIGN, GROUPS, KNOWN, TrainingSettings
 from paddlemix.settings.strict_json import parse, read_object
 from paddlemix.utils.errors import ConfigError

@@ -10,17 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.run import without_effect
-from paddlemix.settings.run.keys import expanded_at, json_kind
+from paddlemix.settings.run import mixtures, without_effect
+from paddlemix.settings.run.entries import check_dataset
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.foreign import JsonValue
-from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
 
-_PARTS = ("train", "eval")
-_PATHS = ("data_files", "chat_template", "image_folder")
-_ENTRY = ("name", "data_files", "chat_template", "image_folder", "splits")
+
+def _has_eval_rows(dataset: dict[str, Any]) -> bool:
+    return bool(dataset.get("eval")) or any(entry.get("eval_split") for entry in dataset.get("train") or ())
+
 
 Rule = tuple[tuple[str, ...], Callable[[TrainingSettings], bool], str]
 
@@ -154,8 +153,9 @@ CONFLICTS: tuple[Rule, ...] = (
     ),
     (
         ("do_eval", "dataset"),
-        lambda s: s.training.do_eval and not (s.data.dataset or {}).get("eval"),
-        'evaluation needs rows; add "eval" to dataset, or set "do_eval": false and "evaluation_strategy": "no"',
+        lambda s: s.training.do_eval and not _has_eval_rows(s.data.dataset or {}),
+        'evaluation needs rows; add "eval" to dataset or "eval_split" to an entry of "train", '
+        'or set "do_eval": false and "evaluation_strategy": "no"',
     ),
     (
         ("load_best_model_at_end", "evaluation_strategy", "save_strategy"),
@@ -237,54 +237,6 @@ def flat_values(settings: TrainingSettings) -> dict[str, Any]:
     return {item.name: getattr(group, item.name) for group in groups for item in dataclasses.fields(group)}
 
 
-def check_dataset(dataset: dict[str, JsonValue], where: str) -> None:
-    """Check ``{"train": [entry, ...], "eval": [...]}``; ConfigError has the JSON pointer of what is wrong."""
-    for part, entries in dataset.items():
-        at = f"/dataset/{part}"
-        if part not in _PARTS:
-            raise ConfigError(f'{where}: unknown key "{at}"{nearest(part, _PARTS)} (known: {", ".join(_PARTS)})')
-        if not isinstance(entries, list) or not entries:
-            raise ConfigError(
-                f'{where}: "{at}" is {json_kind(entries)} ({as_json(entries)}); expected a list of data sets'
-            )
-        for index, entry in enumerate(entries):
-            _check_entry(entry, f"{at}/{index}", where)
-
-
-def _check_entry(entry: JsonValue, at: str, where: str) -> None:
-    if not isinstance(entry, dict):
-        raise ConfigError(f'{where}: "{at}" is {json_kind(entry)} ({as_json(entry)}); expected an object')
-    for name, value in entry.items():
-        place = f'{where}: "{at}/{name}"'
-        if name not in _ENTRY:
-            raise ConfigError(f'{where}: unknown key "{at}/{name}"{nearest(name, _ENTRY)} (known: {", ".join(_ENTRY)})')
-        if name == "splits" and value is not None:
-            raise ConfigError(f"{place} is {as_json(value)}, but only null is accepted: each entry names its own file")
-        several = name == "data_files" and isinstance(value, list) and value
-        if not all(isinstance(item, str) and item for item in (value if several else [value])) and value is not None:
-            raise ConfigError(f"{place} is {as_json(value)} ({json_kind(value)}); expected a text")
-    if not entry.get("data_files"):
-        raise ConfigError(f'{where}: "{at}/data_files" is missing; it names the file with the rows')
-
-
-def expand_dataset(dataset: dict[str, Any], where: str) -> dict[str, Any]:
-    """``dataset`` with ``~`` and ``$NAME`` replaced in its paths. It has passed ``check_dataset``."""
-
-    def text(value: JsonValue, at: str) -> JsonValue:
-        if isinstance(value, list):
-            return [text(item, at) for item in value]
-        return expanded_at(value, at) if isinstance(value, str) else value
-
-    return {
-        part: [
-            {key: text(value, f'{where}: "/dataset/{part}/{i}/{key}"') if key in _PATHS else value
-             for key, value in entry.items()}
-            for i, entry in enumerate(entries or [])
-        ]
-        for part, entries in dataset.items()
-    }  # fmt: skip
-
-
 def resolve(settings: TrainingSettings, given: set[str]) -> TrainingSettings:
     """Derived values and the notes that tell of them. ``given`` are the keys that the user wrote."""
     notes: list[str] = []
@@ -311,7 +263,8 @@ def _resolved_data(settings: TrainingSettings) -> dict[str, Any]:
     data = settings.data
     dataset = data.dataset
     if data.data_path is not None:
-        dataset = {"train": [{"data_files": data.data_path}]}
+        dataset = {"train": mixtures.entries_in(data.data_path) or [{"data_files": data.data_path}]}
+        check_dataset(dataset, data.data_path)
     if dataset is None:
         return {}
     if data.chat_template is not None:

@@ -105,7 +105,8 @@ class DataGroup:
     """Which rows are read, and how they become samples."""
 
     dataset: dict[str, Any] | None = key(None, 'Data sets: {"train": [{"data_files": ...}], "eval": [...]}.')
-    data_path: str | None = path_key(None, "LLaVA's way to name one training file; instead of dataset.")
+    data_path: str | None = path_key(None, "LLaVA's way to name one training file, or a mixture (LLaVA-NeXT's YAML, "
+                                     "InternVL's meta file); instead of dataset.")  # fmt: skip
     image_folder: str | None = path_key(None, "Folder that relative image paths start from. null: the current folder.")
     allow_outside_root: bool = key(False, "Accept image paths and links that lead out of image_folder.")
     allow_image_urls: bool = key(False, "Fetch images whose path is an http(s) address, with limits on size and time.")
@@ -414,6 +415,7 @@ FOREIGN = {
     "freeze_backbone": 'write "tune_mm_mlp_adapter": true, or name the parts in freeze_include',
     "mpt_attn_impl": "MPT models are not supported",
     "tf32": "the precision is chosen by bf16 and fp16",
+    "meta_path": 'write "data_path"; it takes InternVL\'s meta file, too',
     "cache_dir": "the environment variable PPMIX_HOME names the cache",
     "lazy_preprocess": "rows are always read when they are needed; leave the key out",
     "is_multimodal": "it follows from the data; leave the key out",
