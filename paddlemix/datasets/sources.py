@@ -5,12 +5,13 @@ The form is found row by row, so a file may mix them. Errors name the file and t
 (``train.json: /12/conversations/0/value``; for JSON lines ``train.jsonl:13: /conversations/0/value``).
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from paddlemix.datasets.index import LINES as LINES
 from paddlemix.datasets.index import NotAListError, RowFile, open_rows
@@ -90,10 +91,22 @@ def _read_file(path: str, entry: DatasetEntry, bad: BadSamples, unread: UnreadKe
             yield sample
 
 
-def raw_rows(path: str) -> Iterator[tuple[str, Any]]:
-    """Each row of a data file as it is written, and the place that errors name; without lines that are no JSON."""
-    reader = RowReader(open_data(path), DatasetEntry((path,)))
-    for number, raw in _all_raw(reader.file):
+class _RawRows(Protocol):
+    """Rows of a file by numbers: ``lazy.Chosen``."""
+
+    file: RowFile
+    entry: DatasetEntry
+
+    def __len__(self) -> int: ...
+
+    def raw(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]: ...
+
+
+def raw_rows(chosen: _RawRows) -> Iterator[tuple[str, Any]]:
+    """Each row as it is written, and the place that errors name; without lines that are no JSON."""
+    reader = RowReader(chosen.file, chosen.entry)
+    parts = (chosen.raw(start, min(start + _TOGETHER, len(chosen))) for start in range(0, len(chosen), _TOGETHER))
+    for number, raw in itertools.chain.from_iterable(parts):
         try:
             found = reader.value(number, raw)
         except DataError:

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from paddlemix.utils import addresses, env, foreign, leftovers
 from paddlemix.utils.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -46,13 +46,19 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
     TrainingError when the disk is full; the old file is then untouched.
     """
+    with atomic_stream(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_stream(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write ``path`` by parts: what was written takes its place when the block ends without an error."""
     target = Path(path)
     temporary = leftovers.temporary_of(target)
     leftovers.remove_dead(target)
-    content = data.encode() if isinstance(data, str) else data
     with leftovers.ending_on_sigterm(), explained_when_full(target, temporary):
         with open(temporary, "wb") as stream, leftovers.held(temporary):
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
             os.replace(temporary, target)

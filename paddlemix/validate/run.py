@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.datasets.build import make_encoder
-from paddlemix.datasets.pictures import check_folders
-from paddlemix.datasets.reading import used_entries
+from paddlemix.datasets.lazy import LazyRows, Look, open_all, read_all
+from paddlemix.datasets.reading import picture_rules, used_entries
 from paddlemix.datasets.rows import UnreadKeys
-from paddlemix.datasets.sample import BadSamples, Sample
-from paddlemix.datasets.sources import LINES, raw_rows, read
+from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.sources import LINES, DatasetEntry, raw_rows
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.inputs import find_inputs, progress_bar
 from paddlemix.trainer.preparation import open_start
@@ -23,7 +23,8 @@ from paddlemix.utils.journal import json_bytes
 from paddlemix.utils.logging import say
 from paddlemix.utils.shown import readable
 from paddlemix.validate import report
-from paddlemix.validate.survey import Look, fingerprint, survey
+from paddlemix.validate.survey import Look as RowLook
+from paddlemix.validate.survey import fingerprint, survey
 
 BAD_ROWS = 3
 """Exit code when rows cannot be used."""
@@ -59,9 +60,14 @@ class _Part:
     """The rows of ``dataset.train`` or ``dataset.eval``."""
 
     name: str
-    files: list[str]
-    samples: list[Sample]
+    entries: list[DatasetEntry]
+    samples: LazyRows
     faults: _Faults
+
+    @property
+    def files(self) -> list[str]:
+        """The data files in order."""
+        return [file for entry in self.entries for file in entry.data_files]
 
 
 def validate(settings: TrainingSettings, options: Options, *, first_stage: bool = False) -> int:
@@ -75,7 +81,7 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
     opened = open_start(settings)
     encoder = make_encoder(settings, opened.config, opened.tokenizer, opened.template(settings))
     unread = UnreadKeys()
-    parts = list(_parts(settings, unread))
+    parts = _parts(settings, options, unread)
     _check_clean(parts, options.write_clean)
     options.folder.mkdir(parents=True, exist_ok=True)
     asked = {
@@ -83,7 +89,7 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
         "model": str(settings.model.model_name_or_path), "tokens": opened.tokenizer.vocab_size,
         "image": repr(opened.config.image), "data": repr(settings.data),
     }  # fmt: skip
-    bad = [_look(part, settings, Look(encoder, options.decode), options, asked) for part in parts]
+    bad = [_look(part, settings, RowLook(encoder, options.decode), options, asked) for part in parts]
     if note := unread.note():
         say(f"note: {note}")
     if options.write_clean is not None:
@@ -92,19 +98,20 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
     return BAD_ROWS if any(bad) else 0
 
 
-def _parts(settings: TrainingSettings, unread: UnreadKeys) -> list[_Part]:
+def _parts(settings: TrainingSettings, options: Options, unread: UnreadKeys) -> list[_Part]:
     found = []
     for name, entries in used_entries(settings).items():
         faults = _Faults()
-        samples = [sample for entry in entries for sample in read(entry, faults, unread)]
-        check_folders(samples)
-        found.append(_Part(name, [file for entry in entries for file in entry.data_files], samples, faults))
+        with progress_bar(settings, "rows read") as progress:
+            look = Look(rules=picture_rules(settings))  # only whether the image folder is there
+            samples, _ = read_all(open_all(entries), faults, unread, look, jobs=options.jobs, progress=progress)
+        found.append(_Part(name, entries, samples, faults))
     if not found:
         raise ConfigError('no rows to look at: set "data_path" or "dataset", and "do_train" or "do_eval"')
     return found
 
 
-def _look(part: _Part, settings: TrainingSettings, look: Look, options: Options, asked: dict[str, Any]) -> set[str]:
+def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Options, asked: dict[str, Any]) -> set[str]:
     """Look at a part, write and say what was found; the places of the rows that cannot be used."""
     ending = "" if part.name == "train" else f"_{part.name}"
     journal = options.folder / f"progress{ending}.jsonl"
@@ -147,7 +154,7 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
         raise ConfigError(f"--write-clean {target}: give a name that ends with .json or .jsonl")
     if any(target.resolve() == Path(name).resolve() for part in parts for name in part.files):
         raise ConfigError(f"--write-clean {target}: this is a file of the data set; give another name")
-    roots = sorted({sample.image_root for sample in parts[0].samples})
+    roots = sorted({entry.image_folder or "" for entry in parts[0].entries})
     if parts[0].name != "train" or len(roots) > 1:
         raise ConfigError(
             f"--write-clean {target}: one file cannot hold rows with {len(roots)} image folders ({', '.join(roots)}); "
@@ -156,8 +163,14 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
 
 
 def _write_clean(part: _Part, bad: set[str], target: Path) -> None:
-    good = (row for name in part.files for place, row in raw_rows(name) if place not in bad)
-    rows = [json.dumps(row, ensure_ascii=False) for row in good]
-    text = "\n".join([*rows, ""]) if target.suffix.lower() in LINES else "[\n" + ",\n".join(rows) + "\n]\n"
-    files.atomic_write(target, text.encode("utf-8", "backslashreplace"))
-    say(f"{len(rows):,} rows that can be used: {target}")
+    lines = target.suffix.lower() in LINES
+    before, between, behind = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
+    count = 0
+    with files.atomic_stream(target) as stream:
+        for place, row in (pair for one in part.samples.chosen for pair in raw_rows(one)):
+            if place not in bad:
+                text = (between if count else before) + json.dumps(row, ensure_ascii=False)
+                stream.write(text.encode("utf-8", "backslashreplace"))
+                count += 1
+        stream.write((behind if count or not lines else "").encode())
+    say(f"{count:,} rows that can be used: {target}")

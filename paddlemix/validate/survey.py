@@ -3,11 +3,8 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +16,7 @@ from paddlemix.datasets.pictures import Progress, is_remote
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.sample import Sample
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.forks import end_with_parent
+from paddlemix.utils.forks import forked_map
 from paddlemix.utils.journal import Journal
 
 PORTION = 500
@@ -93,11 +90,13 @@ def survey(
         for number, records in kept.done.items():
             _note(found, portions[number], records)
             found.reused += len(records)
+            records.clear()
         waiting = list(range(len(kept.done), len(portions)))
         _job = (look, samples)
         for number, records in _worked(portions, waiting, jobs):
-            kept.add(number, records)
             _note(found, portions[number], records)
+            kept.add(number, records)
+            records.clear()  # what they say is in ``found``: the journal is for the next run
             if progress is not None:
                 progress(portions[number].stop, len(samples))
     finally:
@@ -137,27 +136,16 @@ def _note(found: Survey, rows: range, records: Sequence[dict[str, Any]]) -> None
 
 
 def _worked(portions: list[range], waiting: list[int], jobs: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    if jobs == 1 or len(waiting) < 2:
-        for number in waiting:
-            yield number, _portion(portions[number])
-        return
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(jobs, context, _begin, (os.getpid(),)) as pool:
-        results = pool.map(_portion, [portions[number] for number in waiting])
-        for number in waiting:
-            try:
-                yield number, next(results)
-            except BrokenProcessPool as error:
-                first, last = portions[number][0], portions[number][-1]
-                raise DataError(
-                    f"a process that looked at rows {first} to {last} ({_job[1][first].where} and those behind it) was "
-                    "ended, as the system does when memory runs out; lower --jobs"
-                ) from error
-
-
-def _begin(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent(parent)
+    results = forked_map(_portion, [portions[number] for number in waiting], jobs)
+    for number in waiting:
+        try:
+            yield number, next(results)
+        except BrokenProcessPool as error:
+            first, last = portions[number][0], portions[number][-1]
+            raise DataError(
+                f"a process that looked at rows {first} to {last} ({_job[1][first].where} and those behind it) was "
+                "ended, as the system does when memory runs out; lower --jobs"
+            ) from error
 
 
 def _portion(rows: range) -> list[dict[str, Any]]:

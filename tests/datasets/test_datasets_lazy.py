@@ -97,8 +97,13 @@ def test_offsets_that_are_damaged_are_not_believed(large, tmp_path, damage):
     path = kept(tmp_path)
     data = path.read_bytes()
     _, _, body = data.partition(b"\n")
-    found = {"bytes": data[:-9] + b"x" + data[-8:], "shorter": data[:-8], "empty": b"",
-             "head": b"[" * 99999 + b"\n" + body, "other": json.dumps({"file": {}, "sum": ""}).encode() + b"\n" + body}[damage]  # fmt: skip
+    found = {
+        "bytes": data[:-9] + b"x" + data[-8:],
+        "shorter": data[:-8],
+        "empty": b"",
+        "head": b"[" * 99999 + b"\n" + body,
+        "other": json.dumps({"file": {}, "sum": ""}).encode() + b"\n" + body,
+    }[damage]
     path.write_bytes(found)
     assert list(lazily(large)) == first
     assert path.read_bytes() == data
