@@ -2,6 +2,7 @@
 """Measure the models on a CPU with random weights, and compare with the same work done otherwise.
 
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
+    python tools/bench.py {order,rows} [--help]  (the order of rows, reading a million of them: tools/bench_data.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
         [--json FILE]
 
@@ -251,6 +252,10 @@ def main(argv: list[str] | None = None) -> int:
         from tools.bench_load import main as load
 
         return load(arguments[1:])
+    if arguments[:1] in (["order"], ["rows"]):
+        from tools.bench_data import main as data
+
+        return data(arguments[0], arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
