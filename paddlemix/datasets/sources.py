@@ -201,6 +201,8 @@ def _check_kind(path: str) -> None:
     except DataError as error:
         raise BrokenFileError(str(error)) from error
     refuse_pointer(head, path, BrokenFileError)
+    if path.lower().endswith((".parquet", ".tar")):
+        raise BrokenFileError(f"{path}: not read; write its rows as JSON lines (.jsonl) and its images as files")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BrokenFileError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
 

@@ -155,3 +155,10 @@ def test_a_list_that_is_broken_behind_a_bad_row_is_told_as_broken(large):
     large.write_text('[{"conversations": []},\n{"conversations": [["a", "b"]]},\n{"a": }]')
     with pytest.raises(DataError, match=r"rows.json:3:7: not JSON"):
         lazily(large)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.tar"])
+def test_forms_that_are_not_read_are_told_with_what_to_write(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=rf"{name}: not read; write its rows as JSON lines"):
+        lazily(tmp_path / name)
