@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paddlemix.settings.run.keys import json_kind
 from paddlemix.settings.strict_json import read_object
 from paddlemix.utils.errors import ConfigError
@@ -56,6 +54,8 @@ def entries_in(path: str) -> list[dict[str, Any]] | None:
 
 
 def _next(path: str) -> list[dict[str, Any]]:
+    import yaml  # here: settings are checked before it is said which packages are missing
+
     try:
         with Path(path).open("rb") as stream:
             data = yaml.safe_load(stream.read(_MOST_BYTES))
