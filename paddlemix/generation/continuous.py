@@ -145,7 +145,9 @@ class ContinuousBatch:
                 return []
             self._prefill = self._begin(self._waiting.popleft())
         work = self._prefill
-        part = work.embeds[:, work.done : work.done + self.piece]
+        # Keys whose rotation depends on the length of the text are made in one piece, and belong to that text alone.
+        whole = self.model.config.text.rotates_anew(work.row.prompt.length)
+        part = work.embeds if whole else work.embeds[:, work.done : work.done + self.piece]
         first, count = work.cache.offset, part.shape[1]
         positions = paddle.arange(first, first + count).unsqueeze(0)
         hidden = self.model.decode(part, positions, Mask(causal=True, offset=first), work.cache)
@@ -154,8 +156,7 @@ class ContinuousBatch:
             return []
         self._prefill = None
         kept = RowCache(*map(tuple, work.cache.lend()), work.cache.length)
-        if self.prefixes is not None:
-            self.prefixes.put(work.row.prompt.slots, kept)
+        self._keep(work.row.prompt.slots, kept)
         found = self._take([work.row], self._scores(hidden[:, -1]))
         if work.row.open:
             self._admit(work.row, kept)
@@ -164,7 +165,8 @@ class ContinuousBatch:
     def _begin(self, row: Row) -> _Prefill:
         """Plan what of the prompt is not kept already."""
         slots, cache, skip = row.prompt.slots, self.model.new_cache(1, row.prompt.length), 0
-        shared = None if self.prefixes is None else self.prefixes.find(slots)
+        alone = self.prefixes is None or self.model.config.text.rotates_anew(row.prompt.length)
+        shared = None if alone else self.prefixes.find(slots)
         if shared is not None:
             kept, skip = shared
             row.reused = length_of(slots[:skip])
@@ -249,6 +251,10 @@ class ContinuousBatch:
             return []
         return [found for number, row in enumerate(rows) for found in self._take([row], scores[number : number + 1])]
 
+    def _keep(self, slots: Sequence[Slot], kept: RowCache) -> None:
+        if self.prefixes is not None and not self.model.config.text.rotates_anew(kept.length):
+            self.prefixes.put(slots, kept)
+
     def _release(self, row: Row, state: State) -> None:
         running, row.state = row.state == "running", state
         if not running:
@@ -256,7 +262,7 @@ class ContinuousBatch:
         slot = self._rows.index(row)
         if self.prefixes is not None and self.keep_answers and state != "failed":
             fed = self._cache.filled[slot] - row.prompt.length
-            self.prefixes.put([*row.prompt.slots, *(Slot(token) for token in row.ids[:fed])], self._cache.take(slot))
+            self._keep([*row.prompt.slots, *(Slot(token) for token in row.ids[:fed])], self._cache.take(slot))
         self._cache.free(slot)
         self._rows[slot] = None
 

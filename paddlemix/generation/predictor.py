@@ -11,6 +11,7 @@ prompt for the same conversation, end an answer at the same ids and stop strings
     answers = predictor.answer([prompt, other_prompt], Decoding(max_new_tokens=16))
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -29,7 +30,7 @@ from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
-from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.imaging.processor import Frames, ImageProcessor
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.messages import Conversation, Message, placed_messages, question
@@ -120,10 +121,15 @@ class Predictor:
         """Positions, prompt and answer together, that the model can hold."""
         return context_of(self.model.config.text)
 
-    def picture(self, source: ImageSource) -> Picture:
-        """An image (path, address, bytes or PIL) with its features; ConfigError for a model without a tower."""
+    def picture(self, source: ImageSource | Frames) -> Picture:
+        """An image (path, address, bytes or PIL), or the frames of a video, with its features.
+
+        ConfigError for a model without a tower.
+        """
         if self.processor is None:
             raise ConfigError("this model has no vision tower: ask without images, or load one that has")
+        if isinstance(source, Frames):
+            return self._video([load_image(frame, OWN_LIMITS) for frame in source.pictures])
         image = load_image(source, OWN_LIMITS)
         key = key_of(image, self.processor)
 
@@ -131,6 +137,16 @@ class Predictor:
             processor = self.processor.among(2)
             other = None if processor is self.processor else self._encoded(key_of(image, processor), image, processor)
             return self._encoded(key, image, self.processor, other)
+
+        return self.features.get(key, encoded)
+
+    def _video(self, frames: "Sequence[Image]") -> Picture:
+        keys = b"".join(key_of(frame, self.processor) for frame in frames)
+        key = hashlib.sha256(b"video" + keys).digest()
+
+        def encoded() -> Picture:
+            processed = self.processor.video(frames)
+            return Picture(key, processed.layout, encode_images(self.model, processed.pixels))
 
         return self.features.get(key, encoded)
 

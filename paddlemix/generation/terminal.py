@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from paddlemix.generation.session import ChatSession
+    from paddlemix.imaging.processor import Frames
 
 USER, ASSISTANT = "USER: ", "ASSISTANT: "
 
@@ -110,7 +111,7 @@ class Chat:
     def __init__(
         self,
         session: "ChatSession",
-        pictures: Sequence["Image"],
+        pictures: Sequence["Image | Frames"],
         open_picture: Callable[[str], "Image"],
         *,
         debug: bool = False,

@@ -180,6 +180,25 @@ def _blended(size: Size, tiles_grid: tuple[int, int], side: int, target: tuple[i
     return Layout(1 + tiles_grid[0] * tiles_grid[1], order, blend)
 
 
+def layout_of_frames(count: int, vision: VisionConfig) -> Layout:
+    """Layout of a video of ``count`` frames of one tile each, as LLaVA-OneVision has it.
+
+    The rows of a frame are scaled down to half their side (27 x 27 to 14 x 14), and one newline closes the video.
+    """
+    side = vision.grid
+    half = math.ceil(side / 2)
+    before, behind, along = _bilinear(side, half)
+    frame = np.arange(side * side, dtype=np.int64).reshape(side, side)
+    corners = np.stack([frame[np.ix_(y, x)] for y in (before, behind) for x in (before, behind)], -1).reshape(-1, 4)
+    shares = np.stack([np.outer(y, x) for y in (1 - along, along) for x in (1 - along, along)], -1).reshape(-1, 4)
+    starts = side * side * np.arange(count, dtype=np.int64)[:, None, None]
+    blend = Blend((starts + corners).reshape(-1, 4), np.tile(shares.astype(np.float32), (count, 1)))
+    order = np.append(BLENDED - np.arange(len(blend.index), dtype=np.int64), NEWLINE)
+    for array in (order, blend.index, blend.weight):
+        array.setflags(write=False)
+    return Layout(count, order, blend)
+
+
 def _bilinear(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of ``target`` places the two of ``length`` beside it and the share of the second, float32.
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image in, pixels and layout out: the only thing that training, chat and evaluation need of this room."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from paddlemix.imaging.layout import Layout, Size, layout_of
+from paddlemix.imaging.layout import Layout, Size, layout_of, layout_of_frames
+from paddlemix.imaging.load import ImageSource
 from paddlemix.imaging.preprocess import preprocess
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.utils.errors import ConfigError, DataError
@@ -19,6 +21,13 @@ class Processed:
     pixels: np.ndarray
     layout: Layout
     size: Size
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Pictures of a video in their order: paths, addresses, bytes or PIL images. A video takes one place."""
+
+    pictures: Sequence[ImageSource]
 
 
 class ImageProcessor:
@@ -49,6 +58,20 @@ class ImageProcessor:
             raise DataError(f"this image has mode {picture.mode}; open it with imaging.load.load_image")
         size = (picture.height, picture.width)
         return Processed(preprocess(picture, self.image), self.layout(size), size)
+
+    def video(self, pictures: Sequence[Image.Image]) -> Processed:
+        """Pixels and layout of the frames of a video (RGB), and the size of the first.
+
+        ConfigError for a model that learnt no videos: only LLaVA-OneVision's (``anyres_max_N``) has a layout for them.
+        """
+        if self.image.max_tiles is None or self.vision.select_feature != "patch":
+            raise ConfigError("this model has no layout for a video; give its frames as several images")
+        if not pictures:
+            raise DataError("a video without frames; give at least one picture")
+        image = replace(self.image, aspect="square", stretch=True)
+        pixels = np.concatenate([preprocess(picture, image) for picture in pictures])
+        size = (pictures[0].height, pictures[0].width)
+        return Processed(pixels, layout_of_frames(len(pictures), self.vision), size)
 
     def layout(self, size: Size) -> Layout:
         """Layout of an image of ``size`` (height, width), without its pixels."""

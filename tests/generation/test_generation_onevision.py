@@ -14,9 +14,11 @@ from paddlemix.datasets.sample import Sample
 from paddlemix.generation.load import load_chat
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.preprocess import expand_to_square
+from paddlemix.imaging.processor import Frames
 from paddlemix.text import templates
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
+from paddlemix.utils.errors import ConfigError, DataError
 
 FOLDER = Path(__file__).parents[1] / "data" / "onevision" / "onevision"
 
@@ -94,3 +96,31 @@ def test_the_processor_of_python_gives_the_same_rows(pictures):
     assert found["pixel_values"].shape[0] == 2
     assert [layout.length for layout in found["layouts"][0]] == [17, 17]
     assert (found["input_ids"] == IMAGE_TOKEN_INDEX).sum() == 2
+
+
+def test_frames_of_a_video_take_one_place_beside_pictures(chat, pictures):
+    chat.reset()
+    said = chat.answer("What happens?", [Frames(pictures * 2)])
+    assert [picture.length for picture in chat.turns[0].pictures] == [4 * 4 + 1]
+    assert said == chat.answer("What happens?", [Frames(pictures * 2)]) or chat.stats.reused_rows > 0
+    assert chat.predictor.features.reused > 0
+    both = [chat.predictor.picture(source) for source in (pictures[0], Frames(pictures))]
+    prompt = chat.predictor.prompt(chat.predictor.question("Hi", 2), both)
+    assert lengths(prompt) == [17, 2 * 4 + 1]
+
+
+def test_a_video_is_asked_about_from_the_terminal(pictures, capfd):
+    from paddlemix.examples.llava.run_predict_multiround import main
+
+    given = ["--model-path", str(FOLDER), "--query", "What happens?", "--temperature", "0", "--max-new-tokens", "3"]
+    assert main([*given, "--device", "cpu", "--video-frames", *pictures]) == 0
+    answer = capfd.readouterr().out
+    assert answer.strip()
+
+
+def test_a_model_without_a_layout_for_videos_says_what_to_do(pictures):
+    interleave = load_chat(FOLDER.parent / "interleave", device="cpu")
+    with pytest.raises(ConfigError, match="give its frames as several images"):
+        interleave.answer("What happens?", [Frames(pictures)])
+    with pytest.raises(DataError, match="a video without frames"):
+        load_chat(FOLDER, device="cpu").answer("What happens?", [Frames([])])

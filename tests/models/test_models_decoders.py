@@ -14,9 +14,11 @@ import pytest
 
 from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.load import load_model
+from paddlemix.generation.continuous import ContinuousBatch
 from paddlemix.generation.engine import generate_batch
-from paddlemix.generation.prefix import PrefixCache
-from paddlemix.generation.prompt import Slot
+from paddlemix.generation.prefix import PrefixCache, Slot
+from paddlemix.generation.prefix_store import PrefixStore
+from paddlemix.generation.prompt import Prompt
 from paddlemix.generation.sampling import Decoding
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.splice.plan import PlanRow, build_plan
@@ -116,6 +118,22 @@ def test_keys_of_a_text_beyond_the_window_are_computed_anew_where_the_base_grows
             mask = Mask(causal=True, offset=keys.length)
             model.decode(model.llama.embed(tokens[:, shared:]), positions[:, shared:], mask, keys)
         cache.note(slots[:count], [])
+
+
+@pytest.mark.parametrize("model", [("llama", "dynamic"), ("qwen2", "yarn")], indirect=True)
+def test_rows_that_share_steps_and_beginnings_are_as_alone(model):
+    model, _ = model
+    decoding = Decoding(max_new_tokens=6, eos_ids=(-1,))
+    prompts = [Prompt(tuple(map(int, ROW[:count])), "", ()) for count in (24, 12, 20, 18)]
+    alone = []
+    for prompt in prompts:
+        plan = build_plan([PlanRow(np.array(prompt.ids), [])], tokens_per_tile=1, padding_side="left")
+        alone.append(generate_batch(model, plan, None, decoding)[0])
+    batch = ContinuousBatch(model, 2, piece=7, prefixes=PrefixStore(), keep_answers=True)
+    rows = [batch.submit(prompt, decoding) for prompt in prompts]
+    while batch.busy:
+        batch.step()
+    assert [row.ids for row in rows] == alone
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

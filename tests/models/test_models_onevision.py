@@ -21,7 +21,7 @@ from paddlemix.checkpoint.formats.source import open_folder
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.sampling import Decoding
-from paddlemix.imaging.layout import layout_for, layout_of, token_count
+from paddlemix.imaging.layout import layout_for, layout_of, layout_of_frames, token_count
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -87,6 +87,25 @@ def test_features_logits_greedy_ids_and_gradients_are_those_of_transformers(case
         target = keymap.ours(name.removeprefix(f"{case}/"), "llava_hf_new")
         found = dict(model.named_parameters())[target.name].grad.numpy()
         close(found.T if target.transpose else found, NUMBERS[name])
+
+
+def test_a_video_is_that_of_transformers():
+    model = load_model(DATA / "onevision").model
+    pixels = paddle.to_tensor(NUMBERS["video/pixels"])
+    layout = layout_of_frames(3, model.config.vision)
+    assert (layout.tiles, layout.length) == (3, len(NUMBERS["video/features"]))
+    row = PlanRow(np.array([*BEFORE[0], IMAGE_TOKEN_INDEX, *BEFORE[-1]]), [layout])
+    plan = build_plan([row], tokens_per_tile=16)
+    names = ("token_ids", "source", "positions", "blend_index", "blend_weight")
+    given = {name: paddle.to_tensor(getattr(plan, name)) for name in names}
+    with paddle.no_grad():
+        given_rows = (given["token_ids"], given["source"], model.encode_images(pixels))
+        rows = model.embed(*given_rows, (given["blend_index"], given["blend_weight"])).numpy()[0]
+        close(rows[3:-4], NUMBERS["video/features"])
+        close(model(**given, pixels=pixels).numpy()[0], NUMBERS["video/logits"])
+    left = build_plan([row], tokens_per_tile=16, padding_side="left")
+    decoding = Decoding(max_new_tokens=len(NUMBERS["video/greedy"]), eos_ids=(-1,))
+    assert generate_batch(model, left, NUMBERS["video/pixels"], decoding)[0] == NUMBERS["video/greedy"].tolist()
 
 
 @pytest.mark.parametrize("kind", ["interleave", "onevision"])

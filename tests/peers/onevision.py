@@ -103,6 +103,19 @@ def answer(model: torch.nn.Module, case: str, image_id: int) -> dict[str, np.nda
     return {name: value.detach().numpy() for name, value in parts.items()}
 
 
+def watch(model: torch.nn.Module, video_id: int) -> dict[str, np.ndarray]:
+    """The same of a video of three frames: features, logits and greedy ids."""
+    pixels = torch.tensor(np.random.default_rng(17).standard_normal((1, 3, 3, 30, 30)).astype(np.float32))
+    with torch.no_grad():
+        features = model.get_video_features(pixel_values_videos=pixels).pooler_output[0]
+        ids = torch.tensor([[*BEFORE[0], *[video_id] * len(features), *BEFORE[-1]]])
+        out = model(input_ids=ids, pixel_values_videos=pixels)
+        given = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        drawn = model.generate(input_ids=ids, pixel_values_videos=pixels, **given)
+    found = {"pixels": pixels[0], "features": features, "logits": out.logits[0], "greedy": drawn[0, ids.shape[1] :]}
+    return {name: value.numpy() for name, value in found.items()}
+
+
 def main(target: Path) -> None:
     """Write the folders and the numbers."""
     numbers = {}
@@ -117,6 +130,8 @@ def main(target: Path) -> None:
         for case in (kind,) if kind == "interleave" else ("onevision", "several"):
             found = answer(model, case, image_id)
             numbers |= {f"{case}/{key}": value for key, value in found.items()}
+        if kind == "onevision":
+            numbers |= {f"video/{key}": value for key, value in watch(model, image_id + 1).items()}
     np.savez_compressed(target / "expected.npz", **numbers)
 
 

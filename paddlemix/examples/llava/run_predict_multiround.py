@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from paddlemix.generation.session import ChatSession
+    from paddlemix.imaging.processor import Frames
 
 DEFAULT_TEMPERATURE = 0.2
 DEFAULT_MODEL = "paddlemix/llava/llava-v1.5-7b"
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     model_flags(found, base=("base", "model-base"))
     flag("image-file", action="append", nargs="+", default=[], metavar="FILE",
          help="path or URL; several may follow, or stand in one word: a.png,b.png")  # fmt: skip
+    flag("video-frames", nargs="+", default=[], metavar="FILE",
+         help="frames of a video in their order, behind the images (LLaVA-OneVision)")  # fmt: skip
     flag("sep", default=",", help="what separates names in one word of --image-file (default: a comma)")
     flag("query", type=asked, action="append", default=[], metavar="TEXT",
          help="ask this and end (several times: one round each)")  # fmt: skip
@@ -92,7 +95,7 @@ def _run(argv: list[str]) -> int:
     return chat.ask(args.query) if args.query else chat.talk()
 
 
-def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
+def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image | Frames"]]:
     """The session and the first images. Everything that can be wrong with the flags is found before paddle loads."""
     from paddlemix.generation.sampling import Decoding
     from paddlemix.utils import device
@@ -121,6 +124,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
     )
     names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
     pictures = [_open(name, args) for name in names]
+    frames = [_open(name, args) for name in args.video_frames]
     if args.conv_mode is not None:
         from paddlemix.text import templates
 
@@ -138,6 +142,10 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image"]]:
             decoding=decoding,
             note=lambda sentence: print(f"({sentence})", file=sys.stderr),
         )
+    if frames:
+        from paddlemix.imaging.processor import Frames
+
+        pictures.append(Frames(frames))
     if pictures and session.predictor.processor is None:
         raise ConfigError(f"{model} has no vision tower; leave --image-file out or give a model that has one")
     print(fit(session.about), file=sys.stderr)
