@@ -119,18 +119,20 @@ def expected_memory(
     shared = _sharing(training.sharding_parallel_degree, max(cards // together, 1))
     stage = next((word for word in training.sharding.split() if word.startswith("stage")), "")
     places = -(-data.max_length // max(training.sep_parallel_degree, 1))  # of a row, on one device
-    rows, length = training.per_device_train_batch_size, places
+    images = training.per_device_train_batch_size
+    rows, length = images * settings.preference.answers, places
     layer = _layer_bytes(config.text, together) * rows * length
     layers = config.text.num_hidden_layers
     kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
     wide = 1 if training.bf16 or training.fp16 else 2
     parts = {
-        "weights": counts.total * (2 if half else 4) // (shared if stage == "stage3" else 1),
+        "weights": counts.total * (2 if half else 4) // (shared if stage == "stage3" else 1)
+        + _reference(counts, settings, config) * (2 if half else 4),
         "gradients": trained
         * (2 if half and not training.amp_master_grad else 4)
         // (shared if stage in ("stage2", "stage3") else 1),
         "optimizer": 0 if "offload" in training.sharding else trained * (12 if half else 8) // (shared if stage else 1),
-        "activations": wide * (kept + _tower_bytes(config, settings, rows * tiles)),
+        "activations": wide * (kept + _tower_bytes(config, settings, images * tiles)),
         "logits": _logit_bytes(config.text, settings, rows * length, together),
     }
     scores = _score_bytes(config, settings, tiles, together) if plain_attention else 0
@@ -185,6 +187,14 @@ def _trained(counts: Counts, settings: TrainingSettings, config: LlavaConfig) ->
     return tower + projector + (counts.adapters if model.lora else counts.decoder)
 
 
+def _reference(counts: Counts, settings: TrainingSettings, config: LlavaConfig) -> int:
+    """Numbers that preference tuning keeps of the start of the run (``trainer.reference``)."""
+    preference, model = settings.preference, settings.model
+    if not preference.reference or preference.precompute_ref_log_probs:
+        return 0
+    return _trained(counts, settings, config) - (counts.adapters if model.lora and not model.lora_path else 0)
+
+
 def _projector(config: LlavaConfig) -> int:
     width, model = config.vision.hidden_size if config.vision else 0, config.text.hidden_size
     newline = model if config.has_image_newline else 0
@@ -210,21 +220,22 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
 
 
 def _logit_bytes(text: TextConfig, settings: TrainingSettings, positions: int, together: int) -> int:
-    if settings.training.use_fused_head_and_loss_fn:
+    if settings.training.use_fused_head_and_loss_fn or settings.preference.loss_type is not None:
         return (16 * min(positions, HEAD_PORTION) + 6 * text.hidden_size) * text.vocab_size
     return 16 * positions * text.vocab_size // (1 if text.tie_word_embeddings else together)
 
 
 def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, together: int) -> int:
     """Scores of the decoder or of the tower, whichever are more: one has ended before the other begins."""
-    rows, length, vision = settings.training.per_device_train_batch_size, settings.data.max_length, config.vision
+    images, length, vision = settings.training.per_device_train_batch_size, settings.data.max_length, config.vision
+    rows = images * settings.preference.answers
     again = settings.training.recompute
     dealt = together * max(settings.training.sep_parallel_degree, 1)
     text = rows * -(-config.text.num_attention_heads // dealt) * length**2
     found = text * (SCORE_PEAK + (0 if again else SCORE_KEPT * (config.text.num_hidden_layers - 1)))
     if vision is None:
         return found
-    one = rows * tiles * -(-vision.num_attention_heads // together) * (vision.grid**2 + vision.class_tokens) ** 2
+    one = images * tiles * -(-vision.num_attention_heads // together) * (vision.grid**2 + vision.class_tokens) ** 2
     first = max(settings.model.tune_vit_from_layer or 0, 0)
     trains = settings.model.tune_entire_model or settings.model.tune_vision_tower
     kept = vision.num_hidden_layers - first - 1 if trains and not again else 0

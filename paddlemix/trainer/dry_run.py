@@ -147,7 +147,7 @@ def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSet
         f"{len(rows):,} rows, {batch} of them x {micro} micro-batches x {processes} processes in a step: "
         f"{steps:,} steps, {an_epoch // micro:,} an epoch"
     )
-    a_step = sum(used) * processes * micro // max(len(lengths), 1)
+    a_step = sum(used) * settings.preference.answers * processes * micro // max(len(lengths), 1)
     padding = 1 - useful_share(used, range(len(used)), batch)
     yield f"about {a_step:,} tokens a step; {100 * padding:.1f} % of the positions are padding"
 

@@ -286,3 +286,25 @@ def test_the_reference_leaves_every_weight_and_switch_as_it_was(tmp_path):
     assert all(np.array_equal(inside[name], names[name]) for name in names)
     assert all(np.array_equal(after[name], moved[name]) for name in names)
     assert not any(layer.off for _, layer in lora_layers(made.model))
+
+
+def test_the_estimate_of_memory_counts_both_answers_and_the_copy_of_the_reference():
+    from paddlemix.settings.memory import count_parameters, expected_memory
+    from paddlemix.settings.run.training import TrainingSettings
+    from tests.tiny import tiny_config
+
+    config = tiny_config()
+
+    def need(**keys):
+        return expected_memory(config, TrainingSettings().with_changes(per_device_train_batch_size=2, **keys), 1)
+
+    counts = count_parameters(config)
+    whole = need(loss_type="sigmoid")
+    kept = need(loss_type="sigmoid", precompute_ref_log_probs=True)
+    assert whole.weights - kept.weights == 4 * (counts.decoder + counts.projector)
+    assert (
+        need(loss_type="sigmoid", lora=True).weights - need(loss_type="simpo", lora=True).weights
+        == 4 * counts.projector
+    )
+    assert kept.activations > 1.5 * need().activations
+    assert need(loss_type="kto").activations == need().activations

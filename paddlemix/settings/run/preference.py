@@ -32,6 +32,11 @@ class PreferenceGroup:
     )
 
     @property
+    def answers(self) -> int:
+        """Rows that the model computes with a gradient for each row of the data."""
+        return 1 if self.loss_type in (None, UNPAIRED) else 2
+
+    @property
     def reference(self) -> bool:
         """Whether the loss has a reference."""
         return self.loss_type in WITH_REFERENCE
