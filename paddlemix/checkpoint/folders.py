@@ -146,3 +146,13 @@ def tower_name(config: dict[str, Any]) -> str | None:
     """The vision tower that an original ``config.json`` names."""
     name = config.get("mm_vision_tower") or config.get("vision_tower")
     return name if isinstance(name, str) and name else None
+
+
+def ending_ids(*folders: Path) -> tuple[int, ...]:
+    """The ``eos_token_id`` of the first folder that has a ``generation_config.json``: one id, or a list of them."""
+    path = generation_file(*folders)
+    found = read_json(path).get("eos_token_id") if path is not None else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if any(type(number) is not int or number < 0 for number in ids):
+        raise CheckpointError(f'{path}: "eos_token_id" is {found!r}; expected a token id or a list of them')
+    return tuple(ids)

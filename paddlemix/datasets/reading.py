@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of a run before there is a model: files read, marks and keys checked, images looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,7 @@ class RowsRead:
     train: Split | None
     eval: Split | None
     notes: tuple[str, ...] = ()
+    test: Split | None = None
 
 
 def read_rows(
@@ -53,6 +55,7 @@ def read_rows(
     rank: int = 0,
     world: int = 1,
     progress: Progress | None = None,
+    parts: Sequence[str] = ("train", "eval"),
 ) -> RowsRead:
     """Read the data files of a run and look at the images as ``check_images`` says.
 
@@ -62,9 +65,9 @@ def read_rows(
     skipped; ConfigError the key.
     """
     unread, data = UnreadKeys(), settings.data
-    parts: dict[str, Split] = {}
+    found: dict[str, Split] = {}
     notes: list[str] = []
-    for name, entries in used_entries(settings).items():
+    for name, entries in used_entries(settings, parts).items():
         file = None
         if not settings.training.dry_run:
             listed = "bad_samples.jsonl" if name == "train" else f"bad_samples_{name}.jsonl"
@@ -77,8 +80,9 @@ def read_rows(
         look = Look(check, picture_rules(settings), how, (rank, world))
         samples, faults = read_all(chosen, bad, unread, look, jobs=processors(world), progress=progress)
         _refuse(faults, bad)
-        parts[name] = Split(samples, bad, faults)
-    return RowsRead(parts.get("train"), parts.get("eval"), tuple(filter(None, [*notes, unread.note()])))
+        found[name] = Split(samples, bad, faults)
+    told = tuple(filter(None, [*notes, unread.note()]))
+    return RowsRead(found.get("train"), found.get("eval"), told, found.get("test"))
 
 
 MANY_ROWS = (
@@ -102,8 +106,8 @@ def _refuse(faults: dict[int, DataError], bad: BadSamples) -> None:
     )
 
 
-def used_entries(settings: TrainingSettings) -> dict[str, list[DatasetEntry]]:
-    """The entries of ``dataset`` that a run with these settings reads, by ``train`` and ``eval``."""
+def used_entries(settings: TrainingSettings, parts: Sequence[str] = ("train", "eval")) -> dict[str, list[DatasetEntry]]:
+    """The entries of those ``parts`` of ``dataset`` that a run with these settings reads, by train, eval and test."""
     dataset, training = settings.data.dataset or {}, settings.training
     train = entries_of(dataset.get("train") or [], settings) if training.do_train or training.do_eval else []
     found = {"train": train if training.do_train else []}
@@ -111,7 +115,9 @@ def used_entries(settings: TrainingSettings) -> dict[str, list[DatasetEntry]]:
         split = [one for one in train if one.selection.eval_split is not None]
         held_out = [replace(one, selection=replace(one.selection, side="eval")) for one in split]
         found["eval"] = entries_of(dataset.get("eval") or [], settings) + held_out
-    return {name: entries for name, entries in found.items() if entries}
+    if training.do_predict:
+        found["test"] = entries_of(dataset.get("test") or [], settings)
+    return {name: entries for name, entries in found.items() if entries and name in parts}
 
 
 def entries_of(entries: list[dict[str, Any]], settings: TrainingSettings) -> list[DatasetEntry]:

@@ -40,6 +40,11 @@ def read_answers(paths: Sequence[Path]) -> list[AnswerRecord]:
     return found
 
 
+def records_of(lines: Iterable[str], path: Path) -> list[AnswerRecord]:
+    """The same for lines of ``answer_line`` that are, or would be, in ``path``."""
+    return [_answer(Record(json.loads(line), f"{path}:{number}")) for number, line in enumerate(lines, 1)]
+
+
 def _answer(record: Record) -> AnswerRecord:
     record.name("question_id")
     failure = ""
@@ -68,17 +73,22 @@ def answer_line(
 
     ``answer_id`` follows from the other values, so that a run that was done again, or in parts, has the same bytes.
     """
-    content = json.dumps([question_id, prompt, text, model_id, more])
+    content = [question_id, prompt, text, model_id, more]
     record = {
         "question_id": question_id,
         "prompt": prompt,
         "text": text,
         **more,
-        "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
+        "answer_id": digest(content),
         "model_id": model_id,
         "metadata": metadata or {},
     }
     return json.dumps(record) + "\n"
+
+
+def digest(value: JsonValue) -> str:
+    """22 hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:22]
 
 
 def write_answers(path: Path, lines: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a model the questions of items in batches. What cannot be asked fails with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -17,12 +17,20 @@ from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
 
 
-class Asker:
-    """A model and how long its answers may be, in tokens. Answers are greedy."""
+def load_own(image: str | bytes) -> Image.Image:
+    """An image of the user's own, as RGB."""
+    return load_image(image, OWN_LIMITS)
 
-    def __init__(self, predictor: Predictor, max_new_tokens: int) -> None:
+
+class Asker:
+    """A model and how long its answers may be, in tokens. Answers are greedy. ``load`` opens the images."""
+
+    def __init__(
+        self, predictor: Predictor, max_new_tokens: int, load: Callable[[str | bytes], Image.Image] = load_own
+    ) -> None:
         self.predictor = predictor
         self.max_new_tokens = max_new_tokens
+        self.load = load
 
     def length(self, item: Item) -> int:
         """Positions that an item's first prompt takes, about: from its text and the headers of its images; opens none.
@@ -67,9 +75,9 @@ class Asker:
         try:
             for image in filter(is_remote, item.images):
                 return f"{image}: addresses are not read; download the image"
+            opened = [self.load(image) for image in item.images]
             if item.views is None:
-                return [self.predictor.picture(image) for image in item.images]
-            opened: list[Image.Image] = [load_image(image, OWN_LIMITS) for image in item.images]
+                return [self.predictor.picture(image) for image in opened]
             return [self.predictor.picture(view) for view in item.views.cut(opened)] * item.views.repeat
         except (DataError, ConfigError) as error:
             return str(error)

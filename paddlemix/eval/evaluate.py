@@ -93,6 +93,52 @@ class Outcome:
         return not self.failed and all(one.score.complete for one in self.scored)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The questions of a benchmark with their files. ``missing``: image files that are not there."""
+
+    items: list[Item]
+    question_file: Path
+    image_folder: Path
+    annotations: Path
+    """Where its right answers are: the folder, or the question file itself."""
+    missing: list[str]
+
+    def require_known(self, benchmark: Benchmark) -> None:
+        """DataError unless the right answers can be read, and some question that is asked has one."""
+        known = {question.key for question in benchmark.questions(self.annotations)} if benchmark.questions else set()
+        key = benchmark.keys(self.annotations)
+        turns = [turn for item in self.items for turn in item.turns]
+        asked = [key(AnswerRecord(turn.key, "", turn.prompt, where=str(self.question_file))) for turn in turns]
+        if known.isdisjoint(asked):
+            raise DataError(
+                f'{self.annotations}: has no right answer for "{asked[0]}" and all other questions that are asked; are '
+                "these the annotations of another split?"
+            )
+
+
+def questions_and_items(
+    benchmark: str,
+    data: Path,
+    *,
+    form: str = "llava",
+    split: str | None = None,
+    all_rounds: bool = False,
+    limit: int | None = None,
+    image_folder: Path | None = None,
+    remedy: str = "give the right folder with --image-folder",
+) -> Found:
+    """What a benchmark asks, and whether its images are there. ``remedy``: how the image folder is named."""
+    path = asking_for.question_file(benchmark, data, split)
+    asked = asking_for.questions_of(benchmark, path, form=form, all_rounds=all_rounds)
+    base = data if data.is_dir() else data.parent
+    usual = base / asking_for.QUESTIONS[benchmark].images
+    folder = image_folder or (usual if usual.is_dir() else base)
+    items = part_with(items_of(asked, folder, search=benchmark == "refcoco"), limit)
+    annotations = path if benchmark in IN_ONE_FILE else base
+    return Found(items, path, folder, annotations, missing_files(items, folder, remedy))
+
+
 def planned(request: Request) -> Plan:
     """Read the files of a benchmark and check what the run needs. ConfigError, DataError, CheckpointError."""
     benchmark = CUSTOM if request.benchmark.lower() == CUSTOM else benchmark_named(request.benchmark).name
@@ -104,35 +150,34 @@ def planned(request: Request) -> Plan:
     asking_for.part_of((), request.parts, request.index)
     if request.all_rounds and not asked_as.startswith("mmbench"):
         raise ConfigError(f"--all-rounds turns the options of MMBench; {benchmark} has none to turn")
-    path = asking_for.question_file(asked_as, request.data, request.split)
-    asked = asking_for.questions_of(asked_as, path, form=request.form, all_rounds=request.all_rounds)
-    base = request.data if request.data.is_dir() else request.data.parent
-    usual = base / asking_for.QUESTIONS[asked_as].images
-    folder = request.image_folder or (usual if usual.is_dir() else base)
-    items = part_with(items_of(asked, folder, search=asked_as == "refcoco"), request.limit)
-    missing = missing_files(items, folder, "give the right folder with --image-folder")
+    found = questions_and_items(
+        asked_as, request.data, form=request.form, split=request.split, all_rounds=request.all_rounds,
+        limit=request.limit, image_folder=request.image_folder,
+    )  # fmt: skip
+    path, items = found.question_file, found.items
     longest = request.max_new_tokens or asking_for.max_new_tokens(asked_as, request.form)
     if longest < 1:
         raise ConfigError(f"--max-new-tokens {longest}: expected a number from 1")
-    annotations = path if asked_as in IN_ONE_FILE else base
-    metrics, notes = _metrics(benchmark, request, path, annotations, items)
+    metrics, notes = _metrics(benchmark, request, found)
     settings = {
         "benchmark": benchmark, "prompts": request.form, "question_file": sha256(path),
         "image_folder": str(request.image_folder or ""), "all_rounds": request.all_rounds, "limit": request.limit,
         "max_new_tokens": longest, "batch_size": request.batch_size, **request.model.settings(),
     }  # fmt: skip
     about = {
-        "benchmark": benchmark, "data": str(annotations.absolute()), "question_file": str(path.absolute()),
+        "benchmark": benchmark, "data": str(found.annotations.absolute()), "question_file": str(path.absolute()),
         "convention": request.convention, "metrics": metrics,
         "upload": request.limit is None and not request.all_rounds,
     }  # fmt: skip
     output = request.output or RESULTS / benchmark / request.model.id
-    job = Job(items, output / ANSWERS, settings, _lines_of(request.model.id), request.batch_size, request.parts,
+    job = Job(items, output / ANSWERS, settings, lines_of(request.model.id), request.batch_size, request.parts,
               request.index, about)  # fmt: skip
-    return Plan(job, request.model, longest, path, folder, tuple(notes), tuple(missing))
+    return Plan(job, request.model, longest, path, found.image_folder, tuple(notes), tuple(found.missing))
 
 
-def _lines_of(model_id: str) -> running.Lines:
+def lines_of(model_id: str) -> running.Lines:
+    """Writes the answer record of each turn of an item."""
+
     def lines(item: Item, answers: Sequence[Said]) -> list[str]:
         return [
             answer_line(turn.key, turn.prompt, said.text, model_id, _metadata(said), **turn.more)
@@ -146,11 +191,9 @@ def _metadata(said: Said) -> dict[str, Any]:
     return {"error": said.failure} if said.failure else {}
 
 
-def _metrics(
-    benchmark: str, request: Request, path: Path, annotations: Path, items: Sequence[Item]
-) -> tuple[list[str], list[str]]:
+def _metrics(benchmark: str, request: Request, found: Found) -> tuple[list[str], list[str]]:
     """What the answers are scored by, and notes. The right answers are looked at now, not after hours of asking."""
-    wanted = _own_metrics(path, request.metrics) if benchmark == CUSTOM else [benchmark]
+    wanted = _own_metrics(found.question_file, request.metrics) if benchmark == CUSTOM else [benchmark]
     if request.metrics and benchmark != CUSTOM:
         raise ConfigError(f"--metric chooses how own data are scored; {benchmark} has its own rules")
     if not request.scored:
@@ -168,7 +211,7 @@ def _metrics(
                 f'unknown convention "{request.convention}" for {name} (known: {", ".join(one.scorer.conventions)})'
             )
         try:
-            _require_known(one, annotations, items)
+            found.require_known(one)
         except DataError as error:
             if name not in UPLOADS:
                 raise DataError(f"{error}. Without the right answers: --no-score") from error
@@ -176,20 +219,6 @@ def _metrics(
             continue
         metrics.append(name)
     return metrics, notes
-
-
-def _require_known(benchmark: Benchmark, annotations: Path, items: Sequence[Item]) -> None:
-    """DataError unless the right answers can be read, and some question that is asked has one."""
-    known = {question.key for question in benchmark.questions(annotations)} if benchmark.questions else set()
-    key = benchmark.keys(annotations)
-    asked = [
-        key(AnswerRecord(turn.key, "", turn.prompt, where="the question file")) for item in items for turn in item.turns
-    ]
-    if known.isdisjoint(asked):
-        raise DataError(
-            f'{annotations}: has no right answer for "{asked[0]}" and all other questions that are asked; are these '
-            "the annotations of another split?"
-        )
 
 
 def _own_metrics(path: Path, wanted: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from paddlemix.eval.items import Item, Said
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write, sha256
 from paddlemix.utils.foreign import read_json
-from paddlemix.utils.journal import Journal
+from paddlemix.utils.journal import Journal, json_bytes
 from paddlemix.utils.leftovers import ending_on_sigterm
 from paddlemix.utils.progress import Progress
 from paddlemix.utils.shown import shown
@@ -88,19 +88,16 @@ def blocks_of(count: int, batch_size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-@dataclass
-class _Batches:
-    """The batches of one part in their order. Lengths are looked up block by block, when they are needed."""
+class Batches:
+    """The batches of one part of ``items`` in their order. Lengths are looked up block by block, when needed."""
 
-    job: Job
-    length: Callable[[Item], int]
-    blocks: Sequence[range] = ()
-    _known: dict[int, list[list[int]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        job = self.job
-        self.blocks = part_of(blocks_of(len(job.items), job.batch_size), job.parts, job.index)
-        self.counts = [-(-len(block) // job.batch_size) for block in self.blocks]
+    def __init__(
+        self, items: Sequence[Item], length: Callable[[Item], int], batch_size: int, parts: int = 1, index: int = 0
+    ) -> None:
+        self.items, self.length, self.batch_size = items, length, batch_size
+        self.blocks = part_of(blocks_of(len(items), batch_size), parts, index)
+        self.counts = [-(-len(block) // batch_size) for block in self.blocks]
+        self._known: dict[int, list[list[int]]] = {}
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -114,7 +111,7 @@ class _Batches:
             number -= self.counts[block]
             block += 1
         if block not in self._known:
-            items, size = self.job.items, self.job.batch_size
+            items, size = self.items, self.batch_size
             order = sorted(self.blocks[block], key=lambda place: (-self.length(items[place]), place))
             self._known = {block: [order[first : first + size] for first in range(0, len(order), size)]}
         return self._known[block][number]
@@ -152,9 +149,34 @@ def forget(job: Job) -> None:
     job.journal.unlink(missing_ok=True)
 
 
-def run(job: Job, asker: "Asker", *, name: str) -> None:
-    """Ask what is not answered yet, and publish the file of this part. ConfigError for the journal of another run."""
-    batches = _Batches(job, asker.length)
+def forget_others(job: Job) -> None:
+    """Remove answers and journals of runs with other settings, in the place of this one's."""
+    for path in (job.own_path, job.path):
+        with contextlib.suppress(ConfigError, DataError):
+            if not path.is_file() or is_done(path, job.settings):
+                continue
+        path.unlink(missing_ok=True)
+        record_path(path).unlink(missing_ok=True)
+    if job.journal.is_file():
+        with open(job.journal, "rb") as stream:
+            first = stream.readline()
+        if first != json_bytes({"settings": job.settings}) + b"\n":
+            job.journal.unlink()
+
+
+def forget_parts(job: Job) -> None:
+    """Remove the files of the parts, once they are joined."""
+    for index in range(job.parts if job.parts > 1 else 0):
+        path = part_path(job.path, job.parts, index)
+        path.unlink(missing_ok=True)
+        record_path(path).unlink(missing_ok=True)
+
+
+def run(job: Job, asker: "Asker", *, name: str, shown: bool = True) -> None:
+    """Ask what is not answered yet, and publish the file of this part. ``shown``: with progress.
+
+    ConfigError for the journal of another run."""
+    batches = Batches(job.items, asker.length, job.batch_size, job.parts, job.index)
 
     def fits(number: int, records: list[Any]) -> TypeGuard[list[dict[str, Any]]]:
         return number < len(batches) and _fits(job, batches[number], records)
@@ -167,7 +189,7 @@ def run(job: Job, asker: "Asker", *, name: str) -> None:
     with (
         contextlib.closing(journal),
         ending_on_sigterm(),
-        Progress(name, len(batches.places), _what(job), done=done) as progress,
+        Progress(name, len(batches.places), _what(job), done=done, silent=not shown) as progress,
     ):
         for number in range(len(journal.done), len(batches)):
             places = batches[number]
@@ -221,6 +243,8 @@ def merge(path: Path, parts: int) -> bool:
 
     Its bytes are those of a run in one part. ConfigError when the parts are not of one run.
     """
+    if parts == 1:
+        return path.is_file()
     paths = [part_path(path, parts, index) for index in range(parts)]
     if not all(one.is_file() and record_path(one).is_file() for one in paths):
         return False

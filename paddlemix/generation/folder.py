@@ -3,14 +3,12 @@
 
 from pathlib import Path
 
-from paddlemix.checkpoint.folders import generation_file, read_json
 from paddlemix.imaging.layout import token_count
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig, TextConfig
 from paddlemix.text import model_template, templates
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.templates import Template
-from paddlemix.utils.errors import CheckpointError
 
 
 def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None) -> Template | ChatTemplate:
@@ -22,16 +20,6 @@ def template_for(folder: Path, config: LlavaConfig, conv_mode: str | None = None
     if conv_mode is not None:
         return templates.get(conv_mode)
     return model_template.template_for(folder, config.template)
-
-
-def ending_ids(*folders: Path) -> tuple[int, ...]:
-    """The ``eos_token_id`` of the first folder that has a ``generation_config.json``: one id, or a list of them."""
-    path = generation_file(*folders)
-    found = read_json(path).get("eos_token_id") if path is not None else None
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(type(number) is not int or number < 0 for number in ids):
-        raise CheckpointError(f'{path}: "eos_token_id" is {found!r}; expected a token id or a list of them')
-    return tuple(ids)
 
 
 def processor_for(config: LlavaConfig) -> ImageProcessor | None:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import numpy as np
 import paddle
 
+from paddlemix.checkpoint.folders import ending_ids
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
 from paddlemix.generation.continuous import ContinuousBatch, Row
 from paddlemix.generation.engine import encode_images, next_scores
 from paddlemix.generation.features import FeatureCache, Picture, key_of
-from paddlemix.generation.folder import context_of, ending_ids, picture_tokens, processor_for, template_for
+from paddlemix.generation.folder import context_of, picture_tokens, processor_for, template_for
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt, plan_of

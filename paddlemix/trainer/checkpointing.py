@@ -20,6 +20,7 @@ from paddlemix.checkpoint.formats.source import WEIGHT_FILES, open_file
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.datasets.resumed import RowsBefore, rows_of
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer.asking import goes_on_predicting
 from paddlemix.trainer.folder_lock import LOCK_FILE
 from paddlemix.utils import files, foreign
 from paddlemix.utils.errors import CheckpointError, ConfigError
@@ -128,7 +129,7 @@ def find_resume(settings: TrainingSettings) -> Path | None:
         raise CheckpointError(
             f"{output}: every checkpoint there is damaged; remove them, or start anew with --overwrite_output_dir true"
         )
-    if found is None and _holds_something(output):
+    if found is None and _holds_something(output) and not goes_on_predicting(settings, output):
         raise ConfigError(
             f'"output_dir": {output} {_what_it_holds(output)}; choose another folder, or start anew with '
             "--overwrite_output_dir true"

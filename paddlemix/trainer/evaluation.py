@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation during a run and after it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from paddlenlp.trainer.trainer_utils import ShardingOption
 
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.trainer.arguments import readers_together
+from paddlemix.trainer.asking import Asks
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
 from paddlemix.trainer.sample_answers import SampleAnswers
 from paddlemix.utils.errors import ConfigError, PaddleMixError
@@ -25,18 +27,57 @@ class Evaluation:
     """The part of the trainer that evaluates; everything it uses belongs to PaddleNLP's Trainer or to ours."""
 
     sample_answers: SampleAnswers | None = None
-    """What asks the model at each evaluation; None: nothing is asked."""
+    """What asks rows of the eval data at each evaluation; None: none are asked."""
+    asks: Asks | None = None
+    """What asks benchmarks at each evaluation, and test rows at the end; None: nothing is asked."""
 
     def evaluate(
         self, eval_dataset: Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss over all labels of the eval data: the same number for every batch size and process count.
 
+        Without eval data the benchmarks alone (``eval_benchmarks``).
+
         BrokenOffError when a signal asks a training to stop.
         """
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if dataset is None:
+        if dataset is None and self.asks is None:
             raise ConfigError('evaluation needs eval data: name it in "dataset", key "eval"')
+        measured = {} if dataset is None else self._measured(dataset, metric_key_prefix)
+        metrics = {**measured, **self._benchmarks(metric_key_prefix)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _benchmarks(self, prefix: str) -> dict[str, float]:
+        """``eval_benchmarks``; BrokenOffError when a signal came."""
+        if self.asks is None:
+            return {}
+        with self._answering():
+            found = self.asks.measure(
+                self, prefix, lambda: self._may_break_off and self.stop_signal.received is not None
+            )
+        if found is None:
+            raise BrokenOffError
+        return found
+
+    def predictions(self) -> dict[str, float]:
+        """``do_predict``: answer the test rows, and return the metrics."""
+        with self._answering():
+            return self.asks.predict(self)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The model answers as its weights are, without the mixed precision of the training."""
+        self.model.eval()
+        try:
+            with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+                yield
+        finally:
+            self.model.train()
+
+    def _measured(self, dataset: Rows, prefix: str) -> dict[str, float]:
+        """The loss over all labels of ``dataset``."""
         started = time.time()
         plan, idle = self._eval_plan(len(dataset))
         problems: list[PaddleMixError] = []
@@ -57,15 +98,12 @@ class Evaluation:
             raise BrokenOffError
         seconds = time.time() - started
         found = self.means(self._sum_over_ranks(summed))
-        metrics = {
-            **{f"{metric_key_prefix}_{name}": value for name, value in found.items()},
-            f"{metric_key_prefix}_runtime": round(seconds, 4),
-            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / max(seconds, 1e-9), 4),
-            **self._sample_answers(metric_key_prefix),
+        return {
+            **{f"{prefix}_{name}": value for name, value in found.items()},
+            f"{prefix}_runtime": round(seconds, 4),
+            f"{prefix}_samples_per_second": round(len(dataset) / max(seconds, 1e-9), 4),
+            **self._sample_answers(prefix),
         }
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def counted(self, batch: Batch, loss: Tensor) -> np.ndarray:
         """What a batch adds to an evaluation, float64 [2]: loss times labels, labels."""

@@ -20,6 +20,7 @@ from paddlemix.text.vocabulary import fit_rows
 from paddlemix.trainer import conversation
 from paddlemix.trainer.adapter_keys import require_same_method
 from paddlemix.trainer.arguments import place_in_run, readers_together
+from paddlemix.trainer.asking import Asks, asks_of
 from paddlemix.trainer.checkpointing import read_rows as rows_before
 from paddlemix.trainer.checkpointing import read_state
 from paddlemix.trainer.inputs import read_rows
@@ -46,6 +47,8 @@ class Prepared:
     chat_template: dict[str, Any] | None
     """Content of the chat_template.json that the rows were written with, if they were."""
     notes: list[str] = field(default_factory=list)
+    asks: Asks | None = None
+    """What the model is asked at each evaluation, and at the end."""
 
 
 def model_arguments(settings: TrainingSettings) -> tuple[str, dict[str, Any]]:
@@ -130,7 +133,8 @@ def prepare(settings: TrainingSettings, resume: Path | None = None, opened: Open
     notes = [*without_effect.notes_with(config, settings), *data.notes, *conversation.notes(layouts, *told)]
     if state is not None:
         notes += require_same_run(state, settings, env.processes(), data.train, resume)
-    return Prepared(config.with_changes(template=template), tokenizer, rows, data, chat_template, notes)
+    config = config.with_changes(template=template)
+    return Prepared(config, tokenizer, rows, data, chat_template, notes, asks_of(settings))
 
 
 def _add_marks(tokenizer: Tokenizer, config: LlavaConfig) -> int:

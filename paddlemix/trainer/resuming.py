@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset((
     "allow_outside_root", "allow_image_urls", "max_image_bytes", "max_image_pixels", "max_image_side",
     "max_image_aspect", "max_image_memory", "on_bad_sample", "skip_limit", "loss_jump", "stop_at_loss_jump",
     "dry_run", "strict_config", "eval_generate", "eval_generate_tokens",
+    "do_predict", "max_new_tokens", "eval_benchmarks",
 ))  # fmt: skip
 """Keys that may differ between the first part of a run and its continuation: they change no number of the training, or
 they say how a run goes on after a row that cannot be used."""

@@ -13,6 +13,7 @@ from paddlemix.datasets.build import Datasets
 from paddlemix.settings.run.loader import differences_from_default, settings_to_json
 from paddlemix.settings.run.rules import check_conflicts
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer import asking
 from paddlemix.trainer.arguments import (
     check_processes,
     names_of_keys,
@@ -204,6 +205,8 @@ class TrainingRun:
         if training.do_eval and not stopped:
             self._evaluate(metrics)
             self._write("eval_results.json", {name: value for name, value in metrics.items() if "eval_" in name})
+        if training.do_predict and not stopped:
+            asking.predict(self.trainer, metrics, self._write)
         self._write("all_results.json", metrics)
         self._log_end(stopped)
         leave_in_order(self.args.world_size)
@@ -307,6 +310,8 @@ class TrainingRun:
         )
         self.trainer.sample_answers = self._sample_answers(data)
         self.trainer.stop_signal = self.stop
+        had = self.prepared
+        self.trainer.asks = asking.opened(had.asks, self.loaded, had.tokenizer, self.config, had.chat_template)
         self.bar.watch(self.trainer)
         catch_library_logs(self.output)
 

@@ -19,11 +19,18 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, total: int, what: str, *, done: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        total: int,
+        what: str,
+        *,
+        done: int = 0,
+        silent: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.total, self.what = name, total, what
         self.done, self._before, self._remark = done, done, ""
-        self._clock = clock
+        self._clock, self._silent = clock, silent
         self._begun = clock()
         self._said = float("-inf")
         self._bar: Any = None
@@ -39,6 +46,8 @@ class Progress:
         """So many more records are done."""
         self.done += count
         self._remark = remark
+        if self._silent:
+            return
         if sys.stderr.isatty():
             self._draw()
         elif self._clock() - self._said >= EVERY_SECONDS or self.done >= self.total:

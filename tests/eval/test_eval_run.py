@@ -89,7 +89,7 @@ def test_parts_and_kills_give_the_bytes_of_a_straight_run(home: Path, tmp_path: 
     draw = random.Random(5)
 
     def job(folder: Path, parts: int = 1, index: int = 0) -> Job:
-        lines = evaluate._lines_of("tiny")
+        lines = evaluate.lines_of("tiny")
         return Job(items, folder / "answers.jsonl", {"seed": 1}, lines, 4, parts, index, {"metrics": []})
 
     straight = job(tmp_path / "straight")
@@ -139,7 +139,7 @@ def test_questions_of_like_length_share_a_batch_and_every_device_has_blocks(tmp_
     items = [Item((Turn(number, "?" * (number % 50)),)) for number in range(800)]
     asker = EchoAsker()
     asker.length = lambda item: len(item.turns[0].text)  # type: ignore[method-assign]
-    running.run(Job(items, tmp_path / "a.jsonl", {}, evaluate._lines_of("m"), 5), asker, name="x")
+    running.run(Job(items, tmp_path / "a.jsonl", {}, evaluate.lines_of("m"), 5), asker, name="x")
     spread = [max(lengths) - min(lengths) for batch in asker.batches
               if (lengths := [int(key) % 50 for key in batch])]  # fmt: skip
     assert sum(spread) / len(spread) < 10, "of 50 lengths, at random it is about 33"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddlemix.checkpoint.folders import ending_ids
 from paddlemix.checkpoint.save import save_model
 from paddlemix.datasets.preprocess import SampleEncoder
 from paddlemix.datasets.records import Place
 from paddlemix.datasets.rows import read_messages, read_row
 from paddlemix.datasets.sample import Sample
 from paddlemix.generation.features import FeatureCache, size_of
-from paddlemix.generation.folder import ending_ids
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.sampling import Decoding

@@ -53,6 +53,30 @@ def reporters(value: tuple[str, ...]) -> str | None:
     return f'"{wrong}" is not known{hint}; null or an empty list reports to nobody'
 
 
+def benchmarks(value: tuple[Any, ...]) -> str | None:
+    """``eval_benchmarks``: the form of its entries; their names and files are looked at before the run."""
+    texts = ("name", "data", "label", "split", "prompts", "image_folder", "convention")
+    numbers = ("limit", "max_new_tokens")
+    labels = [entry.get("label") or entry.get("name") for entry in value]
+    for number, entry in enumerate(value):
+        for key, given in entry.items():
+            if key not in (*texts, *numbers):
+                known = (*texts, *numbers)
+                return f'item {number}: unknown key "{key}"{nearest(key, known)} (known: {", ".join(known)})'
+            if given is not None and (not isinstance(given, str) or not given if key in texts else not _count(given)):
+                return f'item {number}: "{key}" has to be a {"text" if key in texts else "whole number from 1"}'
+        for key in ("name", "data"):
+            if not entry.get(key):
+                return f'item {number}: "{key}" is missing'
+        if labels.index(labels[number]) != number:
+            return f'item {number}: "{labels[number]}" is there twice; give one of them a "label"'
+    return None
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
 def not_zero(value: int) -> str | None:
     """``tensor_parallel_degree``, ``sep_parallel_degree``."""
     return "expected -1, or a number of devices" if value == 0 else None

@@ -136,9 +136,32 @@ CONFLICTS: tuple[Rule, ...] = (
         "a grid belongs to anyres",
     ),
     (
-        ("do_train", "do_eval"),
-        lambda s: not s.training.do_train and not s.training.do_eval,
-        'nothing to do; set "do_train": true or "do_eval": true',
+        ("do_train", "do_eval", "do_predict"),
+        lambda s: not s.training.do_train and not s.training.do_eval and not s.training.do_predict,
+        'nothing to do; set "do_train": true, "do_eval": true or "do_predict": true',
+    ),
+    (
+        ("do_predict", "dataset"),
+        lambda s: s.training.do_predict and not (s.data.dataset or {}).get("test"),
+        'prediction needs rows; add "test" to dataset',
+    ),
+    (
+        ("do_predict", "eval_benchmarks", "sharding"),
+        lambda s: (s.training.do_predict or s.training.eval_benchmarks) and "stage3" in s.training.sharding,
+        'stage3 leaves no process a whole model to ask; write "stage2", or ask the result with paddlemix predict',
+    ),
+    (
+        ("do_predict", "eval_benchmarks", "tensor_parallel_degree", "sep_parallel_degree"),
+        lambda s: (
+            (s.training.do_predict or s.training.eval_benchmarks)
+            and max(s.training.tensor_parallel_degree, s.training.sep_parallel_degree) > 1
+        ),
+        "devices that compute together do not answer questions; ask the result with paddlemix predict",
+    ),
+    (
+        ("do_predict", "benchmark"),
+        lambda s: s.training.do_predict and s.training.benchmark and s.training.do_train,
+        "a run that measures speed keeps no model; leave one of the two out",
     ),
     (
         ("do_train", "dataset"),
@@ -153,7 +176,7 @@ CONFLICTS: tuple[Rule, ...] = (
     ),
     (
         ("do_eval", "dataset"),
-        lambda s: s.training.do_eval and not _has_eval_rows(s.data.dataset or {}),
+        lambda s: s.training.do_eval and not _has_eval_rows(s.data.dataset or {}) and not s.training.eval_benchmarks,
         'evaluation needs rows; add "eval" to dataset or "eval_split" to an entry of "train", '
         'or set "do_eval": false and "evaluation_strategy": "no"',
     ),
@@ -164,6 +187,11 @@ CONFLICTS: tuple[Rule, ...] = (
             and (s.training.evaluation_strategy == "no" or s.training.evaluation_strategy != s.training.save_strategy)
         ),
         "the best checkpoint is known only if each one is evaluated: make both strategies equal, and not no",
+    ),
+    (
+        ("load_best_model_at_end", "dataset"),
+        lambda s: s.training.load_best_model_at_end and not _has_eval_rows(s.data.dataset or {}),
+        'the best checkpoint is that with the lowest loss of eval rows; add "eval" to dataset',
     ),
     (
         ("load_best_model_at_end", "metric_for_best_model"),

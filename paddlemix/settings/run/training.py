@@ -104,7 +104,9 @@ class ModelGroup:
 class DataGroup:
     """Which rows are read, and how they become samples."""
 
-    dataset: dict[str, Any] | None = key(None, 'Data sets: {"train": [{"data_files": ...}], "eval": [...]}.')
+    dataset: dict[str, Any] | None = key(
+        None, 'Data sets: {"train": [{"data_files": ...}], "eval": [...], "test": [...]}.'
+    )
     data_path: str | None = path_key(None, "LLaVA's way to name one training file, or a mixture (LLaVA-NeXT's YAML, "
                                      "InternVL's meta file); instead of dataset.")  # fmt: skip
     image_folder: str | None = path_key(None, "Folder that relative image paths start from. null: the current folder.")
@@ -166,7 +168,8 @@ class TrainingGroup:
     do_train: bool = key(False, "Train.")
     do_eval: bool = key(False, "Evaluate the loss on the eval data.")
     dry_run: bool = key(False, "Say what the run would do and need, and end before a weight is read.")
-    do_predict: bool = key(False, "Predict.", fixed=_OWN_FLOW + "; use the chat or the evaluation tools")
+    do_predict: bool = key(False, "Answer the test rows of dataset at the end: generated_predictions.jsonl.")
+    max_new_tokens: int = key(512, "Longest answer of do_predict in tokens.", low=1, high=2**20)
     do_export: bool = key(False, "Export.", fixed=_OWN_FLOW + "; use deploy/llava/export_model.py")
     resume_from_checkpoint: str | None = path_key(
         None, "Checkpoint folder to go on from. null: the newest in output_dir."
@@ -219,6 +222,12 @@ class TrainingGroup:
     save_on_each_node: bool = key(False, "Checkpoints.", fixed="one copy is written, to a folder that all nodes see")
     evaluation_strategy: str = key("no", "When the eval data is used during training.", choices=_INTERVAL)
     eval_steps: int | None = key(None, "Optimizer steps between two evaluations. null: logging_steps.", low=1)
+    eval_benchmarks: tuple[dict, ...] | None = key(
+        None,
+        'Benchmarks that are asked at each evaluation: [{"name": "pope", "data": FOLDER, "limit": 200}], also with '
+        "label, split, prompts, image_folder, convention and max_new_tokens, as in paddlemix eval.",
+        check=checks.benchmarks,
+    )
     minimum_eval_times: int | None = key(None, "Evaluations that a run has at least.", low=1)
     prediction_loss_only: bool = key(False, "Evaluation.", fixed="evaluation always gives the loss only", also=(True,))
     load_best_model_at_end: bool = key(False, "The result is the checkpoint that was best in evaluation.")
@@ -358,7 +367,7 @@ OWN_TRAINING_KEYS = (
     "mm_projector_lr", "vision_tower_lr", "group_by_modality_length", "group_by_length", "benchmark",
     "dataloader_timeout", "profiler_options", "warmup_start_lr", "eta_min", "lr_scheduler_name",
     "loss_jump", "stop_at_loss_jump", "use_fused_head_and_loss_fn", "dry_run", "eval_generate",
-    "eval_generate_tokens",
+    "eval_generate_tokens", "eval_benchmarks", "max_new_tokens",
 )  # fmt: skip
 """Keys of ``TrainingGroup`` that PaddleNLP's TrainingArguments does not have."""
 

@@ -89,7 +89,11 @@ IDLE: dict[str, Why] = {
     "minimum_eval_times": _unless(
         lambda s: s.training.evaluation_strategy == "steps", 'the strategy is "{training.evaluation_strategy}"'
     ),
-    "per_device_eval_batch_size": _EVALUATION,
+    "per_device_eval_batch_size": _unless(
+        lambda s: s.training.do_eval or s.training.do_predict, "do_eval and do_predict are false"
+    ),
+    "eval_benchmarks": _EVALUATION,
+    "max_new_tokens": _unless(lambda s: s.training.do_predict, "do_predict is false"),
     "max_evaluate_steps": _EVALUATION,
     "eval_generate": _EVALUATION,
     "eval_generate_tokens": _unless(lambda s: s.training.eval_generate, "eval_generate is 0"),
