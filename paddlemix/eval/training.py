@@ -68,7 +68,8 @@ class InTraining:
         self.slices = [_slice(entry, number) for number, entry in enumerate(training.eval_benchmarks or ())]
         self.rows: Sequence[Sample] = ()
         if training.do_predict:
-            found = read_rows(settings, parts=("test",)).test
+            # Rows to be answered have one answer at most, also where the training learns from pairs of them.
+            found = read_rows(settings.with_changes(loss_type=None), parts=("test",)).test
             self.rows = [] if found is None else list(found.samples)
             self.items = [_row_item(number, sample) for number, sample in enumerate(self.rows)]
             _one_template(self.rows)

@@ -126,6 +126,8 @@ EFFECTS = {
     "eval_steps": (3, {}, {"do_eval": True}),
     "minimum_eval_times": (3, {"do_eval": True, "evaluation_strategy": "epoch"}, {"do_eval": True}),
     "per_device_eval_batch_size": (3, {}, {"do_eval": True}),
+    "eval_benchmarks": ([{"name": "pope", "data": "eval/pope"}], {}, {"do_eval": True}),
+    "max_new_tokens": (3, {}, None),
     "max_evaluate_steps": (3, {}, {"do_eval": True}),
     "eval_generate": (3, {}, {"do_eval": True}),
     "eval_generate_tokens": (9, {"do_eval": True}, {"do_eval": True, "eval_generate": 3}),

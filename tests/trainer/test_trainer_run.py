@@ -260,7 +260,7 @@ def test_the_command_resumes_in_a_fresh_process_bit_for_bit_and_from_any_folder(
 
 WRONG = {
     "a key": ({"learning_rat": 1}, 'did you mean "learning_rate"'),
-    "a fixed key": ({"do_predict": "true"}, "do_predict"),
+    "a fixed key": ({"do_export": "true"}, "do_export"),
     "a conflict": ({"lora": "true", "tune_mm_mlp_adapter": "true"}, "choose one"),
     "the model": ({"model_name_or_path": "nobody/nothing"}, '"nobody/nothing" is not on this machine'),
     "the tower": ({"vision_tower": "nobody/tower"}, '"nobody/tower" is not on this machine'),

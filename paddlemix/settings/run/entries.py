@@ -10,7 +10,7 @@ from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
 
-_PARTS = ("train", "eval")
+_PARTS = ("train", "eval", "test")
 _PATHS = ("data_files", "chat_template", "image_folder")
 _ENTRY = ("name", "data_files", "chat_template", "image_folder", "splits", *mixtures.NUMBERS, mixtures.STRATEGY)
 
