@@ -84,7 +84,7 @@ class InTraining:
     # -- benchmarks ----------------------------------------------------------------------------------------------
 
     def measure(self, trainer: Asking, prefix: str, stopped: Callable[[], bool]) -> dict[str, float] | None:
-        """See ``trainer.asking.Asks``: ``eval_pope_mean_f1``, ``eval_pope_accuracy``, ``eval_pope_failed`` if any did."""
+        """See ``trainer.asking.Asks``: ``eval_pope_mean_f1``, ``eval_pope_accuracy``, perhaps ``eval_pope_failed``."""
         began = time.monotonic()
         metrics: dict[str, float] = {}
         asker = self._asker(trainer, 1)  # features of images are those of this step: none are kept for the next one

@@ -227,7 +227,6 @@ class TrainingRun:
         chosen = devices.choose(training.device, wanted)
         if chosen.kind == "cpu":
             refuse_on_cpu(training)
-        if chosen.kind == "cpu":
             devices.tune_cpu()
         import paddle
 
