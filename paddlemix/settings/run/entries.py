@@ -62,11 +62,11 @@ def _check_amounts(part: str, entries: list[dict[str, Any]], where: str) -> None
         raise ConfigError(
             f'{where}: "/dataset/{part}/{weighed.index(False)}" has no weight; give every entry one, or use repeat'
         )
-    for index, entry in enumerate(entries if part == "eval" else ()):
+    for index, entry in enumerate(entries if part != "train" else ()):
         given = next((name for name in ("weight", "repeat", "eval_split") if entry.get(name) is not None), None)
         if given:
             raise ConfigError(
-                f'{where}: "/dataset/eval/{index}/{given}" is a key of training data; rows of evaluation are read once'
+                f'{where}: "/dataset/{part}/{index}/{given}" is a key of training data; other rows are read once'
             )
 
 
