@@ -3,6 +3,7 @@
 
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
     python tools/bench.py {order,rows} [--help]  (the order of rows, reading a million of them: tools/bench_data.py)
+    python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
         [--json FILE]
 
@@ -14,6 +15,7 @@ encode the image and prefill the whole conversation again. batch: 8 answers of 3
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -228,7 +230,7 @@ def timed(action: Callable[[], Any]) -> float:
 
 def worker(spec: dict[str, Any]) -> None:
     """Answer each line of stdin with one line of JSON."""
-    run = work(spec)
+    run = importlib.import_module("tools.bench_head").work(spec) if spec["kind"] == "head" else work(spec)
     for _ in sys.stdin:
         print(json.dumps(run()), flush=True)
 
@@ -248,10 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
         return 0
-    if arguments[:1] == ["load"]:
-        from tools.bench_load import main as load
-
-        return load(arguments[1:])
+    if arguments[:1] in (["load"], ["head"]):
+        return importlib.import_module(f"tools.bench_{arguments[0]}").main(arguments[1:])
     if arguments[:1] in (["order"], ["rows"]):
         from tools.bench_data import main as data
 

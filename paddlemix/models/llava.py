@@ -10,11 +10,11 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddlemix.models.head_loss import loss_through_head
+from paddlemix.models.head_loss import HeadForm, has_products, loss_through_head
 from paddlemix.models.llm.build import build_decoder
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
-from paddlemix.models.loss import loss_of_targets, next_labels, next_token_loss, next_token_loss_of_parts
+from paddlemix.models.loss import loss_of_parts, loss_of_targets, next_labels
 from paddlemix.models.merge import merge_rows
 from paddlemix.models.projector import build_projector
 from paddlemix.models.sequence_loss import loss_of_part
@@ -25,6 +25,7 @@ from paddlemix.ops.linear import Linear, share_memory
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
 from paddlemix.ops.runtime import Place, Runtime, kind_of_device
 from paddlemix.ops.sequence import SequenceParallel
+from paddlemix.ops.tracing import look_up
 from paddlemix.settings.memory import HEAD_PORTION
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.towers.base import Tower
@@ -121,11 +122,14 @@ class LlavaForCausalLM(nn.Layer):
         segments: Tensor | None = None,
         blend_index: Tensor | None = None,
         blend_weight: Tensor | None = None,
+        label_places: Tensor | None = None,
         places: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Tensor:
         """Mean loss over the labels if ``labels`` are given, else logits ``[B, L, V]``. Arguments: splice plan.
 
+        ``label_places`` int64 [K]: the places among all B L whose next one has a label (``splice.plan.label_places``);
+        the head is applied there only. None, and where devices share the places of rows: everywhere.
         With ``places`` and ``targets`` (int64 [K], places as b * L + l) the log-probabilities float32 [K] of those ids
         behind those places.
 
@@ -144,15 +148,30 @@ class LlavaForCausalLM(nn.Layer):
             return self._log_probs(paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), places), targets)
         if labels is None:
             return self.logits(hidden)
-        if self.loss_portion and self.parallel.size == 1:
-            tied = self.config.text.tie_word_embeddings
-            weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
-            targets = next_labels(labels, segments, starts)
-            return loss_through_head(hidden, weight, targets, transposed=tied, portion=self.loss_portion)
-        if self.parallel.size > 1 and not self.config.text.tie_word_embeddings:
-            part = self.lm_head(self.parallel.copy_to_ranks(hidden)).astype("float32")
-            return next_token_loss_of_parts(part, labels, self.vocabulary, segments, starts)
-        return next_token_loss(self.logits(hidden), labels, segments, starts)[0]
+        targets = next_labels(labels, segments, starts)
+        if label_places is not None:
+            hidden = look_up(hidden.reshape([-1, hidden.shape[-1]]), label_places).unsqueeze(0)
+            targets = paddle.gather(targets.reshape([-1]), label_places).unsqueeze(0)
+        return self.mean_loss(hidden, targets)
+
+    def mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss, a float32 scalar, of ``hidden`` [B, L, D] for int64 ``targets`` [B, L]."""
+        tied, parallel = self.config.text.tie_word_embeddings, self.parallel
+        if self.loss_portion and (tied or has_products(self.lm_head)):
+            rows = parallel.copy_to_ranks(hidden).reshape([-1, hidden.shape[-1]])
+            in_place = parallel.runtime.device == "cpu"
+            if tied:
+                rows = self.llama.width.cut(rows, -1) if parallel.size > 1 else rows
+                products = [(rows, self.llama.embed_tokens.weight)]
+                form = HeadForm(transposed=True, summed=parallel, in_place=in_place)
+            else:
+                products = self.lm_head.products(rows)
+                form = HeadForm(vocabulary=self.vocabulary if parallel.size > 1 else None, in_place=in_place)
+            return loss_through_head(products, targets.reshape([-1]), portion=self.loss_portion, form=form)
+        if parallel.size > 1 and not tied:
+            part = self.lm_head(parallel.copy_to_ranks(hidden)).astype("float32")
+            return loss_of_parts(part, targets, self.vocabulary)
+        return loss_of_targets(self.logits(hidden), targets)[0]
 
     def _log_probs(self, rows: Tensor, targets: Tensor) -> Tensor:
         tied = self.config.text.tie_word_embeddings
@@ -160,14 +179,6 @@ class LlavaForCausalLM(nn.Layer):
             return plain_log_probs(self.logits(rows), targets)
         weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
         return log_probs_through_head(rows, weight, targets, transposed=tied, portion=self.token_portion)
-
-    def mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss, a float32 scalar, of ``hidden`` [B, L, D] for int64 ``targets`` [B, L]."""
-        if self.loss_portion:
-            tied = self.config.text.tie_word_embeddings
-            weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
-            return loss_through_head(hidden, weight, targets, transposed=tied, portion=self.loss_portion)
-        return loss_of_targets(self.logits(hidden), targets)[0]
 
     def prepare_inference(self) -> "LlavaForCausalLM":
         """Evaluation mode with fused projections. Undone by ``train()``, and by whatever asks for all parameters."""

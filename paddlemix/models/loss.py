@@ -50,14 +50,12 @@ def loss_of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return _mean(functional.cross_entropy(rows, known, ignore_index=IGNORE_INDEX, reduction="none"), targets)
 
 
-def next_token_loss_of_parts(
-    logits: Tensor, labels: Tensor, vocabulary: Share, segments: Tensor | None = None, starts: Tensor | None = None
-) -> Tensor:
-    """The mean loss from float32 ``logits`` [B, L, V'] of this device's part of the vocabulary.
+def loss_of_parts(logits: Tensor, targets: Tensor, vocabulary: Share) -> Tensor:
+    """The mean loss from float32 ``logits`` [B, L, V'] of this device's part of the vocabulary and ``targets`` [B, L].
 
     log(sum exp) and the label's logit are each one number a position, so no device ever holds a row of all logits.
     """
-    parallel, targets = vocabulary.parallel, next_labels(labels, segments, starts)
+    parallel = vocabulary.parallel
     ((start, stop),) = vocabulary.ranges
     top = parallel.largest(logits.detach().max(axis=-1, keepdim=True))
     summed = parallel.sum_over_ranks(paddle.exp(logits - top).sum(axis=-1))

@@ -52,6 +52,10 @@ class Linear(nn.Layer):
         out = self.rows.parallel.product(x, self.weight, even=self.rows.even)
         return out if self.bias is None else out + self.bias
 
+    def products(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of rows [N, K] and weight [K, out] that add up to ``x W`` for ``x`` [N, in] (not with DoRA)."""
+        return [(x, self.weight)]
+
     @property
     def sums(self) -> bool:
         """Whether other devices hold the other rows of the weight."""
@@ -159,12 +163,24 @@ class LoraLinear(Linear):
             plain = out if self.bias is None else out - self.bias
         return out + (factor - 1.0) * plain + factor * low
 
+    def products(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """As ``Linear`` has it; A B is a pair of its own."""
+        whole = super().products(x)
+        if self.merged or self.off:
+            return whole
+        kept = functional.dropout(x, self.dropout) if self.dropout > 0 and self.training else x
+        whole.append((self._narrow(kept, self._matrix_a(self.lora_A)) * self.scaling, self.lora_B))
+        if self.pissa:
+            whole.append((self._narrow(x, self.lora_start_A) * -self.scaling, self.lora_start_B))
+        return whole
+
     def _low(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """``x A B * scaling``, the sum over the devices where they share the rows."""
+        return paddle.matmul(self._narrow(x, a), b) * self.scaling
+
+    def _narrow(self, x: Tensor, a: Tensor) -> Tensor:
         low = paddle.matmul(x, a)
-        if self.sums:
-            low = self.rows.parallel.sum_over_ranks(low)
-        return paddle.matmul(low, b) * self.scaling
+        return self.rows.parallel.sum_over_ranks(low) if self.sums else low
 
     def _start(self, x: Tensor) -> Tensor:
         return self._low(x, self.lora_start_A, self.lora_start_B)

@@ -13,8 +13,9 @@ model width, V vocabulary.
     tower        the tensors of one layer of the vision tower (of all its layers when it trains)
     scores       13 B H L L     plain attention only: H heads, one layer at its peak in the backward pass; without
                                 recompute another 6 B H L L is kept in each layer. Fused attention has none
-    logits       16 B L V       bf16 logits and their gradient, float32 copy, its softmax and its gradient; with
-                                use_fused_head_and_loss_fn 16 x 1024 V + 6 D V (gradient of the head, float32 and bf16)
+    logits       16 x 1024 V    bf16 logits and their gradient, float32 copy, its softmax and its gradient, of a portion
+                 + 6 D V        gradient of a head that trains, float32 and bf16. Without use_fused_head_and_loss_fn
+                                (and with stage3) 16 B L V
     reserve      4 GB + 5 %     runtime, collectives, kernels, gaps between blocks (none between scores, few and large)
 
 With tensor parallel over T cards, w and t are what lies on one card (the projector, the norms and one matrix of each
@@ -220,9 +221,16 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
 
 
 def _logit_bytes(text: TextConfig, settings: TrainingSettings, positions: int, together: int) -> int:
-    if settings.training.use_fused_head_and_loss_fn or settings.preference.loss_type is not None:
-        return (16 * min(positions, HEAD_PORTION) + 6 * text.hidden_size) * text.vocab_size
-    return 16 * positions * text.vocab_size // (1 if text.tie_word_embeddings else together)
+    divided = 1 if text.tie_word_embeddings else together
+    if settings.training.fuses_head_and_loss or settings.preference.loss_type is not None:
+        of_head = 6 * text.hidden_size if _trains_head(settings) else 0
+        return (16 * min(positions, HEAD_PORTION) + of_head) * text.vocab_size // divided
+    return 16 * positions * text.vocab_size // divided
+
+
+def _trains_head(settings: TrainingSettings) -> bool:
+    model = settings.model
+    return not (model.lora or model.tune_mm_mlp_adapter or model.tune_vision_tower)
 
 
 def _score_bytes(config: LlavaConfig, settings: TrainingSettings, tiles: int, together: int) -> int:

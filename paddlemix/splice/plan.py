@@ -230,3 +230,21 @@ def _source(merged: list[_Merged], starts: np.ndarray, width: int, feature_rows:
     special = (feature < 0) & (feature != _TEXT)
     source[special] = padding - feature[special]  # the newline (-1) is behind the zero row, blended rows behind that
     return source
+
+
+def label_places(
+    labels: np.ndarray, segments: np.ndarray | None = None, starts: np.ndarray | None = None
+) -> np.ndarray:
+    """int64 [K]: the places among all B L of ``labels`` [B, L] that predict one; [0], a place like any, without any.
+
+    With ``segments`` [B, L] a place at the end of a packed sample predicts nothing, with ``starts`` [B] (left padding)
+    neither does the one before the first of a row: as ``models.loss.next_labels`` has it.
+    """
+    learnt = labels[:, 1:] != IGNORE_INDEX
+    if segments is not None:
+        learnt &= segments[:, 1:] == segments[:, :-1]
+    if starts is not None:
+        learnt &= np.arange(1, labels.shape[1]) != starts[:, None]
+    rows, columns = np.nonzero(learnt)
+    found = rows * labels.shape[1] + columns
+    return found if len(found) else np.zeros(1, np.int64)

@@ -79,11 +79,11 @@ def _changes(settings: TrainingSettings, cards: int, *, tied: bool) -> Iterator[
     together = max(training.tensor_parallel_degree, 1)
     fewer = list(_fewer_rows(training.per_device_train_batch_size, training.gradient_accumulation_steps))
     saving = [] if training.recompute else [{"recompute": True}]
-    if not training.use_fused_head_and_loss_fn and together == 1 and "stage3" not in training.sharding:
+    if not training.fuses_head_and_loss and "stage3" not in training.sharding:
         saving.append({"use_fused_head_and_loss_fn": True})
     stages = ["stage2"] if together > 1 else ["stage2", "stage3"]
     if cards // together > 1 and "offload" not in training.sharding:
-        whole_head = tied or training.use_fused_head_and_loss_fn
+        whole_head = tied or bool(training.use_fused_head_and_loss_fn)
         wanted = [stage for stage in stages if not (stage == "stage3" and whole_head)]
         later = wanted[wanted.index(training.sharding) + 1 :] if training.sharding in wanted else wanted
         saving += [{"sharding": stage} for stage in later]

@@ -18,9 +18,11 @@ from paddlenlp.utils.log import logger
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.datasets.preprocess import Rows
+from paddlemix.models.head_loss import head_note
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.settings.run.loader import settings_to_json
 from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.splice.plan import label_places
 from paddlemix.trainer import checkpointing, divided, resuming, scaling
 from paddlemix.trainer.batches import (
     Batch,
@@ -91,7 +93,7 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, MixedPrecision, Trainer):
         divided.check_sharding(model, settings.training.sharding or "")
         if settings.training.recompute:
             model.enable_recompute()
-        if settings.training.use_fused_head_and_loss_fn:
+        if settings.training.fuses_head_and_loss:
             model.fuse_head_and_loss()
         if settings.model.neftune:
             model.enable_neftune(settings.model.neftune_noise_alpha)
@@ -131,6 +133,9 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, MixedPrecision, Trainer):
         return self.batches
 
     def _prepare_inputs(self, inputs: Batch) -> dict[str, Tensor]:
+        if "labels" in inputs:
+            places = label_places(inputs["labels"], inputs.get("segments"), inputs.get("starts"))
+            inputs = {**inputs, "label_places": places}
         return {name: paddle.to_tensor(value) for name, value in inputs.items()}
 
     # Optimizer
@@ -141,6 +146,8 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, MixedPrecision, Trainer):
             note = warmup_note(self.settings.training, num_training_steps)
             if note and self.is_world_process_zero():
                 get_logger(__name__).info(f"note: {note}")
+            if self.is_world_process_zero():
+                get_logger(__name__).info(head_note(self.model.loss_portion))
             self.lr_scheduler = build_schedule(self.settings.training, num_training_steps)
             half = self.model.dtype != "float32"
             clip = GlobalNormClip(self.settings.training.max_grad_norm, of_arguments(self.args), self._note_norm)

@@ -97,7 +97,7 @@ def build(config: Any, parallel: Any, lora: dict[str, bool] | None, seed: int = 
     if lora is not None:
         for parameter in model.parameters():
             parameter.stop_gradient = True
-        add_lora(model, [".*(_proj|qkv|proj|linear[12]|fc[12])"], r=3, alpha=6, seed=seed, **lora)
+        add_lora(model, [".*(_proj|qkv|proj|linear[12]|fc[12]|lm_head)"], r=3, alpha=6, seed=seed, **lora)
         for index, (_, layer) in enumerate(lora_layers(model)):
             columns = layer.columns if isinstance(layer.columns, int) else layer.columns.total
             values = np.random.default_rng(index).standard_normal((3, columns)).astype(np.float32) * 0.1
@@ -148,6 +148,11 @@ def generated(model: Any) -> list[list[int]]:
     return generate_batch(model.prepare_inference(), plan, pixels, Decoding(max_new_tokens=5))
 
 
+def relative(value: np.ndarray, want: np.ndarray) -> float:
+    """Largest difference over the largest value, or over 0.01 where that is larger."""
+    return float(np.abs(value - want).max() / max(float(np.abs(want).max()), 1e-2))
+
+
 def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute: bool) -> dict[str, Any]:
     """Largest differences between the shared model and the whole one, relative to the largest value of a tensor."""
     import paddle
@@ -155,19 +160,25 @@ def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute:
     from paddlemix.checkpoint.vocab import grow_vocabulary
     from paddlemix.ops.linear import lora_layers
     from paddlemix.ops.parallel import ALONE, whole
+    from paddlemix.splice.plan import label_places
 
     inputs = arguments(config)
     alone, shared = build(config, ALONE, lora), build(config, parallel, lora)
     want_loss, want = step(alone, inputs, recompute)
     loss, found = step(shared, inputs, recompute)
+    shared.fuse_head_and_loss(5)
+    places = paddle.to_tensor(label_places(inputs["labels"].numpy()))
+    by_portions, slopes = step(shared, {**inputs, "label_places": places}, recompute)
+    assert slopes.keys() == found.keys()
     with paddle.no_grad():
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         logits = float((alone(**unlabelled) - shared(**unlabelled)).abs().max())
     weights = dict(alone.named_parameters())
     equal = all(bool((whole(value) == weights[name]).all()) for name, value in shared.named_parameters())
     gradients = {
-        name: float(np.abs(value - want[name]).max() / max(float(np.abs(want[name]).max()), 1e-2))
-        for name, value in found.items()
+        f"{name}, by portions" if each is slopes else name: relative(value, want[name])
+        for each in (found, slopes)
+        for name, value in each.items()
     }
     if not config.text.tie_word_embeddings:
         for model in (alone, shared):
@@ -184,7 +195,7 @@ def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute:
         with paddle.no_grad():
             logits = max(logits, float((alone(**unlabelled) - shared(**unlabelled)).abs().max()))
     return {
-        "loss": abs(loss - want_loss),
+        "loss": max(abs(loss - want_loss), abs(by_portions - want_loss)),
         "logits": logits,
         "gradient": max(gradients.values()),
         "worst": max(gradients, key=gradients.get),

@@ -2,6 +2,7 @@
 """tools/bench.py measures what it says, in processes of its own."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def test_bench_prints_medians_and_ratios(kind, tmp_path, capsys):
         assert data["ratios"][f"tuned/untuned {stage}"] == pytest.approx(ratio)
     if kind == "chat":
         assert data["ratios"]["round 2 first token, kept/again"] < 1
+
+
+def test_bench_of_head_and_loss_compares_time_and_memory(capsys):
+    shape = ["--positions", "2048", "--width", "8", "--vocab", "500", "--labelled", "0.5", "--repeat", "1"]
+    assert bench.main(["head", *shape]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["whole", "portions", "labelled"]
+    memory = [float(re.search(r"([\d.]+) MB", line)[1]) for line in lines[1:]]
+    assert memory[0] > memory[1] >= memory[2]
+    assert all("x whole: time" in line and "memory" in line
+               for line, found in zip(lines[2:], memory[1:], strict=True))  # fmt: skip
 
 
 def test_a_worker_that_dies_is_an_error(capfd):

@@ -111,11 +111,6 @@ CONFLICTS: tuple[Rule, ...] = (
         "the noise is drawn for whole rows",
     ),
     (
-        ("use_fused_head_and_loss_fn", "tensor_parallel_degree"),
-        lambda s: s.training.use_fused_head_and_loss_fn and s.training.tensor_parallel_degree > 1,
-        "in tensor parallel the logits are divided already",
-    ),
-    (
         ("use_fused_head_and_loss_fn", "sharding"),
         lambda s: s.training.use_fused_head_and_loss_fn and "stage3" in s.training.sharding,
         "stage3 has the head at hand only while its own layer runs; use stage2",

@@ -259,7 +259,9 @@ class TrainingGroup:
     scale_loss: float = key(32768.0, "First loss scale of fp16.", above=0)
     # Memory
     recompute: bool = key(False, "Compute activations again in the backward pass instead of keeping them.")
-    use_fused_head_and_loss_fn: bool = key(False, "Compute head and loss of 1024 positions at a time; saves memory.")
+    use_fused_head_and_loss_fn: bool | None = key(
+        None, "Head and loss of 1024 positions at a time, never all logits. null: unless sharding is stage3."
+    )
     refined_recompute: str = key("", "Recompute of single operators.", fixed="recompute is per layer")
     flatten_param_grads: bool = key(False, "One buffer for all gradients (NPU).", fixed=_FLAT_GRADIENTS)
     offload_optim: bool = key(False, "Optimizer state lives in host memory between steps.")
@@ -330,6 +332,12 @@ class TrainingGroup:
     force_reshard_pp: bool = key(False, "Checkpoints.", fixed=_OWN_CHECKPOINTS)
     pdc_download_ckpt: bool = key(False, "Checkpoints.", fixed=_OWN_CHECKPOINTS)
     pdc_download_timeout: int = key(300, "Checkpoints.", fixed=_OWN_CHECKPOINTS)
+
+    @property
+    def fuses_head_and_loss(self) -> bool:
+        """Whether head and loss are computed by portions. Stage3 has the head at hand while its own layer runs only."""
+        asked = self.use_fused_head_and_loss_fn
+        return "stage3" not in self.sharding if asked is None else asked
 
 
 @dataclass(frozen=True)
