@@ -223,12 +223,13 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
 def _logit_bytes(text: TextConfig, settings: TrainingSettings, positions: int, together: int) -> int:
     divided = 1 if text.tie_word_embeddings else together
     if settings.training.fuses_head_and_loss or settings.preference.loss_type is not None:
-        of_head = 6 * text.hidden_size if _trains_head(settings) else 0
+        of_head = 6 * text.hidden_size if trains_head(settings) else 0
         return (16 * min(positions, HEAD_PORTION) + of_head) * text.vocab_size // divided
     return 16 * positions * text.vocab_size // divided
 
 
-def _trains_head(settings: TrainingSettings) -> bool:
+def trains_head(settings: TrainingSettings) -> bool:
+    """Whether the output head trains with the whole decoder."""
     model = settings.model
     return not (model.lora or model.tune_mm_mlp_adapter or model.tune_vision_tower)
 

@@ -20,7 +20,8 @@ from paddlemix.datasets.preference import EncodedPair
 from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.datasets.sampler import useful_share
-from paddlemix.settings.memory import GB, count_parameters, expected_memory, most_tiles
+from paddlemix.settings.memory import GB, Memory, count_parameters, expected_memory, most_tiles
+from paddlemix.settings.memory_cpu import PROCESS, BatchSize, computes_on_cpu, memory_on_cpu
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.trainer.arguments import place_in_run
@@ -65,7 +66,7 @@ def rehearse(opened: Opened, prepared: Prepared, settings: TrainingSettings) -> 
     say(f"longest batch: {_size(lengths[longest])}; {_places(rows, batches[longest])}")
     for line in _amounts(rows, lengths, settings, processes):
         say(line)
-    for line in _needs(prepared, settings, plan.parts, max(lengths[longest])):
+    for line in _needs(prepared, settings, plan.parts, [rows[index] for index in batches[longest]]):
         say(line)
     say("this was a dry run: no weight was read and nothing was written")
 
@@ -152,12 +153,15 @@ def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSet
     yield f"about {a_step:,} tokens a step; {100 * padding:.1f} % of the positions are padding"
 
 
-def _needs(prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], longest: int) -> Iterator[str]:
-    need = expected_memory(
-        prepared.config, settings.with_changes(max_length=longest), env.processes(), tiles=most_tiles(prepared.config)
-    )
+def _needs(
+    prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], longest: Sequence[Encoded | None]
+) -> Iterator[str]:
+    trains = sum(part.trainable for part in parts)
+    need = _memory(prepared, settings, trains, [row for row in longest if row is not None])
     shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.named.items() if size)
     yield f"memory of a device, about: {_gigabytes(need.total)} GB ({shown}), for the longest batch of an epoch"
+    if not need.reserve:
+        yield f"on a CPU Python, paddle and the data take about {_gigabytes(PROCESS)} GB beside it"
     total, trained = (sum(getattr(part, name) for part in parts) for name in ("total", "trainable"))
     training = settings.training
     bytes_each = 2 if (training.bf16 or training.fp16) and training.fp16_opt_level == "O2" else 4
@@ -170,6 +174,25 @@ def _needs(prepared: Prepared, settings: TrainingSettings, parts: Sequence[Model
         f"disk: {_gigabytes(result)} GB for the result and {_gigabytes(kept)} GB{more} for checkpoints; "
         f"{_gigabytes(shutil.disk_usage(there).free)} GB are free"
     )
+
+
+def _memory(prepared: Prepared, settings: TrainingSettings, trains: int, batch: Sequence[Encoded]) -> Memory:
+    """For ``batch``, the longest one; on a CPU for its very tiles and labels."""
+    config, training = prepared.config, settings.training
+    length = max((row.length for row in batch), default=1)
+    unit = settings.data.pad_to_multiple_of or 1
+    length = -(-length // unit) * unit
+    if not computes_on_cpu(training.device, half=training.bf16 or training.fp16):
+        changed = settings.with_changes(max_length=length)
+        return expected_memory(config, changed, env.processes(), tiles=most_tiles(config))
+    size = BatchSize(
+        rows=max(len(batch), 1),
+        length=length,
+        tiles=sum(len(row.pixels) for row in batch if row.pixels is not None),
+        labelled=sum(int(np.count_nonzero(row.labels[1:] != IGNORE_INDEX)) for row in batch),
+        packed=any(row.segments is not None for row in batch),
+    )
+    return memory_on_cpu(config, settings, size, trains)
 
 
 def _gigabytes(size: float) -> str:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a training run takes on a CPU, where it computes in float32: what lies there at the peak of a step.
+
+It follows the operators of the models and what each keeps for its backward pass (counted with paddle's own counter;
+tests/trainer/test_trainer_memory.py holds it against runs). In units of 4 bytes and of rows x width:
+
+    decoder layer   4 of two norms (squares, scaled rows), 2 of their outputs, 2 of the residual rows; in heads: 4 of
+                    the rotation, queries, keys, values, the answer, and the keys and values that each block of 128
+                    queries sees; the softmax of every block; 4 rows of the MLP (gate, up, act(gate), their product)
+    tower layer     the same by layer norm and in one block, where it trains; else one layer, while it is computed
+    around          embeddings, tables of positions, final norm; pixels, features, projector, merged table
+    head and loss   logits of a portion (become their own gradient), gradient of a head that trains, rows
+
+With recompute one row of each layer is kept, and the whole of one layer with its gradients. Weights, gradients and two
+moments of AdamW stay from step to step. The process itself (Python, paddle, data) is not counted.
+"""
+
+from dataclasses import dataclass
+
+from paddlemix.settings.memory import HEAD_PORTION, Memory, count_parameters, trains_head
+from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.utils import npu_environment
+
+BLOCK = 128
+"""Query rows of a block of ``ops.attention.sdpa``."""
+FLOAT = 4
+PROCESS = 500_000_000
+"""Bytes of a process that has imported what a training needs and holds no tensor yet."""
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """A batch as the model sees it: ``rows`` x ``length`` positions, ``labelled`` of which predict a label."""
+
+    rows: int
+    length: int
+    tiles: int
+    labelled: int
+    packed: bool = False
+
+    @property
+    def positions(self) -> int:
+        """All of them, padding included."""
+        return self.rows * self.length
+
+
+def computes_on_cpu(device: str | None, *, half: bool) -> bool:
+    """Whether a run with this ``device`` is one of a CPU: named, or no half precision and no npu is asked for."""
+    return device == "cpu" or (device is None and not half and not npu_environment.count_cards())
+
+
+def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchSize, trained: int) -> Memory:
+    """Bytes of tensors of one process at the peak of a step over ``batch``, of which ``trained`` numbers train.
+
+    In float32; no reserve.
+    """
+    model, training, text = settings.model, settings.training, config.text
+    counts = count_parameters(config, model.lora_rank if model.lora else 0)
+    trains_tower = model.tune_entire_model or model.tune_vision_tower
+    layer = _layer(text, batch)
+    if model.lora and model.lora_dropout:
+        layer += _dropped(text, batch)
+    kept = _around(config, batch)
+    if training.recompute:
+        kept += (text.num_hidden_layers - 1) * batch.positions * text.hidden_size
+        slopes = batch.positions * (text.intermediate_size + text.hidden_size) - _head(text, settings, batch)
+        kept += layer + max(slopes, 0)
+    else:
+        kept += text.num_hidden_layers * layer
+    tower = _tower(config.vision, settings, batch, trains_tower) if config.vision is not None else 0
+    kept = kept + tower if trains_tower else max(kept, tower)
+    return Memory(
+        weights=counts.total * FLOAT,
+        gradients=trained * FLOAT,
+        optimizer=2 * trained * FLOAT,
+        activations=kept * FLOAT,
+        logits=_head(text, settings, batch) * FLOAT,
+        reserve=0,
+    )
+
+
+def _layer(text: TextConfig, batch: BatchSize) -> int:
+    heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
+    ends = [min(first + BLOCK, batch.length) for first in range(0, batch.length, BLOCK)]
+    seen = 2 * batch.rows * sum(ends[:-1])  # the last block reads keys and values as they lie
+    scores = (
+        batch.rows
+        * text.num_attention_heads
+        * sum((end - first) * end for first, end in zip([0, *ends], ends, strict=False))
+    )
+    in_heads = 2 * heads + 2 * keys + heads + 2 * keys + heads
+    if batch.packed:  # each row by itself: queries, keys and values are taken out of the batch
+        in_heads += heads + 2 * keys
+    rows = 8 * text.hidden_size + in_heads + 4 * text.intermediate_size
+    return batch.positions * rows + seen * keys + scores
+
+
+def _dropped(text: TextConfig, batch: BatchSize) -> int:
+    """In front of each adapter its own dropped rows and, one byte each, their mask."""
+    heads = text.num_attention_heads * text.width_per_head
+    return batch.positions * (5 * text.hidden_size + heads + text.intermediate_size) * 5 // 4
+
+
+def _around(config: LlavaConfig, batch: BatchSize) -> int:
+    text, positions = config.text, batch.positions
+    heads = text.num_attention_heads * text.width_per_head
+    found = positions * (4 * text.hidden_size + 2 * heads)
+    if batch.packed:
+        found += batch.rows * batch.length**2
+    vision = config.vision
+    if vision is None or not batch.tiles:
+        return found
+    patches = batch.tiles * vision.grid**2
+    depth = int(config.projector_type[3]) if config.projector_type.startswith("mlp") else 1
+    found += batch.tiles * 3 * vision.image_size**2
+    found += patches * (vision.hidden_size + (2 * depth - 1) * text.hidden_size)
+    return found + (positions + patches) * text.hidden_size
+
+
+def _tower(vision: VisionConfig, settings: TrainingSettings, batch: BatchSize, trains: bool) -> int:
+    places = vision.grid**2 + vision.class_tokens
+    rows, width, inner = batch.tiles * places, vision.hidden_size, vision.intermediate_size
+    scores = batch.tiles * vision.num_attention_heads * places**2
+    pixels = batch.tiles * 3 * vision.image_size**2
+    if not trains:  # one layer: its attention, or its MLP
+        return pixels + rows * 2 * width + max(rows * 5 * width + 3 * scores, rows * 3 * inner)
+    layers = vision.num_hidden_layers - max(settings.model.tune_vit_from_layer or 0, 0)
+    layer = rows * (10 * width + 3 * inner) + scores
+    if settings.training.recompute:
+        return pixels + layers * rows * width + layer
+    return pixels + layers * layer
+
+
+def _head(text: TextConfig, settings: TrainingSettings, batch: BatchSize) -> int:
+    labelled, width = max(batch.labelled, 1), text.hidden_size
+    of_head = width * text.vocab_size if trains_head(settings) else 0
+    if settings.training.fuses_head_and_loss:
+        return min(labelled, HEAD_PORTION) * text.vocab_size + of_head + 2 * labelled * width
+    return 2 * labelled * text.vocab_size + of_head + labelled * width
