@@ -164,7 +164,7 @@ class LoraLinear(Linear):
         return out + (factor - 1.0) * plain + factor * low
 
     def products(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """As ``Linear`` has it; A B is a pair of its own."""
+        """As ``Linear`` has it for ``x`` [N, in]; A B is a pair of its own."""
         whole = super().products(x)
         if self.merged or self.off:
             return whole
