@@ -10,7 +10,6 @@ from paddlemix.models.llava import LlavaForCausalLM, allocate
 from paddlemix.ops.linear import Linear
 from paddlemix.ops.parallel import cut, mark, whole
 from paddlemix.settings.model import LlavaConfig
-from paddlemix.utils.errors import CheckpointError
 
 
 @paddle.no_grad()
@@ -18,24 +17,26 @@ def grow_vocabulary(model: LlavaForCausalLM, tokens: int) -> LlavaConfig:
     """Give embedding and head rows for ``tokens`` ids in all and return the new configuration.
 
     The new rows are the mean of all old ones, as the original does for its image marks: a row at random would win or
-    lose every comparison. Nothing happens when there are rows enough. In tensor parallel every device calls it.
-    CheckpointError for a tied model.
+    lose every comparison. Nothing happens when there are rows enough. In tensor parallel every device calls it. A head
+    that is tied to the embeddings grows with them.
     """
     config = model.config
     extra = tokens - config.text.vocab_size
     if extra <= 0:
         return config
-    if config.text.tie_word_embeddings:
-        raise CheckpointError("a model whose head is tied to its embeddings cannot get new tokens yet")
-    embedding, head = model.llama.embed_tokens.weight, model.lm_head.weight
+    embedding = model.llama.embed_tokens.weight
     with paddle.LazyGuard():
         model.llama.embed_tokens = nn.Embedding(tokens, model.llama.width.count)
         mark(model.llama.embed_tokens.weight, 1, model.llama.width)
-        model.vocabulary = model.parallel.share(tokens)
-        model.lm_head = Linear(config.text.hidden_size, model.vocabulary, bias=False)
-    model.lm_head.training = model.llama.embed_tokens.training = model.training
+    model.llama.embed_tokens.training = model.training
     _extend(model.llama.embed_tokens.weight, embedding, 0, extra)
-    _extend(model.lm_head.weight, head, 1, extra)
+    if not config.text.tie_word_embeddings:
+        head = model.lm_head.weight
+        with paddle.LazyGuard():
+            model.vocabulary = model.parallel.share(tokens)
+            model.lm_head = Linear(config.text.hidden_size, model.vocabulary, bias=False)
+        model.lm_head.training = model.training
+        _extend(model.lm_head.weight, head, 1, extra)
     model.config = config.with_changes(text=dataclasses.replace(config.text, vocab_size=tokens))
     return model.config
 

@@ -452,6 +452,17 @@ def test_new_rows_are_the_mean_of_the_old_ones():
     assert model(token, paddle.to_tensor([[0]]), paddle.to_tensor([[0]])).shape == [1, 1, 450]
 
 
+def test_a_tied_head_grows_with_the_embeddings():
+    model = tiny_model(config=tiny_config(text=dataclasses.replace(tiny_config().text, tie_word_embeddings=True)))
+    before = values(model)["llama.embed_tokens.weight"]
+    grow_vocabulary(model, 450)
+    token = paddle.to_tensor([[5]])
+    scores = model(token, paddle.to_tensor([[0]]), paddle.to_tensor([[0]])).numpy()[0, 0]
+    assert scores.shape == (450,)
+    np.testing.assert_allclose(scores[448:], scores[:448].mean(), atol=1e-4)
+    np.testing.assert_array_equal(model.llama.embed_tokens.weight.numpy()[:448], before)
+
+
 def test_half_precision_loads_where_stride_kernels_are_off(tmp_path):
     """As on Ascend: a view of the bits has no kernel there."""
     hub = kit.hub(tmp_path, tiny_model(2))

@@ -43,10 +43,19 @@ def configs(width: int = WIDTH) -> dict[str, Any]:
             text=replace(base.text, **text, tie_word_embeddings=True),
             vision=replace(tower, model_type="eva_clip_vision_model", extra=eva),
         ),
+        "siglip": base.with_changes(
+            text=replace(base.text, **text, model_type="qwen2", tie_word_embeddings=True),
+            vision=replace(tower, model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh"),
+        ),
     }
 
 
-METHODS = {"clip": {}, "intern_vit": {"dora": True}, "eva_clip": {"dora": True, "pissa": True, "rslora": True}}
+METHODS = {
+    "clip": {},
+    "intern_vit": {"dora": True},
+    "eva_clip": {"dora": True, "pissa": True, "rslora": True},
+    "siglip": {},
+}
 """What the adapters of each model are besides LoRA."""
 
 
@@ -180,13 +189,12 @@ def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute:
         for each in (found, slopes)
         for name, value in each.items()
     }
-    if not config.text.tie_word_embeddings:
-        for model in (alone, shared):
-            grow_vocabulary(model, config.text.vocab_size + 3)
-        with paddle.no_grad():
-            more = alone(**unlabelled)
-            logits = max(logits, float((more - shared(**unlabelled)).abs().max()))
-        assert more.shape[-1] == config.text.vocab_size + 3
+    for model in (alone, shared):
+        grow_vocabulary(model, config.text.vocab_size + 3)
+    with paddle.no_grad():
+        more = alone(**unlabelled)
+        logits = max(logits, float((more - shared(**unlabelled)).abs().max()))
+    assert more.shape[-1] == config.text.vocab_size + 3
     ids = generated(alone) == generated(shared)
     if lora is not None:
         for model in (alone, shared):

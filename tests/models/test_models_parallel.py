@@ -23,7 +23,7 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
 
 def check(told: dict[str, Any]) -> None:
     """Loss, logits, every gradient, the gathered weights and the generated ids of all cases."""
-    assert len(told) == 6
+    assert len(told) == 8
     for case, found in told.items():
         assert found["loss"] < CLOSE, case
         assert found["logits"] < CLOSE, case

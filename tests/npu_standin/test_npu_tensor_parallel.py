@@ -30,7 +30,12 @@ def write_place(root: Path) -> None:
 
     text = dict(hidden_size=192, intermediate_size=99, num_attention_heads=3, num_key_value_heads=3)
     vision = dict(hidden_size=192, intermediate_size=70, num_attention_heads=3)
-    for name, config in (("clip", tiny_config()), ("intern", tiny_intern_config())):
+    siglip = tiny_config()
+    siglip = siglip.with_changes(
+        text=replace(siglip.text, model_type="qwen2", tie_word_embeddings=True),
+        vision=replace(siglip.vision, model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh"),
+    )
+    for name, config in (("clip", tiny_config()), ("intern", tiny_intern_config()), ("siglip", siglip)):
         config = config.with_changes(
             text=replace(config.text, **text, vocab_size=449), vision=replace(config.vision, **vision)
         )
@@ -66,6 +71,7 @@ def arguments(root: Path, output: Path, model: str, **changes: Any) -> list[str]
 
 CASES = {
     "clip": ("clip", {"tune_entire_model": "true", "recompute": "true"}),
+    "siglip": ("siglip", {"tune_entire_model": "true"}),  # on Qwen2, whose head is tied
     "lora": ("intern", {"lora": "true", "lora_rank": 4, "lora_dropout": 0}),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with an InternViT or an EVA-CLIP tower train on the stand-in as on the CPU, with every layer fused."""
+"""Models with an InternViT, EVA-CLIP or SigLIP tower train on the stand-in as on the CPU, with every layer fused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ pytestmark = pytest.mark.npu_standin
 
 STEPS = 2
 
-NORMS = {"intern": 4 * TOWER, "eva": 0}
-"""RMS norms of one pass through the tower: InternViT has four a layer, EVA-CLIP has layer norms."""
+NORMS = {"intern": 4 * TOWER, "eva": 0, "siglip": 0}
+"""RMS norms of one pass through the tower: InternViT has four a layer, the others have layer norms."""
 
 
-@pytest.mark.parametrize("kind", ["intern", "eva"])
+@pytest.mark.parametrize("kind", ["intern", "eva", "siglip"])
 @pytest.mark.parametrize("how", ["plain", "recompute"])
 def test_a_model_with_another_tower_equals_the_cpu(worker: Callable[..., dict[str, Any]], kind: str, how: str) -> None:
     found = worker(f"towers.{kind}", **FLOAT32)[how]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with an InternViT or an EVA-CLIP tower on the stand-in: cases of ``worker.py`` with another tower.
+"""Models with another tower (InternViT, EVA-CLIP, SigLIP on Qwen2) on the stand-in: cases of ``worker.py``.
 
-``python -m tests.npu_standin.towers CASE`` with CASE ``intern``, ``eva`` or ``record_intern`` prints a RESULT line.
+``python -m tests.npu_standin.towers CASE`` (``intern``, ``eva``, ``siglip``, ``record_intern``) prints a RESULT line.
 """
 
 import json
@@ -17,16 +17,19 @@ from tests.npu_standin import worker
 
 EXTRA = {
     "intern_vit_6b": {"qkv_bias": False, "qk_normalization": True, "position_grid": 2},
+    "siglip_vision_model": {},
     "eva_clip_vision_model": {"q_bias": True, "k_bias": False, "v_bias": True, "post_layernorm": True},
 }
-KINDS = {"intern": "intern_vit_6b", "eva": "eva_clip_vision_model"}
+KINDS = {"intern": "intern_vit_6b", "eva": "eva_clip_vision_model", "siglip": "siglip_vision_model"}
 
 
 def config(kind: str) -> LlavaConfig:
     """The worker's model with another tower of the same sizes."""
     base = worker.config()
-    tower = replace(base.vision, model_type=KINDS[kind], hidden_act="gelu", extra=EXTRA[KINDS[kind]])
-    return replace(base, vision=tower)
+    act = "gelu_pytorch_tanh" if kind == "siglip" else "gelu"
+    tower = replace(base.vision, model_type=KINDS[kind], hidden_act=act, extra=EXTRA[KINDS[kind]])
+    text = replace(base.text, model_type="qwen2", tie_word_embeddings=True) if kind == "siglip" else base.text
+    return replace(base, text=text, vision=tower)
 
 
 def use(kind: str, *, recompute: bool = False) -> None:
