@@ -8,6 +8,7 @@ import pytest
 
 from paddlemix.settings.published import unknown_keys
 from paddlemix.settings.published.config import load_config
+from paddlemix.settings.published.tower import read_tower
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.options import FLAGS, speaking, strict_config
 from tests.settings.published_configs import L7, PUBLISHED, _original
@@ -68,6 +69,22 @@ def test_doubtful_keys_are_one_warning_with_what_they_might_change(tmp_path, war
         '"blur_token_id" ("x"',
     ):
         assert words in warnings[0]
+
+
+def test_keys_of_the_objects_inside_a_file_are_told_with_it(tmp_path, warnings):
+    data = PUBLISHED["llava-hf/llava-1.5-7b-hf"][0]
+    inside = {part: data[part] | {f"{part}_blur": 1} for part in ("text_config", "vision_config")}
+    read(tmp_path / "model", data | inside | {"blur": 2})
+    assert len(warnings) == 1
+    for key in ('"blur" (2)', '"text_config/text_config_blur" (1)', '"vision_config/vision_config_blur" (1)'):
+        assert key in warnings[0]
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "a_blur": 1, "vision_config": {"b_blur": 2}}))
+    read_tower(tower)
+    assert '"a_blur" (1)' in warnings[1]
+    assert '"vision_config/b_blur" (2)' in warnings[1]
+    assert len(warnings) == 2
 
 
 def test_a_strict_command_makes_them_an_error_that_names_its_flag(tmp_path, warnings):

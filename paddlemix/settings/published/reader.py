@@ -26,6 +26,8 @@ class KeyReader:
         self.file = file
         self.pointer = pointer
         self._taken: set[str] = set()
+        self._unread: dict[str, unknown_keys.Unread] = {}
+        """Keys that nobody took, of this object and of those below it whose readers have finished; by their place."""
         if built_in:
             self._taken.add("auto_map")
         else:
@@ -66,11 +68,15 @@ class KeyReader:
     def child(self, name: str, default: dict[str, Any]) -> "KeyReader":
         """Reader of the object under ``name``."""
         value = self.take(name, dict, default)
-        return KeyReader(value, self.file, f"{self.pointer}{name}/")
+        found = KeyReader(value, self.file, f"{self.pointer}{name}/")
+        found._unread = self._unread
+        return found
 
     def updated(self, newer: dict[str, Any]) -> "KeyReader":
         """A reader whose values are those of ``newer`` where it has them."""
-        return KeyReader({**self.data, **newer}, self.file, self.pointer)
+        found = KeyReader({**self.data, **newer}, self.file, self.pointer)
+        found._unread = self._unread
+        return found
 
     def triple(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         """Three numbers, one for each colour channel."""
@@ -129,14 +135,19 @@ class KeyReader:
             self._taken.update(table)
 
     def finish(self) -> None:
-        """Look at the keys that were neither used nor ignored by name, by the rules of ``unknown_keys``."""
+        """Look at the keys that were neither used nor ignored by name, by the rules of ``unknown_keys``.
+
+        Those of objects inside others are told with the whole file, whose reader finishes last.
+        """
         left = {name: self.data[name] for name in sorted(set(self.data) - self._taken)}
         left = {name: value for name, value in left.items() if not unknown_keys.is_harmless(name, value)}
         for name, value in left.items():
             why = unknown_keys.refusal(name, value)
             if why is not None:
                 self.wrong(name, value, why)
-        unknown_keys.tell(str(self.file), self.pointer, left, self._taken)
+            self._unread[f"{self.pointer}{name}"] = (value, nearest(name, sorted(self._taken)))
+        if not self.pointer:
+            unknown_keys.tell(str(self.file), self._unread)
 
     def _refuse_code(self) -> None:
         for name in ("auto_map", "custom_pipelines", "trust_remote_code"):

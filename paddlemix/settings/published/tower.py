@@ -64,8 +64,9 @@ def vision_of(reader: KeyReader) -> VisionConfig:
         part = reader.child("vision_config", {})
         newer = reader.take("vision_config_dict", dict, None) or {}
         reader.dtype()
+        found = vision_of(part.updated({"model_type": part.data.get("model_type", whole.type_in_file), **newer}))
         reader.finish()
-        return vision_of(part.updated({"model_type": part.data.get("model_type", whole.type_in_file), **newer}))
+        return found
     return _read(reader, _tower_of(reader, kind))
 
 

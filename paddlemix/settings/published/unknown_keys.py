@@ -8,13 +8,13 @@ that is not supported, is an error. Every other one is named in a warning with w
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Mapping
+from typing import TypeAlias
 
 from paddlemix.utils import options
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.logging import get_logger
-from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import as_json
 
 _HARMLESS = re.compile(
@@ -68,6 +68,9 @@ _MIGHT_CHANGE = (
     (r"token|vocab|prompt|template|conv", "how text becomes ids"),
 )
 
+Unread: TypeAlias = tuple[JsonValue, str]
+"""The value of a key that nobody took, and the nearest known name as a question, or an empty text."""
+
 _TOLD: set[str] = set()
 """Warnings of this process: a file is read several times on the way to a model, and told of once."""
 
@@ -98,19 +101,17 @@ def refusal(name: str, value: JsonValue) -> str | None:
     return None if accepted is None or value in accepted else why
 
 
-def tell(where: str, pointer: str, left: Mapping[str, JsonValue], known: Container[str] | Iterable[str]) -> None:
-    """Name the unread keys of one object of the file ``where`` in one warning; ``known`` are those that it may have.
+def tell(where: str, found: Mapping[str, Unread]) -> None:
+    """Name the unread keys of the file ``where``, by their places in it, in one warning.
 
-    Keys that ``refusal`` looks at are left out: their values change nothing.
-    CheckpointError under ``strict_config``.
+    Keys that ``refusal`` looks at are left out: their values change nothing. CheckpointError under ``strict_config``.
     """
-    found = {name: value for name, value in left.items() if name not in _REFUSED and name != "layer_types"}
+    found = {place: row for place, row in found.items() if _last(place) not in (*_REFUSED, "layer_types")}
     if not found:
         return
-    names = sorted(known)
     listed = "; ".join(
-        f'"{pointer}{name}" ({as_json(value)}{nearest(name, names)}) might change {might_change(name)}'
-        for name, value in sorted(found.items())
+        f'"{place}" ({as_json(value)}{hint}) might change {might_change(_last(place))}'
+        for place, (value, hint) in sorted(found.items())
     )
     if options.is_strict():
         raise CheckpointError(
@@ -124,3 +125,7 @@ def tell(where: str, pointer: str, left: Mapping[str, JsonValue], known: Contain
     if text not in _TOLD:
         _TOLD.add(text)
         get_logger(__name__).warning(text)
+
+
+def _last(place: str) -> str:
+    return place.rpartition("/")[2]
