@@ -58,9 +58,7 @@ class ByteTokenizer(Tokenizer):
         self._pieces = sorted(vocab, key=vocab.__getitem__)
         if [vocab[piece] for piece in self._pieces] != list(range(len(self._pieces))):
             raise CheckpointError(f"{files.where}: the ids of its vocabulary are not 0 to n - 1; {_REMEDY}")
-        table = byte_table()
-        self._bytes = [_bytes_of(piece, table) for piece in self._pieces]
-        self._table = table
+        self._table = byte_table()
         self._bare = self._prefixing = _library(data, files.where)
         self._byte_values = {}
         self._unk_pieces = 0
@@ -83,9 +81,7 @@ class ByteTokenizer(Tokenizer):
 
     def piece_bytes(self, number: int) -> bytes:
         """The bytes behind an id, which may be a part of a character. CheckpointError outside of the vocabulary."""
-        if number in self._contents:
-            return _bytes_of(self._contents[number], self._table)
-        return self._bytes[number] if 0 <= number < len(self._bytes) else self.token(number).encode()
+        return _bytes_of(self.token(number), self._table)
 
     # ---- text to ids and back --------------------------------------------------------------------------------
 
