@@ -208,6 +208,7 @@ def _variables(on_npu: bool, set_here: tuple[str, ...]) -> list[Finding]:
 
 def _own_flags() -> list[Finding]:
     values = {name: env.get(name) for name in env.FLAGS}
+    values.update({name: "(set)" for name, flag in env.FLAGS.items() if flag.secret and values[name]})
     changed = [f"{name}={value}" for name, value in values.items() if value != env.FLAGS[name].default]
     return [ok("PADDLEMIX flags", ", ".join(changed) or "all at their defaults", values=values)]
 

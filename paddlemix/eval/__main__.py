@@ -8,6 +8,11 @@
     paddlemix eval compare scores/before.json scores/after.json
     paddlemix eval report scores --published
     paddlemix eval upload seed --answers answers.jsonl --data eval/seed_bench --output upload.jsonl
+    paddlemix eval review --question Q --context C --answer-list REFERENCE MODEL --rule R --output reviews.jsonl \
+        --base-url URL --judge-model NAME
+    paddlemix eval summarize --files reviews.jsonl
+    paddlemix eval judge mm-vet --answers answers.jsonl --data eval/mm-vet --output scores/mm-vet.json \
+        --base-url URL --judge-model NAME
     paddlemix eval list
 
 After a kill the same command goes on where it stopped. eval run --help lists the flags of the first two.
@@ -24,7 +29,7 @@ from pathlib import Path
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from paddlemix.eval import run_command
+from paddlemix.eval import judge_command, run_command
 from paddlemix.utils import entry_point
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
@@ -35,7 +40,7 @@ from paddlemix.utils.shown import readable, shown
 
 FOLDER = "the benchmark's folder, as downloaded"
 DEBUG = "show the traceback of an error"
-VERBS = ("run", "merge", "score", "compare", "report", "upload", "list")
+VERBS = ("run", "merge", "score", "compare", "report", "upload", "review", "summarize", "judge", "list")
 OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 
 
@@ -81,6 +86,18 @@ def parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
 
+    judged = verbs.add_parser(
+        "review", help="let a judge review answers beside a reference's (LLaVA-Bench, 90 questions)"
+    )
+    judge_command.add_review(judged)
+    _common(judged)
+    summary = verbs.add_parser("summarize", help="sum up review files")
+    judge_command.add_summarize(summary)
+    _sampling(summary)
+    grades = verbs.add_parser("judge", help="let a judge grade the answers of MM-Vet")
+    judge_command.add_judge(grades)
+    _sampling(grades)
+
     _common(verbs.add_parser("list", help="the benchmarks, their conventions and upload files"))
     return found
 
@@ -118,6 +135,7 @@ def _run(argv: list[str]) -> int:
     if args.verb in ("compare", "report") and args.output and args.output.suffix not in (".md", ".json"):
         raise ConfigError(f"--output {args.output}: expected a .md or a .json file")
     verbs = {"score": _score, "compare": _compare, "report": _report, "upload": _upload, "list": _list, "merge": _merge}
+    verbs |= {"review": judge_command.review, "summarize": judge_command.summarize, "judge": judge_command.judge}
     return {**verbs, "run": run_command.carry_out}[args.verb](args)
 
 

@@ -30,6 +30,7 @@ class AnswerRecord:
     model_id: str = ""
     where: str = ""
     failure: str = ""
+    answer_id: str = ""
 
 
 def read_answers(paths: Sequence[Path]) -> list[AnswerRecord]:
@@ -58,6 +59,7 @@ def _answer(record: Record) -> AnswerRecord:
         record.text("model_id", ""),
         record.where,
         failure,
+        str(record.value.get("answer_id") or ""),
     )
 
 

@@ -82,6 +82,7 @@ QUESTIONS = {
     "mmbench-cn": QuestionSet(("mmbench_dev_cn*.tsv", "*cn*.tsv"), "", rows.table, LONG_TOKENS),
     "seed": QuestionSet(("llava-seed-bench.jsonl",), "", rows.rows),
     "llava-bench": QuestionSet(("questions.jsonl",), "images", rows.rows, LONG_TOKENS),
+    "qa90": QuestionSet(("qa90_questions.jsonl", "*qa90*.jsonl"), "val2014", rows.rows, LONG_TOKENS),
     "mm-vet": QuestionSet(("llava-mm-vet.jsonl",), "images", rows.rows, LONG_TOKENS),
     "refcoco": QuestionSet(("refcoco*.jsonl", "*.jsonl"), "", rows.boxes, BOX_TOKENS),
     "mv-llava": QuestionSet(("*.json", "*.jsonl"), "", rows.objects),

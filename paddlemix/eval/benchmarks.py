@@ -10,6 +10,7 @@ from paddlemix.eval.answer_files import AnswerRecord
 from paddlemix.eval.scorers.boxes import REFCOCO
 from paddlemix.eval.scorers.choices import CHOICE, MMBENCH, SCIENCEQA, SEED
 from paddlemix.eval.scorers.gqa import GQA
+from paddlemix.eval.scorers.judged import LLAVA_BENCH, MM_VET, QA90
 from paddlemix.eval.scorers.mme import MME, mme_key
 from paddlemix.eval.scorers.pope import POPE
 from paddlemix.eval.scorers.score import Question, Scorer
@@ -55,7 +56,7 @@ def _vizwiz(folder: Path) -> Keys:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``scorer`` and ``questions`` are None where its authors or a judge score it; ``unscored`` says so."""
+    """``questions`` is None where its authors or a judge score it; ``unscored`` says so."""
 
     name: str
     title: str
@@ -66,6 +67,7 @@ class Benchmark:
 
 
 _OWN = "own data: "
+_REVIEWED = "a judge reviews it beside a reference: eval review, then eval summarize"
 _TABLE = (
     Benchmark("vqav2", "VQAv2", VQA, files.vqav2),
     Benchmark("gqa", "GQA", GQA, files.gqa),
@@ -78,8 +80,9 @@ _TABLE = (
     Benchmark("mmbench-cn", "MMBench-CN", MMBENCH, files.mmbench_cn),
     Benchmark("seed", "SEED-Bench", SEED, files.seed),
     Benchmark("refcoco", "RefCOCO", REFCOCO, files.refcoco),
-    Benchmark("mm-vet", "MM-Vet", unscored="its authors' judge scores it; eval upload writes the file for it"),
-    Benchmark("llava-bench", "LLaVA-Bench (in the wild)", unscored="it needs a judge model, which is not there yet"),
+    Benchmark("mm-vet", "MM-Vet", MM_VET, unscored="a judge grades it: eval judge, or its authors' (eval upload)"),
+    Benchmark("llava-bench", "LLaVA-Bench (in the wild)", LLAVA_BENCH, unscored=_REVIEWED),
+    Benchmark("qa90", "LLaVA's 90 questions on COCO", QA90, unscored=_REVIEWED),
     Benchmark("mv-llava", "MV-LLaVA's quality, scale and style", VIEWS, files.objects),
     Benchmark("exact", _OWN + "exact match", EXACT, files.own),
     Benchmark("choice", _OWN + "choice letters", CHOICE, files.own),
@@ -88,7 +91,8 @@ _TABLE = (
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 ALIASES = {"sqa": "scienceqa", "seed-bench": "seed", "seedbench": "seed", "mmvet": "mm-vet", "mmbench_cn": "mmbench-cn",
-           "vqav2_val": "vqav2", "llavabench": "llava-bench", "mv": "mv-llava", "textvqa_val": "textvqa"}  # fmt: skip
+           "vqav2_val": "vqav2", "llavabench": "llava-bench",
+           "llava-bench-in-the-wild": "llava-bench", "mv": "mv-llava", "textvqa_val": "textvqa"}  # fmt: skip
 """What LLaVA's folders and other projects call them."""
 
 

@@ -131,6 +131,14 @@ def lookup(address: Address, seconds: float, *, private: bool = False) -> list[E
     return found
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its spelling alone: localhost, or an address of the loopback network."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def is_public(text: str) -> bool:
     """Whether an IP address is one of the public internet. IPv4 inside IPv6 (mapped, NAT64) is judged by itself."""
     try:

@@ -10,12 +10,13 @@ from paddlemix.utils.shown import shown
 
 @dataclass(frozen=True)
 class Flag:
-    """One environment flag. ``choices`` empty means free text."""
+    """One environment flag. ``choices`` empty means free text; the value of a ``secret`` is shown nowhere."""
 
     name: str
     default: str
     choices: tuple[str, ...]
     meaning: str
+    secret: bool = False
 
 
 _SWITCH = ("auto", "0", "1")
@@ -71,6 +72,13 @@ FLAGS: dict[str, Flag] = {
             "",
             (),
             "http://HOST:PORT of a proxy that images by address go through; http_proxy and the like are not used.",
+        ),
+        Flag(
+            "PADDLEMIX_JUDGE_KEY",
+            "",
+            (),
+            "Key of the judge's endpoint (eval review, eval judge); it is sent there alone and written nowhere.",
+            secret=True,
         ),
         Flag("PPMIX_HOME", "~/.paddlemix", (), "Folder of downloaded models and data sets."),
         Flag("PADDLEMIX_GOLDEN", "", (), "Folder of the full golden data; the tests use a small copy without it."),

@@ -289,6 +289,48 @@ def stream(url: str, *, headers: Mapping[str, str] | None = None, timeout: float
         raise DataError(f"{url}: {_network_reason(error)}") from error
 
 
+@dataclass(frozen=True)
+class Reply:
+    """The whole answer to a request of ours. ``headers`` go by their names in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float, max_bytes: int = 8 * MIB) -> Reply:
+    """Send ``body`` to a service that the user names (a judge model), and read what it answers within ``timeout`` s.
+
+    As with ``stream`` the service may lie in a private network or behind the environment's proxy, which addresses of
+    this machine never go through. Redirects are not followed, since they would take the key to another host, and
+    credentials of ``.netrc`` do not replace those in ``headers``. DataError when there is no whole answer.
+    """
+    import requests
+    import urllib3
+
+    address = addresses.parse(url)
+    end = time.monotonic() + timeout
+    found = bytearray()
+    try:
+        with requests.Session() as session:
+            session.trust_env = not addresses.is_loopback(address.host)
+            session.auth = lambda request: request  # else requests takes the password of .netrc for the key
+            waits = (min(timeout, 10.0), timeout)
+            with session.post(
+                url, data=body, headers=dict(headers), timeout=waits, allow_redirects=False, stream=True
+            ) as response:
+                while block := response.raw.read1(64 * 1024, decode_content=True):
+                    found += block
+                    if len(found) > max_bytes:
+                        raise DataError(f"{shown(url)}: the answer is larger than {max_bytes} bytes")
+                    if time.monotonic() > end:
+                        raise DataError(f"{shown(url)}: the answer is not complete after {timeout:g} s")
+                names = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status_code, names, bytes(found))
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise DataError(f"{shown(url)}: {_network_reason(error)}") from error
+
+
 def _reader(raw: "HTTPResponse") -> Callable[[int], bytes]:
     return lambda count: raw.read1(count, decode_content=False)
 
