@@ -41,6 +41,8 @@ from paddlemix.utils.shown import readable, shown
 FOLDER = "the benchmark's folder, as downloaded"
 DEBUG = "show the traceback of an error"
 VERBS = ("run", "merge", "score", "compare", "report", "upload", "review", "summarize", "judge", "list")
+WRITTEN = {"compare": (".md", ".json", ".png", ".html"), "report": (".md", ".json", ".png")}
+"""What files a verb writes, by their endings."""
 OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 
 
@@ -69,13 +71,16 @@ def parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser("compare", help="two score files side by side")
     compare.add_argument("a", type=path_at, metavar="A.json", help="score file of the first run")
     compare.add_argument("b", type=path_at, metavar="B.json", help="score file of the second run")
-    compare.add_argument("--output", type=path_at, metavar="FILE", help="write it to a .md or .json file")
+    compare.add_argument("--data", type=path_at, metavar="DIR", help="where the questions are (default: as in the run)")
+    compare.add_argument("--image-folder", type=path_at, metavar="DIR", help="where their images are")
+    compare.add_argument("--published", action="store_true", help="add the published figures of the models' authors")
+    _outputs(compare, "as a .md, .json, .png or .html file; the last two with images")
     _sampling(compare)
 
     report = verbs.add_parser("report", help="one table over the score files of a folder")
     report.add_argument("folder", type=path_at, metavar="DIR")
-    report.add_argument("--published", action="store_true", help="add the published figures of LLaVA")
-    report.add_argument("--output", type=path_at, metavar="FILE", help="write it to a .md or .json file")
+    report.add_argument("--published", action="store_true", help="add the published figures of the models' authors")
+    _outputs(report, "as a .md, .json or .png file")
     _common(report)
 
     upload = verbs.add_parser("upload", help="write the file that a benchmark's authors take")
@@ -109,6 +114,12 @@ def _answers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _outputs(parser: argparse.ArgumentParser, kinds: str) -> None:
+    parser.add_argument(
+        "--output", type=path_at, action="append", default=[], metavar="FILE", help=f"write it {kinds}; may be repeated"
+    )
+
+
 def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="samples of the bootstrap (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
@@ -132,8 +143,9 @@ def _run(argv: list[str]) -> int:
     for name in ("resamples", "seed"):
         if getattr(args, name, 1) < (name == "resamples"):
             raise ConfigError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'resamples')}")
-    if args.verb in ("compare", "report") and args.output and args.output.suffix not in (".md", ".json"):
-        raise ConfigError(f"--output {args.output}: expected a .md or a .json file")
+    for path in args.output if args.verb in WRITTEN else ():
+        if path.suffix not in WRITTEN[args.verb]:
+            raise ConfigError(f"--output {path}: expected a file that ends with {', '.join(WRITTEN[args.verb])}")
     verbs = {"score": _score, "compare": _compare, "report": _report, "upload": _upload, "list": _list, "merge": _merge}
     verbs |= {"review": judge_command.review, "summarize": judge_command.summarize, "judge": judge_command.judge}
     return {**verbs, "run": run_command.carry_out}[args.verb](args)
@@ -182,7 +194,22 @@ def _compare(args: argparse.Namespace) -> int:
     from paddlemix.eval import compare
 
     found = compare.compare_files(args.a, args.b, resamples=args.resamples, seed=args.seed)
-    _deliver(args, compare.comparison_lines(found), compare.comparison_value(found))
+    lines = compare.comparison_lines(found, published=args.published)
+    value = compare.comparison_value(found, published=args.published)
+    if any(path.suffix in (".png", ".html") for path in args.output):
+        from paddlemix.eval import differences
+
+        questions = differences.questions_of(found, args.data, args.image_folder)
+        if questions is differences.without_questions:
+            _note("the questions and images of these runs are not known; give their folder with --data")
+    for path in args.output:
+        if path.suffix == ".png":
+            _write(path, differences.draw_sheet(found, questions))
+        elif path.suffix == ".html":
+            differences.write_page(path, found, questions)
+        else:
+            _write_text(path, lines, value)
+    _show(args, lines, value)
     return 0
 
 
@@ -190,7 +217,16 @@ def _report(args: argparse.Namespace) -> int:
     from paddlemix.eval import report
 
     scores = report.read_folder(args.folder)
-    _deliver(args, report.report_lines(scores, published=args.published), report.report_value(scores))
+    found = report.report_of(scores, published=args.published)
+    lines, value = report.report_lines(found), report.report_value(scores, found)
+    for path in args.output:
+        if path.suffix == ".png":
+            from paddlemix.eval import report_picture
+
+            _write(path, report_picture.draw(found))
+        else:
+            _write_text(path, lines, value)
+    _show(args, lines, value)
     return 0
 
 
@@ -215,23 +251,29 @@ def _list(args: argparse.Namespace) -> int:
 
     rows = []
     for name, one in BENCHMARKS.items():
-        conventions = ", ".join(one.scorer.conventions) if one.scorer else f"none: {one.unscored}"
-        rows.append((name, one.title, conventions, (UPLOADS[name][1] or "folder") if name in UPLOADS else ""))
-    header = ("benchmark", "title", "conventions, the default first", "upload")
+        conventions = ", ".join(one.scorer.conventions) if one.scorer else ""
+        upload = (UPLOADS[name][1] or "folder") if name in UPLOADS else ""
+        rows.append((name, one.title, conventions, one.unscored or "eval score", upload))
+    header = ("benchmark", "title", "conventions, the default first", "scored by", "upload")
     _show(args, tables.table(header, rows), [dict(zip(header, row, strict=True)) for row in rows])
     return 0
 
 
-def _deliver(args: argparse.Namespace, lines: list[str], value: JsonValue) -> None:
-    """Write the file that was asked for, and show the rest."""
+def _write_text(path: Path, lines: list[str], value: JsonValue) -> None:
     from paddlemix.eval import tables
+
+    _write(path, tables.as_text(value) if path.suffix == ".json" else "\n".join(lines) + "\n")
+
+
+def _write(path: Path, data: bytes | str) -> None:
     from paddlemix.utils.files import atomic_write
 
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        text = tables.as_text(value) if args.output.suffix == ".json" else "\n".join(lines) + "\n"
-        atomic_write(args.output, text)
-    _show(args, lines, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, data)
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"note: {readable(line)}\n")
 
 
 def _show(args: argparse.Namespace, lines: list[str], value: JsonValue) -> None:

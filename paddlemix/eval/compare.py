@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paddlemix.eval.published import of as published_of
 from paddlemix.eval.scorers.intervals import RESAMPLES, Difference, McNemar, mcnemar, paired
 from paddlemix.eval.scorers.score import Result
 from paddlemix.eval.scoring import Scored, finite, read_score, tally_of
 from paddlemix.eval.tables import cell, number, spread, table
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.shown import shown
 
 SHOWN_ANSWERS = 50
 """Differing answers in the Markdown; the JSON has all of them."""
@@ -45,7 +47,10 @@ def compare_files(a: Path, b: Path, *, resamples: int = RESAMPLES, seed: int = 0
     for name in ("benchmark", "convention"):
         here, there = getattr(one.score, name), getattr(other.score, name)
         if here != there:
-            raise DataError(f"{a} has the {name} {here}, {b} has {there}; score both the same way and compare again")
+            raise DataError(
+                f"{a} has the {name} {shown(here, 80)}, {b} has {shown(there, 80)}; score both the same way "
+                "and compare again"
+            )
     return compare(one, other, resamples=resamples, seed=seed, names=(str(a), str(b)))
 
 
@@ -60,8 +65,8 @@ def compare(
     for key in common:
         if first[key].expected != second[key].expected:
             raise DataError(
-                f'{names[0]} and {names[1]} have different right answers to question "{key}"; they were scored with '
-                "different files, score both with the same"
+                f'{names[0]} and {names[1]} have different right answers to question "{shown(key, 80)}"; they were '
+                "scored with different files, score both with the same"
             )
     ours, theirs = [first[key] for key in common], [second[key] for key in common]
     one, other = replace(a.score, results=tuple(ours)), replace(b.score, results=tuple(theirs))
@@ -91,21 +96,16 @@ def _numbered(results: Sequence[Result]) -> dict[str, Result]:
     return found
 
 
-def comparison_lines(found: Comparison) -> list[str]:
-    """A comparison in Markdown."""
+def comparison_lines(found: Comparison, *, published: bool = False) -> list[str]:
+    """A comparison in Markdown; with ``published`` the figures of the models' authors, too."""
     benchmark, main = found.a.score.benchmark, found.a.score.main
-    rows = []
-    for name in sorted(found.differences, key=lambda name: name != main):
-        row = found.differences[name]
-        values = (number(value, benchmark) for value in (row.a, row.b, row.difference.value))
-        label = f"**{name}**" if name == main else cell(name)
-        rows.append((label, *values, spread(row.difference, benchmark), _p(row.p_value)))
+    rows = [(f"**{name}**" if name == main else cell(name), *rest) for name, *rest in metric_rows(found)]
     lines = [
-        f"# {benchmark}, convention {found.a.score.convention}",
+        f"# {benchmark}, convention {cell(found.a.score.convention, 80)}",
         "",
-        f"A: {cell(_name(found.a))}",
+        f"A: {cell(name_of(found.a))}",
         "",
-        f"B: {cell(_name(found.b))}",
+        f"B: {cell(name_of(found.b))}",
         "",
         *table(("metric", "A", "B", "B - A", "95 % interval", "p"), rows),
         "",
@@ -120,10 +120,31 @@ def comparison_lines(found: Comparison) -> list[str]:
     for name, keys in (("A", found.only_a), ("B", found.only_b)):
         if keys:
             lines += [f"{len(keys)} questions are in {name} alone and left out, the first: {cell(keys[0], 80)}", ""]
+    if published:
+        lines += _published_lines(benchmark, main)
     return [*lines, *_pair_lines(found.pairs)]
 
 
-def _name(scored: Scored) -> str:
+def _published_lines(benchmark: str, main: str) -> list[str]:
+    rows = [(one.model, number(one.values[benchmark], benchmark), one.source) for one in published_of(benchmark)]
+    if not rows:
+        return ["No published figure of this benchmark is known here.", ""]
+    return [*table(("published by the models' authors", cell(main), "source"), rows), ""]
+
+
+def metric_rows(found: Comparison) -> list[tuple[str, ...]]:
+    """Cells of each metric, the main one first: name, A, B, B - A, the interval of it, p."""
+    benchmark, main = found.a.score.benchmark, found.a.score.main
+    rows = []
+    for name in sorted(found.differences, key=lambda name: name != main):
+        row = found.differences[name]
+        values = (number(value, benchmark) for value in (row.a, row.b, row.difference.value))
+        rows.append((name, *values, spread(row.difference, benchmark), _p(row.p_value)))
+    return rows
+
+
+def name_of(scored: Scored) -> str:
+    """The model, and its answer files."""
     files = ", ".join(file for file, _ in scored.answers)
     return f"{scored.model} ({files})" if scored.model else files
 
@@ -135,26 +156,31 @@ def _p(value: float) -> str:
 def _pair_lines(pairs: Sequence[Pair]) -> list[str]:
     if not pairs:
         return ["No answer differs."]
-    shown = pairs[:SHOWN_ANSWERS]
-    rest = f", the {len(shown)} on which B gains most" if len(pairs) > len(shown) else ""
+    first = pairs[:SHOWN_ANSWERS]
+    rest = f", the {len(first)} on which B gains most" if len(pairs) > len(first) else ""
     rows = [
         (
             cell(pair.key, 80),
             cell(", ".join(dict.fromkeys(pair.expected)), 80),
             *(f"{cell(side.text, 120)} ({side.value:.2f})" for side in (pair.a, pair.b)),
         )
-        for pair in shown
+        for pair in first
     ]
     return [f"## {len(pairs)} answers differ{rest}", "", *table(("question", "right", "A", "B"), rows)]
 
 
-def comparison_value(found: Comparison) -> dict[str, Any]:
+def comparison_value(found: Comparison, *, published: bool = False) -> dict[str, Any]:
     """A comparison as a JSON value, with all differing answers."""
+    benchmark = found.a.score.benchmark
+    beside = [
+        {"model": one.model, "value": one.values[benchmark], "source": one.source} for one in published_of(benchmark)
+    ]
     return {
+        **({"published": beside} if published else {}),
         "benchmark": found.a.score.benchmark,
         "convention": found.a.score.convention,
-        "a": _name(found.a),
-        "b": _name(found.b),
+        "a": name_of(found.a),
+        "b": name_of(found.b),
         "metrics": {
             name: finite(
                 {

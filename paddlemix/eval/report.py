@@ -1,31 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table over all score files of a folder: a row for each model, a column for each benchmark."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paddlemix.eval.benchmarks import BENCHMARKS
+from paddlemix.eval.published import PUBLISHED, Published
+from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scoring import FORM, Scored, read_score
 from paddlemix.eval.tables import cell, number, percent, score_value, spread, table
 from paddlemix.utils import foreign
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.paths import begins_at
-
-PUBLISHED = {
-    "LLaVA-1.5-7B": {
-        "vqav2": 0.785, "gqa": 0.620, "vizwiz": 0.500, "scienceqa": 0.668, "textvqa": 0.582, "pope": 0.859,
-        "mme": 1510.7, "mmbench": 0.643, "mmbench-cn": 0.583, "seed": 0.586,
-    },
-    "LLaVA-1.5-13B": {
-        "vqav2": 0.800, "gqa": 0.633, "vizwiz": 0.536, "scienceqa": 0.716, "textvqa": 0.613, "pope": 0.859,
-        "mme": 1531.3, "mmbench": 0.677, "mmbench-cn": 0.636, "seed": 0.616,
-    },
-    "LLaVA-1.6-7B (Vicuna)": {
-        "vqav2": 0.818, "gqa": 0.642, "vizwiz": 0.576, "scienceqa": 0.701, "textvqa": 0.649, "pope": 0.865,
-        "mme": 1519.0,
-    },
-}  # fmt: skip
-"""Figures of LLaVA's model zoo. VQAv2, VizWiz and MMBench are of the authors' servers (test splits)."""
 
 
 def read_folder(folder: Path) -> dict[str, Scored]:
@@ -43,37 +31,97 @@ def read_folder(folder: Path) -> dict[str, Scored]:
     return found
 
 
-def report_lines(scores: dict[str, Scored], *, published: bool = False) -> list[str]:
-    """The table in Markdown: the main metric of each benchmark with its interval, then what is irregular."""
-    columns = [name for name in BENCHMARKS if any(one.score.benchmark == name for one in scores.values())]
-    rows: dict[str, dict[str, str]] = {}
+@dataclass(frozen=True)
+class Cell:
+    """A main metric with its interval; ``note``: the convention, when it is not the originals'."""
+
+    benchmark: str
+    sure: Interval
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value, the interval in brackets, the note."""
+        text = f"{number(self.sure.value, self.benchmark)} ({spread(self.sure, self.benchmark)})"
+        return text + (f" [{self.note}]" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """``columns`` are benchmarks, ``rows`` the cells of each model, ``published`` rows beside; ``notes``: faults."""
+
+    columns: tuple[str, ...]
+    metrics: dict[str, str]
+    rows: dict[str, dict[str, Cell]]
+    published: tuple[Published, ...]
+    notes: tuple[tuple[str, int], ...]
+
+
+def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
+    """The table: a row for each model (another run of a benchmark has its own), a column for each benchmark."""
+    columns = tuple(name for name in BENCHMARKS if any(one.score.benchmark == name for one in scores.values()))
+    rows: dict[str, dict[str, Cell]] = {}
     notes = []
     for name, one in scores.items():
         found = one.score
         model = one.model or name
         if found.benchmark in rows.get(model, {}):  # another run of it
             model = f"{model} ({name})"
-        row = rows.setdefault(model, {})
-        sure = one.intervals[found.main]
-        text = f"{number(sure.value, found.benchmark)} ({spread(sure, found.benchmark)})"
-        if found.convention != BENCHMARKS[found.benchmark].scorer.conventions[0]:
-            text += f" [{found.convention}]"
-        row[found.benchmark] = text
+        scorer = BENCHMARKS[found.benchmark].scorer
+        usual = scorer is None or found.convention == scorer.conventions[0]
+        rows.setdefault(model, {})[found.benchmark] = Cell(
+            found.benchmark, one.intervals[found.main], "" if usual else cell(found.convention, 40)
+        )
         if not found.complete:
-            many = sum(problem.kind != "empty" for problem in found.problems)
-            notes.append(f"- {cell(name)}: {many} answers are missing, failed, double or of no question")
-    lines = [("model", *(f"{BENCHMARKS[c].title}, {'%' if percent(c) else 'points'}" for c in columns))]
-    body = [(cell(model, 80), *(row.get(column, "") for column in columns)) for model, row in rows.items()]
-    if published:
-        body += [
-            (f"{model} (published)", *(number(v[c], c) if c in v else "" for c in columns))
-            for model, v in PUBLISHED.items()
+            notes.append((name, sum(problem.kind != "empty" for problem in found.problems)))
+    beside = tuple(row for row in PUBLISHED if published and not set(columns).isdisjoint(row.values))
+    metrics = {c: next(one.score.main for one in scores.values() if one.score.benchmark == c) for c in columns}
+    return Report(columns, metrics, rows, beside, tuple(notes))
+
+
+def report_lines(found: Report) -> list[str]:
+    """The table in Markdown: the main metric of each benchmark with its interval, then what is irregular."""
+    header = ("model", *(f"{BENCHMARKS[c].title}, {'%' if percent(c) else 'points'}" for c in found.columns))
+    body = [
+        (cell(model, 80), *(row[c].text if c in row else "" for c in found.columns))
+        for model, row in found.rows.items()
+    ]
+    body += [
+        (f"{one.model} (published)", *(number(one.values[c], c) if c in one.values else "" for c in found.columns))
+        for one in found.published
+    ]
+    metrics = [f"- {BENCHMARKS[c].title}: {metric}" for c, metric in found.metrics.items()]
+    lines = [*table(header, body), "", "Metrics, with 95 % intervals:", "", *metrics]
+    if found.published:
+        lines += ["", "Published figures are those of the models' authors:", "", *source_lines(found.published)]
+    return [*lines, *(["", *note_lines(found)] if found.notes else [])]
+
+
+def source_lines(rows: Iterable[Published]) -> list[str]:
+    """Where the published figures stand."""
+    sources: dict[str, list[str]] = {}
+    for row in rows:
+        sources.setdefault(row.source, []).append(row.model)
+    return [f"- {source}: {', '.join(models)}" for source, models in sources.items()]
+
+
+def note_lines(found: Report) -> list[str]:
+    """Which score files have faults."""
+    return [
+        f"- {cell(name)}: {many} answers are missing, failed, double or of no question" for name, many in found.notes
+    ]
+
+
+def report_value(scores: dict[str, Scored], found: Report) -> dict[str, Any]:
+    """The same as a JSON value: all metrics by score file, and under ``published`` the figures beside them."""
+    value: dict[str, Any] = {name: score_value(one) for name, one in scores.items()}
+    if found.published:
+        value["published"] = [
+            {
+                "model": one.model,
+                "source": one.source,
+                "values": {c: one.values[c] for c in found.columns if c in one.values},
+            }
+            for one in found.published
         ]
-    metrics = [f"- {BENCHMARKS[c].title}: {next(s.score.main for s in scores.values() if s.score.benchmark == c)}"
-               for c in columns]  # fmt: skip
-    return [*table(lines[0], body), "", "Metrics, with 95 % intervals:", "", *metrics, *(["", *notes] if notes else [])]
-
-
-def report_value(scores: dict[str, Scored]) -> dict[str, Any]:
-    """The same as a JSON value, with all metrics, by file."""
-    return {name: score_value(one) for name, one in scores.items()}
+    return value

@@ -179,7 +179,8 @@ def test_the_list_names_all_benchmarks_and_conventions(capsys: pytest.CaptureFix
     assert run("list", "--json") == 0
     rows = {row["benchmark"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["pope"]["conventions, the default first"] == "llava, lmms-eval, vlmevalkit"
-    assert "judge" in rows["llava-bench"]["conventions, the default first"]
+    assert rows["llava-bench"]["scored by"] == "a judge reviews it beside a reference: eval review, then eval summarize"
+    assert rows["pope"]["scored by"] == "eval score"
 
 
 LABELS = "coco/coco_pope_random.json"
@@ -228,14 +229,14 @@ def test_a_bad_file_is_one_line_with_its_place(fault: str, tmp_path: Path, capsy
     ("words", "message"),
     [
         (["score", "popee", "--answers", "a", "--data", "d"], 'did you mean "pope"?'),
-        (["score", "llava-bench", "--answers", "a", "--data", "d"], "it needs a judge model"),
+        (["score", "llava-bench", "--answers", "a", "--data", "d"], "eval review, then eval summarize"),
         (
             ["score", "pope", "--answers", "a", "--data", "d", "--resamples", "0"],
             "--resamples 0: expected a number",
         ),
         (["score", "pope", "--answers", "a", "--data", "d", "--output", "x.md"], "expected a .json file"),
         (["report", "nowhere"], "nowhere: no such folder"),
-        (["report", "nowhere", "--output", "x.html"], "expected a .md or a .json file"),
+        (["report", "nowhere", "--output", "x.html"], "expected a file that ends with .md, .json, .png"),
         (["compare", "nowhere.json", "b.json"], "nowhere.json: no such file"),
     ],
 )

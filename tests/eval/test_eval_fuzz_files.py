@@ -16,7 +16,7 @@ from paddlemix.eval.answer_files import read_answers
 from paddlemix.eval.asked import questions_of
 from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.compare import compare_files, comparison_lines
-from paddlemix.eval.report import read_folder, report_lines
+from paddlemix.eval.report import read_folder, report_lines, report_of
 from paddlemix.eval.scoring import score_files, write_score
 from paddlemix.eval.tables import score_lines
 from paddlemix.utils.errors import PaddleMixError
@@ -115,5 +115,5 @@ def test_odd_score_files_are_read_or_refused(count: int, tmp_path: Path) -> None
         odd.write_bytes(edit(draw, [value], ["form", "unit", "status"]))
         with ours(outcomes):
             comparison_lines(compare_files(good, odd, resamples=2))
-            report_lines(read_folder(tmp_path / "scores"), published=True)
+            report_lines(report_of(read_folder(tmp_path / "scores"), published=True))
     assert min(outcomes["refused"], outcomes["taken"]) > count / 20, "both happen"
