@@ -21,7 +21,7 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.published.config import load_config
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.settings.towers.table import LLAVA_TOWER
-from paddlemix.text.tokenizer import load_tokenizer
+from paddlemix.text.tokenizer import BYTES, load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
 from paddlemix.text.vocabulary import require_rows
 from paddlemix.utils import options
@@ -229,6 +229,8 @@ def family(config: LlavaConfig) -> str:
     body = f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"
     if vision is None or image is None:
         return f"language model ({body})"
+    if image.max_tiles is not None:
+        return f"LLaVA-OneVision type with the tower {vision.model_type} ({body})"
     if vision.model_type != LLAVA_TOWER.kind or vision.extra:
         return f"LLaVA type with the tower {vision.model_type} ({body})"
     if image.aspect.startswith("anyres") or config.has_image_newline:
@@ -267,13 +269,12 @@ def _say_tower(sources: Sources, result: Description) -> None:
 def _say_tokenizer(sources: Sources, result: Description) -> None:
     where = tokenizer_folder(sources.parts)
     if not has_tokenizer(where):
-        result.problems.append(f"{where}: no tokenizer.model; copy it from the base language model")
+        result.problems.append(f"{where}: no tokenizer.model or tokenizer.json; copy it from the base language model")
         return
     tokenizer = load_tokenizer(where)
     rows = sources.config.text.vocab_size
-    result.facts["tokenizer"] = (
-        f"{tokenizer.vocab_size} tokens, {tokenizer.kind}, legacy {str(tokenizer.legacy).lower()}"
-    )
+    rule = "" if tokenizer.kind == BYTES else f", legacy {str(tokenizer.legacy).lower()}"
+    result.facts["tokenizer"] = f"{tokenizer.vocab_size} tokens, {tokenizer.kind}{rule}"
     try:
         require_rows(tokenizer, rows)
     except CheckpointError as error:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert.layouts import convert
+from paddlemix.checkpoint.describe import describe
 from paddlemix.checkpoint.formats.source import open_folder
 from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.engine import generate_batch
@@ -143,6 +144,13 @@ def test_a_tower_without_its_last_layers_is_taken_where_the_features_need_no_mor
     assert (loaded.config.vision.num_hidden_layers, loaded.config.vision.select_layer) == (3, -1)
     with paddle.no_grad():
         close(run(loaded.model, "onevision")[1].numpy()[0], NUMBERS["onevision/logits"])
+
+
+def test_the_doctor_knows_what_it_is():
+    facts = describe(DATA / "onevision").facts
+    assert facts["family"] == "LLaVA-OneVision type with the tower siglip_vision_model (qwen2, 2 layers of width 32)"
+    assert facts["tokenizer"] == "469 tokens, byte_bpe"
+    assert facts["images"].startswith("anyres, spatial_unpad, tiles of 30 pixels")
 
 
 def test_the_pooling_head_is_left_out(tmp_path):
