@@ -96,6 +96,7 @@ class ContinuousBatch:
         self._cache: SlotCache | None = None
         self._rows: list[Row | None] = []
         self._vocab_size: int | None = None
+        self._at_work: Row | None = None
 
     @property
     def busy(self) -> bool:
@@ -135,16 +136,27 @@ class ContinuousBatch:
 
     @paddle.no_grad()
     def step(self) -> list[tuple[Row, int]]:
-        """One piece of a waiting prompt, then one id for each running row; the new ids."""
+        """One piece of a waiting prompt, then one id for each running row; the new ids.
+
+        When it raises, the rows of ``at_fault`` cannot go on; the others can.
+        """
         new = self._run_piece()
+        self._at_work = None
         return new + self._decode()
+
+    def at_fault(self) -> list[Row]:
+        """After a step that raised: the rows whose work it was. ``cancel`` them before the next step."""
+        return [row for row in self._rows if row is not None] if self._at_work is None else [self._at_work]
 
     def _run_piece(self) -> list[tuple[Row, int]]:
         if self._prefill is None:
             if not self._waiting or self.running == self.slots:
                 return []
-            self._prefill = self._begin(self._waiting.popleft())
+            row = self._waiting.popleft()
+            self._at_work, row.state = row, "prefill"
+            self._prefill = self._begin(row)
         work = self._prefill
+        self._at_work = work.row
         # Keys whose rotation depends on the length of the text are made in one piece, and belong to that text alone.
         whole = self.model.config.text.rotates_anew(work.row.prompt.length)
         part = work.embeds if whole else work.embeds[:, work.done : work.done + self.piece]
@@ -176,7 +188,6 @@ class ContinuousBatch:
         if plan.blend_index is not None:
             blend = paddle.to_tensor(plan.blend_index), paddle.to_tensor(plan.blend_weight)
         embeds = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features, blend)
-        row.state = "prefill"
         return _Prefill(row, cache, embeds)
 
     def _admit(self, row: Row, kept: RowCache) -> None:

@@ -10,7 +10,7 @@ import paddle
 from PIL.Image import Image
 
 from paddlemix.imaging.layout import Layout
-from paddlemix.imaging.processor import ImageProcessor
+from paddlemix.imaging.processor import ImageProcessor, Processed
 
 DEFAULT_BYTES = 512 << 20
 """Limit of what a process keeps. Five tiles of an image of LLaVA-1.6-7B take 47 MB in float32, half in bfloat16."""
@@ -30,6 +30,18 @@ class Picture:
     def length(self) -> int:
         """Positions that the image takes in the sequence."""
         return self.layout.length
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image that the vision tower has yet to see: what identifies it, and its pixels [N, 3, S, S] with layout.
+
+    It is made without paddle, so by any thread (``prepared``).
+    """
+
+    key: bytes
+    processed: Processed
+    among: "Prepared | None" = None
 
 
 class FeatureCache:
@@ -77,3 +89,10 @@ def key_of(image: Image, processor: ImageProcessor) -> bytes:
     digest = hashlib.sha256(f"{processor.image} {processor.vision} {image.mode} {image.size}".encode())
     digest.update(image.tobytes())
     return digest.digest()
+
+
+def prepared(image: Image, processor: ImageProcessor) -> Prepared:
+    """An RGB image as the tower wants it, also as one of several where that is another."""
+    several = processor.among(2)
+    among = None if several is processor else Prepared(key_of(image, several), several(image))
+    return Prepared(key_of(image, processor), processor(image), among)

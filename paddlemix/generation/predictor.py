@@ -24,7 +24,7 @@ from paddlemix.checkpoint.load import load_model
 from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
 from paddlemix.generation.continuous import ContinuousBatch, Row
 from paddlemix.generation.engine import encode_images, next_scores
-from paddlemix.generation.features import FeatureCache, Picture, key_of
+from paddlemix.generation.features import FeatureCache, Picture, Prepared, key_of, prepared
 from paddlemix.generation.folder import context_of, picture_tokens, processor_for, template_for
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prefix_store import PrefixStore
@@ -122,24 +122,25 @@ class Predictor:
         """Positions, prompt and answer together, that the model can hold."""
         return context_of(self.model.config.text)
 
-    def picture(self, source: ImageSource | Frames) -> Picture:
-        """An image (path, address, bytes or PIL), or the frames of a video, with its features.
+    def picture(self, source: ImageSource | Frames | Prepared) -> Picture:
+        """An image (path, address, bytes, PIL, or one that is prepared), or the frames of a video, with its features.
 
         ConfigError for a model without a tower.
         """
-        if self.processor is None:
-            raise ConfigError("this model has no vision tower: ask without images, or load one that has")
+        if isinstance(source, Prepared):
+            return self.features.get(source.key, lambda: self._encoded(source))
+        processor = self.image_processor
         if isinstance(source, Frames):
             return self._video([load_image(frame, OWN_LIMITS) for frame in source.pictures])
         image = load_image(source, OWN_LIMITS)
-        key = key_of(image, self.processor)
+        return self.features.get(key_of(image, processor), lambda: self._encoded(prepared(image, processor)))
 
-        def encoded() -> Picture:
-            processor = self.processor.among(2)
-            other = None if processor is self.processor else self._encoded(key_of(image, processor), image, processor)
-            return self._encoded(key, image, self.processor, other)
-
-        return self.features.get(key, encoded)
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """What images go through; ConfigError for a model without a tower."""
+        if self.processor is None:
+            raise ConfigError("this model has no vision tower: ask without images, or load one that has")
+        return self.processor
 
     def _video(self, frames: "Sequence[Image]") -> Picture:
         keys = b"".join(key_of(frame, self.processor) for frame in frames)
@@ -151,9 +152,9 @@ class Predictor:
 
         return self.features.get(key, encoded)
 
-    def _encoded(self, key: bytes, image: "Image", processor: ImageProcessor, among: Picture | None = None) -> Picture:
-        processed = processor(image)
-        return Picture(key, processed.layout, encode_images(self.model, processed.pixels), among)
+    def _encoded(self, image: Prepared) -> Picture:
+        among = None if image.among is None else self._encoded(image.among)
+        return Picture(image.key, image.processed.layout, encode_images(self.model, image.processed.pixels), among)
 
     def question(self, text: str, pictures: int = 0) -> list[Message]:
         """The messages of a person's question with so many images, as the model's template wants them."""
@@ -210,9 +211,10 @@ class Predictor:
         """
         decoding = self.decoding(decoding)
         cache = PrefixCache() if cache is None else cache
-        return AnswerStream(self.model, prompt, decoding, self._reader(decoding), cache=cache, cancel=cancel, draw=draw)
+        return AnswerStream(self.model, prompt, decoding, self.reader(decoding), cache=cache, cancel=cancel, draw=draw)
 
-    def _reader(self, decoding: Decoding) -> AnswerReader:
+    def reader(self, decoding: Decoding) -> AnswerReader:
+        """What makes text of the ids of one answer; ``decoding`` is one that ``decoding()`` has completed."""
         return AnswerReader(self.tokenizer, (*self.template.stops, *decoding.stop), decoding)
 
     def answer(
@@ -252,7 +254,7 @@ class Predictor:
         while True:
             while len(open_rows) < slots and (taken := next(source, None)) is not None:
                 number, (prompt, draw) = taken
-                open_rows[batch.submit(prompt, decoding, draw)] = number, self._reader(decoding)
+                open_rows[batch.submit(prompt, decoding, draw)] = number, self.reader(decoding)
             if not open_rows:
                 return
             for row, token in batch.step():
