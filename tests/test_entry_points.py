@@ -24,6 +24,7 @@ ARGUMENTS = {
     "convert": ["--src", "model", "--dst", "new", "--to", "own"],
     "eval": ["list"],
     "predict": ["--model-path", "model", "--data", "tests", "--output", "out.jsonl"],
+    "serve": ["--model-path", "model"],
     "doctor": [],
     "demo": [],
 }

@@ -24,6 +24,7 @@ PARSERS = (
     "paddlemix.tools.convert_weights",
     "paddlemix.tools.doctor",
     "paddlemix.tools.batch_predict",
+    "paddlemix.serve.model_worker",
     "paddlemix.eval.__main__",
 )
 FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9_-]+)")
@@ -118,6 +119,8 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
+    if name in ("serve/access.py", "serve/listening.py"):
+        return flags_of("paddlemix.serve.model_worker")
     if name == "eval/predicting.py":
         return flags_of("paddlemix.tools.batch_predict")
     if name.startswith("eval/"):

@@ -39,6 +39,7 @@ ONLY_IN = {
     "socket": (
         "paddlemix/utils/addresses.py",
         "paddlemix/utils/exchange.py",
+        "paddlemix/serve/listening.py",
         "paddlemix/doctor/machine.py",  # asks whether a port of this machine is free
     ),
     **dict.fromkeys(("httpx", "aiohttp", "urllib.request", "ftplib", "xmlrpc", "telnetlib", "smtplib"), ()),
@@ -48,7 +49,8 @@ ONLY_IN = {
     "ml_dtypes": ("paddlemix/checkpoint/",),
     "yaml": ("paddlemix/settings/",),
     "openpyxl": ("paddlemix/eval/",),
-    "fastapi": ("paddlemix/serve/",),
+    "starlette": ("paddlemix/serve/",),
+    "prometheus_client": ("paddlemix/serve/",),
     "uvicorn": ("paddlemix/serve/",),
     "gradio": ("paddlemix/serve/",),
     "torch": ("tools/bench_peer.py",),

@@ -13,6 +13,7 @@ class Limits:
 
     ``requests``: those that are answered or wait at a time; one more gets 429. ``held_bytes``: bodies of all of them.
     ``marks``: brackets, braces and commas of a body, of which each can become an object of Python.
+    ``linger_seconds``: a refused body is still read (and dropped) so long, so that its sender gets to see the answer.
     ``pixels``: all images of a request together. ``stuck``: a step of the model that takes longer is a fault of the
     server (the first steps on a device that compiles its kernels take minutes).
     """
@@ -26,6 +27,7 @@ class Limits:
     body_seconds: float = 30.0
     held_bytes: int = 512 * MIB
     marks: int = 300_000
+    linger_seconds: float = 2.0
     write_seconds: float = 30.0
     request_seconds: float = 600.0
     keep_alive_seconds: float = 5.0

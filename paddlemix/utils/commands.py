@@ -36,6 +36,7 @@ COMMANDS = {
     "convert": Command("paddlemix.tools.convert_weights", "write a model folder in another layout"),
     "eval": Command("paddlemix.eval.__main__", "run a benchmark, score answers, compare two runs"),
     "predict": Command("paddlemix.tools.batch_predict", "ask about all pictures of a folder, or all rows of a file"),
+    "serve": Command("paddlemix.serve.model_worker", "answer over HTTP: OpenAI's chat completions, LLaVA's worker"),
     "doctor": Command("paddlemix.tools.doctor", "say whether this machine, or a model folder, is in order"),
     "demo": Command("paddlemix.demo.__main__", "train a tiny model on drawn images and talk with it"),
 }

@@ -23,6 +23,9 @@ NEWEST = (3, 13)
 LOWEST_PADDLE = "3.0.0"
 """As in ``setup.py``, which names none for an NPU: an extra must not replace the wheel that the plug-in belongs to."""
 
+SERVING = ("starlette", "uvicorn", "h11", "prometheus_client")
+"""Packages of the extra ``serve``, which an installation of a device's extra has not."""
+
 WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
 
 
@@ -64,7 +67,7 @@ def missing_package(error: ImportError, root: Path = ROOT) -> str | None:
         where += f", but this project's environment is here: . {shlex.quote(near(ready / 'activate'))}, and again; or"
     else:
         where += "; install what this project needs:"
-    return f"{where} {install_line(root=root)}"
+    return f"{where} {install_line(f'{_extra_here()},serve' if name in SERVING else None, root=root)}"
 
 
 def install_line(extra: str | None = None, root: Path = ROOT) -> str:

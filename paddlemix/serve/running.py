@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker from its socket to its end."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paddlemix.generation.predictor import Predictor
+from paddlemix.serve.access import Access
+from paddlemix.serve.app import Worker
+from paddlemix.serve.engine import Engine
+from paddlemix.serve.limits import Limits
+from paddlemix.serve.listening import Listener, Server, address_of, bound_socket
+from paddlemix.serve.metrics import Metrics
+from paddlemix.utils.logging import fit
+
+HARD = 143
+"""Exit code after a second signal, as shells expect it (128 + SIGTERM)."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where a worker listens, under which names, within which limits, and for whom."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    limits: Limits
+    access: Access
+    log_prompts: bool = False
+
+
+def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
+    """Load the model with ``load`` and serve it until a signal comes; the exit code. On the main thread."""
+    listener = bound_socket(serving.host, serving.port)
+    engine = Engine(load, slots=serving.limits.slots, metrics=Metrics())
+    predictor = engine.start()
+    sys.stderr.write(fit(predictor.about) + "\n")
+    server = asyncio.run(_serve(serving, engine, predictor, listener))
+    engine.stop()
+    if server.force_exit or not engine.join(10):
+        # A step of the model, or a thread with a large image, would hold the process for as long as it takes.
+        sys.stderr.write("stopped without waiting for open answers\n")
+        sys.stderr.flush()
+        os._exit(HARD)
+    return 0
+
+
+async def _serve(serving: Serving, engine: Engine, predictor: Predictor, listener: Listener) -> Server:
+    worker = Worker(engine, predictor, serving.names, serving.limits, log_prompts=serving.log_prompts)
+    server = Server(worker.app(serving.access), serving.limits, lambda: drain(worker))
+    sys.stderr.write(f"serving {', '.join(serving.names)} at {address_of(listener)}/v1\n")
+    sys.stderr.flush()
+    await server.serve(sockets=[listener])
+    worker.pool.shutdown(wait=False, cancel_futures=True)
+    return server
+
+
+def drain(worker: Worker) -> None:
+    """No new request from here on; what is open after the time for that fails."""
+    worker.gate.draining = True
+    timer = threading.Timer(worker.limits.drain_seconds, worker.engine.stop)
+    timer.daemon = True
+    timer.start()
