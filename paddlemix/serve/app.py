@@ -63,15 +63,15 @@ class Worker:
         ]
         return Guard(Router(routes, redirect_slashes=False), access, self.limits, self.engine.metrics)
 
-    async def in_pool(self, work: Callable[..., T], *arguments: object) -> T:
+    async def in_pool(self, work: Callable[[], T]) -> T:
         """``work`` in a thread, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     async def images(self, places: Sequence[Place]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         """The images of all places, prepared, and how many each has."""
         if not places:
             return (), ()
-        found, counts = await self.in_pool(self._opened, places)
+        found, counts = await self.in_pool(lambda: self._opened(places))
         return tuple(found), tuple(counts)
 
     def _opened(self, places: Sequence[Place]) -> tuple[list[Any], list[int]]:

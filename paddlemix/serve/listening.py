@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The socket, connections that dawdle, and how the server stops: SIGTERM lets answers end, a second one does not."""
 
+import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -51,7 +54,7 @@ class Connection(H11Protocol):
 
     limits: Limits
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request; one connection too many is closed."""
         super().connection_made(transport)
         self._waits = self._writes = None
@@ -132,6 +135,14 @@ class Server(uvicorn.Server):
             )
         )
         self.drain = drain
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a line for each broken request would flood the log
+
+    async def startup(self, sockets: list[Listener] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            sys.stderr.write(f"listening at {address_of(listener)}\n")
+            sys.stderr.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets what is being answered end; the next one does not wait."""

@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from paddlemix.generation.features import Prepared, prepared
 from paddlemix.imaging.load import image_size, load_image
@@ -96,7 +97,7 @@ class _named:  # noqa: N801 - reads as a word of the with statement
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, DataError | ConfigError):
             raise refused(str(error), self.param) from None
         if isinstance(error, MemoryError):

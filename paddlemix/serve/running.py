@@ -13,7 +13,7 @@ from paddlemix.serve.access import Access
 from paddlemix.serve.app import Worker
 from paddlemix.serve.engine import Engine
 from paddlemix.serve.limits import Limits
-from paddlemix.serve.listening import Listener, Server, address_of, bound_socket
+from paddlemix.serve.listening import Listener, Server, bound_socket
 from paddlemix.serve.metrics import Metrics
 from paddlemix.utils.logging import fit
 
@@ -38,7 +38,7 @@ def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
     listener = bound_socket(serving.host, serving.port)
     engine = Engine(load, slots=serving.limits.slots, metrics=Metrics())
     predictor = engine.start()
-    sys.stderr.write(fit(predictor.about) + "\n")
+    sys.stderr.write(fit(predictor.about) + "\n" + f"model names: {', '.join(serving.names)}\n")
     server = asyncio.run(_serve(serving, engine, predictor, listener))
     engine.stop()
     if server.force_exit or not engine.join(10):
@@ -52,8 +52,6 @@ def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
 async def _serve(serving: Serving, engine: Engine, predictor: Predictor, listener: Listener) -> Server:
     worker = Worker(engine, predictor, serving.names, serving.limits, log_prompts=serving.log_prompts)
     server = Server(worker.app(serving.access), serving.limits, lambda: drain(worker))
-    sys.stderr.write(f"serving {', '.join(serving.names)} at {address_of(listener)}/v1\n")
-    sys.stderr.flush()
     await server.serve(sockets=[listener])
     worker.pool.shutdown(wait=False, cancel_futures=True)
     return server

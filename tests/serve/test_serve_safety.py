@@ -427,7 +427,7 @@ def test_the_log_has_a_line_of_json_a_request_without_texts_and_keys(capsys: pyt
         server.ask(None, "/nothing%0a%1b[31m", **given)
         server.ask(chat("a secret question", max_tokens=-1), **given)
     said = capsys.readouterr().err
-    lines = [json.loads(line) for line in said.splitlines()]
+    lines = [json.loads(line) for line in said.splitlines() if not line.startswith("listening")]
     assert [line["status"] for line in lines] == [200, 404, 400]
     assert lines[0]["completion_tokens"] == 2
     assert "\x1b" not in said
