@@ -127,3 +127,19 @@ def words(text: str) -> dict[str, str]:
 def chat(content: Any, **fields: Any) -> dict[str, Any]:
     """The body of a greedy request with one message."""
     return {"model": NAME, "messages": [{"role": "user", "content": content}], "temperature": 0, **fields}
+
+
+def head(*more: str, path: str = "/v1/chat/completions") -> bytes:
+    """The head of a POST, with more headers."""
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def idle(server: Running) -> bool:
+    """Whether every slot is free and nobody waits, within a few seconds."""
+    for _ in range(500):
+        if not (server.engine.running or server.engine.waiting or server.worker.gate.requests):
+            state = server.engine.call(lambda _: (server.engine._batch.busy, len(server.engine._jobs))).result(10)
+            return state == (False, 0) and server.worker.gate.held == 0
+        time.sleep(0.01)
+    return False
