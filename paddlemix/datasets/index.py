@@ -45,13 +45,14 @@ class RowFile:
     """A data file whose rows are read by number. ``bounds`` int64 [rows + 1]: row i is ``[bounds[i]: bounds[i+1]-1]``.
 
     ``source`` is the open file, or the bytes of a small one: a file that is replaced meanwhile does not change the
-    rows of a run that has begun.
+    rows of a run that has begun. ``images``: the folder of the images that the file itself has brought (parquet).
     """
 
     path: str
     source: int | bytes
     bounds: np.ndarray
     lines: bool
+    images: str | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -74,8 +75,11 @@ class RowFile:
                 os.close(self.source)
 
 
-def open_rows(path: str) -> RowFile:
-    """The rows of ``path``. NotAListError when it is no list (JSON lines are always some); OSError, ValueError."""
+def open_rows(path: str, name: str | None = None, images: str | None = None) -> RowFile:
+    """The rows of ``path``. NotAListError when it is no list (JSON lines are always some); OSError, ValueError.
+
+    ``name``: the file that its rows were written out from, and that a person knows; ``images`` as in ``RowFile``.
+    """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     lines = path.lower().endswith(LINES)
     find = _line_bounds if lines else _list_bounds
@@ -85,7 +89,7 @@ def open_rows(path: str) -> RowFile:
             content = _pread(handle, 0, _LARGE)
             os.close(handle)
             handle = -1
-            return RowFile(path, content, find(content), lines)
+            return RowFile(name or path, content, find(content), lines and name is None, images)
         kept = _place(path)
         bounds = None if kept is None else _read_kept(kept, identity)
         if bounds is None:
@@ -96,7 +100,7 @@ def open_rows(path: str) -> RowFile:
         if handle >= 0:
             os.close(handle)
         raise
-    return RowFile(path, handle, bounds, lines)
+    return RowFile(name or path, handle, bounds, lines and name is None, images)
 
 
 def _pread(source: int | bytes, start: int, count: int) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads data files: LLaVA rows, chatml pairs and OpenAI messages, as one JSON list or as JSON lines.
+"""Reads data files: LLaVA rows, chatml pairs and OpenAI messages, as one JSON list, as JSON lines or as parquet.
 
 The form is found row by row, so a file may mix them. Errors name the file and the JSON pointer of what is wrong
 (``train.json: /12/conversations/0/value``; for JSON lines ``train.jsonl:13: /conversations/0/value``).
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from paddlemix.datasets import parquet
 from paddlemix.datasets.index import LINES as LINES
 from paddlemix.datasets.index import NotAListError, RowFile, open_rows
 from paddlemix.datasets.multiview import views_of
@@ -158,7 +159,7 @@ class RowReader:
         place, entry = self.place(number), self.entry
         self._keys.check(found[0], place)
         row = entry.row(found[0], place, self._unread)
-        talk, root = row.talk, entry.image_folder or ""
+        talk, root = row.talk, self.file.images or entry.image_folder or ""
         paths, views = _placed(talk, root, entry, place)
         where, own = place.text + id_note(talk.id), (entry.chat_template, views, row.rejected, row.desirable)
         return Sample(talk.messages, paths, talk.id, where, root, *own)
@@ -171,6 +172,12 @@ class BrokenFileError(DataError):
 def open_data(path: str) -> RowFile:
     """The rows of a data file by their numbers. BrokenFileError names file, line and column, or byte."""
     _check_kind(path)
+    if path.lower().endswith(parquet.ENDING):
+        try:
+            written = parquet.written_out(path)
+        except DataError as error:
+            raise BrokenFileError(str(error)) from error
+        return open_rows(str(written.rows), path, written.images)
     try:
         return open_rows(path)
     except NotAListError as error:
@@ -201,7 +208,7 @@ def _check_kind(path: str) -> None:
     except DataError as error:
         raise BrokenFileError(str(error)) from error
     refuse_pointer(head, path, BrokenFileError)
-    if path.lower().endswith((".parquet", ".tar")):
+    if path.lower().endswith(".tar"):
         raise BrokenFileError(f"{path}: not read; write its rows as JSON lines (.jsonl) and its images as files")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BrokenFileError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")

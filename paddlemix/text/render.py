@@ -104,7 +104,7 @@ def render_segments(
             at += len(IMAGE_TOKEN)
         inside = [(a - at, b - at) for a, b in plain if a < at + len(chunk) and at < b]
         found = tokenizer.pieces(chunk, plain=inside)
-        learnt = [borders.learns(at + start) for start in found.starts]
+        learnt = borders.learnt(at, found.starts)
         for border in borders.inside(at, at + len(chunk)):
             _learn_from_prompt(found, learnt, border - at, chunk, inside, tokenizer)
         ids += found.ids
@@ -128,8 +128,14 @@ class _Borders:
             at += len(part.text)
             self._ends.append(at)
 
-    def learns(self, char: int) -> bool:
-        return self._segments[min(bisect_right(self._ends, char), len(self._ends) - 1)].learns
+    def learnt(self, at: int, starts: Sequence[int]) -> list[bool]:
+        """Whether each of the characters ``at + start`` is learnt; ``starts`` rise."""
+        found: list[bool] = []
+        last = len(self._ends) - 1
+        for number, (part, end) in enumerate(zip(self._segments, self._ends, strict=True)):
+            stop = len(starts) if number == last else bisect_left(starts, end - at, len(found))
+            found += [part.learns] * (stop - len(found))
+        return found
 
     def inside(self, begin: int, end: int) -> list[int]:
         """Characters strictly inside a chunk at which learning begins."""

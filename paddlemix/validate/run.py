@@ -154,6 +154,12 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
         raise ConfigError(f"--write-clean {target}: give a name that ends with .json or .jsonl")
     if any(target.resolve() == Path(name).resolve() for part in parts for name in part.files):
         raise ConfigError(f"--write-clean {target}: this is a file of the data set; give another name")
+    own = [name for part in parts for name in part.files if name.lower().endswith(".parquet")]
+    if own:
+        raise ConfigError(
+            f"--write-clean {target}: the images are in {own[0]} itself; leave the flag out, and train with "
+            '"on_bad_sample": "skip"'
+        )
     roots = sorted({entry.image_folder or "" for entry in parts[0].entries})
     if parts[0].name != "train" or len(roots) > 1:
         raise ConfigError(

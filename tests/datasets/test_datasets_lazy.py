@@ -157,8 +157,7 @@ def test_a_list_that_is_broken_behind_a_bad_row_is_told_as_broken(large):
         lazily(large)
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.tar"])
-def test_forms_that_are_not_read_are_told_with_what_to_write(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=rf"{name}: not read; write its rows as JSON lines"):
-        lazily(tmp_path / name)
+def test_a_tar_is_refused_with_what_to_write(tmp_path):
+    (tmp_path / "rows.tar").write_bytes(b"a")
+    with pytest.raises(DataError, match=r"rows.tar: not read; write its rows as JSON lines"):
+        lazily(tmp_path / "rows.tar")

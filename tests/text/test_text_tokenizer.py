@@ -5,6 +5,7 @@ import contextlib
 import json
 
 import pytest
+import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import CheckpointError, DataError
 from tests.text.text_tools import KINDS, folder, model_bytes, nasty, texts, tokenizer
+from tests.tiny import tokenizer_model
 
 kinds = st.integers(0, len(KINDS) - 1)
 
@@ -210,3 +212,20 @@ def test_damaged_json_names_the_file():
     (path / "added_tokens.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"added_tokens\.json: not valid JSON"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize("text", ["", "a red circle", "é漢😀 \n the", "word " * 400, "x" * 300 + " 漢字" * 50])
+def test_encodings_are_read_the_same_by_the_fast_and_by_the_general_reader(text):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
+    data = processor.encode(text, out_type="serialized_proto")
+    fast = spm._read_pieces(data)
+    assert fast is not None
+    assert fast == spm._read_any_pieces(data)
+    assert [number for number, _ in fast] == processor.encode(text)
+
+
+def test_an_encoding_with_other_fields_or_cut_off_goes_to_the_general_reader():
+    # a piece with id 5, a fixed32 that nobody knows, and begin 7
+    assert spm.read_encoded(b"\x12\x09\x10\x05\x4d\x00\x00\x00\x00\x20\x07") == [(5, 7)]
+    with pytest.raises(ValueError, match="wants 9 bytes"):
+        spm.read_encoded(b"\x12\x09\x10\x05")
