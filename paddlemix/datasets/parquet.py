@@ -140,7 +140,7 @@ def _rows(reader: "pyarrow.parquet.ParquetFile", path: str) -> Iterator[dict[str
         raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
 
 
-def _plain(value: Any, images: Path, kinds: set[bool]) -> Any:
+def _plain(value: object, images: Path, kinds: set[bool]) -> object:
     """A value without bytes. ``kinds`` notes whether images hold bytes (True) or a path."""
     if isinstance(value, bytes):
         return _image_file(value, images, kinds)
