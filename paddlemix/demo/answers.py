@@ -6,15 +6,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from paddlemix.demo.data import Answer, Question
+from paddlemix.demo.data import LONGEST, Answer, Question
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prompt import Prompt
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import load_image
 
 BATCH = 64
-LONGEST = 12
-"""Tokens of an answer; the longest right one has 5."""
 GREY = (127, 127, 127)
 
 

@@ -64,8 +64,13 @@ Right = list[str]
 """The right answers, in the order of the questions."""
 
 
-def write_benchmarks(folder: Path, seed: int = 0, pictures: int = 12) -> dict[str, Right]:
-    """Write a folder for each benchmark below ``folder``; returns the right answers of each.
+def write_benchmarks(
+    folder: Path, seed: int = 0, pictures: int = 12, names: Sequence[str] | None = None, *, closing: bool = True
+) -> dict[str, Right]:
+    """Write a folder for each benchmark (of ``names``) below ``folder``; returns the right answers of each.
+
+    ``closing`` False leaves out the lines behind a question that ask for a short answer ("Answer the question using
+    ..."), which the demo's model has never read.
 
     Benchmarks that a judge scores have none. ConfigError for fewer than two pictures.
     """
@@ -73,7 +78,10 @@ def write_benchmarks(folder: Path, seed: int = 0, pictures: int = 12) -> dict[st
         raise ConfigError(f"--pictures {pictures}: expected a number from 2")
     scenes = draw_scenes(seed, "benchmarks", unseen=True)
     shown = [Picture(f"{number:06d}.png", scene) for number, scene in zip(range(pictures), scenes, strict=False)]
-    right = {name: write(folder / name, shown) for name, write in WRITERS.items()}
+    right = {name: WRITERS[name](folder / name, shown) for name in names or WRITERS}
+    for path in () if closing else sorted(folder.glob("*/llava_*.jsonl")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(json.dumps(VIZWIZ)[1:-1], "").replace(json.dumps(SHORT)[1:-1], ""), "utf-8")
     _json(folder / "right.json", right)
     return right
 

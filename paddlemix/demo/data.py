@@ -14,6 +14,8 @@ from paddlemix.demo.shapes import Scene, Shape, draw_scenes, paint
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
 
+LONGEST = 12
+"""Tokens of an answer; the longest right one has 5."""
 NUMBERS = ("one", "two", "three", "four")
 
 

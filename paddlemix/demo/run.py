@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.demo import data, sheets
-from paddlemix.demo.data import Answer, accuracy, by_kind
+from paddlemix.demo.benchmarks import write_benchmarks
+from paddlemix.demo.data import LONGEST, Answer, accuracy, by_kind
 from paddlemix.demo.shapes import PLACES
 from paddlemix.demo.verdict import verdict
 from paddlemix.utils import device
@@ -22,6 +23,9 @@ from paddlemix.utils.files import atomic_write
 from paddlemix.utils.logging import console
 
 RECIPES = ROOT / "paddlemix" / "config" / "demo"
+
+BENCHMARKS = ("vqav2", "gqa", "vizwiz", "custom")
+"""Those with open questions of the kinds that the model has learnt. The first three are scored by their own rules."""
 
 MARK = "made_by_the_demo.txt"
 
@@ -36,13 +40,14 @@ class Size:
     training_pictures: int = 10000
     second_pictures: int = 4000
     test_pictures: int = 400
+    benchmark_pictures: int = 100
     steps: int | None = None
     checked: bool = True
     second: bool = True
 
 
 FULL = Size()
-QUICK = Size(training_pictures=64, second_pictures=32, test_pictures=24, steps=4, checked=False)
+QUICK = Size(training_pictures=64, second_pictures=32, test_pictures=24, benchmark_pictures=6, steps=4, checked=False)
 """A run of seconds that goes through every step and learns nothing; for tests."""
 
 
@@ -77,6 +82,11 @@ class Paths:
         """Model and adapter in one."""
         return self.out / "merged"
 
+    @property
+    def scores(self) -> Path:
+        """Answers to the benchmarks, and their scores."""
+        return self.out / "eval"
+
 
 def run_demo(out: Path, seed: int = 0, size: Size = FULL, *, chat: bool = True) -> dict[str, Any]:
     """Run everything and return the numbers, which are also in ``out/results.json``.
@@ -106,6 +116,7 @@ class Demo:
         answers = self._test_first()
         fault = self._second_task() if self.size.second else None
         self._show(answers)
+        self._benchmarks()
         self._keep()
         if fault:
             raise TrainingError(fault)
@@ -118,13 +129,14 @@ class Demo:
     def _clear(self) -> None:
         """Take away the folders of an earlier demo. Folders of these names that no demo made are left alone."""
         paths = self.paths
-        old = [path for path in (paths.data, paths.start, paths.model, paths.adapter, paths.merged) if path.exists()]
+        made = (paths.data, paths.start, paths.model, paths.adapter, paths.merged, paths.scores)
+        old = [path for path in made if path.exists()]
         if old and not (paths.out / MARK).is_file():
             raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
         for folder in old:
             shutil.rmtree(folder)
         paths.data.mkdir(parents=True)
-        names = ", ".join(path.name for path in (paths.data, paths.start, paths.model, paths.adapter, paths.merged))
+        names = ", ".join(path.name for path in made)
         (paths.out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
 
     def _draw(self) -> None:
@@ -210,10 +222,22 @@ class Demo:
         curves = [sheets.Curve(title, read_losses(folder)) for title, folder in runs.items()]
         sheets.draw_curves(self.paths.out / "loss.png", curves)
 
+    def _benchmarks(self) -> None:
+        """Other unseen images in the formats of benchmarks, by the command that runs the real ones."""
+        self._title("5", "Benchmarks: drawn images in the files of their authors, scored by the authors' rules")
+        data = self.paths.data / "benchmarks"
+        write_benchmarks(data, self.seed, self.size.benchmark_pictures, BENCHMARKS, closing=False)
+        self._command("eval", "all", "--model-path", self._last(), "--data", data, "--output", self.paths.scores,
+                      "--device", "cpu", "--max-new-tokens", LONGEST)  # fmt: skip
+        scores = [
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.paths.scores.rglob("score*.json"))
+        ]
+        self.results["benchmarks"] = {one["benchmark"]: one["metrics"][one["main"]]["value"] for one in scores}
+
     def _keep(self) -> None:
         self.results["seconds"] = round(time.monotonic() - self.started, 1)
         atomic_write(self.paths.out / "results.json", json.dumps(self.results, indent=2) + "\n")
-        self._title("5", "Done")
+        self._title("6", "Done")
         made = {"answers.png": "questions and answers", "loss.png": "the losses", "results.json": "all numbers"}
         for name, what in made.items():
             self._say(f"  {self.paths.out / name}  ({what})")

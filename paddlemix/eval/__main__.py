@@ -3,6 +3,7 @@
 
     paddlemix eval pope --model-path MODEL --data eval/pope [--num-chunks N --chunk-idx I] [--dry-run]
     paddlemix eval custom --model-path MODEL --data rows.jsonl
+    paddlemix eval all --model-path MODEL --data playground/data/eval
     paddlemix eval merge eval_results/pope/MODEL
     paddlemix eval score pope --answers answers.jsonl --data eval/pope --output scores/pope.json
     paddlemix eval compare scores/before.json scores/after.json
@@ -15,7 +16,7 @@
         --base-url URL --judge-model NAME
     paddlemix eval list
 
-After a kill the same command goes on where it stopped. eval run --help lists the flags of the first two.
+After a kill the same command goes on where it stopped. eval run --help lists the flags of the first three.
 Exit code 0: done. 1: done, but answers are missing, failed, double or of no question (the summary names them).
 2: a flag or a file is wrong.
 """
@@ -153,14 +154,14 @@ def _run(argv: list[str]) -> int:
 
 def _with_verb(argv: list[str]) -> list[str]:
     """A benchmark in the place of a verb means that it is run."""
-    from paddlemix.eval.benchmarks import ALIASES, BENCHMARKS, CUSTOM
+    from paddlemix.eval.benchmarks import ALIASES, ALL, BENCHMARKS, CUSTOM
 
     place = next((number for number, word in enumerate(argv) if not word.startswith("-")), None)
     first = "" if place is None else argv[place]
-    if first.lower() in (*BENCHMARKS, *ALIASES, CUSTOM):
+    if first.lower() in (*BENCHMARKS, *ALIASES, CUSTOM, ALL):
         argv = [*argv[:place], "run", *argv[place:]]
     elif place is not None and first not in VERBS:
-        known = (*VERBS, *BENCHMARKS, CUSTOM)
+        known = (*VERBS, *BENCHMARKS, CUSTOM, ALL)
         raise ConfigError(f'"{shown(first, 80)}" is no verb and no benchmark{nearest(first.lower(), known)} '
                           f"(verbs: {', '.join(VERBS)}; benchmarks: eval list)")  # fmt: skip
     return dashed(argv) if argv[place:][:1] == ["run"] else argv

@@ -21,6 +21,8 @@ from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import shown
 
+ALL = "all"
+"""In the place of a benchmark's name: every benchmark that has a folder below that of the data."""
 CUSTOM = "custom"
 """In the place of a benchmark's name: own data, scored by every rule that fits the rows."""
 

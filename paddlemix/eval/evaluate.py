@@ -10,12 +10,12 @@ Everything that can be wrong with files and names is found by ``planned``, befor
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddlemix.eval import asked as asking_for
 from paddlemix.eval import running
 from paddlemix.eval.answer_files import AnswerRecord, answer_line, read_answers
-from paddlemix.eval.benchmarks import CUSTOM, Benchmark, benchmark_named
+from paddlemix.eval.benchmarks import ALIASES, BENCHMARKS, CUSTOM, Benchmark, benchmark_named
 from paddlemix.eval.items import Item, Said, items_of, missing_files, part_with
 from paddlemix.eval.models import Model
 from paddlemix.eval.records import read_list
@@ -26,6 +26,10 @@ from paddlemix.eval.uploads import UPLOADS, write_upload
 from paddlemix.utils.errors import ConfigError, DataError, PaddleMixError
 from paddlemix.utils.files import sha256
 from paddlemix.utils.leftovers import remove
+from paddlemix.utils.paths import begins_at
+
+if TYPE_CHECKING:
+    from paddlemix.eval.asking import Asker
 
 OWN = ("exact", "choice", "vqa", "rouge-l")
 IN_ONE_FILE = ("mmbench", "mmbench-cn", "refcoco", "mv-llava", *OWN)
@@ -234,16 +238,39 @@ def _own_metrics(path: Path, wanted: Sequence[str]) -> list[str]:
     return ["choice"] if options else ["exact", *(["vqa"] if people else []), "rouge-l"]
 
 
-def carry_out(plan: Plan, tell: Callable[[str], None] = lambda line: None, *, restart: bool = False) -> Outcome:
-    """Ask what is not answered yet, then merge the parts, score and write what the authors take."""
+def found_below(root: Path) -> dict[str, Path]:
+    """The folders of benchmarks below ``root``, by the names that LLaVA, or we, give them. DataError for none."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder{begins_at(root)}")
+    names = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    known = {**{name: name for name in (*BENCHMARKS, CUSTOM)}, **ALIASES}
+    found = {known[name]: path for name, path in names.items() if name in known}
+    if not found:
+        raise DataError(f"{root}: no folder of a benchmark in it ({', '.join(BENCHMARKS)})")
+    return {name: found[name] for name in (*BENCHMARKS, CUSTOM) if name in found}
+
+
+def carry_out(
+    plan: Plan,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    restart: bool = False,
+    opened: Callable[[], "Asker"] | None = None,
+) -> Outcome:
+    """Ask what is not answered yet, then merge the parts, score and write what the authors take.
+
+    ``opened`` gives a model that is loaded already; without it that of the plan is loaded when there is a question.
+    """
     job = plan.job
     if restart:
         running.forget(job)
         for left in job.path.parent.glob("score*.json"):
             left.unlink()
     if not plan.done:
-        asker = plan.model.open(plan.max_new_tokens)
-        tell(asker.predictor.about)
+        asker = plan.model.open(plan.max_new_tokens) if opened is None else opened()
+        asker.max_new_tokens = plan.max_new_tokens
+        if opened is None:
+            tell(asker.predictor.about)
         running.run(job, asker, name=str(job.settings["benchmark"]))
     remove(job.journal)
     if job.parts > 1 and not running.is_done(job.path, job.settings) and not running.merge(job.path, job.parts):

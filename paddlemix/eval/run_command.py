@@ -2,7 +2,9 @@
 """The verb that asks a model: its flags, and what it tells the person."""
 
 import argparse
+import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ NAMED = 5
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of LLaVA's evaluation scripts, and ours."""
-    parser.add_argument("benchmark", metavar="BENCHMARK", help="eval list names them; custom: own rows")
+    parser.add_argument("benchmark", metavar="BENCHMARK", help="eval list names them; custom: own rows; all: see DIR")
     parser.add_argument("model", nargs="?", type=expanded, metavar="MODEL", help="the same as --model-path")
 
     def flag(name: str, text: str, **kind: Any) -> None:
@@ -29,8 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     flag("model-path", "model or adapter folder, or a known name", type=expanded)
     model_flags(parser, base=("base", "model-base"))
-    flag("data", "the benchmark's folder, as downloaded, or its question file", type=path_at, required=True,
-         metavar="DIR")  # fmt: skip
+    data = "the benchmark's folder, as downloaded, or its question file; of all: the folder of those folders"
+    flag("data", data, type=path_at, required=True, metavar="DIR")
     flag("split", "question file of this name in the folder (mmbench_dev_20230712)", metavar="NAME")
     flag("image-folder", "where the images are (default: as LLaVA has them in the folder)", type=path_at, metavar="DIR")
     flag("output", "folder of the results (default: eval_results/BENCHMARK/MODEL)", type=path_at, metavar="DIR")
@@ -91,7 +93,10 @@ def carry_out(args: argparse.Namespace) -> int:
 
 def _carry_out(args: argparse.Namespace) -> int:
     from paddlemix.eval import evaluate
+    from paddlemix.eval.benchmarks import ALL
 
+    if args.benchmark.lower() == ALL:
+        return _carry_out_all(args)
     plan = evaluate.planned(request_of(args))
     for line in _plan_lines(plan):
         _note(line)
@@ -99,6 +104,40 @@ def _carry_out(args: argparse.Namespace) -> int:
         _out("the first prompt:\n" + plan.model.first_prompt(plan.job.items[0]) + "\n")
         return 1 if plan.missing else 0
     return report(evaluate.carry_out(plan, _note, restart=args.restart), as_json=args.json)
+
+
+def _carry_out_all(args: argparse.Namespace) -> int:
+    """Every benchmark with a folder below --data, with one load of the model; the table of all at the end."""
+    from paddlemix.eval import evaluate, tables
+    from paddlemix.eval.report import report_lines
+
+    for name in ("split", "image_folder", "convention", "metric"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for one benchmark, not for all; leave it out")
+    request = request_of(args)
+    output = args.output or evaluate.RESULTS
+    plans = [
+        evaluate.planned(replace(request, benchmark=name, data=path, output=output / name / request.model.id))
+        for name, path in evaluate.found_below(args.data).items()
+    ]
+    for plan in plans:
+        for line in _plan_lines(plan):
+            _note(line)
+    if args.dry_run:
+        return 1 if any(plan.missing for plan in plans) else 0
+    opened = functools.cache(lambda: plans[0].model.open(1))
+    outcomes = [evaluate.carry_out(plan, _note, restart=args.restart, opened=opened) for plan in plans]
+    if args.json:
+        _out(tables.as_text([outcome_value(outcome) for outcome in outcomes]))
+        return 0 if all(outcome.complete for outcome in outcomes) else 1
+    for outcome in outcomes:
+        _out(f"{readable(str(outcome.path))}: {outcome.answers} answers, {len(outcome.failed)} failed\n")
+        for line in outcome.notes:
+            _note(f"note: {line}")
+    scores = {f"{one.score.benchmark}": one for outcome in outcomes for one in outcome.scored}
+    if scores:
+        _out("\n" + "".join(f"{readable(line)}\n" for line in report_lines(scores)))
+    return 0 if all(outcome.complete for outcome in outcomes) else 1
 
 
 def report(outcome: "Outcome", *, as_json: bool) -> int:

@@ -21,8 +21,8 @@ def write_model(folder: Path, seed: int = 3) -> Path:
     return folder / "model"
 
 
-def write_shapes(folder: Path, pictures: int = 6) -> dict[str, list[str]]:
-    return write_benchmarks(folder, 0, pictures)
+def write_shapes(folder: Path, pictures: int = 6, names: tuple[str, ...] | None = None) -> dict[str, list[str]]:
+    return write_benchmarks(folder, 0, pictures, names)
 
 
 class EchoAsker:

@@ -2,7 +2,6 @@
 """Benchmarks from their files to answers and scores with a tiny model; killed, divided, and with bad files."""
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.evaluate import Request, planned
 from paddlemix.eval.items import Item, Turn, items_of, part_with
 from paddlemix.eval.models import model_id
-from paddlemix.eval.question_rows import Asked
-from paddlemix.eval.running import Job, blocks_of
-from paddlemix.utils.errors import ConfigError, DataError
-from tests.eval.model_kit import EchoAsker, StopError, cpu, write_model, write_shapes
+from paddlemix.utils.errors import DataError
+from tests.eval.model_kit import cpu, write_model, write_shapes
 
 JUDGED = ("llava-bench", "mm-vet")
 
@@ -81,95 +78,6 @@ def test_right_answers_score_full_and_the_next_ones_answers_less(benchmark: str,
             value = found.score.metrics[found.score.main]
             assert (value == full) == (number == 0), found.score.metrics
             assert not found.score.problems
-
-
-def test_parts_and_kills_give_the_bytes_of_a_straight_run(home: Path, tmp_path: Path) -> None:
-    """Killed after any batch, its journal cut anywhere, in 1 to 5 parts: one answer file."""
-    items = [Item((Turn(number, f"{'?' * (number * 13 % 37)}"),)) for number in range(150)]
-    draw = random.Random(5)
-
-    def job(folder: Path, parts: int = 1, index: int = 0) -> Job:
-        lines = evaluate.lines_of("tiny")
-        return Job(items, folder / "answers.jsonl", {"seed": 1}, lines, 4, parts, index, {"metrics": []})
-
-    straight = job(tmp_path / "straight")
-    running.run(straight, EchoAsker(), name="x")
-    wanted = straight.path.read_bytes()
-    assert [json.loads(line)["question_id"] for line in wanted.splitlines()] == list(range(150))
-    for parts in (1, 2, 3, 5):
-        folder = tmp_path / str(parts)
-        for index in draw.sample(range(parts), parts):
-            part = job(folder, parts, index)
-            while not part.own_path.exists():
-                try:
-                    running.run(part, EchoAsker(draw.randrange(1, 9)), name="x")
-                except StopError:
-                    data = part.journal.read_bytes()
-                    part.journal.write_bytes(data[: len(data) - draw.choice((0, 1, 50, 700))])
-            assert not part.journal.exists()
-        assert running.merge(folder / "answers.jsonl", parts) or parts == 1
-        assert (folder / "answers.jsonl").read_bytes() == wanted
-        if parts > 1:
-            own = [folder / f"{parts}_{index}.jsonl" for index in range(parts)]
-            assert b"".join(path.read_bytes() for path in own) == wanted, "as LLaVA's scripts join parts"
-
-
-def test_a_model_in_parts_writes_the_bytes_of_one_run_and_the_last_part_scores(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--batch-size", "2")
-    assert run(home, "pope", tmp_path / "one", *flags) == 0
-    for index in (2, 0, 1):
-        assert run(home, "pope", tmp_path / "three", "--num-chunks", "3", "--chunk-idx", str(index), *flags) == 0
-        said = capsys.readouterr()
-        assert ("the other parts are not there yet" in said.err) == (index != 1)
-    for name in ("answers.jsonl",):
-        assert (tmp_path / "three" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    score = [json.loads((tmp_path / run_in / "score.json").read_text()) for run_in in ("one", "three")]
-    assert score[0]["metrics"] == score[1]["metrics"]
-    (tmp_path / "three" / "answers.jsonl").unlink()
-    assert main(["merge", str(tmp_path / "three")]) == 0
-    assert (tmp_path / "three" / "answers.jsonl").read_bytes() == (tmp_path / "one" / "answers.jsonl").read_bytes()
-    (tmp_path / "three" / "3_1.jsonl").unlink()
-    assert main(["merge", str(tmp_path / "three")]) == 2
-    assert "3_1.jsonl of 3 parts not there" in capsys.readouterr().err
-
-
-def test_questions_of_like_length_share_a_batch_and_every_device_has_blocks(tmp_path: Path) -> None:
-    items = [Item((Turn(number, "?" * (number % 50)),)) for number in range(800)]
-    asker = EchoAsker()
-    asker.length = lambda item: len(item.turns[0].text)  # type: ignore[method-assign]
-    running.run(Job(items, tmp_path / "a.jsonl", {}, evaluate.lines_of("m"), 5), asker, name="x")
-    spread = [max(lengths) - min(lengths) for batch in asker.batches
-              if (lengths := [int(key) % 50 for key in batch])]  # fmt: skip
-    assert sum(spread) / len(spread) < 10, "of 50 lengths, at random it is about 33"
-    for count in (9, 100, 1000, 100_000):
-        blocks = blocks_of(count, 8)
-        assert [place for block in blocks for place in block] == list(range(count))
-        assert len(blocks) >= min(16, -(-count // 8))
-
-
-def test_a_finished_run_is_scored_again_without_a_model_and_another_one_is_refused(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(home, "gqa", tmp_path) == 0
-    first = (tmp_path / "score.json").read_bytes()
-    (tmp_path / "score.json").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Model, "open", None)
-        assert run(home, "gqa", tmp_path) == 0
-    assert (tmp_path / "score.json").read_bytes() == first
-    capsys.readouterr()
-    assert run(home, "gqa", tmp_path, "--conv-mode", "llava_v1") == 2
-    assert "answers are of a run with conv_mode" in capsys.readouterr().err
-    assert run(home, "gqa", tmp_path, "--conv-mode", "llava_v1", "--restart") == 0
-    with open(tmp_path / "answers.jsonl", "a") as stream:
-        stream.write("\n")
-    assert run(home, "gqa", tmp_path, "--conv-mode", "llava_v1") == 2
-    assert "has been changed since its run ended" in capsys.readouterr().err
-    (tmp_path / "answers.jsonl.run.json").unlink()
-    assert run(home, "gqa", tmp_path) == 2
-    assert "no run of this command made it" in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_be_used_is_a_failed_answer_that_is_named_and_scored_as_wrong(
@@ -348,10 +256,28 @@ def test_own_rows_are_asked_with_options_and_several_images(home: Path, tmp_path
     assert planned(Request("custom", bad, cpu(home / "model"), scored=False)).job.items
 
 
-def test_parts_that_cannot_be_joined_are_named(tmp_path: Path) -> None:
-    for name in ("2_0.jsonl", "3_1.jsonl"):
-        (tmp_path / name).write_text("")
-    with pytest.raises(ConfigError, match="parts of runs in 2 and 3 parts"):
-        running.parts_there(tmp_path)
-    one = Asked(1, "?", "?", None)
-    assert items_of([one], tmp_path)[0].where == "question 1"
+def test_all_benchmarks_of_a_folder_run_with_one_load_and_end_in_one_table(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "playground"
+    write_shapes(root, 4, ("pope", "mmbench-cn", "custom"))
+    (root / "mmbench-cn").rename(root / "mmbench_cn")  # as LLaVA's folder is called
+    (root / "notes").mkdir()
+    loads: list[str] = []
+    opens = evaluate.Model.open
+    monkeypatch.setattr(evaluate.Model, "open", lambda model, limit: loads.append(model.path) or opens(model, limit))
+    flags = ["--model-path", str(home / "model"), "--data", str(root), "--output", str(tmp_path / "out"),
+             "--device", "cpu", "--max-new-tokens", "3"]  # fmt: skip
+    assert main(["all", *flags]) == 0
+    said = capsys.readouterr()
+    assert len(loads) == 1
+    assert "| model | POPE, % | MMBench-CN, % | own data: exact match, % | own data: ROUGE-L, % |" in said.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["custom", "mmbench-cn", "pope"]
+    assert main(["all", *flags]) == 0
+    assert len(loads) == 1, "nothing is left to ask"
+    assert main(["all", *flags, "--split", "x"]) == 2
+    assert "--split is for one benchmark, not for all" in capsys.readouterr().err
+    assert main(["all", "M", "--data", str(home / "model")]) == 2
+    assert "no folder of a benchmark in it" in capsys.readouterr().err
+    (root / "pope" / "llava_pope_test.jsonl").unlink()
+    assert main(["all", *flags]) == 2, "one that cannot be asked is said before any is"
