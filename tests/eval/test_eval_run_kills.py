@@ -85,12 +85,12 @@ def test_a_model_in_parts_writes_the_bytes_of_one_run_and_the_last_part_scores(
 
 
 def test_questions_of_like_length_share_a_batch_and_every_device_has_blocks(tmp_path: Path) -> None:
-    items = [Item((Turn(number, "?" * (number % 50)),)) for number in range(800)]
+    items = [Item((Turn(number, "?" * (number * 37 % 50)),)) for number in range(800)]
     asker = EchoAsker()
     asker.length = lambda item: len(item.turns[0].text)  # type: ignore[method-assign]
     running.run(Job(items, tmp_path / "a.jsonl", {}, evaluate.lines_of("m"), 5), asker, name="x")
     spread = [max(lengths) - min(lengths) for batch in asker.batches
-              if (lengths := [int(key) % 50 for key in batch])]  # fmt: skip
+              if (lengths := [int(key) * 37 % 50 for key in batch])]  # fmt: skip
     assert sum(spread) / len(spread) < 10, "of 50 lengths, at random it is about 33"
     for count in (9, 100, 1000, 100_000):
         blocks = blocks_of(count, 8)
@@ -155,3 +155,23 @@ def test_a_process_that_is_killed_at_any_time_goes_on_to_the_same_bytes(home: Pa
     wanted = (tmp_path / "straight" / "answers.jsonl").read_bytes()
     for name in ("killed", "parts"):
         assert (tmp_path / name / "answers.jsonl").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("spoilt", ["item", "said", "form"])
+def test_records_of_a_journal_that_are_not_those_of_its_questions_are_made_again(spoilt: str, tmp_path: Path) -> None:
+    items = [Item((Turn(number, "?" * (number % 5)),)) for number in range(20)]
+    straight, killed = (
+        Job(items, tmp_path / name / "answers.jsonl", {"seed": 1}, evaluate.lines_of("m"), 4) for name in ("a", "b")
+    )
+    running.run(straight, EchoAsker(), name="x")
+    with pytest.raises(StopError):
+        running.run(killed, EchoAsker(3), name="x")
+    first, *batches = killed.journal.read_text().splitlines()
+    spoiled = json.loads(batches[1])
+    record = spoiled["records"][0]
+    record |= {"item": {"item": 19}, "said": {"said": []}, "form": {"said": [["text", 5, ""]]}}[spoilt]
+    killed.journal.write_text("\n".join([first, batches[0], json.dumps(spoiled), batches[2]]) + "\n")
+    asker = EchoAsker()
+    running.run(killed, asker, name="x")
+    assert len(asker.batches) == 4, "the batches behind it, too"
+    assert killed.path.read_bytes() == straight.path.read_bytes()
