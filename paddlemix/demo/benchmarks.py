@@ -306,8 +306,8 @@ def _turn(who: str, text: str) -> dict[str, str]:
     return {"from": who, "value": text}
 
 
-def _judged(file: str, folder: Path, pictures: Sequence[Picture]) -> Right:
-    _images(folder / "images", pictures)
+def _judged(file: str, folder: Path, pictures: Sequence[Picture], images: str = "images") -> Right:
+    _images(folder / images, pictures)
     rows = [{"question_id": n, "image": p.name, "text": q, "category": "default"} for n, p, q, _ in _open(pictures)]
     _lines(folder / file, rows)
     return []
@@ -335,6 +335,7 @@ WRITERS: dict[str, Callable[[Path, Sequence[Picture]], Right]] = {
     "mv-llava": _mv_llava,
     "llava-bench": lambda folder, pictures: _judged("questions.jsonl", folder, pictures),
     "mm-vet": lambda folder, pictures: _judged("llava-mm-vet.jsonl", folder, pictures),
+    "qa90": lambda folder, pictures: _judged("qa90_questions.jsonl", folder, pictures, "val2014"),
     "custom": _own,
 }
 """What writes the folder of each benchmark."""

@@ -208,7 +208,7 @@ def _slice(entry: dict[str, Any], number: int) -> Slice:
     try:
         benchmark = benchmark_named(entry["name"])
         limit, form = entry.get("limit"), entry.get("prompts", "llava")
-        if benchmark.scorer is None:
+        if benchmark.scorer is None or benchmark.questions is None:
             raise ConfigError(f"{benchmark.title} cannot be scored here: {benchmark.unscored}")
         folder = entry.get("image_folder")
         convention = entry.get("convention")

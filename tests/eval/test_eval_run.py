@@ -20,7 +20,7 @@ from paddlemix.eval.models import model_id
 from paddlemix.utils.errors import DataError
 from tests.eval.model_kit import cpu, write_model, write_shapes
 
-JUDGED = ("llava-bench", "mm-vet")
+JUDGED = ("llava-bench", "mm-vet", "qa90")
 
 
 @pytest.fixture(scope="module")
