@@ -119,8 +119,8 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
-    if name in ("serve/access.py", "serve/listening.py"):
-        return flags_of("paddlemix.serve.model_worker")
+    if name.startswith("serve/"):
+        return flags_of("paddlemix.serve.controller") | flags_of("paddlemix.serve.model_worker")
     if name == "eval/predicting.py":
         return flags_of("paddlemix.tools.batch_predict")
     if name.startswith("eval/"):

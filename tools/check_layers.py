@@ -51,6 +51,7 @@ ONLY_IN = {
     "openpyxl": ("paddlemix/eval/",),
     "starlette": ("paddlemix/serve/",),
     "prometheus_client": ("paddlemix/serve/",),
+    "h11": ("paddlemix/serve/",),
     "uvicorn": ("paddlemix/serve/",),
     "gradio": ("paddlemix/serve/",),
     "torch": ("tools/bench_peer.py",),

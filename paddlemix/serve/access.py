@@ -22,15 +22,28 @@ class Access:
 
     keys: tuple[bytes, ...] = ()
 
+    @classmethod
+    def of(cls, keys: Sequence[str]) -> "Access":
+        """The access for these keys."""
+        return cls(tuple(_digest(key.encode()) for key in keys))
+
+    def adding(self, key: str) -> "Access":
+        """One more key where keys are needed; without any, programs of this machine go on without."""
+        return Access((*self.keys, _digest(key.encode()))) if self.keys else self
+
+    def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """RequestError unless one of the keys is shown. The same answer whatever is wrong with it."""
+        scheme, _, key = dict(headers).get(b"authorization", b"").partition(b" ")
+        given = _digest(key.strip())
+        good = [hmac.compare_digest(given, known) for known in self.keys]
+        if not any(good) or scheme.lower() != b"bearer":
+            raise RequestError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+
     def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """RequestError unless a request with these headers may pass. The same answer whatever is wrong with a key."""
-        found = {name: value for name, value in headers if name in (b"authorization", b"host", b"origin")}
+        """RequestError unless a request with these headers may pass."""
+        found = dict(headers)
         if self.keys:
-            scheme, _, key = found.get(b"authorization", b"").partition(b" ")
-            given = _digest(key.strip())
-            good = [hmac.compare_digest(given, known) for known in self.keys]
-            if not any(good) or scheme.lower() != b"bearer":
-                raise RequestError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            self.check_key(headers)
         elif _host(found.get(b"host", b"")) not in LOOPBACK:
             # Without keys a page of the web could reach the server by a name of its own that leads to 127.0.0.1.
             raise RequestError(403, "without an API key this server answers to 127.0.0.1 and localhost only")
@@ -48,15 +61,26 @@ def access_of(host: str, keys: Sequence[str], key_file: Path | None) -> Access:
         if not found:
             raise ConfigError(f"{key_file}: holds no key; write one a line, of {SHORTEST} characters or more")
     for key in found:
-        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError(
-                f"an API key has {SHORTEST} printable ASCII characters or more, without blanks; this one has {len(key)}"
-            )
+        _check_form(key)
     if not found and host not in LOOPBACK:
         raise ConfigError(
             f"--host {host} lets other machines ask; give --api-key-file FILE (or --api-key KEY), or --host 127.0.0.1"
         )
-    return Access(tuple(_digest(key.encode()) for key in found))
+    return Access.of(found)
+
+
+def token_of(file: Path) -> str:
+    """The secret that a controller and its workers share; ConfigError for a file without one."""
+    token = read_text(file, ConfigError).strip()
+    _check_form(token)
+    return token
+
+
+def _check_form(key: str) -> None:
+    if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"a key or token has {SHORTEST} printable ASCII characters or more, without blanks; this one has {len(key)}"
+        )
 
 
 def _digest(key: bytes) -> bytes:

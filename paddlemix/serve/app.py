@@ -61,7 +61,10 @@ class Worker:
             Route("/metrics", self._metrics, methods=["GET"]),
             *more,
         ]
-        return Guard(Router(routes, redirect_slashes=False), access, self.limits, self.engine.metrics)
+        return Guard(Router(routes, redirect_slashes=False), access, self.limits, self._count)
+
+    def _count(self, status: int) -> None:
+        self.engine.metrics.requests.labels(str(status)).inc()
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         """``work`` in a thread, so that the event loop goes on."""

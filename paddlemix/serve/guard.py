@@ -7,18 +7,17 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paddlemix.serve.access import Access
 from paddlemix.serve.faults import RequestError, failed, overloaded, unavailable
 from paddlemix.serve.limits import Limits
-from paddlemix.serve.metrics import Metrics
 from paddlemix.utils.logging import get_logger
 
 
@@ -36,6 +35,8 @@ class Visit:
     begun: bool = False
     body_read: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    told: Callable[[RequestError], bytes] | None = None
+    """How an error is written where OpenAI's form is not the one."""
 
 
 class Gate:
@@ -64,22 +65,22 @@ class Gate:
             self.requests -= 1
 
     @contextlib.asynccontextmanager
-    async def body(self, scope: Scope, receive: Receive) -> Any:
-        """The body of a request, of which the memory counts until the block ends."""
+    async def body(self, scope: Scope, receive: Receive, *, empty: bool = False) -> Any:
+        """The body of a request, of which the memory counts until the block ends. ``empty``: there may be none."""
         chunks: list[bytes] = []
         try:
             try:
-                await asyncio.wait_for(self._read(scope, receive, chunks), self.limits.body_seconds)
+                await asyncio.wait_for(self._read(scope, receive, chunks, empty), self.limits.body_seconds)
             except asyncio.TimeoutError:
                 raise RequestError(408, f"the body did not come within {self.limits.body_seconds:g} s") from None
             yield b"".join(chunks)
         finally:
             self.held -= sum(map(len, chunks))
 
-    async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
+    async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes], empty: bool) -> None:
         most, headers = self.limits.body_bytes, dict(scope["headers"])
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind != b"application/json":
+        if kind != b"application/json" and (kind or not empty):
             raise RequestError(415, "the body has to be JSON: Content-Type: application/json")
         if int(headers.get(b"content-length", b"0")) > most:
             raise _too_large(most)
@@ -106,11 +107,11 @@ def _too_large(most: int) -> RequestError:
 class Guard:
     """The outermost application."""
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, count: Callable[[int], None]) -> None:
         self.app = app
         self.access = access
         self.limits = limits
-        self.metrics = metrics
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
@@ -131,7 +132,7 @@ class Guard:
         except ClientGoneError:
             visit.status = visit.status if visit.begun else 499
         finally:
-            self.metrics.requests.labels(str(visit.status or 499)).inc()
+            self._count(visit.status or 499)
             self._log(scope, visit)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
@@ -154,7 +155,10 @@ class Guard:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: RequestError) -> None:
         """Say what is wrong at once; a body that is still on its way is read for a moment, and dropped."""
-        visit, response = scope["paddlemix.visit"], JSONResponse(error.body, error.status, error.headers)
+        visit: Visit = scope["paddlemix.visit"]
+        response = JSONResponse(error.body, error.status, error.headers)
+        if visit.told is not None:
+            response = Response(visit.told(error), error.status, error.headers, "application/octet-stream")
         if visit.body_read or scope["method"] in ("GET", "HEAD"):
             await response(scope, receive, send)
             return

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     flag("api-key", action="append", default=[], help="key that requests need (others see it in ps; or --api-key-file)")
     flag("api-key-file", type=path_at, metavar="FILE", help="file with keys, one a line")
     flag("allow-image-hosts", metavar="A,B", help="hosts whose images are fetched (default: none)")
+    flag("controller-address", metavar="URL", help="controller to register with (http://HOST:21001)")
+    flag("controller-token-file", type=path_at, metavar="FILE", help="the controller's secret")
+    flag("worker-address", metavar="URL", help="where the controller reaches this worker (default: where it listens)")
     flag("log-prompts", action="store_true", help="write questions and answers to the log")
     flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
     flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
@@ -68,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(dashed(argv))
     _check(args)
-    from paddlemix.serve.access import access_of
+    from paddlemix.serve.access import LOOPBACK, access_of, token_of
 
     access = access_of(args.host, args.api_key, args.api_key_file)
+    token = "" if args.controller_token_file is None else token_of(args.controller_token_file)
+    _check_controller(args, LOOPBACK)
     if args.conv_mode is not None:
         from paddlemix.text import templates
 
@@ -82,7 +87,8 @@ def _run(argv: list[str]) -> int:
     device.before_asking(args.device)
     how = {**opening(args), "conv_mode": args.conv_mode}
     how["dtype"] = args.dtype or how["dtype"]
-    serving = Serving(args.host, args.port, names_of(args), limits_of(args), access, log_prompts=args.log_prompts)
+    serving = Serving(args.host, args.port, names_of(args), limits_of(args), access, args.log_prompts,
+                      args.controller_address, args.worker_address, token)  # fmt: skip
     with strict_config(args.strict_config):
         return serve(serving, lambda: Predictor.load(args.model_path, **how))
 
@@ -103,6 +109,23 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: expected {low} to {high}")
+
+
+def _check_controller(args: argparse.Namespace, loopback: Sequence[str]) -> None:
+    if args.controller_address is None:
+        return
+    from paddlemix.utils import addresses
+    from paddlemix.utils.errors import DataError
+
+    for name in ("controller_address", "worker_address"):
+        try:
+            addresses.parse(getattr(args, name) or "http://127.0.0.1")
+        except DataError as error:
+            raise ConfigError(f"--{name.replace('_', '-')}: {error}") from error
+    if args.controller_token_file is None:
+        raise ConfigError("--controller-address needs --controller-token-file FILE with the controller's secret")
+    if args.worker_address is None and args.host not in loopback:
+        raise ConfigError(f"--host {args.host} is no address for others; add --worker-address http://HOST:{args.port}")
 
 
 def limits_of(args: argparse.Namespace) -> "Limits":

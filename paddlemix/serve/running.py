@@ -13,8 +13,10 @@ from paddlemix.serve.access import Access
 from paddlemix.serve.app import Worker
 from paddlemix.serve.engine import Engine
 from paddlemix.serve.limits import Limits
-from paddlemix.serve.listening import Listener, Server, bound_socket
+from paddlemix.serve.listening import Listener, Server, address_of, bound_socket
+from paddlemix.serve.llava_protocol import routes, status_of
 from paddlemix.serve.metrics import Metrics
+from paddlemix.serve.registering import HeartBeat, Registration
 from paddlemix.utils.logging import fit
 
 HARD = 143
@@ -31,6 +33,10 @@ class Serving:
     limits: Limits
     access: Access
     log_prompts: bool = False
+    controller: str | None = None
+    """Address of a controller that is told of the worker, which it reaches at ``worker_address`` with ``token``."""
+    worker_address: str | None = None
+    token: str = ""
 
 
 def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
@@ -51,7 +57,18 @@ def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
 
 async def _serve(serving: Serving, engine: Engine, predictor: Predictor, listener: Listener) -> Server:
     worker = Worker(engine, predictor, serving.names, serving.limits, log_prompts=serving.log_prompts)
-    server = Server(worker.app(serving.access), serving.limits, lambda: drain(worker))
+    access = serving.access.adding(serving.token) if serving.token else serving.access
+    beat: HeartBeat | None = None
+
+    def stopping() -> None:
+        if beat is not None:
+            beat.stop()
+        drain(worker)
+
+    server = Server(worker.app(access, routes(worker)), serving.limits, stopping)
+    if serving.controller is not None:
+        own = serving.worker_address or address_of(listener)
+        beat = HeartBeat(Registration(serving.controller, own, serving.token), lambda: status_of(worker))
     await server.serve(sockets=[listener])
     worker.pool.shutdown(wait=False, cancel_futures=True)
     return server

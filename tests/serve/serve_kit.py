@@ -20,6 +20,7 @@ from paddlemix.serve.app import Worker
 from paddlemix.serve.engine import Engine
 from paddlemix.serve.limits import Limits
 from paddlemix.serve.listening import Server, bound_socket
+from paddlemix.serve.llava_protocol import routes
 from paddlemix.serve.metrics import Metrics
 from paddlemix.serve.running import drain
 from paddlemix.text import templates
@@ -56,7 +57,9 @@ class Running:
 
     async def _serve(self) -> None:
         self.worker = Worker(self.engine, self.predictor, (NAME,), self._limits)
-        self.server = Server(self.worker.app(self._access), self._limits, lambda: drain(self.worker))
+        self.server = Server(
+            self.worker.app(self._access, routes(self.worker)), self._limits, lambda: drain(self.worker)
+        )
         self._begun.set()
         await self.server.serve(sockets=[self.listener])
 
