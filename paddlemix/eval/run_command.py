@@ -109,7 +109,7 @@ def _carry_out(args: argparse.Namespace) -> int:
 def _carry_out_all(args: argparse.Namespace) -> int:
     """Every benchmark with a folder below --data, with one load of the model; the table of all at the end."""
     from paddlemix.eval import evaluate, tables
-    from paddlemix.eval.report import report_lines
+    from paddlemix.eval.report import report_lines, report_of
 
     for name in ("split", "image_folder", "convention", "metric"):
         if getattr(args, name):
@@ -136,7 +136,7 @@ def _carry_out_all(args: argparse.Namespace) -> int:
             _note(f"note: {line}")
     scores = {f"{one.score.benchmark}": one for outcome in outcomes for one in outcome.scored}
     if scores:
-        _out("\n" + "".join(f"{readable(line)}\n" for line in report_lines(scores)))
+        _out("\n" + "".join(f"{readable(line)}\n" for line in report_lines(report_of(scores))))
     return 0 if all(outcome.complete for outcome in outcomes) else 1
 
 
