@@ -62,6 +62,7 @@ EXTRAS = {
     "serve": SERVE,
     "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
     "eval": ["openpyxl>=3.1"],
+    "gguf": ["gguf>=0.10"],  # convert --to gguf and tools/fetch_smollm2.py; 0.10 brought its quantizers in numpy
     "dev": [
         "pytest>=8",
         "pytest-timeout>=2.3",

@@ -257,6 +257,7 @@ _ORCA = (
     "Write out your reasoning step-by-step to be sure you get the right answers!"
 )
 _MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+_SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _EXAMPLE = (
     "What are the key differences between renewable and non-renewable energy sources?",
     "Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, such "
@@ -310,6 +311,7 @@ TEMPLATES: dict[str, Template] = {
         _tagged("mistral_zephyr", "You are a helpful AI assistant.", ("<|user|>\n", "<|assistant|>\n"), "</s>"),
         _chatml("qwen_1_5", "You are a helpful assistant.", newline="\n"),
         _chatml("qwen_2", "You are a helpful assistant.", newline="\n"),
+        _chatml("smollm2", _SMOLLM, newline="\n"),
         _llama_3("llama_3", ""),
         _llama_3("llava_llama_3", _LLAVA_LLAMA_2),
         Template(

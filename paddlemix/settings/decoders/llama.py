@@ -54,9 +54,13 @@ DECODER = Decoder(
     # ``llava_v1`` (a curious human) instead. We take the training template everywhere, so that a prompt is what the
     # model has learnt from; ``llava_v1`` can be asked for.
     template="vicuna_v1",
-    # Yi has 64000 tokens and Llama-3 128256; llava-hf pads the table to a multiple of 64. No other published LLaVA has
-    # these sizes.
-    templates_by_vocabulary=((range(64000, 64257), "chatml_direct"), (range(128256, 128513), "llava_llama_3")),
+    # Yi has 64000 tokens, Llama-3 128256 and SmolLM2 49152; llava-hf pads the table to a multiple of 64. No other
+    # published LLaVA has these sizes.
+    templates_by_vocabulary=(
+        (range(64000, 64257), "chatml_direct"),
+        (range(128256, 128513), "llava_llama_3"),
+        (range(49152, 49409), "smollm2"),
+    ),
     # ShareGPT4V and MV-LLaVA are pinned to transformers 4.31, whose slow tokenizer differs behind special tokens.
     tokenizers_by_type={"share4v": "slow_4_31"},
     class_decides=True,
