@@ -2,10 +2,12 @@
 """Write a model folder in another layout; nothing is lost and nothing is rounded unless --dtype says so.
 
     paddlemix convert --src FOLDER --dst NEW --to original|llava-hf|paddlemix|own|projector
+    paddlemix convert --src FOLDER --dst NEW --to gguf --bits 32|16|8
 
 own: ours, which loads fastest. original: LLaVA's. llava-hf: transformers'. paddlemix: PaddleMIX's .pdparams.
 projector: mm_projector.bin alone. An adapter stays an adapter (original: peft's form for LLaVA and Llama, llava-hf:
-peft's form for transformers' LLaVA; own and paddlemix: theirs).
+peft's form for transformers' LLaVA; own and paddlemix: theirs). gguf: the files of llama.cpp, the language model and
+the vision tower; --bits says how its matrices are held (8 rounds: q8_0).
 """
 
 import argparse
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,6 +23,9 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.options import FLAGS, command_parser, model_flags, strict_config
 from paddlemix.utils.paths import expanded
+
+if TYPE_CHECKING:
+    from paddlemix.checkpoint.convert.layouts import Converted
 
 OPTIONS = replace(FLAGS, device=None, target="another --dst")
 
@@ -31,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
         "--src", required=True, type=expanded, help="model folder in any published layout, or a published name"
     )
     found.add_argument("--dst", required=True, type=expanded, help="new folder")
-    found.add_argument("--to", required=True, choices=("original", "llava-hf", "paddlemix", "own", "projector"))
+    found.add_argument("--to", required=True, choices=("original", "llava-hf", "paddlemix", "own", "projector", "gguf"))
     found.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the weights (default: each one's own)"
     )
+    found.add_argument("--bits", type=int, choices=(32, 16, 8), help="only with --to gguf (default: 16)")
     found.add_argument("--shard-size", type=float, default=5.0, help="largest weight file in GB (default: 5)")
     model_flags(found)
     found.add_argument(
@@ -55,23 +62,53 @@ def _run(argv: list[str]) -> int:
 
     if not 1e-6 <= args.shard_size <= 1e6:
         raise ConfigError(f"--shard-size {args.shard_size:g}: expected a size in GB above 0")
+    _check_gguf(args)
     with strict_config(args.strict_config):
-        result = convert(
-            args.src,
-            args.dst,
-            args.to,
-            dtype=args.dtype,
-            max_shard_bytes=int(args.shard_size * 1e9),
-            base=args.base,
-            vision_tower=args.vision_tower,
-            projector=args.projector,
-            delta_base=args.delta_base,
+        result = (
+            _to_gguf(args)
+            if args.to == "gguf"
+            else convert(
+                args.src,
+                args.dst,
+                args.to,
+                dtype=args.dtype,
+                max_shard_bytes=int(args.shard_size * 1e9),
+                base=args.base,
+                vision_tower=args.vision_tower,
+                projector=args.projector,
+                delta_base=args.delta_base,
+            )
         )
     for note in result.notes:
         print(f"note: {note}")
     size = f"{result.nbytes / 1e9:.2f} GB" if result.nbytes >= 1e8 else f"{result.nbytes / 1e6:.1f} MB"
     print(f"{result.tensors} tensors ({size}, {', '.join(result.dtypes)}) in the layout {result.to}: {result.folder}")
     return 0
+
+
+def _check_gguf(args: argparse.Namespace) -> None:
+    """ConfigError for a flag that the target has no use for."""
+    from paddlemix.utils.errors import ConfigError
+
+    if args.to != "gguf" and args.bits is not None:
+        raise ConfigError(f"--bits {args.bits}: belongs to --to gguf; --dtype casts the weights for --to {args.to}")
+    if args.to == "gguf" and args.dtype is not None:
+        raise ConfigError(f"--dtype {args.dtype}: --to gguf takes --bits 32, 16 or 8 instead")
+    if args.to == "gguf" and args.delta_base is not None:
+        raise ConfigError("--delta-base: write the sum with --to own first, and that with --to gguf")
+
+
+def _to_gguf(args: argparse.Namespace) -> "Converted":
+    from paddlemix.checkpoint.gguf.write import convert_to_gguf
+
+    return convert_to_gguf(
+        args.src,
+        args.dst,
+        16 if args.bits is None else args.bits,
+        base=args.base,
+        vision_tower=args.vision_tower,
+        projector=args.projector,
+    )
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def convert(
         raise CheckpointError(f'"{to}": no layout of that name (known: {", ".join(TARGETS)})')
     dtype = None if dtype is None else dtype_named(dtype)
     folder = resolve(src, "the model")
-    _refuse_target(folder, Path(dst))
+    refuse_target(folder, Path(dst))
     kind = kind_of(folder)
     if to == "projector" or kind in ADAPTERS:
         with publish_folder(dst) as staging:
@@ -150,7 +150,8 @@ def convert(
         return _write(job, staging, Path(dst), max_shard_bytes)
 
 
-def _refuse_target(source: Path, target: Path) -> None:
+def refuse_target(source: Path, target: Path) -> None:
+    """CheckpointError when there is something at ``target`` already, or when it lies inside ``source``."""
     another = options.current().target or "another folder"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; choose {another} or remove it")

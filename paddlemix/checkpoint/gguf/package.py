@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package ``gguf``, and one tensor file written with it: fields first, then one tensor after the other."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def write_file(path: Path, arch: str, fields: Mapping[str, Field], items: Iterab
     CheckpointError when a value is too large for float16.
     """
     gguf = library()
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)  # it tells the temporary names of files
     writer = gguf.GGUFWriter(path, arch)
     try:
         for key, value in fields.items():

@@ -47,7 +47,7 @@ class GgufModel:
         """``general.architecture``."""
         return str(self.fields.get("general.architecture"))
 
-    def value(self, key: str) -> Any:  # noqa: ANN401 - a field of a foreign file, of whatever type it has
+    def value(self, key: str) -> Any:
         """A field of the architecture. CheckpointError when it is missing."""
         found = self.fields.get(f"{self.arch}.{key}")
         if found is None:
@@ -128,7 +128,7 @@ def _tensors(model: GgufModel, config: dict[str, Any]) -> Iterator[Stored]:
         yield Stored(source, "float32", shape, _reader(model, tensor, config))
 
 
-def _reader(model: GgufModel, tensor: "ReaderTensor", config: dict[str, Any]) -> Any:  # noqa: ANN401
+def _reader(model: GgufModel, tensor: "ReaderTensor", config: dict[str, Any]) -> Any:
     """A function that gives the values of a tensor, float32, rows in transformers' order."""
     quants = library().quants
     key = "num_attention_heads" if ".attn_q." in tensor.name else "num_key_value_heads"
@@ -138,7 +138,9 @@ def _reader(model: GgufModel, tensor: "ReaderTensor", config: dict[str, Any]) ->
         try:
             found = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         except NotImplementedError as error:
-            raise CheckpointError(f'{model.path}: the tensor "{tensor.name}" has blocks of a kind that the package gguf cannot read ({error})') from error
+            raise CheckpointError(
+                f'{model.path}: the tensor "{tensor.name}" is of a kind that the package gguf cannot read ({error})'
+            ) from error
         return names.halves_apart(found, config[key]) if turned else found
 
     return values

@@ -73,7 +73,9 @@ def _sentencepiece(tokenizer: Tokenizer, notes: list[str]) -> dict[str, Field]:
     model = tokenizer.files.model
     settings, pieces = spm.read_settings(model), spm.read_model(model)
     if not settings.bpe:
-        raise CheckpointError(f"{tokenizer.files.where}: it is no BPE model, the only kind that llama.cpp's llama reads")
+        raise CheckpointError(
+            f"{tokenizer.files.where}: it is no BPE model, the only kind that llama.cpp's llama reads"
+        )
     if settings.charsmap or settings.removes_spaces or not settings.escapes_spaces:
         notes.append(f"{tokenizer.files.where}: it changes a text before it splits it, which llama.cpp does not do")
     return {
@@ -125,7 +127,10 @@ def _pre_name(pipeline: Mapping[str, Any], where: str) -> str:
 def _told(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What makes a difference in steps; ``use_regex`` is true where it is not said."""
     return [
-        {**({"use_regex": True} if step.get("type") == "ByteLevel" else {}), **{k: step[k] for k in _TELLING if k in step}}
+        {
+            **({"use_regex": True} if step.get("type") == "ByteLevel" else {}),
+            **{k: step[k] for k in _TELLING if k in step},
+        }
         for step in steps
     ]
 
