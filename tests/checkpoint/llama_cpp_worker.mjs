@@ -25,7 +25,7 @@ for (const prompt of asked.prompts) {
     answers.push(found);
     await context.dispose();
 }
-const ids = (asked.texts ?? []).map((text) => model.tokenize(text, false, "trimLeadingSpace"));
+const ids = (asked.texts ?? []).map((text) => model.tokenize(text, false));
 const special = model.tokens;
 const told = {bos: special.bos, eos: special.eos, eot: special.eot, vocabulary: model.fileInfo.metadata.tokenizer.ggml.tokens.length};
 console.log(JSON.stringify({answers, ids, told}));
