@@ -16,7 +16,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run by its path: imports begin at the repository, not beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from paddlemix.checkpoint.gguf.package import library
 from paddlemix.checkpoint.gguf.read import folder_of_gguf

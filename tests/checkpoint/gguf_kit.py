@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small model folders to be written as GGUF files, and what the files hold."""
 
+import functools
+import importlib.util
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
+from paddlemix.checkpoint.gguf.package import library
 from paddlemix.checkpoint.save import save_model
 from paddlemix.text.tokenizer import load_tokenizer
 from tests.text.text_tools import folder as llama_tokenizer
 from tests.tiny import tiny_config, tiny_model
 
+MISSING = importlib.util.find_spec("gguf") is None
+"""Whether the package is not there (it comes with the extras "gguf" and "dev")."""
 BYTE_BPE = Path(__file__).parents[1] / "data" / "byte_bpe"
 LLAMA3 = {
     "rope_type": "llama3",
@@ -23,6 +28,12 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 KINDS = ("llama", "mistral", "qwen2", "llama3", "linear", "tied")
+
+
+@functools.cache
+def made(kind: str, family: str | None = None) -> Path:
+    """``folder_of`` without changes, made once: not to be written to."""
+    return folder_of(Path(tempfile.mkdtemp(prefix="gguf-")) / "model", kind, family)
 
 
 def folder_of(root: Path, kind: str, family: str | None = None, **changes: Any) -> Path:
@@ -47,12 +58,13 @@ def folder_of(root: Path, kind: str, family: str | None = None, **changes: Any) 
 
 def fields_in(path: Path) -> dict[str, Any]:
     """Every field of a file but those of the container itself."""
-    reader = gguf.GGUFReader(path)
+    reader = library().GGUFReader(path)
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
 
 
 def tensors_in(path: Path) -> dict[str, tuple[str, np.ndarray]]:
     """Form and values (float32, numpy's order of axes) of every tensor of a file."""
+    gguf = library()
     found = gguf.GGUFReader(path).tensors
     return {
         tensor.name: (

@@ -19,9 +19,10 @@ from paddlemix.text import spm
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.tools import convert_weights
 from paddlemix.utils.errors import CheckpointError
-from tests.checkpoint.gguf_kit import KINDS, fields_in, folder_of, tensors_in
+from tests.checkpoint.gguf_kit import KINDS, MISSING, fields_in, folder_of, made, tensors_in
 from tests.tiny import tiny_config, tiny_tokenizer_folder
 
+pytestmark = pytest.mark.skipif(MISSING, reason="the package gguf is not installed")
 GRID = ((28, 56), (56, 28), (56, 56))
 ANYRES = ImageConfig(crop_size=28, resize_size=28, aspect="anyres", merge="spatial_unpad", grid_pinpoints=GRID)
 
@@ -78,8 +79,8 @@ def weights(folder):
 
 @pytest.mark.parametrize("generation", ["1.5", "1.6"])
 def test_the_tower_has_the_names_shapes_and_fields_of_llama_cpps_script(generation, tmp_path):
-    changes = {"image": ANYRES, "has_image_newline": True} if generation == "1.6" else {}
-    folder = folder_of(tmp_path / "model", "llama", **changes)
+    changes = {"image": ANYRES, "has_image_newline": True}
+    folder = made("llama") if generation == "1.5" else folder_of(tmp_path / "model", "llama", **changes)
     convert_to_gguf(folder, tmp_path / "gguf")
     path = tmp_path / "gguf" / "mmproj-model-f16.gguf"
     more = {"model.image_newline": (32,)} if generation == "1.6" else {}
@@ -120,7 +121,7 @@ def test_a_rotation_of_neighbours_gives_the_scores_of_a_rotation_of_halves():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])
 def test_every_text_tensor_is_written_and_has_its_values(kind, tmp_path):
-    folder = folder_of(tmp_path / "model", kind)
+    folder = made(kind)
     convert_to_gguf(folder, tmp_path / "gguf", 32)
     found = tensors_in(tmp_path / "gguf" / "model-f32.gguf")
     ours = {name: value for name, value in weights(folder).items() if "vision" not in name and "mm_" not in name}
@@ -151,7 +152,7 @@ def test_llama_3_stretches_long_waves_only():
 
 
 def test_a_sentencepiece_vocabulary_keeps_pieces_scores_and_kinds(tmp_path):
-    folder = folder_of(tmp_path / "model", "llama")
+    folder = made("llama")
     convert_to_gguf(folder, tmp_path / "gguf")
     fields = fields_in(tmp_path / "gguf" / "model-f16.gguf")
     tokenizer = load_tokenizer(folder)
@@ -170,7 +171,7 @@ def test_a_sentencepiece_vocabulary_keeps_pieces_scores_and_kinds(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2", "llama3"])
 def test_a_byte_level_vocabulary_comes_back(family, tmp_path):
-    folder = folder_of(tmp_path / "model", "qwen2" if family == "qwen2" else "llama3")
+    folder = made("qwen2" if family == "qwen2" else "llama3")
     convert_to_gguf(folder, tmp_path / "gguf", 32)
     fields = fields_in(tmp_path / "gguf" / "model-f32.gguf")
     assert fields["tokenizer.ggml.pre"] == {"qwen2": "qwen2", "llama3": "llama-bpe"}[family]
@@ -191,7 +192,7 @@ def test_a_byte_level_vocabulary_comes_back(family, tmp_path):
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_the_way_back_gives_every_weight(kind, tmp_path):
-    folder = folder_of(tmp_path / "model", kind, "qwen2")
+    folder = made(kind, "qwen2")
     convert_to_gguf(folder, tmp_path / "gguf", 32)
     config = folder_of_gguf(tmp_path / "gguf" / "model-f32.gguf", tmp_path / "back")
     assert config["rope_theta"] == 10000.0
@@ -203,7 +204,7 @@ def test_the_way_back_gives_every_weight(kind, tmp_path):
 
 
 def test_eight_bits_round_matrices_and_nothing_else(tmp_path):
-    folder = folder_of(tmp_path / "model", "llama")
+    folder = made("llama")
     convert_to_gguf(folder, tmp_path / "32", 32)
     convert_to_gguf(folder, tmp_path / "8", 8)
     exact, rounded = tensors_in(tmp_path / "32" / "model-f32.gguf"), tensors_in(tmp_path / "8" / "model-q8_0.gguf")
@@ -251,7 +252,7 @@ def refused(capsys, *argv):
 
 
 def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    folder = folder_of(tmp_path / "model", "llama")
+    folder = made("llama")
     monkeypatch.setitem(sys.modules, "gguf", None)
     told = refused(capsys, "--src", folder, "--dst", tmp_path / "new", "--to", "gguf")
     assert "needs the package gguf" in told
@@ -307,7 +308,7 @@ def test_a_broken_file_is_one_line(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + b"\xff" * 64)
     with pytest.raises(CheckpointError, match="no GGUF file that can be read"):
         folder_of_gguf(tmp_path / "x.gguf", tmp_path / "back")
-    convert(folder_of(tmp_path / "model", "llama"), tmp_path / "own", "own")
+    convert(made("llama"), tmp_path / "own", "own")
     convert_to_gguf(tmp_path / "own", tmp_path / "gguf", 32)
     with pytest.raises(CheckpointError, match='its tokenizer is "llama"'):
         folder_of_gguf(tmp_path / "gguf" / "model-f32.gguf", tmp_path / "back")

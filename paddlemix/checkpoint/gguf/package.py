@@ -104,7 +104,7 @@ def _stored_values(gguf: ModuleType, item: Item) -> np.ndarray:
     """The bytes of a tensor as the file holds them."""
     values = item.values()
     if item.form == "f16" and not np.isfinite(values).all():
-        raise CheckpointError(f'tensor "{item.name}" holds values that float16 cannot: write it with --bits 32')
+        raise CheckpointError(f'tensor "{item.name}" holds values that float16 cannot: write it with 32 bits')
     if item.form != "q8_0":
         return np.ascontiguousarray(values, np.float16 if item.form == "f16" else np.float32)
     rows = values.reshape(-1, item.shape[-1])
