@@ -14,7 +14,7 @@ from paddlemix.checkpoint.gguf import names
 from paddlemix.checkpoint.gguf.package import library
 from paddlemix.checkpoint.gguf.vocabulary import PREFIX, pipeline_of
 from paddlemix.checkpoint.save_files import write_json, write_weights
-from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.decoders.table import DECODERS, decoders
 from paddlemix.text.tokenizer_files import AddedToken, write_byte_level
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.files import publish_folder
@@ -22,7 +22,6 @@ from paddlemix.utils.files import publish_folder
 if TYPE_CHECKING:
     from gguf import ReaderTensor
 
-_ARCHITECTURES = ("llama", "qwen2")
 _SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -64,9 +63,11 @@ def open_gguf(path: str | Path) -> GgufModel:
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: no GGUF file that can be read ({error}); fetch it again") from error
     model = GgufModel(path, fields, {tensor.name: tensor for tensor in reader.tensors})
-    if model.arch not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise CheckpointError(f'{path}: its architecture is "{model.arch}"; language models of {known} are read')
+    known = [decoder.kind for decoder in decoders() if decoder.kind == decoder.gguf]
+    if model.arch not in known:
+        raise CheckpointError(
+            f'{path}: its architecture is "{model.arch}"; language models of {", ".join(known)} are read'
+        )
     scaled = fields.get(f"{model.arch}.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in model.tensors
     if scaled:
         raise CheckpointError(f"{path}: its positions are scaled (rope.scaling), which is not read from a GGUF file")
@@ -108,7 +109,7 @@ def config_of(model: GgufModel) -> dict[str, Any]:
         "head_dim": model.fields.get(f"{model.arch}.attention.key_length", sizes["hidden_size"] // heads),
         "hidden_act": "silu",
         "vocab_size": len(model.fields.get(f"{PREFIX}tokens", ())),
-        "attention_bias": decoder.kind == "llama" and "blk.0.attn_q.bias" in model.tensors,
+        "attention_bias": bool(decoder.biased_by_key) and "blk.0.attn_q.bias" in model.tensors,
         "tie_word_embeddings": "output.weight" not in model.tensors,
         **{named[role]: number for role, number in ids.items() if number is not None},
         "torch_dtype": "float32",
@@ -132,7 +133,7 @@ def _reader(model: GgufModel, tensor: "ReaderTensor", config: dict[str, Any]) ->
     """A function that gives the values of a tensor, float32, rows in transformers' order."""
     quants = library().quants
     key = "num_attention_heads" if ".attn_q." in tensor.name else "num_key_value_heads"
-    turned = model.arch == "llama" and names.is_rotated(tensor.name)
+    turned = DECODERS.get(model.arch).gguf_pairs and names.is_rotated(tensor.name)
 
     def values() -> np.ndarray:
         try:

@@ -8,6 +8,7 @@ the features come from is written in so many words (``clip.vision.feature_layer`
 from paddlemix.checkpoint.gguf import names
 from paddlemix.checkpoint.gguf.package import Field
 from paddlemix.settings.model import LlavaConfig, VisionConfig
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError
 
 _ASPECTS = ("square", "pad", "anyres")
@@ -22,7 +23,7 @@ def require_known(config: LlavaConfig) -> None:
     assert vision is not None  # noqa: S101 - for a reader; the callers have looked
     assert image is not None  # noqa: S101
     wrong = None
-    if vision.model_type != "clip_vision_model":
+    if TOWERS.get(vision.model_type).gguf is None:
         wrong = f'a vision tower of the kind "{vision.model_type}"'
     elif vision.hidden_act not in _ACTIVATIONS:
         wrong = f'a tower with the activation "{vision.hidden_act}"'

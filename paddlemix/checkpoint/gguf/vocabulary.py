@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paddlemix.checkpoint.gguf.package import Field
+from paddlemix.settings.decoders import qwen2
+from paddlemix.settings.decoders.table import LLAVA_DECODER
 from paddlemix.text import spm
 from paddlemix.text.byte_files import steps_of
 from paddlemix.text.tokenizer import BYTES, Tokenizer
@@ -30,10 +32,11 @@ def _bytes(*, regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": regex}
 
 
+_QWEN = qwen2.DECODER.kind
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_bytes(regex=True)],
     "smollm": [{"type": "Digits", "individual_digits": True}, _bytes(regex=True)],
-    "qwen2": [_split(r"\p{N}"), _bytes(regex=False)],
+    _QWEN: [_split(r"\p{N}"), _bytes(regex=False)],
     "llama-bpe": [_split(r"\p{N}{1,3}"), _bytes(regex=False)],
 }
 """llama.cpp's names of the rules that cut a text before pieces are merged, as steps of ``tokenizer.json``."""
@@ -79,7 +82,7 @@ def _sentencepiece(tokenizer: Tokenizer, notes: list[str]) -> dict[str, Field]:
     if settings.charsmap or settings.removes_spaces or not settings.escapes_spaces:
         notes.append(f"{tokenizer.files.where}: it changes a text before it splits it, which llama.cpp does not do")
     return {
-        f"{PREFIX}model": "llama",
+        f"{PREFIX}model": LLAVA_DECODER.kind,  # llama.cpp names every sentencepiece BPE model after Llama
         f"{PREFIX}pre": "default",
         f"{PREFIX}tokens": [piece.text for piece in pieces],
         f"{PREFIX}scores": [piece.score for piece in pieces],
@@ -156,7 +159,7 @@ def pipeline_of(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "NFC"} if steps is PRE_TOKENIZERS["qwen2"] else None,
+        "normalizer": {"type": "NFC"} if steps is PRE_TOKENIZERS[_QWEN] else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,
         "decoder": _bytes(regex=True),

@@ -18,7 +18,9 @@ from paddlemix.checkpoint.gguf.package import BLOCK, Field, Item, library, write
 from paddlemix.checkpoint.gguf.vocabulary import PREFIX, tokenizer_fields
 from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import TextConfig
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.text.jinja_export import chat_jinja
 from paddlemix.text.model_template import template_for
 from paddlemix.text.templates import Template
@@ -30,8 +32,6 @@ FORMS = {32: "f32", 16: "f16", 8: "q8_0"}
 """Form of the matrices by ``--bits``; vectors are float32 always, as in every GGUF file."""
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}
 """llama.cpp's numbers for ``general.file_type``."""
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
-"""llama.cpp's architecture for each of our decoders."""
 
 
 def convert_to_gguf(
@@ -64,13 +64,15 @@ def convert_to_gguf(
     form = FORMS[bits]
     with publish_folder(dst) as staging:
         fields = {**_general(sources, form), **_text_fields(sources.config.text), **_tokenizer_fields(sources, notes)}
-        arch = _ARCHITECTURES[sources.config.text.model_type]
+        arch = str(DECODERS.get(sources.config.text.model_type).gguf)
         written = write_file(staging / f"model-{form}.gguf", arch, fields, _text_items(sources, form))
         if sources.config.vision is not None:
             form = "f32" if bits == 32 else "f16"
             fields = {**_general(sources, form), **tower.tower_fields(sources.config)}
             path = staging / f"mmproj-model-{form}.gguf"
-            written += write_file(path, "clip", fields, _tower_items(sources, form))
+            written += write_file(
+                path, str(TOWERS.get(sources.config.vision.model_type).gguf), fields, _tower_items(sources, form)
+            )
     forms = tuple(sorted({item.form for item in written}))
     return Converted(Path(dst), "gguf", len(written), sum(item.nbytes for item in written), forms, tuple(notes))
 
@@ -80,7 +82,7 @@ def _check(sources: Sources) -> None:
     from paddlemix.models.llava import build_empty
 
     text = sources.config.text
-    if text.model_type not in _ARCHITECTURES:
+    if DECODERS.get(text.model_type).gguf is None:
         raise CheckpointError(f'a language model of the kind "{text.model_type}" has no GGUF form here')
     rope.require_known(text)
     if sources.config.vision is not None:
@@ -102,7 +104,7 @@ def _general(sources: Sources, form: str) -> dict[str, Field]:
 
 
 def _text_fields(text: TextConfig) -> dict[str, Field]:
-    arch = _ARCHITECTURES[text.model_type]
+    arch = DECODERS.get(text.model_type).gguf
     width = text.width_per_head
     fields: dict[str, Field] = {
         "context_length": text.max_position_embeddings,
@@ -161,7 +163,7 @@ def _text_items(sources: Sources, form: str) -> Iterator[Item]:
         name = names.decoder_name(theirs)
         if name is not None:
             heads = text.num_attention_heads if ".attn_q." in name else text.num_key_value_heads
-            turned = names.is_rotated(name) and _ARCHITECTURES[text.model_type] == "llama"
+            turned = names.is_rotated(name) and DECODERS.get(text.model_type).gguf_pairs
             yield _item(sources, ours, entry, name, form, last, heads if turned else None)
         elif names.tower_name(theirs) is None:
             raise CheckpointError(f'llama.cpp has no name for the tensor "{theirs}"')

@@ -54,6 +54,10 @@ class Decoder:
     """The same for some of ``original_types``."""
     class_decides: bool = False
     """LLaVA writes its ``original_types`` for models on other decoders, too; ``architectures`` tells them apart."""
+    gguf: str | None = None
+    """Its architecture in llama.cpp's files (``checkpoint.gguf``); None: it has no form there."""
+    gguf_pairs: bool = False
+    """Whether that architecture has the two rows of q and k that are rotated together side by side."""
     decays_norms: bool = False
     """Whether the original lets the weights of the norms decay in training."""
 

@@ -64,4 +64,6 @@ DECODER = Decoder(
     # ShareGPT4V and MV-LLaVA are pinned to transformers 4.31, whose slow tokenizer differs behind special tokens.
     tokenizers_by_type={"share4v": "slow_4_31"},
     class_decides=True,
+    gguf="llama",
+    gguf_pairs=True,
 )

@@ -24,4 +24,6 @@ DECODER = Decoder(
     # LLaVA's trainer keeps norms out of the weight decay by a list of classes in which Mistral's norm was missing
     # (found in transformers 4.37.2), so the published Mistral recipes decay them. The numbers follow the original here.
     decays_norms=True,
+    gguf="llama",
+    gguf_pairs=True,
 )

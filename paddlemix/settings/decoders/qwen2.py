@@ -28,4 +28,5 @@ DECODER = Decoder(
     # Published files name a window of 32768 to 131072 and switch it off.
     ignored=dict.fromkeys(("sliding_window", "max_window_layers"), "belongs to use_sliding_window"),
     template="qwen_1_5",
+    gguf="qwen2",
 )

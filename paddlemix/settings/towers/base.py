@@ -102,6 +102,8 @@ class Tower:
     its side stands in ``VisionConfig.extra["position_grid"]``. None: one position per patch."""
     tile_sides: Mapping[int, int] = field(default_factory=dict)
     """``image_size`` of config.json to the side of the tiles that chat models use, where they differ."""
+    gguf: str | None = None
+    """``general.architecture`` of its file for llama.cpp (``checkpoint.gguf``); None: it has no form there."""
     behind_layers: tuple[str, ...] = ()
     """Our names (beginnings, below ``prefix``) of what follows the last layer: no feature depends on it."""
     start: tuple[Start, ...] = ()

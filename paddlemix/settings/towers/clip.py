@@ -81,6 +81,7 @@ TOWER = Tower(
         r"(text|visual)_projection\.weight|logit_scale": "CLIP's contrastive head takes no part",
     },
     whole_type="clip",
+    gguf="clip",
     published={
         "openai/clip-vit-large-patch14-336": CLIP_LARGE_336,
         "openai/clip-vit-large-patch14": _CLIP_LARGE_224,
