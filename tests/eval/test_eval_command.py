@@ -73,6 +73,32 @@ def test_what_is_irregular_is_counted_named_and_wrong(tmp_path: Path, capsys: py
     assert [key for key, value in status.items() if value != "answered"] == ["0", "5", "6"]
 
 
+IRREGULAR = {
+    "missing": lambda rows: rows[1:],
+    "failed": lambda rows: [{**rows[0], "text": "[LMMS_EVAL_BUDGET_EXCEEDED]"}, *rows[1:]],
+    "duplicate": lambda rows: [{**rows[0], "text": "no yes A"}, *rows],
+    "unknown": lambda rows: [*rows, {**rows[0], "question_id": "extra/77.png", "prompt": "Extra?\nSay."}],
+    "empty": lambda rows: [{**rows[0], "text": " "}, *rows[1:]],
+}
+
+
+@pytest.mark.parametrize("benchmark", kit.FOLDERS)
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_every_scorer_counts_and_names_what_is_irregular(benchmark: str, kind: str, tmp_path: Path) -> None:
+    data, answers = kit.FOLDERS[benchmark][0](tmp_path / "data")
+    _, whole = scored(tmp_path, benchmark, answers, data)
+    code, found = scored(tmp_path, benchmark, IRREGULAR[kind](answers), data)
+    assert code == (kind != "empty")
+    assert [problem["kind"] for problem in found["problems"]] == [kind]
+    assert len(found["results"]) == len(whole["results"]), "every question has a result"
+    key = found["problems"][0]["key"]
+    if kind in ("missing", "failed"):
+        lost = next(result for result in found["results"] if result["key"] == key)
+        assert (lost["status"], lost["value"], lost["parsed"]) == (kind, 0.0, "")
+    changed = [a for a, b in zip(found["results"], whole["results"], strict=True) if a != b]
+    assert len(changed) == (kind in ("missing", "failed", "empty")), "nothing else moves"
+
+
 def test_a_duplicate_leaves_the_last_answer_and_order_does_not_matter(tmp_path: Path) -> None:
     data, answers = kit.pope(tmp_path / "data")
     _, straight = scored(tmp_path, "pope", answers, data)

@@ -16,7 +16,10 @@ from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import shown
 
-FAILED_TEXTS = ("[LMMS_EVAL_REQUEST_FAILED", "Failed to obtain answer via API", "$ERROR$", "**NETWORK ERROR DUE TO")
+FAILED_TEXTS = (
+    "[LMMS_EVAL_REQUEST_FAILED", "[LMMS_EVAL_BUDGET_EXCEEDED]", "Failed to obtain answer via API", "$ERROR$",
+    "**NETWORK ERROR DUE TO",
+)  # fmt: skip
 """How answers begin that are none: lmms-eval, VLMEvalKit and LLaVA's server write these when a request fails."""
 
 KINDS = ("missing", "failed", "duplicate", "unknown", "empty")
