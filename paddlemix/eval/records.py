@@ -30,11 +30,11 @@ class Record:
     @property
     def where(self) -> str:
         """The record by its place, for messages."""
-        return f"{self.place}: {self.pointer}" if self.pointer else self.place
+        return f"{self.place}: {shown(self.pointer)}" if self.pointer else self.place
 
     def fault(self, key: str, message: str) -> DataError:
         """An error about the value of ``key``."""
-        return DataError(f"{self.place}: {self.pointer}/{key}: {message}")
+        return DataError(f"{self.place}: {shown(self.pointer)}/{shown(key, 80)}: {message}")
 
     def get(self, key: str) -> Any:
         """The value of a key that has to be there."""
@@ -93,7 +93,7 @@ class Record:
 
 def _object(value: JsonValue, place: str, pointer: str) -> Record:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: {pointer or '/'}: expected an object {{...}}, got {as_json(value)}")
+        raise DataError(f"{place}: {shown(pointer) or '/'}: expected an object {{...}}, got {as_json(value)}")
     return Record(value, place, pointer)
 
 

@@ -159,7 +159,9 @@ def mmbench(answers: Sequence[AnswerRecord], folder: Path) -> Upload:
     sheet = book.active
     for line, row in enumerate(rows, 1):
         for column, value in enumerate(row, 1):
-            text = ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value
+            text = value
+            if isinstance(value, str):  # without what XML has no form for, halves of surrogate pairs too
+                text = ILLEGAL_CHARACTERS_RE.sub("", value.encode("utf-8", "ignore").decode())
             cell = sheet.cell(line, column, text)
             if isinstance(text, str):
                 cell.data_type = "s"  # a text that begins with = is no formula

@@ -238,6 +238,16 @@ FAULTS = {
 }  # fmt: skip
 
 
+def test_odd_keys_of_a_file_are_escaped_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, answers = kit.scienceqa(tmp_path / "data")
+    kit.write_json(data / "pid_splits.json", {"test": ["0\n\x1b[2J"]})
+    file = kit.write_lines(tmp_path / "answers.jsonl", answers)
+    assert run("score", "scienceqa", "--answers", file, "--data", data) == 2
+    said = capsys.readouterr().err
+    assert "problems.json: /0\\n\\x1b[2J: missing" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_file_is_one_line_with_its_place(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, answers = kit.pope(tmp_path / "data")

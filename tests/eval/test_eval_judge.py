@@ -12,7 +12,9 @@ import pytest
 
 from paddlemix.eval.__main__ import main
 from paddlemix.eval.judge import mm_vet, summary
+from paddlemix.eval.judge.endpoint import Endpoint, checked
 from paddlemix.eval.judge.reviews import scores_in
+from paddlemix.utils.errors import ConfigError
 from tests.eval import judge_kit
 from tests.eval.eval_kit import answer, write_lines
 from tests.eval.judge_kit import judge
@@ -267,6 +269,18 @@ def test_wrong_flags_ask_nothing(
         assert main([*reviewing(tmp_path, server.url), *flags]) == 2
         assert server.seen == []
     assert told in capsys.readouterr().err
+
+
+def test_http_to_another_machine_is_for_those_who_ask_for_it() -> None:
+    endpoint = Endpoint("http://judge.example/v1/", "j")
+    assert checked(endpoint, allow_http=True).url == "http://judge.example/v1/chat/completions"
+    assert checked(Endpoint("https://judge.example/v1/chat/completions", "j")).url.count("chat") == 1
+    for url in ("http://localhost:1/v1", "http://[::1]:1/v1", "http://127.8.8.8/v1"):
+        assert checked(Endpoint(url, "j"))
+    for url in ("http://127.0.0.1.example/v1", "http://localhost.example/v1", "http://10.0.0.1/v1"):
+        with pytest.raises(ConfigError, match="--allow-http"):
+            checked(Endpoint(url, "j"))
+    assert "sk-1" not in repr(Endpoint("https://judge.example/v1", "j", "sk-1"))
 
 
 def test_a_dry_run_tells_the_cost_and_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

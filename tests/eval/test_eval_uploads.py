@@ -75,7 +75,7 @@ def test_mmbench_is_a_table_with_predictions_as_its_seventh_column(tmp_path: Pat
     from openpyxl import load_workbook
 
     data, _ = kit.mmbench(tmp_path / "d")
-    assert upload("mmbench", [kit.answer(7, "=A1\x07")], data, tmp_path / "u.xlsx") == 1
+    assert upload("mmbench", [kit.answer(7, "=A1\x07\ud800")], data, tmp_path / "u.xlsx") == 1
     sheet = load_workbook(tmp_path / "u.xlsx").active
     assert list(sheet.iter_rows(values_only=True)) == [
         ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split"),
