@@ -25,7 +25,8 @@ from paddlemix.serve.guard import Gate, Guard, Visit
 from paddlemix.serve.limits import Limits
 from paddlemix.serve.pictures import Place, opened
 from paddlemix.serve.question import Question
-from paddlemix.serve.ticket import Ticket, turn, while_there
+from paddlemix.serve.ticket import Ticket, turn
+from paddlemix.serve.waiting import while_there
 from paddlemix.utils.shown import shown
 
 AHEAD = 2

@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paddlemix.serve.access import Access
 from paddlemix.serve.bodies import Fields, read_object
+from paddlemix.serve.chunks import chunk, told
 from paddlemix.serve.dispatch import Workers
 from paddlemix.serve.faults import RequestError, refused
 from paddlemix.serve.forwarding import BrokenError, answer_of
 from paddlemix.serve.guard import Gate, Guard, Visit
 from paddlemix.serve.limits import Limits
-from paddlemix.serve.llava_protocol import chunk, told
-from paddlemix.serve.ticket import while_there
+from paddlemix.serve.waiting import while_there
 from paddlemix.utils import addresses
 from paddlemix.utils.errors import DataError
 

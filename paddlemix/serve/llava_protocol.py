@@ -5,7 +5,6 @@ Each chunk is ``{"text": ..., "error_code": 0}`` and holds the prompt and all of
 (llava/serve/model_worker.py). Errors have the code 1 and, unlike there, an HTTP status of their own.
 """
 
-import json
 from typing import Any
 
 from starlette.requests import Request
@@ -17,12 +16,14 @@ from paddlemix.generation.sampling import Decoding
 from paddlemix.serve.app import Worker
 from paddlemix.serve.bodies import Fields, read_object
 from paddlemix.serve.chat_request import LONGEST
-from paddlemix.serve.faults import RequestError, refused
+from paddlemix.serve.chunks import chunk, told
+from paddlemix.serve.faults import refused
 from paddlemix.serve.guard import Visit
 from paddlemix.serve.limits import Limits
 from paddlemix.serve.pictures import Place
 from paddlemix.serve.question import Ended, Failed, Piece, Question, Started
-from paddlemix.serve.ticket import Ticket, turn, while_there
+from paddlemix.serve.ticket import Ticket, turn
+from paddlemix.serve.waiting import while_there
 
 DEFAULT_TOKENS = 256
 """``max_new_tokens`` of a request that names none, as in the original."""
@@ -54,16 +55,6 @@ def routes(worker: Worker) -> list[Route]:
 def status_of(worker: Worker) -> dict[str, Any]:
     """What a controller is told of the worker."""
     return {"model_names": list(worker.names), "speed": 1, "queue_length": worker.gate.requests}
-
-
-def chunk(text: str, code: int = 0) -> bytes:
-    """One piece of a stream."""
-    return json.dumps({"text": text, "error_code": code}).encode() + b"\0"
-
-
-def told(error: RequestError) -> bytes:
-    """An error as a chunk."""
-    return chunk(error.message, 1)
 
 
 def read_generate(body: dict[str, Any], limits: Limits) -> tuple[str | None, str, tuple[Place, ...], Decoding]:

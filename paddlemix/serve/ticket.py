@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A question in the engine as a coroutine sees it, and who still waits for the answer."""
+"""A question in the engine as a coroutine sees it, and the places near the engine."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Coroutine
-from typing import Any, TypeVar
-
-from starlette.types import Receive
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
 
 from paddlemix.serve.engine import Engine
 from paddlemix.serve.faults import unavailable
-from paddlemix.serve.guard import ClientGoneError
 from paddlemix.serve.question import Event, Failed, Question
-
-T = TypeVar("T")
 
 
 class Ticket:
@@ -56,31 +51,6 @@ class Ticket:
     async def __aexit__(self, *error: object) -> None:
         self._timer.cancel()
         self._engine.cancel(self._job)
-
-
-async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client goes away (ClientGoneError). The body is read."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError
-        return task.result()
-    finally:
-        for one in (task, watch):
-            await _ended(one)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _ended(task: "asyncio.Future[Any]") -> None:
-    """Cancel a task and wait until it has cleaned up; its result is of no interest here."""
-    task.cancel()
-    with contextlib.suppress(BaseException):
-        await task
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from paddlemix.serve.registering import HeartBeat, Registration
 from tests.serve.serve_kit import NAME, Running, address, running
 from tests.tiny import tiny_image
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-the-workers"
 
 
@@ -243,6 +246,11 @@ def test_the_shortest_queue_and_the_lottery_choose() -> None:
     workers.method = LOTTERY
     drawn = [workers.pick("m") for _ in range(600)]
     assert 300 < drawn.count("http://b") < 500
+
+
+def test_a_controller_needs_no_paddle() -> None:
+    line = "import sys, paddlemix.serve.controller_app, paddlemix.serve.listening; sys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line], cwd=ROOT, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(
