@@ -4,6 +4,7 @@
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
     python tools/bench.py {order,rows} [--help]  (the order of rows, reading a million of them: tools/bench_data.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
+    python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
         [--json FILE]
 
@@ -230,7 +231,8 @@ def timed(action: Callable[[], Any]) -> float:
 
 def worker(spec: dict[str, Any]) -> None:
     """Answer each line of stdin with one line of JSON."""
-    run = importlib.import_module("tools.bench_head").work(spec) if spec["kind"] == "head" else work(spec)
+    kind = spec["kind"]
+    run = importlib.import_module(f"tools.bench_{kind}").work(spec) if kind in ("head", "train") else work(spec)
     for _ in sys.stdin:
         print(json.dumps(run()), flush=True)
 
@@ -250,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
         return 0
-    if arguments[:1] in (["load"], ["head"]):
+    if arguments[:1] in (["load"], ["head"], ["train"]):
         return importlib.import_module(f"tools.bench_{arguments[0]}").main(arguments[1:])
     if arguments[:1] in (["order"], ["rows"]):
         from tools.bench_data import main as data

@@ -6,7 +6,7 @@ until the backward pass is the gradient of the hidden rows and of the head. No p
 that of PaddleNLP's ``fused_head_and_loss_fn`` and of Liger's fused linear cross entropy.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -50,7 +50,10 @@ def loss_through_head(
     """
     flat = [tensor for pair in products for tensor in pair]
     # Inside the layer paddle says that no gradient is wanted.
-    return _HeadLoss.apply(targets, portion, form, paddle.is_grad_enabled(), *flat)
+    loss = _HeadLoss.apply(targets, portion, form, paddle.is_grad_enabled(), *flat)
+    if not loss.stop_gradient:
+        loss.register_hook(_once())
+    return loss
 
 
 def has_products(layer: nn.Layer) -> bool:
@@ -64,6 +67,21 @@ def head_note(portion: int) -> str:
     """A line for the log of a run whose loss is computed ``portion`` positions at a time; 0: all of them."""
     how = f"{portion:,} of them at a time" if portion else "all of them at once (use_fused_head_and_loss_fn)"
     return f"head and loss: at the positions that have a label, {how}"
+
+
+def _once() -> Callable[[Tensor], None]:
+    """A hook that lets one backward pass by.
+
+    Paddle has forgotten the layer's context by the second one, and calling the layer then ends the process.
+    """
+    passed: list[bool] = []
+
+    def hook(gradient: Tensor) -> None:
+        if passed:
+            raise RuntimeError("the loss by portions keeps its gradients for one backward pass; compute it again")
+        passed.append(True)
+
+    return hook
 
 
 class _HeadLoss(PyLayer):
@@ -92,9 +110,7 @@ class _HeadLoss(PyLayer):
 
     @staticmethod
     def backward(ctx: PyLayerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.sums is None:
-            raise RuntimeError("the loss by portions keeps its gradients for one backward pass")
-        sums, ctx.sums = ctx.sums, None
+        sums, ctx.sums = ctx.sums, []
         factor = gradient.astype("float32") * ctx.share
         return (None, *(found for each in sums for found in each.gradients(ctx.counted, factor)))
 

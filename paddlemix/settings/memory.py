@@ -5,7 +5,8 @@ An estimate for planning, made of countable things only; what a card really take
 of the model, t of them train, N cards that share, B rows of a micro-batch, L positions of a row, n decoder layers, D
 model width, V vocabulary.
 
-    weights      2 w            (float32: 4 w)               / N with sharding stage3
+    weights      2 w            (float32: 4 w)               / N with sharding stage3; preference tuning with a
+                                reference: also a copy of what trains and is no new adapter
     gradients    4 t            (2 t without amp_master_grad) / N with stage2 and stage3
     optimizer    12 t           (float32 weights: 8 t)        / N with any sharding; 0 with offload
     kept         2 B L D n      one row of inputs for each recomputed layer; without recompute all of ``layer`` n times
@@ -20,7 +21,10 @@ model width, V vocabulary.
 
 With tensor parallel over T cards, w and t are what lies on one card (the projector, the norms and one matrix of each
 adapter are whole), the inner tensors of ``layer``, heads and logits are divided by T, and N counts groups of T cards.
-Kept, layer and tower count half-precision values; a float32 run holds twice as much of them.
+Kept, layer and tower count half-precision values; a float32 run holds twice as much of them. Adapters lie on every
+linear layer of the decoder. DoRA adds a length for each column to t, and to ``layer`` two more outputs of every linear
+layer and three float32 copies of the widest weight; PiSSA adds to w what A and B began with; the modules that
+``modules_to_save`` names belong to t. Preference tuning of pairs has two rows for each row of the data.
 """
 
 from dataclasses import dataclass
@@ -43,17 +47,18 @@ HEAD_PORTION = 1024
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers (scalars) of each part of a model; ``adapters`` is 0 without LoRA."""
+    """Numbers (scalars) of each part of a model; ``adapters`` train, their ``starts`` (PiSSA) do not."""
 
     decoder: int
     projector: int
     tower: int
     adapters: int = 0
+    starts: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.decoder + self.projector + self.tower + self.adapters
+        return self.decoder + self.projector + self.tower + self.adapters + self.starts
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Memory:
         }
 
 
-def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
+def count_parameters(config: LlavaConfig, lora_rank: int = 0, *, dora: bool = False, pissa: bool = False) -> Counts:
     """Numbers of a model, with adapters on every linear layer of the decoder when ``lora_rank`` is above 0."""
     text = config.text
     width, inner = text.hidden_size, text.intermediate_size
@@ -100,9 +105,22 @@ def count_parameters(config: LlavaConfig, lora_rank: int = 0) -> Counts:
     decoder = text.num_hidden_layers * layer + width
     decoder += text.vocab_size * width * (1 if text.tie_word_embeddings else 2)
     adapters = text.num_hidden_layers * lora_rank * sum(rows + columns for rows, columns in linears)
+    starts = adapters if pissa else 0
+    adapters += text.num_hidden_layers * linear_outputs(text) if dora else 0
     if config.vision is None:
-        return Counts(decoder, 0, 0, adapters)
-    return Counts(decoder, _projector(config), _tower(config.vision), adapters)
+        return Counts(decoder, 0, 0, adapters, starts)
+    return Counts(decoder, _projector(config), _tower(config.vision), adapters, starts)
+
+
+def linear_outputs(text: TextConfig) -> int:
+    """Numbers that the linear layers of one decoder layer give for a position."""
+    heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
+    return heads + 2 * keys + 2 * text.hidden_size + 2 * text.intermediate_size
+
+
+def widest_weight(text: TextConfig) -> int:
+    """Numbers of the largest weight of a decoder layer."""
+    return text.hidden_size * max(text.intermediate_size, text.num_attention_heads * text.width_per_head)
 
 
 def expected_memory(
@@ -114,7 +132,7 @@ def expected_memory(
     """
     model, data, training = settings.model, settings.data, settings.training
     together = max(training.tensor_parallel_degree, 1)
-    counts = _on_one_card(config, model.lora_rank if model.lora else 0, together)
+    counts = _on_one_card(config, settings, together)
     trained = _trained(counts, settings, config)
     half = (training.bf16 or training.fp16) and training.fp16_opt_level == "O2"
     shared = _sharing(training.sharding_parallel_degree, max(cards // together, 1))
@@ -123,12 +141,14 @@ def expected_memory(
     images = training.per_device_train_batch_size
     rows, length = images * settings.preference.answers, places
     layer = _layer_bytes(config.text, together) * rows * length
+    if model.lora and model.use_dora:
+        layer += (8 * linear_outputs(config.text) * rows * length + 12 * widest_weight(config.text)) // together
     layers = config.text.num_hidden_layers
     kept = 2 * rows * length * config.text.hidden_size * layers + layer if training.recompute else layers * layer
     wide = 1 if training.bf16 or training.fp16 else 2
     parts = {
         "weights": counts.total * (2 if half else 4) // (shared if stage == "stage3" else 1)
-        + _reference(counts, settings, config) * (2 if half else 4),
+        + reference_numbers(trained, counts.adapters, settings) * (2 if half else 4),
         "gradients": trained
         * (2 if half and not training.amp_master_grad else 4)
         // (shared if stage in ("stage2", "stage3") else 1),
@@ -159,13 +179,16 @@ def most_tiles(config: LlavaConfig) -> int:
     return 1 + max(width * height for width, height in image.grid_pinpoints) // image.crop_size**2
 
 
-def _on_one_card(config: LlavaConfig, lora_rank: int, together: int) -> Counts:
+def _on_one_card(config: LlavaConfig, settings: TrainingSettings, together: int) -> Counts:
     """The numbers that each of ``together`` cards holds in tensor parallel, vectors aside."""
-    counts, text = count_parameters(config, lora_rank), config.text
+    model, text = settings.model, config.text
+    rank = model.lora_rank if model.lora else 0
+    counts = count_parameters(config, rank, dora=model.lora and model.use_dora, pissa=model.lora and model.pissa)
     # Of each adapter one matrix is whole: A below a layer whose columns are divided, B behind one whose rows are.
-    whole = text.num_hidden_layers * lora_rank * 7 * text.hidden_size
+    whole = text.num_hidden_layers * rank * 7 * text.hidden_size
     adapters = whole + (counts.adapters - whole) // together
-    return Counts(counts.decoder // together, counts.projector, counts.tower // together, adapters)
+    starts = whole + (counts.starts - whole) // together if counts.starts else 0
+    return Counts(counts.decoder // together, counts.projector, counts.tower // together, adapters, starts)
 
 
 def _sharing(degree: int, cards: int) -> int:
@@ -185,15 +208,28 @@ def _trained(counts: Counts, settings: TrainingSettings, config: LlavaConfig) ->
     if model.tune_vision_tower:
         return tower
     projector = 0 if model.freeze_mm_mlp_adapter else counts.projector
-    return tower + projector + (counts.adapters if model.lora else counts.decoder)
+    if not model.lora:
+        return tower + projector + counts.decoder
+    table = config.text.vocab_size * config.text.hidden_size // max(settings.training.tensor_parallel_degree, 1)
+    whole = table * sum(_saves(settings, name) for name in ("embed_tokens", "lm_head"))
+    return tower + projector + counts.adapters + whole
 
 
-def _reference(counts: Counts, settings: TrainingSettings, config: LlavaConfig) -> int:
-    """Numbers that preference tuning keeps of the start of the run (``trainer.reference``)."""
+def _saves(settings: TrainingSettings, module: str) -> bool:
+    """Whether ``modules_to_save`` names the module."""
+    named = settings.model.modules_to_save or ()
+    return settings.model.lora and any(name.rpartition(".")[2] == module for name in named)
+
+
+def reference_numbers(trained: int, adapters: int, settings: TrainingSettings) -> int:
+    """Numbers that preference tuning keeps of the start of the run (``trainer.reference``).
+
+    ``trained`` of the model train, ``adapters`` of them in adapters.
+    """
     preference, model = settings.preference, settings.model
     if not preference.reference or preference.precompute_ref_log_probs:
         return 0
-    return _trained(counts, settings, config) - (counts.adapters if model.lora and not model.lora_path else 0)
+    return trained - (adapters if model.lora and not model.lora_path else 0)
 
 
 def _projector(config: LlavaConfig) -> int:
@@ -223,14 +259,16 @@ def _layer_bytes(text: TextConfig, together: int) -> int:
 def _logit_bytes(text: TextConfig, settings: TrainingSettings, positions: int, together: int) -> int:
     divided = 1 if text.tie_word_embeddings else together
     if settings.training.fuses_head_and_loss or settings.preference.loss_type is not None:
-        of_head = 6 * text.hidden_size if trains_head(settings) else 0
+        of_head = 6 * text.hidden_size if trains_head(text, settings) else 0
         return (16 * min(positions, HEAD_PORTION) + of_head) * text.vocab_size // divided
     return 16 * positions * text.vocab_size // divided
 
 
-def trains_head(settings: TrainingSettings) -> bool:
-    """Whether the output head trains with the whole decoder."""
+def trains_head(text: TextConfig, settings: TrainingSettings) -> bool:
+    """Whether the output head trains: with the whole decoder, or because ``modules_to_save`` names it."""
     model = settings.model
+    if _saves(settings, "embed_tokens" if text.tie_word_embeddings else "lm_head"):
+        return True
     return not (model.lora or model.tune_mm_mlp_adapter or model.tune_vision_tower)
 
 

@@ -9,15 +9,18 @@ tests/trainer/test_trainer_memory.py holds it against runs). In units of 4 bytes
                     queries sees; the softmax of every block; 4 rows of the MLP (gate, up, act(gate), their product)
     tower layer     the same by layer norm and in one block, where it trains; else one layer, while it is computed
     around          embeddings, tables of positions, final norm; pixels, features, projector, merged table
-    head and loss   logits of a portion (become their own gradient), gradient of a head that trains, rows
+    head and loss   logits of a portion (become their own gradient), gradient of a head that trains, rows; in
+                    preference tuning three times the logits of a portion
+    adapters        their narrow rows (twice with PiSSA); DoRA: the output of every linear layer and of its adapter
 
-With recompute one row of each layer is kept, and the whole of one layer with its gradients. Weights, gradients and two
-moments of AdamW stay from step to step. The process itself (Python, paddle, data) is not counted.
+With recompute one row of each layer is kept, and the whole of one layer with its gradients. Weights (in
+preference tuning with those of the reference), gradients and two moments of AdamW stay from step to step. The process
+itself (Python, paddle, data) is not counted.
 """
 
 from dataclasses import dataclass
 
-from paddlemix.settings.memory import HEAD_PORTION, Memory, count_parameters, trains_head
+from paddlemix.settings.memory import HEAD_PORTION, Memory, linear_outputs, reference_numbers, trains_head
 from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils import npu_environment
@@ -30,8 +33,20 @@ PROCESS = 500_000_000
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Numbers (scalars) of a model with its adapters: all of them, those that train, and those of them in adapters."""
+
+    total: int
+    trained: int
+    adapters: int = 0
+
+
+@dataclass(frozen=True)
 class BatchSize:
-    """A batch as the model sees it: ``rows`` x ``length`` positions, ``labelled`` of which predict a label."""
+    """A batch as the model sees it: ``rows`` x ``length`` positions, ``labelled`` of which predict a label.
+
+    In preference tuning the rows are those of all answers.
+    """
 
     rows: int
     length: int
@@ -50,17 +65,17 @@ def computes_on_cpu(device: str | None, *, half: bool) -> bool:
     return device == "cpu" or (device is None and not half and not npu_environment.count_cards())
 
 
-def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchSize, trained: int) -> Memory:
-    """Bytes of tensors of one process at the peak of a step over ``batch``, of which ``trained`` numbers train.
-
-    In float32; no reserve.
-    """
+def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchSize, numbers: Numbers) -> Memory:
+    """Bytes of tensors of one process at the peak of a step over ``batch``. In float32; no reserve."""
     model, training, text = settings.model, settings.training, config.text
-    counts = count_parameters(config, model.lora_rank if model.lora else 0)
     trains_tower = model.tune_entire_model or model.tune_vision_tower
     layer = _layer(text, batch)
     if model.lora and model.lora_dropout:
         layer += _dropped(text, batch)
+    if model.lora:  # the narrow rows between A and B of seven linear layers
+        layer += 7 * model.lora_rank * batch.positions * (2 if model.pissa else 1)
+    if model.lora and model.use_dora:
+        layer += 2 * linear_outputs(text) * batch.positions
     kept = _around(config, batch)
     if training.recompute:
         kept += (text.num_hidden_layers - 1) * batch.positions * text.hidden_size
@@ -71,9 +86,9 @@ def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchS
     tower = _tower(config.vision, settings, batch, trains_tower) if config.vision is not None else 0
     kept = kept + tower if trains_tower else max(kept, tower)
     return Memory(
-        weights=counts.total * FLOAT,
-        gradients=trained * FLOAT,
-        optimizer=2 * trained * FLOAT,
+        weights=(numbers.total + reference_numbers(numbers.trained, numbers.adapters, settings)) * FLOAT,
+        gradients=numbers.trained * FLOAT,
+        optimizer=2 * numbers.trained * FLOAT,
         activations=kept * FLOAT,
         logits=_head(text, settings, batch) * FLOAT,
         reserve=0,
@@ -134,7 +149,11 @@ def _tower(vision: VisionConfig, settings: TrainingSettings, batch: BatchSize, t
 
 def _head(text: TextConfig, settings: TrainingSettings, batch: BatchSize) -> int:
     labelled, width = max(batch.labelled, 1), text.hidden_size
-    of_head = width * text.vocab_size if trains_head(settings) else 0
+    of_head = width * text.vocab_size if trains_head(text, settings) else 0
+    if settings.preference.loss_type is not None:  # logits of a portion, their softmax and its slope
+        several = of_head if labelled > HEAD_PORTION else 0
+        logits = min(labelled, HEAD_PORTION) * text.vocab_size
+        return max(3 * logits + several, logits + 2 * of_head) + 2 * labelled * width
     if settings.training.fuses_head_and_loss:
         return min(labelled, HEAD_PORTION) * text.vocab_size + of_head + 2 * labelled * width
     return 2 * labelled * text.vocab_size + of_head + labelled * width

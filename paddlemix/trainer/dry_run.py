@@ -21,13 +21,13 @@ from paddlemix.datasets.preprocess import Encoded
 from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.datasets.sampler import useful_share
 from paddlemix.settings.memory import GB, Memory, count_parameters, expected_memory, most_tiles
-from paddlemix.settings.memory_cpu import PROCESS, BatchSize, computes_on_cpu, memory_on_cpu
+from paddlemix.settings.memory_cpu import PROCESS, BatchSize, Numbers, computes_on_cpu, memory_on_cpu
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.trainer.arguments import place_in_run
 from paddlemix.trainer.batches import split_batches, step_counts, total_steps
 from paddlemix.trainer.preparation import Opened, Prepared
-from paddlemix.trainer.stages import ModelPart, StagePlan, counted_parts, stage_of
+from paddlemix.trainer.stages import ADAPTERS_PART, ModelPart, StagePlan, counted_parts, stage_of
 from paddlemix.utils import env
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.logging import console, say
@@ -154,10 +154,12 @@ def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSet
 
 
 def _needs(
-    prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], longest: Sequence[Encoded | None]
+    prepared: Prepared,
+    settings: TrainingSettings,
+    parts: Sequence[ModelPart],
+    longest: Sequence[Encoded | EncodedPair | None],
 ) -> Iterator[str]:
-    trains = sum(part.trainable for part in parts)
-    need = _memory(prepared, settings, trains, [row for row in longest if row is not None])
+    need = _memory(prepared, settings, parts, [row for row in longest if row is not None])
     shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.named.items() if size)
     yield f"memory of a device, about: {_gigabytes(need.total)} GB ({shown}), for the longest batch of an epoch"
     if not need.reserve:
@@ -176,23 +178,34 @@ def _needs(
     )
 
 
-def _memory(prepared: Prepared, settings: TrainingSettings, trains: int, batch: Sequence[Encoded]) -> Memory:
+def _memory(
+    prepared: Prepared, settings: TrainingSettings, parts: Sequence[ModelPart], batch: Sequence[Encoded | EncodedPair]
+) -> Memory:
     """For ``batch``, the longest one; on a CPU for its very tiles and labels."""
     config, training = prepared.config, settings.training
-    length = max((row.length for row in batch), default=1)
+    rows = [part for row in batch for part in (row.parts.values() if isinstance(row, EncodedPair) else [row])]
+    length = max((row.length for row in rows), default=1)
     unit = settings.data.pad_to_multiple_of or 1
     length = -(-length // unit) * unit
     if not computes_on_cpu(training.device, half=training.bf16 or training.fp16):
         changed = settings.with_changes(max_length=length)
         return expected_memory(config, changed, env.processes(), tiles=most_tiles(config))
     size = BatchSize(
-        rows=max(len(batch), 1),
+        rows=max(len(rows), 1),
         length=length,
-        tiles=sum(len(row.pixels) for row in batch if row.pixels is not None),
-        labelled=sum(int(np.count_nonzero(row.labels[1:] != IGNORE_INDEX)) for row in batch),
-        packed=any(row.segments is not None for row in batch),
+        tiles=sum(len(row.pixels) for row in rows if row.pixels is not None),
+        labelled=sum(int(np.count_nonzero(row.labels[1:] != IGNORE_INDEX)) for row in rows),
+        packed=any(row.segments is not None for row in rows),
     )
-    return memory_on_cpu(config, settings, size, trains)
+    return memory_on_cpu(config, settings, size, _numbers(parts))
+
+
+def _numbers(parts: Sequence[ModelPart]) -> Numbers:
+    return Numbers(
+        total=sum(part.total for part in parts),
+        trained=sum(part.trainable for part in parts),
+        adapters=sum(part.trainable for part in parts if part.name == ADAPTERS_PART),
+    )
 
 
 def _gigabytes(size: float) -> str:

@@ -38,7 +38,7 @@ _PARTS = (
     ("output head", ("lm_head.",)),
     ("other", ("",)),
 )
-_ADAPTERS = "LoRA adapters"
+ADAPTERS_PART = "LoRA adapters"
 _ENCODER_PREFIX = f"{_TOWER_PREFIX}vision_tower."
 
 
@@ -120,7 +120,7 @@ def stage_of(settings: TrainingSettings) -> str:
 def part_of(name: str) -> str:
     """Part of the model (row of the table) that a parameter belongs to."""
     if is_adapter(name):
-        return _ADAPTERS
+        return ADAPTERS_PART
     return next(part for part, prefixes in _PARTS if name.startswith(prefixes))
 
 
@@ -234,7 +234,7 @@ def _trains_by_default(stage: str, name: str, settings: TrainingSettings, tower:
         return (model.tune_entire_model or model.tune_vision_tower) and above
     if part == PROJECTOR_PART:
         return model.tune_mm_mlp_adapter if stage == TOWER else not model.freeze_mm_mlp_adapter
-    return stage == FULL or (part == _ADAPTERS and not _is_start(name))
+    return stage == FULL or (part == ADAPTERS_PART and not _is_start(name))
 
 
 def _check_modules(trains: dict[str, bool], modules: Collection[str], settings: TrainingSettings) -> None:
@@ -348,6 +348,6 @@ def _counted(sizes: dict[str, int], rate_of: dict[str, float]) -> Iterator[Model
         if name in rate_of:
             count[1] += size
             rates.setdefault(part, rate_of[name])  # of adapters, that of A
-    order = [part for part, _ in _PARTS] + [_ADAPTERS]
+    order = [part for part, _ in _PARTS] + [ADAPTERS_PART]
     for part in sorted(counts, key=order.index):
         yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part))

@@ -94,15 +94,19 @@ def test_counted_parameters_hold_the_biases_of_attention():
     assert counts.decoder + counts.projector == sum(size for name, size in sizes.items() if "vision_tower" not in name)
 
 
-def test_counted_adapters_are_those_of_the_model():
+@pytest.mark.parametrize("method", [{}, {"dora": True}, {"pissa": True}], ids=["lora", "dora", "pissa"])
+def test_counted_adapters_are_those_of_the_model(method):
     from paddlemix.models.llava import LlavaForCausalLM
     from paddlemix.ops.linear import add_lora
     from paddlemix.trainer.lora_targets import default_targets
 
     model = LlavaForCausalLM(tiny_config())
-    add_lora(model, default_targets(), 4, 8)
-    found = sum(int(np.prod(value.shape)) for name, value in model.named_parameters() if ".lora_" in name)
-    assert count_parameters(tiny_config(), lora_rank=4).adapters == found
+    add_lora(model, default_targets(), 4, 8, **method)
+    sizes = {name: int(np.prod(value.shape)) for name, value in model.named_parameters() if ".lora_" in name}
+    starts = sum(size for name, size in sizes.items() if ".lora_start_" in name)
+    counts = count_parameters(tiny_config(), lora_rank=4, **method)
+    assert (counts.adapters, counts.starts) == (sum(sizes.values()) - starts, starts)
+    assert (starts > 0) == ("pissa" in method)
 
 
 PLAIN = LlavaConfig(TextConfig(1000, 64, 128, 2, 4, 4), None, ImageConfig(28, 28))
@@ -113,6 +117,24 @@ def need(cards=8, plain_attention=False, **keys):
         **({"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True, "recompute": True} | keys)
     )
     return expected_memory(PLAIN, settings, cards, plain_attention=plain_attention)
+
+
+def test_the_formula_counts_what_the_methods_of_adapters_add():
+    keys = {"lora": True, "lora_rank": 8, "lora_dropout": 0.0}
+    plain = need(**keys)
+    pissa = need(**keys, pissa=True)
+    pairs = 2 * 8 * (2 * 4 * 64 + 2 * 64 + 3 * (64 + 128) - 2 * 64)  # two layers: A and B of seven linear layers
+    assert (pissa.weights - plain.weights, pissa.optimizer) == (2 * pairs, plain.optimizer)
+    dora = need(**keys, use_dora=True)
+    outputs = 5 * 64 + 2 * 128
+    assert dora.optimizer - plain.optimizer == 12 * 2 * outputs
+    assert dora.activations - plain.activations == 8 * 8 * 2048 * outputs + 12 * 64 * 128
+    saved = need(**keys, modules_to_save=("model.embed_tokens", "lm_head"))
+    assert saved.optimizer - plain.optimizer == 12 * 2 * 1000 * 64
+    assert saved.logits - plain.logits == 6 * 64 * 1000
+    assert need(**keys, modules_to_save=("embed_tokens",)).logits == plain.logits
+    dpo = need(**keys, modules_to_save=("embed_tokens",), loss_type="sigmoid")
+    assert dpo.weights - plain.weights == 2 * 1000 * 64  # a copy of what is no adapter
 
 
 def test_the_formula_counts_weights_gradients_and_optimizer_by_hand():

@@ -128,3 +128,14 @@ def test_a_head_of_another_kind_goes_by_its_own_output():
     loss, grads = run(model, 8, batch())
     assert loss == whole
     np.testing.assert_array_equal(grads["lm_head.weight"], wanted["lm_head.weight"])
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_second_backward_pass_is_an_error_and_no_end_of_the_process(retain):
+    model = model_of()
+    model.fuse_head_and_loss(8)
+    loss = model(**{name: paddle.to_tensor(value) for name, value in batch().items()})
+    loss.backward(retain_graph=retain)
+    # Paddle hands errors of a hook on as kinds of its own.
+    with pytest.raises((RuntimeError, SystemError, OSError), match=r"one backward pass|backward twice"):
+        loss.backward()

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.datasets.build import make_collator
+from paddlemix.datasets.preference import EncodedPair
 from paddlemix.datasets.preprocess import Encoded
-from paddlemix.models.llava import build_empty, init_weights
+from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
 from paddlemix.settings.memory_cpu import BatchSize, memory_on_cpu
+from paddlemix.settings.run.training import TrainingSettings
+from paddlemix.trainer import dry_run
+from paddlemix.trainer.arguments import training_arguments
 from paddlemix.trainer.lora_targets import add_adapters
+from paddlemix.trainer.preference import PreferenceTrainer
+from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.device import tune_cpu
 from tests.trainer import trainer_kit
 
@@ -34,6 +41,35 @@ class Rows(trainer_kit.Rows):
         return dataclasses.replace(row, ids=ids, labels=labels, length=self.length, segments=segments)
 
 
+class Pairs:
+    """Rows whose second answer differs from the first in one id; ``single``: one answer each."""
+
+    def __init__(self, rows: Rows, single: bool) -> None:
+        self.rows, self.single, self.lengths = rows, single, rows.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> EncodedPair:
+        chosen = self.rows[index]
+        answer = int(np.argmax(chosen.labels != -100))
+        if self.single:
+            return EncodedPair(chosen, None, answer, desirable=index % 2 == 0)
+        ids, labels = chosen.ids.copy(), chosen.labels.copy()
+        ids[-1] = labels[-1] = 2
+        return EncodedPair(chosen, dataclasses.replace(chosen, ids=ids, labels=labels, pixels=None), answer)
+
+    where = Rows.where
+
+
+def preference_trainer(run: TrainingSettings, rows: Pairs, model: LlavaForCausalLM) -> PreferenceTrainer:
+    """As a run of preference tuning builds it."""
+    return PreferenceTrainer(
+        model, training_arguments(run), run, plan_stage(model, run), make_collator(run, model.config),
+        trainer_kit.PlainWeights(), train_dataset=rows, order=lambda epoch: list(range(len(rows))),
+    )  # fmt: skip
+
+
 def main(case: dict[str, Any]) -> None:
     """Three steps: from the second one on all that stays is there."""
     tune_cpu()
@@ -46,12 +82,17 @@ def main(case: dict[str, Any]) -> None:
     init_weights(model)
     if run.model.lora:
         add_adapters(model, run)
-    trainer = trainer_kit.make_trainer(run, rows=Rows(length, packed), model=model)
+    rows = Rows(length, packed)
+    if run.preference.loss_type is None:
+        trainer = trainer_kit.make_trainer(run, rows=rows, model=model)
+    else:
+        trainer = preference_trainer(run, Pairs(rows, single=run.preference.loss_type == "kto"), model)
+        trainer.before_training(lambda line: None)
     trainer.train()
-    rows = run.training.per_device_train_batch_size
-    size = BatchSize(rows, length, rows, rows * ((length - trainer_kit.PATCHES + 1) // 2), packed)
-    trained = sum(int(np.prod(value.shape)) for value in trainer.plan.trainable(model).values())
-    need = memory_on_cpu(config, run, size, trained)
+    images = run.training.per_device_train_batch_size
+    count = images * run.preference.answers
+    size = BatchSize(count, length, images, count * ((length - trainer_kit.PATCHES + 1) // 2), packed)
+    need = memory_on_cpu(config, run, size, dry_run._numbers(trainer.plan.parts))
     peak = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
     print(json.dumps({"peak": peak, "need": need.total, "parts": need.named}))
 

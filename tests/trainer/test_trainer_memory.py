@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full, recompute": {"length": 384, "recompute": True},
     "lora": {"length": 384, "lora": True},
     "lora, recompute": {"length": 384, "lora": True, "recompute": True},
+    "dora": {"length": 384, "lora": True, "use_dora": True},
+    "dpo": {"length": 256, "loss_type": "sigmoid"},
 }
 MORE: dict[str, dict[str, Any]] = {
     "packed": {"length": 600, "packed": True, "per_device_train_batch_size": 1},
@@ -29,6 +31,18 @@ MORE: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
     },
     "projector": {"length": 384, "tune_mm_mlp_adapter": True},
+    "pissa": {"length": 200, "lora": True, "pissa": True, "lora_rank": 32, "lora_dropout": 0.0},
+    "dora, recompute": {"length": 384, "lora": True, "use_dora": True, "recompute": True},
+    "saved modules": {
+        "length": 200,
+        "text": {"vocab_size": 8000},
+        "lora": True,
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    },
+    "dpo, lora": {"length": 256, "loss_type": "sigmoid", "lora": True, "lora_dropout": 0.0},
+    "dpo, vocabulary": {"length": 256, "loss_type": "sigmoid", "text": {"vocab_size": 8000}},
+    "orpo": {"length": 256, "loss_type": "orpo", "recompute": True},
+    "kto": {"length": 256, "loss_type": "kto"},
 }
 
 

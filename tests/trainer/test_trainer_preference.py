@@ -269,6 +269,7 @@ def test_dry_run_shows_both_answers(pairs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert ", chosen\n" in shown
     assert ", rejected\n" in shown
+    assert "memory of a device, about: " in shown
     assert not (tmp_path / "out").exists()
 
 
