@@ -107,11 +107,9 @@ def review(args: argparse.Namespace) -> int:
         replies = asking.ask_all(endpoint, bodies, cache, workers=args.workers)
     found = [reviews.reviewed(pair, reply) for pair, reply in zip(pairs, replies, strict=True)]
     problems = [*problems, *reviews.review_problems(found)]
-    # A request without an answer is no review: the same command asks it again.
+    # A request that was refused is no review: the same command asks it again.
     kept = [one for one, reply in zip(found, replies, strict=True) if not isinstance(reply, Exception)]
     _tell_use(replies)
-    if not kept:
-        raise ConfigError(f"no request had an answer, the first: {replies[0]}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(args.output, "".join(one.line(number) for number, one in enumerate(kept, 1)))
     summed = summary.summarize(args.output)

@@ -188,6 +188,7 @@ def test_a_run_that_stops_goes_on_with_what_it_has(tmp_path: Path, capsys: pytes
         assert main(args) == 2
         assert "3 requests in a row had no answer" in capsys.readouterr().err
         assert len(server.seen) == 5
+        assert not list(tmp_path.glob("*.html"))
         assert not (tmp_path / "r.jsonl").exists()
         cache = tmp_path / "r.jsonl.judge"
         cache.write_bytes(cache.read_bytes() + b'{"batch": 2, "rec')  # as a kill leaves it
@@ -229,6 +230,36 @@ def test_what_an_endpoint_refuses_is_told_without_the_key(
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert "sk-secret" not in output.err + output.out
     assert b"sk-secret" not in kept
+
+
+@pytest.mark.parametrize("verb", ["review", "judge"])
+def test_no_score_follows_from_a_server_that_is_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """Not even where fewer requests are open than end a run: a grade of 0 would be wrong."""
+    write_lines(tmp_path / "a.jsonl", [answer(0, "x"), answer(1, "y"), answer(2, "z")])
+    away = [True]
+    with judge(lambda body, n: (503, {}) if away[0] and n > 1 else "1.0" if verb == "judge" else "8 4") as server:
+        more = ("--attempts", "1")
+        args = (
+            judging(tmp_path, server.url, *more) if verb == "judge" else reviewing(tmp_path, server.url, *more, count=3)
+        )
+        assert main(args) == 2
+        assert "2 of 3 requests had no answer" in (said := capsys.readouterr()).err
+        assert said.out == ""
+        assert not (tmp_path / "mm-vet-score.json").exists()
+        assert not (tmp_path / "r.jsonl").exists()
+        away[0] = False
+        assert main(args) == 0
+        assert len(server.seen) == 5
+
+
+def test_reviews_without_any_score_have_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with judge(lambda body, n: "nice") as server:
+        assert main(reviewing(tmp_path, server.url)) == 1
+    assert "| all | 4 | n/a | n/a | n/a | n/a to n/a | 4 (with -1 for them: 100.0) |" in capsys.readouterr().out
+    assert main(["summarize", "--files", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "s.json")]) == 2
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_one_refused_request_is_named_and_asked_again_next_time(

@@ -130,7 +130,20 @@ def ask_all(
     rest = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
     if rest:
         _ask_rest(endpoint, rest, cache, workers, asking, found)
+    _require_reached(list(found.values()), cache)
     return [found[key] for key in keys]
+
+
+def _require_reached(found: Sequence[Judged | RequestError], cache: Cache) -> None:
+    """DataError when requests got no answer that may get one later, or none got one: no score follows from that."""
+    lost = [one for one in found if isinstance(one, RequestError)]
+    open_still = [one for one in lost if not one.refused]
+    if open_still or (lost and len(lost) == len(found)):
+        first = (open_still or lost)[0]
+        raise DataError(
+            f"{first}; {len(open_still or lost)} of {len(found)} requests had no answer. What is answered stays in "
+            f"{cache.path}, and the same command goes on"
+        )
 
 
 def _ask_rest(
@@ -145,6 +158,7 @@ def _ask_rest(
     waiting = list(rest.items())[::-1]
     running: dict[Future[Judged], str] = {}
     failures = row = 0
+    answered = bool(found)
     pool, ended = ThreadPoolExecutor(workers), threading.Event()
     try:
         with Progress("judge", len(rest), "requests") as progress:
@@ -159,11 +173,11 @@ def _ask_rest(
                     try:
                         found[key] = answer = future.result()
                         cache.put(key, answer)
-                        row = 0
+                        answered, row = True, 0
                     except RequestError as error:
                         found[key] = error
-                        failures, row = failures + 1, row + 1
-                        if row >= GIVEN_UP and waiting:
+                        failures, row = failures + 1, row + (not error.refused or not answered)
+                        if row >= GIVEN_UP:
                             raise DataError(
                                 f"{error}; {row} requests in a row had no answer, so that the run stops; what is "
                                 f"answered stays in {cache.path}, and the same command goes on"

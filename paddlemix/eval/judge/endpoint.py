@@ -25,7 +25,11 @@ Message = Mapping[str, str]
 
 
 class RequestError(DataError):
-    """This one request got no answer; others may."""
+    """This one request got no answer; others may. ``refused``: the server blames the request, so that it stays so."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class EndpointError(ConfigError):
@@ -117,7 +121,7 @@ def ask(endpoint: Endpoint, body: Mapping[str, Any], sleep: Callable[[float], ob
                 return _judged(reply.body, endpoint)
             why = f"{shown(endpoint.url)}: {_told(reply, endpoint)}"
             if reply.status in OF_ONE_REQUEST:
-                raise RequestError(why)
+                raise RequestError(why, refused=True)
             if reply.status not in RETRIED and reply.status < 500:
                 raise EndpointError(f"{why}; {_remedy(reply.status)}")
             wait = max(wait, _asked_for(reply))

@@ -144,8 +144,8 @@ def summary_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
     for row in summary.rows:
         spread = f"{_one(row.interval.low)} to {_one(row.interval.high)}"
         failed = "" if not row.failed else f"{row.failed} (with -1 for them: {_one(row.original)})"
-        yield (row.category, str(row.reviews), f"{row.first:.3f}", f"{row.second:.3f}", _one(row.relative), spread,
-               failed)  # fmt: skip
+        means = ("n/a" if math.isnan(value) else f"{value:.3f}" for value in (row.first, row.second))
+        yield (row.category, str(row.reviews), *means, _one(row.relative), spread, failed)
 
 
 def _one(value: float | None) -> str:
