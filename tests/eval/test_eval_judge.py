@@ -262,6 +262,15 @@ def test_reviews_without_any_score_have_no_figure(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "s.json").exists()
 
 
+def test_the_doctor_says_that_there_is_a_key_and_not_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paddlemix.doctor.report import _own_flags
+
+    monkeypatch.setenv(KEY, "sk-secret")
+    told = repr(_own_flags())
+    assert f"{KEY}=(set)" in told
+    assert "sk-secret" not in told
+
+
 def test_one_refused_request_is_named_and_asked_again_next_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
