@@ -12,8 +12,9 @@ from paddlemix.utils.registry import nearest
 
 SYNONYMS = {
     **dict.fromkeys(("finetune", "train", "lora", "supervisedfinetune"), "sft"),
-    **dict.fromkeys(("predict", "infer", "inference", "generate", "cli", "ask"), "chat"),
+    **dict.fromkeys(("infer", "inference", "generate", "cli", "ask"), "chat"),
     "check": "doctor",
+    **dict.fromkeys(("server", "worker", "modelworker", "api"), "serve"),
     **dict.fromkeys(("evaluate", "evaluation", "score", "benchmark"), "eval"),
 }
 """What other projects call our commands, without hyphens."""

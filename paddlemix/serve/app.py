@@ -176,7 +176,10 @@ async def _whole(ticket: Ticket, reply: Reply, send: Send) -> None:
 
 
 async def _stream(asked: ChatRequest, ticket: Ticket, reply: Reply, send: Send, visit: Visit) -> None:
-    """Server-sent events. An error before the first of them has a status of its own, a later one is an event."""
+    """Server-sent events, in ASCII: some clients take U+2028 and its like for the end of a line.
+
+    An error before the first of them has a status of its own, a later one is an event.
+    """
     while not reply.complete:
         chunks = []
         for event in await ticket.events():
@@ -188,7 +191,7 @@ async def _stream(asked: ChatRequest, ticket: Ticket, reply: Reply, send: Send, 
             await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
         if reply.complete and reply.failed is None and asked.include_usage:
             chunks.append(reply.usage_chunk())
-        data = b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in chunks)
+        data = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
         if reply.complete and reply.failed is None:
             data += f"data: {DONE}\n\n".encode()
         await send({"type": "http.response.body", "body": data, "more_body": not reply.complete})

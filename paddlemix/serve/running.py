@@ -42,6 +42,8 @@ class Serving:
 def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
     """Load the model with ``load`` and serve it until a signal comes; the exit code. On the main thread."""
     listener = bound_socket(serving.host, serving.port)
+    # How long the engine's thread may keep the interpreter while a request waits for the event loop (default: 5 ms).
+    sys.setswitchinterval(0.001)
     engine = Engine(load, slots=serving.limits.slots, metrics=Metrics())
     predictor = engine.start()
     sys.stderr.write(fit(predictor.about) + "\n" + f"model names: {', '.join(serving.names)}\n")

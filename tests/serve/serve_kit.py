@@ -42,12 +42,12 @@ def tiny_predictor(**changes: Any) -> Predictor:
 class Running:
     """A server that runs: its address, and what it is made of."""
 
-    def __init__(self, limits: Limits, access: Access, **changes: Any) -> None:
+    def __init__(self, limits: Limits, access: Access, *, log_prompts: bool = False, **changes: Any) -> None:
         self.engine = Engine(lambda: tiny_predictor(**changes), slots=limits.slots, metrics=Metrics())
         self.predictor = self.engine.start()
         self.listener = bound_socket("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
-        self._limits, self._access = limits, access
+        self._limits, self._access, self._log_prompts = limits, access, log_prompts
         self._begun = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -56,7 +56,7 @@ class Running:
             time.sleep(0.01)
 
     async def _serve(self) -> None:
-        self.worker = Worker(self.engine, self.predictor, (NAME,), self._limits)
+        self.worker = Worker(self.engine, self.predictor, (NAME,), self._limits, log_prompts=self._log_prompts)
         self.server = Server(
             self.worker.app(self._access, routes(self.worker)), self._limits, lambda: drain(self.worker)
         )
@@ -102,10 +102,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(access: Access | None = None, limits: Limits = LIMITS, **changes: Any) -> Iterator[Running]:
+def running(
+    access: Access | None = None, limits: Limits = LIMITS, *, log_prompts: bool = False, **changes: Any
+) -> Iterator[Running]:
     """A server for the block. ``changes`` are those of the limits, and of the model (``model_...``)."""
     model = {name.removeprefix("model_"): changes.pop(name) for name in list(changes) if name.startswith("model_")}
-    found = Running(replace(limits, **changes), access or access_of("127.0.0.1", [], None), **model)
+    access = access or access_of("127.0.0.1", [], None)
+    found = Running(replace(limits, **changes), access, log_prompts=log_prompts, **model)
     try:
         yield found
     finally:

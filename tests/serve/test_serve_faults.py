@@ -201,3 +201,11 @@ def test_the_log_has_a_line_of_json_a_request_without_texts_and_keys(capsys: pyt
     assert "\x1b" not in said
     assert "secret" not in said
     assert KEY not in said
+
+
+def test_questions_and_answers_are_logged_when_the_operator_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with running(log_prompts=True) as server:
+        _, answer, _ = server.ask(chat("a question\nwith lines", max_tokens=2))
+    line = json.loads(next(line for line in capsys.readouterr().err.splitlines() if line.startswith("{")))
+    assert line["messages"] == [["user", "a question\nwith lines"]]
+    assert line["answers"] == [answer["choices"][0]["message"]["content"]]
