@@ -190,13 +190,18 @@ def test_a_byte_level_vocabulary_comes_back(family, tmp_path):
         assert again.encode(text) == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_the_way_back_gives_every_weight(kind, tmp_path):
-    folder = made(kind, "qwen2")
+@pytest.mark.parametrize(("kind", "family"), [("qwen2", "qwen2"), ("llama", "llama3")])
+def test_the_way_back_gives_every_weight_and_the_tokenizer(kind, family, tmp_path):
+    folder = made(kind, family)
     convert_to_gguf(folder, tmp_path / "gguf", 32)
     config = folder_of_gguf(tmp_path / "gguf" / "model-f32.gguf", tmp_path / "back")
     assert config["rope_theta"] == 10000.0
     assert config["rms_norm_eps"] == 1e-5
+    first, again = load_tokenizer(folder), load_tokenizer(tmp_path / "back")
+    for text in ("What's  it? 1234\n\n", "naïve 中文 <|eot_id|> x", "\U0001f468\u200d"):
+        assert again.encode(text) == first.encode(text)
+    model, back = (tokenizer.files.pipeline["model"] for tokenizer in (first, again))
+    assert back["ignore_merges"] == model["ignore_merges"]
     ours, back = weights(folder), weights(tmp_path / "back")
     assert back.keys() == {name for name in ours if "vision" not in name and "mm_" not in name}
     for name, value in back.items():
