@@ -63,7 +63,11 @@ def rehearse(opened: Opened, prepared: Prepared, settings: TrainingSettings) -> 
     say(f"first batch: {_size(lengths[0])}; {_places(rows, batches[0])}")
     for index in batches[0][:_SHOWN_ROWS]:
         _show(rows, index, prepared.tokenizer)
-    say(f"longest batch: {_size(lengths[longest])}; {_places(rows, batches[longest])}")
+    if longest == 0:
+        say("longest batch: the first one")
+    else:
+        say(f"longest batch: {_size(lengths[longest])}; {_places(rows, batches[longest])}")
+        _show(rows, max(batches[longest], key=lambda index: int(rows.lengths[index])), prepared.tokenizer)
     for line in _amounts(rows, lengths, settings, processes):
         say(line)
     for line in _needs(prepared, settings, plan.parts, [rows[index] for index in batches[longest]]):
@@ -160,10 +164,10 @@ def _needs(
     longest: Sequence[Encoded | EncodedPair | None],
 ) -> Iterator[str]:
     need = _memory(prepared, settings, parts, [row for row in longest if row is not None])
-    shown = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.named.items() if size)
-    yield f"memory of a device, about: {_gigabytes(need.total)} GB ({shown}), for the longest batch of an epoch"
+    shown = ", ".join(f"{name} {_amount(size)}" for name, size in need.named.items() if size)
+    yield f"memory of a device, about: {_amount(need.total)} ({shown}), for the longest batch of an epoch"
     if not need.reserve:
-        yield f"on a CPU Python, paddle and the data take about {_gigabytes(PROCESS)} GB beside it"
+        yield f"on a CPU Python, paddle and the data take about {_amount(PROCESS)} beside it"
     total, trained = (sum(getattr(part, name) for part in parts) for name in ("total", "trainable"))
     training = settings.training
     bytes_each = 2 if (training.bf16 or training.fp16) and training.fp16_opt_level == "O2" else 4
@@ -173,8 +177,8 @@ def _needs(
     there = next(folder for folder in (output, *output.parents) if folder.is_dir())
     more = " or more (save_total_limit is not set)" if kept and training.save_total_limit is None else ""
     yield (
-        f"disk: {_gigabytes(result)} GB for the result and {_gigabytes(kept)} GB{more} for checkpoints; "
-        f"{_gigabytes(shutil.disk_usage(there).free)} GB are free"
+        f"disk: {_amount(result)} for the result and {_amount(kept)}{more} for checkpoints; "
+        f"{_amount(shutil.disk_usage(there).free)} are free"
     )
 
 
@@ -208,6 +212,8 @@ def _numbers(parts: Sequence[ModelPart]) -> Numbers:
     )
 
 
-def _gigabytes(size: float) -> str:
-    value = size / GB
-    return f"{value:.{max(0, 2 - int(math.log10(value)))}f}" if value >= 0.001 else "0"
+def _amount(size: float) -> str:
+    """Bytes with three digits, in GB or below 0.1 GB in MB."""
+    unit, scale = ("GB", GB) if size >= GB / 10 else ("MB", 10**6)
+    value = size / scale
+    return f"{value:.{min(2, max(0, 2 - math.floor(math.log10(value))))}f} {unit}" if value >= 0.005 else "0 MB"

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``dry_run``: what is said before a run is what the run then does, and nothing is read or written for it."""
 
+import json
+import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +70,69 @@ def test_a_dry_run_imports_no_paddle_writes_nothing_and_says_steps_and_batches(p
     assert re.search(r"masked \| <s>A chat", text)
     assert "visual | <image> x 4" in text
     said = " ".join(text.split())
-    assert re.search(r"memory of a device, about: [\d.]+ GB \(weights [^)]*\), for the longest batch", said)
+    assert re.search(
+        r"memory of a device, about: [\d.]+ MB \(weights [\d.]+ MB, gradients [\d.]+ MB, [^)]*\), for the longest batch",
+        said,
+    )
     assert "on a CPU Python, paddle and the data take about 0.50 GB beside it" in said
     assert not list(tmp_path.iterdir())
-    longest = re.search(r"longest batch: 2 rows of (\d+), (\d+)", text)
-    assert longest
+    assert re.search(r"longest batch: (the first one|2 rows of \d+, \d+)", text)
     done = finetune(load_settings(arguments(place, tmp_path / "real", **keys)))
     assert done.steps == 6
+
+
+def test_the_longest_batch_is_shown_when_it_is_not_the_first(place: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = json.loads((place / "train.json").read_text(encoding="utf-8"))
+    for row in rows[1:]:
+        row["conversations"][1]["value"] = "red"
+    rows[0]["conversations"][1]["value"] = "red square blue circle " * 6
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    for seed in range(8):  # the long row in the first batch, and behind it
+        keys = {"data_path": tmp_path / "rows.json", "dry_run": "true", "seed": seed}
+        finetune(load_settings(arguments(place, tmp_path / "out", **keys)))
+        head, tail = capsys.readouterr().out.split("longest batch: ")
+        shown = "blue circle red square blue circle"
+        assert (shown in head) == tail.startswith("the first one")
+        assert (shown in tail) != (shown in head)
+
+
+@pytest.mark.parametrize("command", ["tools/supervised_finetune.py", "examples/llava/pretrain.py"])
+def test_a_person_sees_the_label_mask_in_colour_and_a_file_gets_plain_text(
+    place: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(place / "model", tmp_path / "model")
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    stored = weights.read_bytes()
+    start = 8 + int.from_bytes(stored[:8], "little")
+    weights.write_bytes(stored[:start] + b"\xff" * (len(stored) - start))  # no number of the model can be used
+    keys = {"model_name_or_path": tmp_path / "model", "dry_run": "true"}
+    script = Path(dry_run.__file__).parents[1] / command
+    asked = [sys.executable, str(script), *arguments(place, tmp_path / "out", **keys)]
+    plain = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert plain.returncode == 0, plain.stderr
+    assert "\x1b" not in plain.stdout
+    assert "What trains (" in plain.stdout
+    assert re.search(r"^ +learnt \| red square", plain.stdout, re.MULTILINE)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        asked, stdout=theirs, stderr=theirs, stdin=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as ran:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # Linux tells the end of a terminal so
+                break
+            if not part:
+                break
+            seen += part
+    os.close(ours)
+    assert ran.returncode == 0
+    assert re.search(rb"\x1b\[1;32mred square", seen)  # learnt: green
+    assert re.search(rb"\x1b\[2m<s>", seen)  # masked: dim
+    assert re.search(rb"\x1b\[36m<image> x 4", seen)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_spans_of_a_row_are_its_labels(tmp_path: Path) -> None:
