@@ -71,7 +71,7 @@ def test_a_dry_run_imports_no_paddle_writes_nothing_and_says_steps_and_batches(p
     assert "visual | <image> x 4" in text
     said = " ".join(text.split())
     assert re.search(
-        r"memory of a device, about: [\d.]+ MB \(weights [\d.]+ MB, gradients [\d.]+ MB, [^)]*\), for the longest batch",
+        r"memory of a device, about: [\d.]+ MB \(weights [\d.]+ MB, [^)]*\), for the longest batch",
         said,
     )
     assert "on a CPU Python, paddle and the data take about 0.50 GB beside it" in said
