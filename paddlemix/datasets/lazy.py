@@ -184,12 +184,24 @@ def open_all(entries: Iterable[DatasetEntry]) -> list[Chosen]:
     for part, entry in enumerate(entries):
         opened = [open_data(path) for path in entry.data_files]
         chosen = entry.selection.of(sum(map(len, opened)))
+        if chosen is not None and not len(chosen):
+            _require_choice(entry, sum(map(len, opened)))
         first = 0
         for file in opened:
             own = None if chosen is None else chosen[(chosen >= first) & (chosen < first + len(file))] - first
             found.append(Chosen(file, entry, part, own))
             first += len(file)
     return found
+
+
+def _require_choice(entry: DatasetEntry, rows: int) -> None:
+    """DataError for an entry whose keys leave none of its rows."""
+    one = entry.selection
+    keys = {"sampling_strategy": one.strategy, "max_samples": one.max_samples, "eval_split": one.eval_split}
+    told = ", ".join(f"{key} {value}" for key, value in keys.items() if value not in ("all", None))
+    if rows:
+        use = "training" if one.side == "train" else "evaluation"
+        raise DataError(f"{', '.join(entry.data_files)}: none of its {rows:,} rows are left for {use} ({told})")
 
 
 def read_all(

@@ -17,6 +17,8 @@ from paddlemix.text.messages import ChatFormat
 
 WINDOW = 1024
 """Samples that are packed together: enough for full packs, few enough that chance decides who meets whom."""
+RULE = 1
+"""Number of the rule by which rows are packed; raised when the same rows make other packs than before."""
 _SPARE = 200
 """One pack in so many is spare: epochs that pack a little worse than the first one have as many packs."""
 _TRIES = 8

@@ -68,6 +68,10 @@ class Measured:
         return self.text + self.visual - self.length
 
 
+class NoLabelError(DataError):
+    """Nothing of a row is learnt."""
+
+
 class SampleEncoder:
     """Encodes samples of any source with one tokenizer, one processor and one template.
 
@@ -128,7 +132,7 @@ class SampleEncoder:
         kept, length, cut = _fit(ids, layouts, self.max_length)
         ids, labels = ids[:kept], labels[:kept]
         if not (labels[1:] != IGNORE_INDEX).any():
-            raise DataError(f"{sample.where}: {self._why_nothing_is_learnt(cut, length + cut)}")
+            raise NoLabelError(f"{sample.where}: {self._why_nothing_is_learnt(cut, length + cut)}")
         return ids, labels, length, cut
 
     def length(self, sample: Sample) -> int:
@@ -189,7 +193,7 @@ class SampleEncoder:
         except DataError as error:
             raise _named(error, sample) from error
         if not any(part.learns and part.text for part in segments):
-            raise DataError(f"{sample.where}: no answer to learn; every assistant text is empty or has weight 0")
+            raise NoLabelError(f"{sample.where}: no answer to learn; every assistant text is empty or has weight 0")
 
     def layout_of(self, path: str | None) -> ChatFormat:
         """The layout of a chat_template.json; for None, that of rows without one."""

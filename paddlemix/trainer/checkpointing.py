@@ -58,6 +58,7 @@ class RunState:
     ``data`` is a fingerprint of the training rows.
     ``frozen`` are a few values of what does not train (``frozen.frozen_sample``).
     ``grouped_for``: for how many processes the order of grouped rows was made; 0: for ``world_size``.
+    ``packing``: the rule by which rows are packed (``packing.RULE``); 0: an older one.
     ``scaler`` is the state of the loss scale of fp16, ``skipped_updates`` how often it has skipped one.
     ``open_losses`` are the float32 sums of the losses since the last log line, one for each process: sums of their mean
     would be rounded otherwise. ``open_loss`` is that mean, ``logged_loss`` the sum up to the last line.
@@ -74,6 +75,7 @@ class RunState:
     last_logged_step: int = 0
     tokens: int = 0
     grouped_for: int = 0
+    packing: int = 0
     skipped_updates: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
 from paddlenlp.utils.log import logger
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
+from paddlemix.datasets import packing
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.models.head_loss import head_note
 from paddlemix.models.llava import LlavaForCausalLM
@@ -269,6 +270,7 @@ class LlavaTrainer(Evaluation, StepLog, Stopping, MixedPrecision, Trainer):
             last_logged_step=self._globalstep_last_logged,
             tokens=self._tokens_done,
             grouped_for=self._grouped_for,
+            packing=packing.RULE,
             skipped_updates=self.skipped_updates,
             scaler=scaling.numbers(self.scaler) if self.do_grad_scaling else {},
             settings=settings_to_json(self.settings),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from paddlemix.checkpoint.folders import PROJECTOR_FILES
+from paddlemix.datasets import packing
 from paddlemix.datasets.multiview import NAME as MULTIVIEW
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.datasets.resumed import ResumedDataset, numbered
@@ -74,6 +75,12 @@ def require_same_run(
 
     Returns lines about what has changed and does no harm. ``rows`` is the training data set.
     """
+    if settings.data.mixtoken and state.settings.get("mixtoken") and state.packing != packing.RULE:
+        raise ConfigError(
+            f"{folder}: its packs (mixtoken) were made by another version, and this one would make others of the same "
+            "rows; go on with that version, or start a new run in another output_dir with "
+            f"{_beginning(state, folder)}"
+        )
     found = changes(state, settings)
     other = None
     if state.world_size != world_size:

@@ -26,6 +26,8 @@ def summary(found: Survey, bad_in_file: int, settings: TrainingSettings, process
     counts = {
         "rows": rows,
         "bad_rows": rows - good,
+        "rows_without_label": found.unlearnt,
+        "answers_a_row": settings.preference.answers,
         "images": int(found.column("images").sum()),
         "rows_without_image": int((found.column("images") == 0).sum()),
         "turns": int(found.column("turns").sum()),
@@ -71,7 +73,7 @@ def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str,
         "rows_a_step": batch * processes * accumulated,
         "steps_an_epoch": an_epoch,
         "steps": total_steps(training, units, processes),
-        "tokens_a_step": round(sum(lengths) / max(an_epoch, 1)),
+        "tokens_a_step": round(sum(lengths) * settings.preference.answers / max(an_epoch, 1)),
         "useful_share": {
             "random": round(useful_share(lengths, order, batch), 4),
             "group_by_length": grouped(lengths, False),
@@ -91,6 +93,10 @@ def lines(data: dict[str, Any]) -> list[str]:
         f"cut), {data['learnt_tokens']:,} of them learnt",
         f"max_length {data['max_length']:,}: {data['rows_cut']:,} rows are cut, {data['tokens_cut']:,} tokens",
     ]
+    if data["rows_without_label"]:
+        found.append(f"{data['rows_without_label']:,} of the rows that cannot be used keep no label")
+    if data["answers_a_row"] > 1:
+        found.append("of the two answers of a row the longer one is counted; tokens of a step are those of both")
     if "cost" not in data:
         return found
     length, price = data["length"], data["cost"]

@@ -29,6 +29,7 @@ from paddlemix.validate.survey import fingerprint, survey
 BAD_ROWS = 3
 """Exit code when rows cannot be used."""
 
+_SHOWN_KEYS = 100
 _PLACE = re.compile(r"(?P<file>.*?):(?P<record> ?/?\d+)", re.DOTALL)
 
 
@@ -63,6 +64,7 @@ class _Part:
     entries: list[DatasetEntry]
     samples: LazyRows
     faults: _Faults
+    unread: UnreadKeys
 
     @property
     def files(self) -> list[str]:
@@ -80,8 +82,7 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
     find_inputs(settings, first_stage=first_stage)
     opened = open_start(settings)
     encoder = make_encoder(settings, opened.config, opened.tokenizer, opened.template(settings))
-    unread = UnreadKeys()
-    parts = _parts(settings, options, unread)
+    parts = _parts(settings, options)
     _check_clean(parts, options.write_clean)
     options.folder.mkdir(parents=True, exist_ok=True)
     asked = {
@@ -90,6 +91,9 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
         "image": repr(opened.config.image), "data": repr(settings.data),
     }  # fmt: skip
     bad = [_look(part, settings, RowLook(encoder, options.decode), options, asked) for part in parts]
+    unread = UnreadKeys()
+    for part in parts:
+        unread.add(part.unread)
     if note := unread.note():
         say(f"note: {note}")
     if options.write_clean is not None:
@@ -98,14 +102,14 @@ def validate(settings: TrainingSettings, options: Options, *, first_stage: bool 
     return BAD_ROWS if any(bad) else 0
 
 
-def _parts(settings: TrainingSettings, options: Options, unread: UnreadKeys) -> list[_Part]:
+def _parts(settings: TrainingSettings, options: Options) -> list[_Part]:
     found = []
     for name, entries in used_entries(settings).items():
-        faults = _Faults()
+        faults, unread = _Faults(), UnreadKeys()
         with progress_bar(settings, "rows read") as progress:
             look = Look(rules=picture_rules(settings))  # only whether the image folder is there
             samples, _ = read_all(open_all(entries), faults, unread, look, jobs=options.jobs, progress=progress)
-        found.append(_Part(name, entries, samples, faults))
+        found.append(_Part(name, entries, samples, faults, unread))
     if not found:
         raise ConfigError('no rows to look at: set "data_path" or "dataset", and "do_train" or "do_eval"')
     return found
@@ -122,7 +126,9 @@ def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Optio
     seconds = max(time.monotonic() - began, 1e-9)
     faults = [(place, reason, "") for place, reason in part.faults.found]
     faults += [(part.samples[row].place, *fault) for row, fault in sorted(found.faults.items())]
+    faults.sort(key=lambda fault: _order(fault[0], part.files))
     data = report.summary(found, len(part.faults.found), settings, options.processes)
+    data["unread_keys"] = {readable(key): count for key, count in part.unread.counts.most_common(_SHOWN_KEYS)}
     (options.folder / f"summary{ending}.json").write_bytes(json_bytes(data, indent=2) + b"\n")
     bad = b"".join(json_bytes(_bad_row(*fault)) + b"\n" for fault in faults)
     (options.folder / f"bad_rows{ending}.jsonl").write_bytes(bad)
@@ -139,6 +145,14 @@ def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Optio
     if len(faults) > 3:
         say(f"  and {len(faults) - 3:,} more in {options.folder / f'bad_rows{ending}.jsonl'}")
     return {place for place, _, _ in faults}
+
+
+def _order(place: str, names: list[str]) -> tuple[int, int]:
+    """Where a row stands in the files of a part."""
+    found = _PLACE.fullmatch(place)
+    if found is None or found["file"] not in names:
+        return len(names), 0
+    return names.index(found["file"]), int(found["record"].strip(" /"))
 
 
 def _bad_row(place: str, reason: str, image: str) -> dict[str, str]:

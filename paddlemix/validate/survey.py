@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from paddlemix.datasets.pictures import Progress, is_remote
-from paddlemix.datasets.preprocess import SampleEncoder
+from paddlemix.datasets.preprocess import NoLabelError, SampleEncoder
 from paddlemix.datasets.sample import Sample
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.forks import forked_map
@@ -36,6 +36,8 @@ class Survey:
     """Reason, and the image that it is about (or an empty string)."""
     reused: int = 0
     """Rows whose facts were in the journal of a run that stopped."""
+    unlearnt: int = 0
+    """Rows of ``faults`` that keep no label."""
 
     def column(self, name: str) -> np.ndarray:
         """One fact of the rows that can be used, int64 [rows]."""
@@ -64,7 +66,8 @@ class Look:
             image = ""
             found = self.encoder.measure(sample, sizes)
         except DataError as error:
-            return {"reason": str(error), "image": image}
+            more = {"unlearnt": True} if isinstance(error, NoLabelError) else {}
+            return {"reason": str(error), "image": image, **more}
         turns = sum(message.role == "assistant" for message in sample.messages)
         numbers = (found.text, found.visual, found.length, found.learnt, len(sample.images), turns)
         return {"facts": [int(number) for number in numbers]}
@@ -133,6 +136,7 @@ def _note(found: Survey, rows: range, records: Sequence[dict[str, Any]]) -> None
             found.facts[row] = record["facts"]
         else:
             found.faults[row] = (record["reason"], record["image"])
+            found.unlearnt += record.get("unlearnt") is True
 
 
 def _worked(portions: list[range], waiting: list[int], jobs: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:

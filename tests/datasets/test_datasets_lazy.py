@@ -14,6 +14,7 @@ from paddlemix.datasets import index, lazy
 from paddlemix.datasets.lazy import Look, open_all, read_all
 from paddlemix.datasets.records import UnreadKeys
 from paddlemix.datasets.sample import BadSamples
+from paddlemix.datasets.selection import Selection
 from paddlemix.datasets.sources import DatasetEntry, read
 from paddlemix.utils.errors import DataError
 
@@ -161,3 +162,14 @@ def test_a_tar_is_refused_with_what_to_write(tmp_path):
     (tmp_path / "rows.tar").write_bytes(b"a")
     with pytest.raises(DataError, match=r"rows.tar: not read; write its rows as JSON lines"):
         lazily(tmp_path / "rows.tar")
+
+
+@pytest.mark.parametrize("side", ["train", "eval"])
+def test_keys_that_leave_no_row_are_named(tmp_path, side):
+    (tmp_path / "rows.json").write_text(json.dumps([{"conversations": [["a", "b"]]}] * 3))
+    split = 3 if side == "train" else None
+    chosen = Selection(max_samples=3, eval_split=split) if split else Selection("first:0", side="eval")
+    with pytest.raises(
+        DataError, match=r"rows.json: none of its 3 rows are left for \w+ \(.*(eval_split 3|first:0)\)"
+    ):
+        open_all([DatasetEntry((str(tmp_path / "rows.json"),), selection=chosen)])

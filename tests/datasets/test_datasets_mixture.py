@@ -146,6 +146,8 @@ def test_what_a_mixture_file_cannot_say_is_an_error_that_names_it(files, name, c
         ({"max_samples": 2.5}, "expected a whole number from 1"),
         ({"eval_split": 1.5}, "expected a share between 0 and 1, or a number of rows"),
         ({"sampling_strategy": "first:-3"}, 'expected "all", or first'),
+        ({"sampling_strategy": "first:0"}, "a number from 1"),
+        ({"sampling_strategy": "random:101%"}, "a percentage to 100"),
         ({"name": "mv_datset"}, 'data set "mv_datset" is not known.*mv_dataset'),
     ],
 )

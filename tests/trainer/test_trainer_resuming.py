@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from paddlemix.datasets.packing import RULE
 from paddlemix.datasets.resumed import rows_of
 from paddlemix.datasets.sampler import shuffled
 from paddlemix.trainer import checkpointing
@@ -106,12 +107,22 @@ def test_a_finished_run_goes_on_with_more_steps_and_says_so(place, tmp_path, cap
 def state(run, **changes):
     from paddlemix.settings.run.loader import settings_to_json
 
-    return RunState(3, 3, 1, "12 rows", settings={**settings_to_json(run), **changes})
+    return RunState(3, 3, 1, "12 rows", packing=RULE, settings={**settings_to_json(run), **changes})
 
 
 def told(tmp_path, before, now, rows=12):
     run = settings(tmp_path, **before)
     return require_same_run(state(run), settings(tmp_path, **now), 1, Rows(rows), tmp_path / "checkpoint-3")
+
+
+def test_packs_of_another_version_are_not_gone_on_with(tmp_path):
+    run = settings(tmp_path, mixtoken=True)
+    assert require_same_run(state(run), run, 1, Rows(12), tmp_path / "checkpoint-3") == []
+    old = dataclasses.replace(state(run), packing=0)
+    with pytest.raises(ConfigError, match=r"its packs \(mixtoken\) were made by another version.*model_name_or_path"):
+        require_same_run(old, run, 1, Rows(12), tmp_path / "checkpoint-3")
+    plain = settings(tmp_path)
+    assert require_same_run(dataclasses.replace(state(plain), packing=0), plain, 1, Rows(12), tmp_path / "c") == []
 
 
 def with_processes(tmp_path, before, now, accumulate=(1, 1), rows=12, **keys):

@@ -264,3 +264,21 @@ def test_two_looks_at_once_do_not_write_into_one_journal(place: Path, tmp_path: 
         fcntl.flock(held, fcntl.LOCK_EX)
         assert validate_data.main(argv) == 2
     assert "choose another --report" in capsys.readouterr().err
+
+
+def test_the_summary_counts_rows_without_label_and_unread_keys_and_bad_rows_stand_in_order(place, tmp_path):
+    rows = [row("0.png", "", imgs=3), row("nowhere.png"), row("1.png", imgs=1), {"conversations": []}, row("2.png", "")]
+    assert validate_data.main(flags(place, rows, folder=tmp_path)) == 3
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert (data["rows"], data["bad_rows"], data["rows_without_label"]) == (5, 4, 2)
+    assert data["unread_keys"] == {"imgs": 2}
+    assert [one["record"] for one in read_lines(tmp_path / "bad_rows.jsonl")] == ["/0", "/1", "/3", "/4"]
+
+
+def test_pairs_of_answers_are_said_to_be_counted_by_the_longer_one(place, tmp_path, capsys):
+    pair = {"image": "0.png", "question": "what?", "chosen": "a red circle", "rejected": "a red circle and a square"}
+    found = flags(place, [pair], "--loss_type", "sigmoid", "--per_device_train_batch_size", "1", folder=tmp_path)
+    assert validate_data.main(found) == 0
+    assert "of the two answers of a row the longer one is counted" in capsys.readouterr().out.replace("\n  ", " ")
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert data["cost"]["tokens_a_step"] == 2 * data["tokens"]

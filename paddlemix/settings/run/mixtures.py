@@ -30,8 +30,15 @@ _META_KEYS = ("root", "annotation", "repeat_time", "data_augment", "length")
 def wrong_amount(name: str, value: JsonValue) -> str | None:
     """What is expected of the key ``name`` of an entry, if ``value`` is something else."""
     if name == STRATEGY:
-        good = isinstance(value, str) and _STRATEGY.fullmatch(value)
-        return None if good else 'expected "all", or first, last, end or random with a number or percentage: "first:5%"'
+        found = _STRATEGY.fullmatch(value) if isinstance(value, str) else None
+        amount = found and found[2]
+        good = found and (amount is None or int(amount.rstrip("%")) > 0)
+        if good and not (amount and amount.endswith("%") and int(amount[:-1]) > 100):
+            return None
+        return (
+            'expected "all", or first, last, end or random with a number from 1 or a percentage to 100: "first:5%" '
+            '(rows come more than once by "repeat")'
+        )
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     whole = number and isinstance(value, int)
     if name == "max_samples":
