@@ -316,6 +316,7 @@ def test_two_names_of_one_key_are_refused():
         ("warmup_ratio", 1.01, "out of range (at least 0, at most 1)"),
         ("device", "npuu", 'is "npuu", did you mean "npu"? expected one of cpu, gpu, npu'),
         ("lr_scheduler_type", "cosin", 'did you mean "cosine"?'),
+        ("loss_type", "DPO", 'is "DPO", which is "sigmoid" here; expected one of sigmoid, hinge, ipo'),
         ("image_aspect_ratio", "crop", "expected one of square, pad, anyres"),
         ("sharding", "stage4", 'unknown word "stage4"'),
         ("sharding", "offload", "expected exactly one stage"),

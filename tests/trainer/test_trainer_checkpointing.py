@@ -221,7 +221,9 @@ def test_the_optimizer_is_stored_by_structured_names(tmp_path):
 
 @pytest.mark.parametrize("stage", ["lora", "tune_mm_mlp_adapter"])
 def test_a_run_does_not_go_on_over_another_base_under_the_same_path(tmp_path, stage):
-    from tests.trainer.trainer_kit import add_lora, default_targets, make_trainer, tiny
+    from paddlemix.ops.linear import add_lora
+    from paddlemix.trainer.lora_targets import default_targets
+    from tests.trainer.trainer_kit import make_trainer, tiny
 
     def model_of(seed):
         model = tiny(seed)

@@ -28,7 +28,7 @@ class Key:
     ``low``/``high`` bound numbers, both ends included; ``above`` is an excluded lower end. ``choices`` are the accepted
     texts. ``path``: the text is a path, in which ``~`` and ``$NAME`` are replaced. ``fixed`` is the reason why only the
     default (or a value in ``also``) is accepted: a key that would have no effect is refused, never taken and forgotten.
-    ``check`` returns what is wrong with a value, or None.
+    ``check`` returns what is wrong with a value, or None. ``meant``: for words of other projects, the choice they mean.
     """
 
     meaning: str
@@ -36,6 +36,7 @@ class Key:
     high: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
+    meant: tuple[tuple[str, str], ...] = ()
     fixed: str | None = None
     also: tuple[Any, ...] = ()
     needed: bool = False
@@ -105,7 +106,8 @@ class Known:
         self._in_range(value, at)
         facts = self.facts
         if facts.choices and value not in facts.choices:
-            hint = nearest(str(value), facts.choices)
+            meant = dict(facts.meant).get(str(value).lower())
+            hint = f', which is "{meant}" here;' if meant else nearest(str(value), facts.choices)
             raise ConfigError(f"{at} is {as_json(value)}{hint or ':'} expected one of {', '.join(facts.choices)}")
         problem = facts.check(value) if facts.check else None
         if problem:

@@ -18,7 +18,7 @@ class PreferenceGroup:
 
     loss_type: str | None = key(
         None, "Loss of preference tuning: DPO's sigmoid, hinge or ipo; simpo, orpo, kto. null: no preference tuning.",
-        choices=LOSSES,
+        choices=LOSSES, meant=(("dpo", "sigmoid"), ("slic", "hinge")),
     )  # fmt: skip
     beta: float = key(0.1, "Strength of the preference: distance to the reference; orpo: weight of the odds.", above=0)
     label_smoothing: float = key(0.0, "Share of pairs that are taken to be labelled the wrong way round.",
