@@ -10,6 +10,7 @@ import numpy as np
 
 from paddlemix.datasets.build import Datasets
 from paddlemix.datasets.dataset import ChatDataset
+from paddlemix.datasets.mixture import MixedDataset
 from paddlemix.datasets.packing import PackedDataset
 from paddlemix.datasets.pictures import is_remote
 from paddlemix.datasets.resumed import ResumedDataset
@@ -25,10 +26,13 @@ def overview(data: Datasets, settings: TrainingSettings, processes: int) -> Iter
     """Lines for the console. ``processes``: those that read rows of their own."""
     rows, training = data.train, settings.training
     own = rows.dataset if isinstance(rows, PackedDataset) else rows
-    chat = own.dataset if isinstance(own, ResumedDataset) else own
+    mixed = own if isinstance(own, MixedDataset) else None
+    inner = own if mixed is None else mixed.dataset
+    chat = inner.dataset if isinstance(inner, ResumedDataset) else inner
     packed = f" in {len(rows):,} packs" if isinstance(rows, PackedDataset) else ""
     held_out = f"; evaluation: {len(data.eval):,} rows" if data.eval is not None else ""
-    yield f"training data: {len(chat):,} rows{packed}{_images(chat)}{held_out}"
+    drawn = "" if mixed is None else f", {len(mixed):,} an epoch"
+    yield f"training data: {len(chat):,} rows{drawn}{packed}{_images(chat)}{held_out}"
     batch = training.per_device_train_batch_size
     batches, micro = step_counts(
         len(rows),
@@ -42,7 +46,7 @@ def overview(data: Datasets, settings: TrainingSettings, processes: int) -> Iter
         f"global batch: {batch * micro * processes:,} {what} ({batch} a process x {micro} micro-batches x {processes} "
         f"processes); {total_steps(training, len(rows), processes):,} steps, {batches // micro:,} an epoch"
     )
-    tokens = _tokens(rows, chat)
+    tokens = _tokens(rows, chat, mixed if inner is chat else None)
     if tokens is not None:
         mean, looked = tokens
         share = f" (estimated from {looked} rows)" if looked < len(chat) else ""
@@ -64,12 +68,20 @@ def _images(chat: ChatDataset) -> str:
     return f", about {round(mean * len(samples)):,} images"
 
 
-def _tokens(rows: ChatDataset | ResumedDataset | PackedDataset, chat: ChatDataset) -> tuple[float, int] | None:
-    """(mean merged positions of a row or pack, rows that were looked at); None where no row tells."""
-    if isinstance(rows, PackedDataset) or chat.has_lengths:
+def _tokens(
+    rows: ChatDataset | ResumedDataset | MixedDataset | PackedDataset, chat: ChatDataset, mixed: MixedDataset | None
+) -> tuple[float, int] | None:
+    """(mean merged positions of a row or pack, rows that were looked at); None where no row tells.
+
+    ``mixed``: what the rows of an epoch are drawn from, where its numbers are those of ``chat``.
+    """
+    numbers = np.arange(len(chat)) if mixed is None else mixed.numbers(0)
+    if isinstance(rows, PackedDataset):
         return float(np.mean(rows.lengths)), len(chat)
+    if chat.has_lengths:
+        return float(np.mean(chat.lengths[numbers])), len(chat)
     found = []
-    for place in _spread(len(chat)):
+    for place in numbers[_spread(len(numbers))].tolist():
         sample = chat.samples[place]
         if any(isinstance(image, str) and is_remote(image) for image in sample.images):
             continue  # its size would have to be fetched
