@@ -134,6 +134,7 @@ def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Optio
     (options.folder / f"bad_rows{ending}.jsonl").write_bytes(bad)
     if len(found.faults) < len(found.facts):
         report.draw_lengths(options.folder / f"lengths{ending}.png", found, settings.data.max_length)
+    journal.unlink(missing_ok=True)  # the next look is at images that may have been repaired
     looked = len(part.samples) - found.reused
     say(f"{part.name}: {looked:,} rows looked at, {looked / seconds:,.0f} rows/s")
     if found.reused:

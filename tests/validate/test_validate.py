@@ -259,7 +259,9 @@ def test_two_looks_at_once_do_not_write_into_one_journal(place: Path, tmp_path: 
     import fcntl
 
     argv = flags(place, [row(None)], folder=tmp_path)
-    assert validate_data.main(argv) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # the first look has not come to its end
+        assert validate_data.main(argv) == 0
     with open(tmp_path / "progress.jsonl", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert validate_data.main(argv) == 2
@@ -282,3 +284,11 @@ def test_pairs_of_answers_are_said_to_be_counted_by_the_longer_one(place, tmp_pa
     assert "of the two answers of a row the longer one is counted" in capsys.readouterr().out.replace("\n  ", " ")
     data = json.loads((tmp_path / "summary.json").read_text())
     assert data["cost"]["tokens_a_step"] == 2 * data["tokens"]
+
+
+def test_an_image_that_was_repaired_after_a_look_is_looked_at_again(place, tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([row("0.png"), row("late.png")]))
+    assert validate_data.main(flags(place, rows, folder=tmp_path / "report")) == 3
+    Image.new("RGB", (20, 20)).save(place / "late.png")
+    assert validate_data.main(flags(place, rows, folder=tmp_path / "report")) == 0
