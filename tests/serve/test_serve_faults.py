@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from paddlemix.serve.access import access_of
+from paddlemix.serve.running import drain
 from tests.serve.serve_kit import Running, chat, head, idle, image, running, words
 
 KEY = "a-key-of-enough-letters"
@@ -171,6 +172,15 @@ def test_stopping_lets_open_answers_end_and_takes_no_new_ones() -> None:
         assert answer.result(20)[0] == 200
         server.stop()
         assert not server.server.force_exit
+
+
+def test_a_connection_that_is_open_already_gets_no_new_answer_while_the_server_stops() -> None:
+    with running() as server:
+        drain(server.worker)
+        status, answer, _ = server.ask(chat("why?", max_tokens=1))
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+        assert server.ask(None, "/ready")[0] == 503
+        assert server.ask(None, "/health")[0] == 200
 
 
 def test_stopping_fails_what_does_not_end_in_time() -> None:

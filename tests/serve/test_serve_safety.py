@@ -56,6 +56,14 @@ def test_a_body_that_is_no_request_is_refused(server: Running, body: bytes, stat
     assert answer["error"]["message"]
 
 
+@pytest.mark.parametrize("extra", ['"x": NaN', '"x": -Infinity', '"n": 1, "n": 1', '"x": [{"a": 1, "a": 2}]'])
+def test_what_json_has_not_is_refused_also_in_a_field_that_nobody_reads(server: Running, extra: str) -> None:
+    body = json.dumps(chat("why?", max_tokens=1))
+    assert server.ask(body.encode())[0] == 200
+    status, answer, _ = server.ask(f"{body[:-1]}, {extra}}}".encode())
+    assert (status, "not JSON" in answer["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     "url",
     ["file:///etc/passwd", "/etc/passwd", "../x.png", "/dev/zero", "http://169.254.169.254/latest",
