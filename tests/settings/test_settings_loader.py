@@ -539,7 +539,7 @@ def test_a_shipped_recipe_loads_without_a_note(path, monkeypatch):
     assert settings.training.bf16
     assert settings.training.fp16_opt_level == "O2"
     assert not settings.training.overwrite_output_dir
-    # The tiles of llava-hf's Interleave are stretched, which no value of the key says: they stay as its folder has them.
+    # The tiles of llava-hf's Interleave are stretched, which no value of the key says.
     stretched = settings.model.model_name_or_path.startswith("llava-hf/llava-interleave")
     assert (settings.data.image_aspect_ratio is None) == stretched
 
