@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table over all score files of a folder: a row for each model, a column for each benchmark."""
 
+import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.published import PUBLISHED, Published
+from paddlemix.eval.running import record_of
 from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scoring import FORM, Scored, read_score
 from paddlemix.eval.tables import cell, number, percent, score_value, spread, table
@@ -61,10 +64,14 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
     """The table: a row for each model (another run of a benchmark has its own), a column for each benchmark."""
     columns = tuple(name for name in BENCHMARKS if any(one.score.benchmark == name for one in scores.values()))
     rows: dict[str, dict[str, Cell]] = {}
+    paths: dict[str, str] = {}
     notes = []
     for name, one in scores.items():
         found = one.score
         model = one.model or name
+        path = _model_path(one)
+        if path and os.path.abspath(paths.setdefault(model, path)) != os.path.abspath(path):  # another of that name
+            model = f"{model} ({path})"
         if found.benchmark in rows.get(model, {}):  # another run of it
             model = f"{model} ({name})"
         scorer = BENCHMARKS[found.benchmark].scorer
@@ -77,6 +84,16 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
     beside = tuple(row for row in PUBLISHED if published and not set(columns).isdisjoint(row.values))
     metrics = {c: next(one.score.main for one in scores.values() if one.score.benchmark == c) for c in columns}
     return Report(columns, metrics, rows, beside, tuple(notes))
+
+
+def _model_path(one: Scored) -> str:
+    """Where the model of a score was, by the record that a run of ours wrote beside its answers; "" without one."""
+    for file, _ in one.answers:
+        with contextlib.suppress(DataError):
+            path = record_of(Path(file))["settings"].get("model_path")
+            if isinstance(path, str):
+                return path
+    return ""
 
 
 def report_lines(found: Report) -> list[str]:
