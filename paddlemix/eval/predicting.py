@@ -54,6 +54,8 @@ def planned(asking: Asking) -> tuple[Job, list[str]]:
         if getattr(asking, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(asking, name)}: expected a number from 1")
     folder = asking.data.is_dir()
+    if not folder and asking.data.suffix.lower() in PICTURES and asking.data.is_file():
+        raise ConfigError(f"--data {asking.data}: is one picture; give its folder, or talk about it in paddlemix chat")
     items = list(_pictures(asking) if folder else _rows(asking))
     if not items:
         what = f"no image ({', '.join(PICTURES)})" if folder else "no rows"

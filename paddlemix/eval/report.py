@@ -2,6 +2,7 @@
 """One table over all score files of a folder: a row for each model, a column for each benchmark."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def read_folder(folder: Path) -> dict[str, Scored]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A main metric with its interval; ``note``: the convention, when it is not the originals'."""
+    """A main metric with its interval; ``note``: the convention, when it is not the originals', and ``--limit``."""
 
     benchmark: str
     sure: Interval
@@ -45,7 +46,9 @@ class Cell:
     @property
     def text(self) -> str:
         """The value, the interval in brackets, the note."""
-        text = f"{number(self.sure.value, self.benchmark)} ({spread(self.sure, self.benchmark)})"
+        text = number(self.sure.value, self.benchmark)
+        if not math.isnan(self.sure.value):
+            text += f" ({spread(self.sure, self.benchmark)})"
         return text + (f" [{self.note}]" if self.note else "")
 
 
@@ -69,7 +72,8 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
     for name, one in scores.items():
         found = one.score
         model = one.model or name
-        path = _model_path(one)
+        made = _made(one)
+        path, limit = str(made.get("model_path") or ""), made.get("limit")
         if path and os.path.abspath(paths.setdefault(model, path)) != os.path.abspath(path):  # another of that name
             model = f"{model} ({path})"
         if found.benchmark in rows.get(model, {}):  # another run of it
@@ -77,7 +81,13 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
         scorer = BENCHMARKS[found.benchmark].scorer
         usual = scorer is None or found.convention == scorer.conventions[0]
         rows.setdefault(model, {})[found.benchmark] = Cell(
-            found.benchmark, one.intervals[found.main], "" if usual else cell(found.convention, 40)
+            found.benchmark,
+            one.intervals[found.main],
+            ", ".join(
+                filter(
+                    None, ("" if usual else cell(found.convention, 40), f"--limit {cell(limit, 20)}" if limit else "")
+                )
+            ),
         )
         if not found.complete:
             notes.append((name, sum(problem.kind != "empty" for problem in found.problems)))
@@ -86,14 +96,12 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
     return Report(columns, metrics, rows, beside, tuple(notes))
 
 
-def _model_path(one: Scored) -> str:
-    """Where the model of a score was, by the record that a run of ours wrote beside its answers; "" without one."""
+def _made(one: Scored) -> dict[str, Any]:
+    """How the answers of a score were made, by the record that a run of ours wrote beside them; {} without one."""
     for file, _ in one.answers:
         with contextlib.suppress(DataError):
-            path = record_of(Path(file))["settings"].get("model_path")
-            if isinstance(path, str):
-                return path
-    return ""
+            return record_of(Path(file))["settings"]
+    return {}
 
 
 def report_lines(found: Report) -> list[str]:

@@ -130,6 +130,20 @@ def test_two_models_of_one_name_have_rows_of_their_own(
     assert [line.split(" | ")[0] for line in lines[1:]] == ["| model", "| model (b/model)"]
 
 
+def test_a_score_of_some_questions_and_one_that_is_none_are_told_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, rows = kit.pope(tmp_path / "data")
+    file = kit.write_lines(tmp_path / "answers.jsonl", [{**row, "text": "No"} for row in rows])
+    about = {"settings": {"model_path": "tiny", "limit": 12}, "about": {}, "form": running.FORM}
+    kit.write_json(tmp_path / "answers.jsonl.run.json", about)
+    words = ("--answers", file, "--data", data, "--output", tmp_path / "scores" / "s.json", "--resamples", 20)
+    assert run("score", "pope", *words) == 0
+    capsys.readouterr()
+    assert run("report", tmp_path / "scores") == 0
+    assert "| tiny | n/a [--limit 12] |" in capsys.readouterr().out
+
+
 def test_half_of_the_chosen_answers_are_gains_and_half_are_losses() -> None:
     def result(value: float) -> Result:
         return Result("k", "", "", (), value, {}, "")

@@ -84,9 +84,7 @@ def test_a_model_in_parts_writes_the_bytes_of_one_run_and_the_last_part_scores(
     assert "3_1.jsonl of 3 parts not there" in capsys.readouterr().err
 
 
-def test_parts_without_questions_are_no_error(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parts_without_questions_are_no_error(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """More devices than batches: six questions in batches of two, in five parts."""
     flags = ("--batch-size", "2")
     assert run(home, "mmbench", tmp_path / "one", *flags) == 0
