@@ -79,6 +79,14 @@ def test_a_model_in_parts_writes_the_bytes_of_one_run_and_the_last_part_scores(
     (tmp_path / "three" / "answers.jsonl").unlink()
     assert main(["merge", str(tmp_path / "three")]) == 0
     assert (tmp_path / "three" / "answers.jsonl").read_bytes() == (tmp_path / "one" / "answers.jsonl").read_bytes()
+    (tmp_path / "three" / "answers.jsonl").unlink()
+    (tmp_path / "three" / "3_1.jsonl").write_text("{}\n")
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "three")]) == 2
+    error = capsys.readouterr().err
+    assert "3_1.jsonl: has been changed" in error
+    assert "run this part again with --num-chunks 3 --chunk-idx 1 --restart" in error
+    assert "--output" not in error, "merge has none"
     (tmp_path / "three" / "3_1.jsonl").unlink()
     assert main(["merge", str(tmp_path / "three")]) == 2
     assert "3_1.jsonl of 3 parts not there" in capsys.readouterr().err
