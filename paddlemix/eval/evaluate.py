@@ -267,6 +267,7 @@ def carry_out(
         for left in job.path.parent.glob("score*.json"):
             left.unlink()
     if not plan.done:
+        job.path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before weights are read
         asker = plan.model.open(plan.max_new_tokens) if opened is None else opened()
         asker.max_new_tokens = plan.max_new_tokens
         if opened is None:

@@ -145,6 +145,7 @@ def predict(job: Job, model: Model, max_new_tokens: int, *, restart: bool = Fals
     if running.is_done(job.path, job.settings):
         return job.path
     if not running.is_done(job.own_path, job.settings):
+        job.path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before weights are read
         running.run(job, model.open(max_new_tokens), name=job.path.name)
     job.journal.unlink(missing_ok=True)
     return job.path if job.parts == 1 or running.merge(job.path, job.parts) else None

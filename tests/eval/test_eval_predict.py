@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.eval import predicting
+from paddlemix.eval.__main__ import main as eval_main
 from paddlemix.eval.models import Model
 from paddlemix.tools.batch_predict import main
 from tests.eval.model_kit import EchoAsker, StopError, write_model, write_shapes
@@ -148,6 +149,18 @@ def test_one_picture_as_data_is_told_where_to_go(
     assert predict(home, tmp_path / "one.PNG", tmp_path / "out.jsonl") == 2
     error = capsys.readouterr().err
     assert "is one picture; give its folder, or talk about it in paddlemix chat" in error
+
+
+def test_an_output_that_cannot_be_is_told_before_the_model_is_loaded(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda *_: pytest.fail("the model was loaded"))
+    data = write(tmp_path / "rows.jsonl", [{"question": "what?"}])
+    assert predict(home, data, data / "out.jsonl") == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+    words = ["custom", str(home / "model"), "--data", str(data), "--no-score", "--device", "cpu"]
+    assert eval_main([*words, "--output", str(data / "out")]) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
 
 
 def test_another_run_is_not_taken_for_this_one(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
