@@ -87,7 +87,7 @@ _TABLE = (
     Benchmark("qa90", "LLaVA's 90 questions on COCO", QA90, unscored=_REVIEWED),
     Benchmark("mv-llava", "MV-LLaVA's quality, scale and style", VIEWS, files.objects),
     Benchmark("exact", _OWN + "exact match", EXACT, files.own),
-    Benchmark("choice", _OWN + "choice letters", CHOICE, files.own),
+    Benchmark("choice", _OWN + "choice letters", CHOICE, files.own_choice),
     Benchmark("vqa", _OWN + "VQA accuracy", VQA, files.own_vqa),
     Benchmark("rouge-l", _OWN + "ROUGE-L", ROUGE_L, files.own),
 )

@@ -144,11 +144,12 @@ def _row(pen: Pen, pair: Pair, shown: Shown, top: float) -> None:
         pen.text((_MARGIN + _SIDE / 2, y + _SIDE / 2), "no image", 12, FAINT, "mm")
     left, width = _MARGIN + _SIDE + 18, _WIDTH - 2 * _MARGIN - _SIDE - 18
     parts = [("", shown.question or pair.key, INK, 2), ("right", ", ".join(dict.fromkeys(pair.expected)), INK, 1)]
-    parts += [("A", *_said(pair.a)), ("B", *_said(pair.b))]
+    # The value stands in front: behind a long answer it would be cut off.
+    parts += [(f"{letter}  {one.value:.2f}", *_said(one)) for letter, one in (("A", pair.a), ("B", pair.b))]
     for name, text, colour, most in parts:
         if name:
             pen.text((left, y + 1), name, 11, FAINT)
-        indent = 44 if name else 0
+        indent = 52 if name else 0
         for line in pen.wrapped(escaped(text).replace("<image>", " "), 12, width - indent, most) or [""]:
             pen.text((left + indent, y), line, 12, colour)
             y += _STEP
@@ -156,7 +157,7 @@ def _row(pen: Pen, pair: Pair, shown: Shown, top: float) -> None:
 
 def _said(result: Result) -> tuple[str, str, int]:
     text = result.text if result.status == "answered" else f"({result.status}) {result.text}"
-    return f"{cut(text, 600) or '(nothing)'}   [{result.value:.2f}]", RIGHT if result.value >= 0.5 else WRONG, 2
+    return cut(text, 600) or "(nothing)", RIGHT if result.value >= 0.5 else WRONG, 2
 
 
 def _square(picture: Image.Image) -> Image.Image:

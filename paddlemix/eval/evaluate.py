@@ -267,6 +267,7 @@ def carry_out(
         for left in job.path.parent.glob("score*.json"):
             left.unlink()
     if not plan.done:
+        job.path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before weights are read
         asker = plan.model.open(plan.max_new_tokens) if opened is None else opened()
         asker.max_new_tokens = plan.max_new_tokens
         if opened is None:
@@ -274,7 +275,8 @@ def carry_out(
         running.run(job, asker, name=str(job.settings["benchmark"]))
     remove(job.journal)
     if job.parts > 1 and not running.is_done(job.path, job.settings) and not running.merge(job.path, job.parts):
-        records = read_answers([job.own_path])
+        # More parts than blocks of questions leave some parts without any.
+        records = read_answers([job.own_path]) if job.own_path.stat().st_size else []
         return Outcome(job.own_path, False, len(records), _failed(records))
     return finish(job.path)
 

@@ -54,6 +54,8 @@ def planned(asking: Asking) -> tuple[Job, list[str]]:
         if getattr(asking, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(asking, name)}: expected a number from 1")
     folder = asking.data.is_dir()
+    if not folder and asking.data.suffix.lower() in PICTURES and asking.data.is_file():
+        raise ConfigError(f"--data {asking.data}: is one picture; give its folder, or talk about it in paddlemix chat")
     items = list(_pictures(asking) if folder else _rows(asking))
     if not items:
         what = f"no image ({', '.join(PICTURES)})" if folder else "no rows"
@@ -143,6 +145,7 @@ def predict(job: Job, model: Model, max_new_tokens: int, *, restart: bool = Fals
     if running.is_done(job.path, job.settings):
         return job.path
     if not running.is_done(job.own_path, job.settings):
+        job.path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before weights are read
         running.run(job, model.open(max_new_tokens), name=job.path.name)
     job.journal.unlink(missing_ok=True)
     return job.path if job.parts == 1 or running.merge(job.path, job.parts) else None

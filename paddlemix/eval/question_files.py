@@ -8,6 +8,7 @@ documentation, put it. Each reader takes the folder of one benchmark.
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 
 from paddlemix.eval.records import Record, read_lines, read_list, read_object, read_table
 from paddlemix.eval.scorers.choices import LETTERS
@@ -287,19 +288,44 @@ def pairs_of(record: Record) -> list[tuple[str, str]]:
     return list(zip(turns[::2], turns[1::2], strict=True))
 
 
-def own(folder: Path) -> list[Question]:
-    """Own data, JSON lines: ``question_id`` (else the line's number from 0), ``answer`` or a list ``answers``."""
+def own(folder: Path, *, letters: bool = False) -> list[Question]:
+    """Own data, JSON lines: ``question_id`` (else the line's number from 0), ``answer`` or a list ``answers``.
+
+    ``letters``: an answer has to be the letter of an option. DataError for others, and for an id that is there twice.
+    """
     path = one_file(folder, "*.jsonl")
-    found = []
+    found, seen = [], set()
     for number, record in enumerate(read_list(path)):
         key = record.name("question_id") if "question_id" in record.value else str(number)
         given = record.texts("answers") if "answers" in record.value else (record.text("answer"),)
         if not given:
             raise record.fault("answers", "an empty list; a question needs a right answer")
+        if key in seen:
+            raise record.fault("question_id", f"{as_json(key)} is that of an earlier row, too; give each row its own")
+        seen.add(key)
         groups = {"category": record.text("category")} if "category" in record.value else {}
         options = len(record.items("options")) if "options" in record.value else 0
+        if letters:
+            _require_letter(record, given, options)
         found.append(Question(key, given, groups, choices=options))
     return found
+
+
+def _require_letter(record: Record, given: tuple[str, ...], options: int) -> None:
+    known = ascii_uppercase[: options or None]
+    if len(given) != 1:
+        raise record.fault("answers", f"{len(given)} answers; expected the letter of one option, A to {known[-1]}")
+    if given[0] not in tuple(known):
+        key = "answers/0" if "answers" in record.value else "answer"
+        raise record.fault(
+            key,
+            f"{as_json(given[0])}: expected the letter of an option, A to {known[-1]}; or score by exact or rouge-l",
+        )
+
+
+def own_choice(folder: Path) -> list[Question]:
+    """As ``own``, with the letter of an option as the one answer."""
+    return own(folder, letters=True)
 
 
 def own_vqa(folder: Path) -> list[Question]:

@@ -49,7 +49,7 @@ class Record:
             return default
         value = self.get(key)
         if not isinstance(value, str):
-            raise self.fault(key, f"expected a text, got {as_json(value)}")
+            raise self.fault(key, _no_text(value))
         return value
 
     def name(self, key: str) -> str:
@@ -78,7 +78,7 @@ class Record:
         found = self.items(key)
         for number, value in enumerate(found):
             if not isinstance(value, str):
-                raise self.fault(f"{key}/{number}", f"expected a text, got {as_json(value)}")
+                raise self.fault(f"{key}/{number}", _no_text(value))
         return tuple(found)
 
     def record(self, key: str) -> "Record":
@@ -89,6 +89,11 @@ class Record:
         """The objects of a list."""
         for number, value in enumerate(self.items(key)):
             yield _object(value, self.place, f"{self.pointer}/{key}/{number}")
+
+
+def _no_text(value: JsonValue) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"expected a text, got {as_json(value)}" + (f'; write it in quotes: "{as_json(value)}"' if number else "")
 
 
 def _object(value: JsonValue, place: str, pointer: str) -> Record:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table over all score files of a folder: a row for each model, a column for each benchmark."""
 
+import contextlib
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 from paddlemix.eval.benchmarks import BENCHMARKS
 from paddlemix.eval.published import PUBLISHED, Published
+from paddlemix.eval.running import record_of
 from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scoring import FORM, Scored, read_score
 from paddlemix.eval.tables import cell, number, percent, score_value, spread, table
@@ -33,7 +37,7 @@ def read_folder(folder: Path) -> dict[str, Scored]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A main metric with its interval; ``note``: the convention, when it is not the originals'."""
+    """A main metric with its interval; ``note``: the convention, when it is not the originals', and ``--limit``."""
 
     benchmark: str
     sure: Interval
@@ -42,7 +46,9 @@ class Cell:
     @property
     def text(self) -> str:
         """The value, the interval in brackets, the note."""
-        text = f"{number(self.sure.value, self.benchmark)} ({spread(self.sure, self.benchmark)})"
+        text = number(self.sure.value, self.benchmark)
+        if not math.isnan(self.sure.value):
+            text += f" ({spread(self.sure, self.benchmark)})"
         return text + (f" [{self.note}]" if self.note else "")
 
 
@@ -61,22 +67,41 @@ def report_of(scores: dict[str, Scored], *, published: bool = False) -> Report:
     """The table: a row for each model (another run of a benchmark has its own), a column for each benchmark."""
     columns = tuple(name for name in BENCHMARKS if any(one.score.benchmark == name for one in scores.values()))
     rows: dict[str, dict[str, Cell]] = {}
+    paths: dict[str, str] = {}
     notes = []
     for name, one in scores.items():
         found = one.score
         model = one.model or name
+        made = _made(one)
+        path, limit = str(made.get("model_path") or ""), made.get("limit")
+        if path and os.path.abspath(paths.setdefault(model, path)) != os.path.abspath(path):  # another of that name
+            model = f"{model} ({path})"
         if found.benchmark in rows.get(model, {}):  # another run of it
             model = f"{model} ({name})"
         scorer = BENCHMARKS[found.benchmark].scorer
         usual = scorer is None or found.convention == scorer.conventions[0]
         rows.setdefault(model, {})[found.benchmark] = Cell(
-            found.benchmark, one.intervals[found.main], "" if usual else cell(found.convention, 40)
+            found.benchmark,
+            one.intervals[found.main],
+            ", ".join(
+                filter(
+                    None, ("" if usual else cell(found.convention, 40), f"--limit {cell(limit, 20)}" if limit else "")
+                )
+            ),
         )
         if not found.complete:
             notes.append((name, sum(problem.kind != "empty" for problem in found.problems)))
     beside = tuple(row for row in PUBLISHED if published and not set(columns).isdisjoint(row.values))
     metrics = {c: next(one.score.main for one in scores.values() if one.score.benchmark == c) for c in columns}
     return Report(columns, metrics, rows, beside, tuple(notes))
+
+
+def _made(one: Scored) -> dict[str, Any]:
+    """How the answers of a score were made, by the record that a run of ours wrote beside them; {} without one."""
+    for file, _ in one.answers:
+        with contextlib.suppress(DataError):
+            return record_of(Path(file))["settings"]
+    return {}
 
 
 def report_lines(found: Report) -> list[str]:

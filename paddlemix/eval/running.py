@@ -249,8 +249,12 @@ def merge(path: Path, parts: int) -> bool:
     if not all(one.is_file() and record_path(one).is_file() for one in paths):
         return False
     first = record_of(paths[0])
-    for one in paths:
-        is_done(one, first["settings"])
+    for index, one in enumerate(paths):
+        try:
+            is_done(one, first["settings"])
+        except ConfigError as error:  # another remedy: only a run of that part can mend it
+            again = f"run this part again with --num-chunks {parts} --chunk-idx {index} --restart"
+            raise ConfigError(f"{str(error).rpartition('; give ')[0]}; {again}") from error
     publish(path, "".join(one.read_text(encoding="utf-8") for one in paths), first["settings"], first["about"])
     return True
 

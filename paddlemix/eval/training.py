@@ -17,8 +17,8 @@ from paddlemix.datasets.reading import picture_rules, read_rows
 from paddlemix.datasets.sample import Sample
 from paddlemix.eval import answer_files, running
 from paddlemix.eval.asked import max_new_tokens
-from paddlemix.eval.benchmarks import Benchmark, benchmark_named
-from paddlemix.eval.evaluate import lines_of, questions_and_items
+from paddlemix.eval.benchmarks import CUSTOM, Benchmark, benchmark_named
+from paddlemix.eval.evaluate import OWN, lines_of, questions_and_items
 from paddlemix.eval.items import Item, Said
 from paddlemix.eval.predicting import conversation_item
 from paddlemix.eval.running import Job
@@ -206,6 +206,10 @@ def _asked(trainer: Asking, ask: Callable[[], Any]) -> tuple[Any, PaddleMixError
 def _slice(entry: dict[str, Any], number: int) -> Slice:
     at = f'"eval_benchmarks": item {number}'
     try:
+        if entry["name"] == CUSTOM:
+            raise ConfigError(
+                f'"{CUSTOM}": own rows go by the rule that scores them: {", ".join(OWN[:-1])} or {OWN[-1]}'
+            )
         benchmark = benchmark_named(entry["name"])
         limit, form = entry.get("limit"), entry.get("prompts", "llava")
         if benchmark.scorer is None or benchmark.questions is None:

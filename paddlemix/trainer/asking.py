@@ -14,6 +14,7 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.logging import say
 from paddlemix.utils.registry import named
 
 if TYPE_CHECKING:
@@ -91,3 +92,5 @@ def predict(trainer: Any, metrics: dict[str, Any], write: Callable[[str, dict[st
     trainer.log(dict(found))
     metrics.update(found)
     write("predict_results.json", found)
+    if trainer.is_world_process_zero():
+        say(f"The predictions are in {Path(trainer.args.output_dir) / PREDICTIONS}")

@@ -26,6 +26,9 @@ _NOT_SHOWN = (
     "max_memory_allocated", "max_memory_resident", "total_flos", *_DROPPED,
 )  # fmt: skip
 _NOT_SHOWN_ENDS = ("_runtime", "_per_second")
+_ASKED = ("eval_", "predict_")
+"""What evaluations without a loss (``eval_benchmarks`` alone) and predictions call their metrics."""
+
 _NAME = 40
 """Columns that the name of a number may take."""
 
@@ -33,9 +36,11 @@ _NAME = 40
 def console_lines(entry: Entry, step: int, total: int) -> list[str]:
     """The entry for a person: the first line of step, losses, rate, speed and time left, then all other numbers.
 
-    Nothing for an entry without a loss.
+    Nothing for an entry without a loss, a metric of an evaluation or a metric of predictions.
     """
-    if not any(name.endswith("loss") for name in entry):
+    others = list(_others(entry))
+    asked = others and any(name.startswith(_ASKED) for name in entry)
+    if not asked and not any(name.endswith("loss") for name in entry):
         return []
     parts = {"step": f"step: {step}/{total}"}
     parts |= {name: f"{short}: {entry[name]:.4g}" for name, short in _FIRST.items() if name in entry}
@@ -45,7 +50,7 @@ def console_lines(entry: Entry, step: int, total: int) -> list[str]:
     for name in _DROPPED:
         if len(", ".join(parts.values())) > COLUMNS:
             parts.pop(name, None)
-    first, others = ", ".join(parts.values()), list(_others(entry))
+    first = ", ".join(parts.values())
     if len(others) == 1 and len(first) + len(others[0]) <= COLUMNS:
         return [f"{first}, {others[0].strip()}"]
     return [first, *others]

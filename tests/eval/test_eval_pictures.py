@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from paddlemix.__main__ import main
-from paddlemix.eval import published
+from paddlemix.eval import differences, published, running
 from paddlemix.eval.compare import Pair
 from paddlemix.eval.differences import chosen
 from paddlemix.eval.scorers.score import Result
+from paddlemix.imaging.drawing import Pen
 from tests.eval import eval_kit as kit
 
 EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -92,6 +93,55 @@ def test_without_images_the_sheet_says_so(tmp_path: Path, capsys: pytest.Capture
     assert run("compare", a, b, "--data", data, "--output", html, "--resamples", 20) == 0
     assert "COCO_3.jpg" in page(html).text, "an image that is not there is named"
     assert run("compare", a, b, "--data", tmp_path, "--output", html, "--resamples", 20) == 2
+
+
+def test_the_sheet_shows_the_value_of_an_answer_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(Pen, "text", lambda pen, at, text, *more: drawn.append(text))
+    pair = Pair("q", ("yes",), *(Result("q", "word " * 300, "", ("yes",), value, {}, "") for value in (0.25, 0.75)))
+    differences._row(Pen(980, 200), pair, differences.Shown("Which?"), 0)
+    assert any(text.endswith("...") for text in drawn)
+    assert any("0.25" in text for text in drawn)
+    assert any("0.75" in text for text in drawn)
+
+
+def test_two_models_of_one_name_have_rows_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders are often called ``model``; the records beside the answers say which one it was."""
+    data, rows = kit.pope(tmp_path / "data")
+    for path in ("a/model", "b/model"):
+        folder = tmp_path / "scores" / path
+        file = kit.write_lines(folder / "answers.jsonl", [{**row, "model_id": "model"} for row in rows])
+        names = ("pope",) if path == "a/model" else ("pope", "exact")
+        about = {"settings": {"model_path": path}, "about": {}, "form": running.FORM}
+        kit.write_json(folder / "answers.jsonl.run.json", about)
+        own = kit.write_lines(
+            folder / "own.jsonl", [{"question_id": row["question_id"], "question": "?", "answer": "x"} for row in rows]
+        )
+        for name in names:
+            where = data if name == "pope" else own
+            words = ("--answers", file, "--data", where, "--output", folder / f"{name}.json", "--resamples", 20)
+            assert run("score", name, *words) == 0, capsys.readouterr().err
+    (tmp_path / "scores" / "b" / "model" / "pope.json").unlink()
+    capsys.readouterr()
+    assert run("report", tmp_path / "scores") == 0
+    lines = [line for line in capsys.readouterr().out.split("\n") if line.startswith("| model ")]
+    assert [line.split(" | ")[0] for line in lines[1:]] == ["| model", "| model (b/model)"]
+
+
+def test_a_score_of_some_questions_and_one_that_is_none_are_told_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, rows = kit.pope(tmp_path / "data")
+    file = kit.write_lines(tmp_path / "answers.jsonl", [{**row, "text": "No"} for row in rows])
+    about = {"settings": {"model_path": "tiny", "limit": 12}, "about": {}, "form": running.FORM}
+    kit.write_json(tmp_path / "answers.jsonl.run.json", about)
+    words = ("--answers", file, "--data", data, "--output", tmp_path / "scores" / "s.json", "--resamples", 20)
+    assert run("score", "pope", *words) == 0
+    capsys.readouterr()
+    assert run("report", tmp_path / "scores") == 0
+    assert "| tiny | n/a [--limit 12] |" in capsys.readouterr().out
 
 
 def test_half_of_the_chosen_answers_are_gains_and_half_are_losses() -> None:

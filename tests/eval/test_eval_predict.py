@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.eval import predicting
+from paddlemix.eval.__main__ import main as eval_main
 from paddlemix.eval.models import Model
 from paddlemix.tools.batch_predict import main
 from tests.eval.model_kit import EchoAsker, StopError, write_model, write_shapes
@@ -122,7 +123,7 @@ def test_a_row_that_cannot_be_asked_is_a_line_with_its_reason(
         ("not json\n", [], "rows.jsonl:1"),
         ("[1]\n", [], "expected an object"),
         ("", [], "no rows in it"),
-        ('{"question": 5}\n', [], "rows.jsonl:1: /question: expected a text, got 5"),
+        ('{"question": 5}\n', [], 'rows.jsonl:1: /question: expected a text, got 5; write it in quotes: "5"'),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', [], "the last turn is none of the user's"),
         ('{"question": "?"}\n', ["--output", "x.json"], "x.json: expected a .jsonl file"),
         ('{"question": "?"}\n', ["--batch-size", "0"], "--batch-size 0: expected a number from 1"),
@@ -139,6 +140,27 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
     assert predict(home, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", *flags) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_one_picture_as_data_is_told_where_to_go(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.PNG").write_bytes(b"\x89PNG\r\n")
+    assert predict(home, tmp_path / "one.PNG", tmp_path / "out.jsonl") == 2
+    error = capsys.readouterr().err
+    assert "is one picture; give its folder, or talk about it in paddlemix chat" in error
+
+
+def test_an_output_that_cannot_be_is_told_before_the_model_is_loaded(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda *_: pytest.fail("the model was loaded"))
+    data = write(tmp_path / "rows.jsonl", [{"question": "what?"}])
+    assert predict(home, data, data / "out.jsonl") == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+    words = ["custom", str(home / "model"), "--data", str(data), "--no-score", "--device", "cpu"]
+    assert eval_main([*words, "--output", str(data / "out")]) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
 
 
 def test_another_run_is_not_taken_for_this_one(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,6 +256,30 @@ def test_own_rows_are_asked_with_options_and_several_images(home: Path, tmp_path
     assert planned(Request("custom", bad, cpu(home / "model"), scored=False)).job.items
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            {"question_id": "a", "answer": "A"},
+            '/question_id: "a" is that of an earlier row, too; give each row its own',
+        ),
+        ({"answer": "green"}, '/answer: "green": expected the letter of an option, A to B; or score by exact'),
+        ({"answer": "b"}, '/answer: "b": expected the letter of an option, A to B'),
+        ({"answer": "C"}, '/answer: "C": expected the letter of an option, A to B'),
+        ({"answers": ["A", "B"]}, "/answers: 2 answers; expected the letter of one option, A to B"),
+    ],
+)
+def test_own_rows_whose_answers_would_be_scored_wrong_are_refused(
+    second: dict[str, Any], message: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question_id": "a", "answer": "B"}, {"question_id": "b", **second}]
+    text = "".join(json.dumps({"question": "?", "options": ["red", "green"], **row}) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text)
+    flags = ["custom", str(home / "model"), "--data", str(tmp_path / "rows.jsonl"), "--device", "cpu", "--dry-run"]
+    assert main([*flags, "--output", str(tmp_path / "out")]) == 2
+    assert f"rows.jsonl:2: {message}" in capsys.readouterr().err
+
+
 def test_all_benchmarks_of_a_folder_run_with_one_load_and_end_in_one_table(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,9 +79,29 @@ def test_a_model_in_parts_writes_the_bytes_of_one_run_and_the_last_part_scores(
     (tmp_path / "three" / "answers.jsonl").unlink()
     assert main(["merge", str(tmp_path / "three")]) == 0
     assert (tmp_path / "three" / "answers.jsonl").read_bytes() == (tmp_path / "one" / "answers.jsonl").read_bytes()
+    (tmp_path / "three" / "answers.jsonl").unlink()
+    (tmp_path / "three" / "3_1.jsonl").write_text("{}\n")
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "three")]) == 2
+    error = capsys.readouterr().err
+    assert "3_1.jsonl: has been changed" in error
+    assert "run this part again with --num-chunks 3 --chunk-idx 1 --restart" in error
+    assert "--output" not in error, "merge has none"
     (tmp_path / "three" / "3_1.jsonl").unlink()
     assert main(["merge", str(tmp_path / "three")]) == 2
     assert "3_1.jsonl of 3 parts not there" in capsys.readouterr().err
+
+
+def test_parts_without_questions_are_no_error(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More devices than batches: six questions in batches of two, in five parts."""
+    flags = ("--batch-size", "2")
+    assert run(home, "mmbench", tmp_path / "one", *flags) == 0
+    for index in (4, 3, 2, 1, 0):
+        assert run(home, "mmbench", tmp_path / "five", "--num-chunks", "5", "--chunk-idx", str(index), *flags) == 0
+        if index == 4:
+            assert "0 answers, 0 failed" in capsys.readouterr().out
+    name = "answers.jsonl"
+    assert (tmp_path / "five" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_questions_of_like_length_share_a_batch_and_every_device_has_blocks(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_what_a_benchmark_scores_in_a_training_is_what_the_command_scores(home: 
         ([{"name": "pope", "data": "x", "limit": 0}], '"limit" has to be a whole number from 1'),
         ([{"name": "pope", "data": "x"}] * 2, '"pope" is there twice; give one of them a "label"'),
         ([{"name": "popee", "data": "x"}], 'unknown benchmark "popee", did you mean "pope"'),
+        ([{"name": "custom", "data": "x"}], "own rows go by the rule that scores them: exact, choice, vqa or rouge-l"),
         ([{"name": "pope", "data": "nowhere"}], "nowhere: no such folder"),
         ([{"name": "mm-vet", "data": "x"}], "cannot be scored here"),
         (
@@ -144,7 +145,9 @@ def with_test(home: Path, folder: Path, rows: list[dict[str, Any]] | None = None
     return json.dumps(parts)
 
 
-def test_do_predict_writes_what_the_model_answers_to_the_test_rows(home: Path, tmp_path: Path) -> None:
+def test_do_predict_writes_what_the_model_answers_to_the_test_rows(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = json.loads((home / "train.json").read_text())
     rows[0]["conversations"] += [{"from": "human", "value": "and why?"}, {"from": "gpt", "value": "because"}]
     rows[1]["conversations"][1]["value"] = ""
@@ -154,6 +157,9 @@ def test_do_predict_writes_what_the_model_answers_to_the_test_rows(home: Path, t
     }  # fmt: skip
     made = settings(home, tmp_path / "out", **changes)
     found = finetune(made)
+    said = " ".join("".join(capsys.readouterr()).split())  # long lines are broken
+    assert "predict_rows: 6" in said
+    assert f"The predictions are in {tmp_path / 'out' / 'generated_predictions.jsonl'}" in said
     lines = [json.loads(line) for line in (tmp_path / "out" / "generated_predictions.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"prompt", "predict", "label"}] * 6
     assert lines[0]["label"] == "because"

@@ -64,6 +64,15 @@ def test_what_a_method_adds_stands_on_the_line_or_on_lines_of_its_own():
     assert lines[1:] == ["  rewards/chosen: 0.5, rewards/margins: 1.25"]
 
 
+def test_benchmarks_and_predictions_are_shown_without_a_loss_beside_them():
+    asked = {"eval_pope_accuracy": 0.5, "eval_own_accuracy": 0.25, "eval_benchmarks_runtime": 3.0}
+    assert console_lines(asked, 2, 4) == ["step: 2/4, eval_pope_accuracy: 0.5, eval_own_accuracy: 0.25"]
+    assert console_lines({"predict_rows": 3, "predict_rouge_l": 0.5, "predict_runtime": 1.0}, 4, 4) == [
+        "step: 4/4, predict_rows: 3, predict_rouge_l: 0.5"
+    ]
+    assert console_lines({"eval_benchmarks_runtime": 3.0}, 2, 4) == []
+
+
 def test_an_entry_without_a_loss_has_no_line():
     assert console_lines({"train_runtime": 1.0}, 1, 2) == []
 

@@ -133,7 +133,7 @@ def scored(summary: Summary, model: str, *, resamples: int = 1000, seed: int = 0
         raise ConfigError(f"{summary.path}: a score file is for reviews of LLaVA-Bench and of the 90 questions alone")
     tally = review_tally(summary.results)
     if not tally.names:
-        raise ConfigError(f"{summary.path}: no review has scores; ask the judge again")
+        raise ConfigError(f"{summary.path}: no review has scores; another --judge-model may write them (eval review)")
     values = {name: float(value[0]) for name, value in tally.metrics().items()}
     score = Score("llava-bench" if bench else "qa90", "llava", "relative", values, summary.results, summary.problems)
     return Scored(score, intervals(tally, resamples, seed), model, ((str(summary.path), sha256(summary.path)),))
