@@ -117,7 +117,17 @@ class Steps(Demo):
     def __init__(self, out: Path, accuracy: float, fault: str | None = None) -> None:
         super().__init__(Paths(out), 0, FULL)
         self.taken: list[str] = []
-        for name in ("_clear", "_draw", "_train", "_test_first", "_second_task", "_show", "_keep", "_talk"):
+        for name in (
+            "_clear",
+            "_draw",
+            "_train",
+            "_test_first",
+            "_second_task",
+            "_show",
+            "_benchmarks",
+            "_keep",
+            "_talk",
+        ):
             setattr(self, name, lambda *_, step=name, **__: self.taken.append(step))
         self._second_task = lambda: fault
         self.results["accuracy"] = accuracy

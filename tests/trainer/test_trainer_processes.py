@@ -22,28 +22,30 @@ KINDS = {"stage1": {"sharding": "stage1"}, "plain": {}}
 def launch(folder: Path, processes: int, cases: dict[str, Any]) -> dict[str, list[float]]:
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    for attempt in range(3):
-        log = folder / f"log-{processes}-{attempt}"
-        done = subprocess.run(
-            [*command, "--backend", "gloo", "--log_dir", str(log), str(WORKER), str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        said = "\n".join(file.read_text()[-1500:] for file in sorted(log.glob("workerlog.*")))
-        # 2026-11-26: paddle 3.0's gloo sometimes cannot join a group of three, before any line of ours runs.
-        if done.returncode == 0 or not ("ProcessGroupGloo.create" in said and "Connection refused" in said):
-            break
+    log = folder / f"log-{processes}"
+    done = subprocess.run(
+        [*command, "--backend", "gloo", "--log_dir", str(log), str(WORKER), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    said = "\n".join(file.read_text()[-1500:] for file in sorted(log.glob("workerlog.*")))
+    # 2026-11-26: gloo of paddle 3.0 and 3.3 often cannot form a group of three processes on two busy cores ("Connection
+    # refused", or a time-out, in ProcessGroupGloo.create, before any line of ours runs): three are a slow test.
     assert done.returncode == 0, said
     return json.loads((folder / "told.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """The losses of a straight run of one process, and of every way from one number of processes to another."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logging.getLogger("PaddleNLP").setLevel(logging.ERROR)
-    folder = tmp_path_factory.mktemp("processes")
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> dict[str, list[float]]:
+    """The losses of a straight run of one process, and of ways from one number of processes to another."""
     found = {"straight": processes_worker.run(folder / "one-plain", 1)}
     processes_worker.run(folder / "one-stage1", 1, **KINDS["stage1"])
     cases = {f"two, {kind}": (f"two-{kind}", None, keys) for kind, keys in KINDS.items()}
@@ -55,18 +57,24 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
         found[f"two to one, {kind}"] = processes_worker.run(
             folder / f"two-one-{kind}", 1, folder / f"two-{kind}" / "checkpoint-2", **keys
         )
-    cases = {
-        f"two to three, {kind}": (f"two-three-{kind}", f"two-{kind}/checkpoint-2", keys) for kind, keys in KINDS.items()
-    }
-    return found | launch(folder, 3, cases)
+    return found
 
 
 @pytest.mark.dist
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["two", "one to two", "two to one", "two to three"])
+@pytest.mark.parametrize("way", ["two", "one to two", "two to one"])
 def test_each_number_of_processes_goes_on_as_the_straight_run(
     told: dict[str, list[float]], way: str, kind: str
 ) -> None:
     assert len(told["straight"]) == 4
     assert told[f"{way}, {kind}"] == pytest.approx(told["straight"], abs=CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+def test_three_processes_go_on_where_two_were(told: dict[str, list[float]], folder: Path) -> None:
+    cases = {f"{kind}": (f"two-three-{kind}", f"two-{kind}/checkpoint-2", keys) for kind, keys in KINDS.items()}
+    for losses in launch(folder, 3, cases).values():
+        assert losses == pytest.approx(told["straight"], abs=CLOSE)
