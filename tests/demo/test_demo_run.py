@@ -140,7 +140,7 @@ class Steps(Demo):
 def test_the_chat_the_pictures_and_the_numbers_come_whatever_was_reached(tmp_path, capsys, accuracy, words):
     run = Steps(tmp_path, accuracy)
     run.go(chat=True)
-    assert run.taken[-3:] == ["_show", "_keep", "_talk"]
+    assert run.taken[-4:] == ["_show", "_benchmarks", "_keep", "_talk"]
     assert re.search(words, capsys.readouterr().out.replace("\n", " "))
 
 
@@ -148,7 +148,7 @@ def test_a_merged_model_that_differs_is_an_error_after_the_pictures_and_the_numb
     run = Steps(tmp_path, 0.99, fault="it does not answer as it should")
     with pytest.raises(TrainingError, match="it does not answer"):
         run.go(chat=True)
-    assert run.taken[-2:] == ["_show", "_keep"]
+    assert run.taken[-3:] == ["_show", "_benchmarks", "_keep"]
 
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):

@@ -65,6 +65,7 @@ def wait_for(text: str, log: Path, seconds: float = 150) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(
     ("strategy", "how"), [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.slow) for case in CASES]
 )
