@@ -16,7 +16,7 @@ from paddlemix.datasets.rows import MarkRules, read_row
 from paddlemix.eval import running
 from paddlemix.eval.items import Item, Said, Turn, items_of, missing_files
 from paddlemix.eval.models import Model
-from paddlemix.eval.question_rows import Asked, images_of
+from paddlemix.eval.question_rows import Asked, images_of, listed_options
 from paddlemix.eval.records import read_list
 from paddlemix.eval.running import Job
 from paddlemix.text.messages import Conversation
@@ -105,9 +105,9 @@ def _rows(asking: Asking) -> Iterator[Item]:
                 QUESTION_KEYS[0],
                 "missing; a row has a question, or messages as in training data, or --prompt asks all rows the same",
             )
-        text = asking.prompt if key is None else record.text(key)
+        text = "\n".join([str(asking.prompt if key is None else record.text(key)), *listed_options(record)])
         more = {**kept, **({} if key else {"prompt": text}), **({"label": label} if label is not None else {})}
-        (item,) = items_of([Asked(number, str(text), str(text), images_of(record), more)], root)
+        (item,) = items_of([Asked(number, text, text, images_of(record), more)], root)
         yield replace(item, where=where)
 
 

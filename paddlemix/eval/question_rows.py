@@ -115,17 +115,26 @@ def own(path: Path, closing: Sequence[str], all_rounds: bool) -> Iterator[Asked]
         if "question_id" in record.value:
             record.name("question_id")
             key = record.value["question_id"]
-        options = record.texts("options") if "options" in record.value else ()
-        if len(options) > len(LETTERS):
-            raise record.fault("options", f"{len(options)} options; there are letters for {len(LETTERS)}")
-        listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        listed = listed_options(record)
         text = "\n".join([record.text("question"), *listed, *(closing if listed else ())])
         yield Asked(key, text, text, images_of(record))
 
 
+def listed_options(record: Record) -> list[str]:
+    """The ``options`` of a row of one's own, a line each with its letter; none when it has none."""
+    options = record.texts("options") if "options" in record.value else ()
+    if len(options) > len(LETTERS):
+        raise record.fault("options", f"{len(options)} options; there are letters for {len(LETTERS)}")
+    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+
+
 def images_of(record: Record) -> Images:
     """The ``image`` or the ``images`` of a row of one's own; None when it has neither."""
-    names = [name for name in ("image", "images") if record.value.get(name) not in (None, "", [])]
+    for name in ("image", "images"):
+        value = record.value.get(name)
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise record.fault(name, "an empty name; leave the key out, or write null, to ask without an image")
+    names = [name for name in ("image", "images") if record.value.get(name) not in (None, [])]
     if len(names) > 1:
         raise record.fault("image", "images stand here and in /images; give one of them")
     if not names:

@@ -77,6 +77,13 @@ def test_rows_keep_their_keys_and_their_answer_becomes_the_label(home: Path, tmp
     assert prompt.endswith("USER: <image>\nwhat? ASSISTANT: red</s>USER: why? ASSISTANT:")
 
 
+def test_the_options_of_a_row_are_asked_with_their_letters(home: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"question": "Which?", "options": ["red", "blue"]}, {"options": ["no"]}])
+    asking = predicting.Asking(data, tmp_path / "out.jsonl", Model(str(home / "model")), prompt="Is it?")
+    items = predicting.planned(asking)[0].items
+    assert [item.turns[0].text for item in items] == ["Which?\nA. red\nB. blue", "Is it?\nA. no"]
+
+
 def test_a_killed_and_a_divided_run_write_the_bytes_of_a_straight_one(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +135,7 @@ def test_a_row_that_cannot_be_asked_is_a_line_with_its_reason(
         ('{"question": "?"}\n', ["--output", "x.json"], "x.json: expected a .jsonl file"),
         ('{"question": "?"}\n', ["--batch-size", "0"], "--batch-size 0: expected a number from 1"),
         ('{"question": "?"}\n', ["--num-chunks", "2", "--chunk-idx", "2"], "part 2 of 2"),
+        ('{"question": "?", "image": ""}\n', [], "/image: an empty name; leave the key out, or write null"),
         ('{"question": "?", "image": "a.png"}\n', [], "none of the 1 images is there"),
     ],
 )

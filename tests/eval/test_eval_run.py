@@ -254,6 +254,10 @@ def test_own_rows_are_asked_with_options_and_several_images(home: Path, tmp_path
     with pytest.raises(DataError, match=r"bad.jsonl:1: /answer: missing"):
         planned(Request("custom", bad, cpu(home / "model")))
     assert planned(Request("custom", bad, cpu(home / "model"), scored=False)).job.items
+    for images in ('"image": ""', '"images": ["a.png", ""]'):
+        bad.write_text(f'{{"question": "Why?", {images}, "answer": "A"}}\n')
+        with pytest.raises(DataError, match=r"bad.jsonl:1: /images?: an empty name; leave the key out, or write null"):
+            planned(Request("custom", bad, cpu(home / "model")))
 
 
 @pytest.mark.parametrize(
