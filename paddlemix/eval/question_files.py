@@ -199,6 +199,9 @@ def mmbench_cn(folder: Path) -> list[Question]:
 
 def _mmbench(path: Path) -> list[Question]:
     rows = read_table(path, ["index", "question", "A", "B"])
+    for name in rows[0].value if rows else ():
+        if name != "answer" and name.strip().lower() == "answer":
+            raise DataError(f'{path}:1: the column "{shown(name)}" has to be called "answer"; rename it')
     if "answer" not in rows[0].value if rows else True:
         raise DataError(f"{path}: no column answer: this split is scored by its authors; write the upload file instead")
     found = []

@@ -115,8 +115,8 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_score(path: Path) -> Scored:
-    """A score file. DataError for a file of another kind, or of a benchmark that is not known here."""
-    record = read_object(path)
+    """A score file, or the one of a run's folder. DataError for a file of another kind or of an unknown benchmark."""
+    record = read_object(path / "score.json" if path.is_dir() else path)
     if record.value.get("form") != FORM:
         raise DataError(f"{path}: not a score file; eval score writes one with --output")
     benchmark = record.text("benchmark")

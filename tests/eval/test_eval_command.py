@@ -330,3 +330,22 @@ def test_a_prompt_from_which_no_question_follows_stops(tmp_path: Path, capsys: p
     code, _ = scored(tmp_path, "textvqa", answers, data)
     assert code == 2
     assert 'answers.jsonl:3: /prompt: "What 2?" is none of TextVQA\'s forms' in capsys.readouterr().err
+
+
+def test_a_column_of_right_answers_in_other_letters_is_no_split_without_answers(tmp_path: Path, capsys: Any) -> None:
+    data, answers = kit.mmbench(tmp_path / "data")
+    table = data / "mmbench_dev_20230712.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("answer", "ANSWER", 1), encoding="utf-8")
+    assert scored(tmp_path, "mmbench", answers, data)[0] == 2
+    assert 'the column "ANSWER" has to be called "answer"; rename it' in capsys.readouterr().err
+
+
+def test_the_folders_of_two_runs_are_compared_by_their_score_files(tmp_path: Path, capsys: Any) -> None:
+    data, answers = kit.mmbench(tmp_path / "data")
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+        scored(folder, "mmbench", answers, data)
+    capsys.readouterr()
+    assert run("compare", *folders) == 0
+    assert "accuracy" in capsys.readouterr().out
