@@ -232,3 +232,9 @@ def main(target: Path, device: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+
+    import paddle
+
+    from paddlemix.trainer.ranks import leave_in_order
+
+    leave_in_order(paddle.distributed.get_world_size())  # as a run does at its end
