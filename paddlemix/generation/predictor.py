@@ -233,8 +233,9 @@ class Predictor:
         order = sorted(range(len(prompts)), key=lambda number: -prompts[number].length)
         draws = [(0, number) for number in range(len(prompts))] if draws is None else draws
         asked = ((prompts[number], draws[number]) for number in order)
-        found = dict(self.answers(asked, decoding, slots=batch_size or max(1, len(prompts))))
-        return [found[order.index(number)] for number in range(len(prompts))]
+        answers = self.answers(asked, decoding, slots=batch_size or max(1, len(prompts)))
+        found = {order[place]: answer for place, answer in answers}
+        return [found[number] for number in range(len(prompts))]
 
     def answers(
         self, asked: Iterable[tuple[Prompt, Sequence[int]]], decoding: Decoding | None = None, *, slots: int = 8

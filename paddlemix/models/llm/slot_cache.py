@@ -80,12 +80,13 @@ class SlotCache(StaticCache):
 
         ``capacity`` must not be below the length of any of them.
         """
-        self.keys = [self._resized(held, rows, slots, capacity) for held in self.keys]
-        self.values = [self._resized(held, rows, slots, capacity) for held in self.values]
+        places, self.capacity = min(capacity, self.capacity), capacity
+        self.keys = [self._resized(held, rows, slots, places) for held in self.keys]
+        self.values = [self._resized(held, rows, slots, places) for held in self.values]
         spare = slots - len(rows)
         self.filled = np.concatenate([self.filled[rows], np.zeros(spare, dtype=np.int64)])
         self.active = np.concatenate([self.active[rows], np.zeros(spare, dtype=bool)])
-        self.slots, self.capacity = slots, capacity
+        self.slots = slots
         self._set(self.filled.copy())
 
     def advance(self, count: int) -> None:
@@ -96,17 +97,15 @@ class SlotCache(StaticCache):
     def _first(self, held: Tensor, length: int) -> Tensor:
         return held[:, :, :length] if self.heads_first else held[:, :length]
 
-    def _resized(self, held: Tensor, rows: list[int], slots: int, capacity: int) -> Tensor:
-        """In one concat along each axis, whose tails are zeros: a weight of exactly 0 still meets the value."""
-        held = self._first(held, min(capacity, self.capacity))
-        shape = list(held.shape)
-        shape[0], parts = slots - len(rows), [held[row : row + 1] for row in rows]
-        held = paddle.concat([*parts, paddle.zeros(shape, dtype=held.dtype)]) if shape[0] else paddle.concat(parts)
-        shape = list(held.shape)
-        shape[self._axis] = capacity - shape[self._axis]
-        if shape[self._axis] == 0:
-            return held
-        return paddle.concat([held, paddle.zeros(shape, dtype=held.dtype)], axis=self._axis)
+    def _resized(self, held: Tensor, rows: list[int], slots: int, places: int) -> Tensor:
+        """The first ``places`` of ``rows``, and zeros up to ``slots`` and the capacity."""
+        held = self._first(held, places)
+        parts, shape = [held[row : row + 1] for row in rows], list(held.shape)
+        if slots > len(rows):
+            shape[0] = slots - len(rows)
+            parts.append(paddle.zeros(shape, dtype=held.dtype))
+        held = paddle.concat(parts)
+        return held if places == self.capacity else self._filled_up(held)
 
     def _places_of(self, slot: int, row: RowCache) -> Tensor:
         """Int64: for each row of D values of ``row`` the one of the cache that it replaces."""
