@@ -90,10 +90,7 @@ def _image(row: Record) -> bytes:
 def boxes(path: Path, closing: Sequence[str], all_rounds: bool) -> Iterator[Asked]:
     """RefCOCO's rows: the sentence in ``sent``; named as ``question_files.refcoco`` names them."""
     for number, record in enumerate(read_list(path)):
-        key: str | int = number
-        if "question_id" in record.value:
-            record.name("question_id")
-            key = record.value["question_id"]
+        key = _key(number, record)
         text = BOX.format(record.text("sent"))
         yield Asked(key, text, text, record.text("image"))
 
@@ -111,13 +108,18 @@ def objects(path: Path, closing: Sequence[str], all_rounds: bool) -> Iterator[As
 def own(path: Path, closing: Sequence[str], all_rounds: bool) -> Iterator[Asked]:
     """Own rows: ``question`` and ``image`` or ``images``; ``options`` follow with letters, closed by ``closing``."""
     for number, record in enumerate(read_list(path)):
-        key: str | int = number
-        if "question_id" in record.value:
-            record.name("question_id")
-            key = record.value["question_id"]
+        key = _key(number, record)
         listed = listed_options(record)
         text = "\n".join([record.text("question"), *listed, *(closing if listed else ())])
         yield Asked(key, text, text, images_of(record))
+
+
+def _key(number: int, record: Record) -> str | int:
+    """The ``question_id`` of a row, or its number."""
+    if "question_id" not in record.value:
+        return number
+    record.name("question_id")
+    return record.value["question_id"]
 
 
 def listed_options(record: Record) -> list[str]:

@@ -21,7 +21,17 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags, model_flags, opening, strict_config
+from paddlemix.utils.options import (
+    FLAGS,
+    command_parser,
+    dashed,
+    device_flags,
+    low_bit_flags,
+    model_flags,
+    opening,
+    refuse_low_bits,
+    strict_config,
+)
 from paddlemix.utils.paths import expanded, path_at
 
 if TYPE_CHECKING:
@@ -58,8 +68,7 @@ def parser() -> argparse.ArgumentParser:
     flag("controller-token-file", type=path_at, metavar="FILE", help="the controller's secret")
     flag("worker-address", metavar="URL", help="where the controller reaches this worker (default: where it listens)")
     flag("log-prompts", action="store_true", help="write questions and answers to the log")
-    flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
-    flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
+    low_bit_flags(found)
     return found
 
 
@@ -94,12 +103,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for bits in (8, 4):
-        if getattr(args, f"load_{bits}bit"):
-            raise ConfigError(
-                f"--load-{bits}bit: weights of {bits} bits are not supported yet; leave the flag out (a card then "
-                "computes in 16 bits, a CPU in 32)"
-            )
+    refuse_low_bits(args)
     if args.fp16 and args.dtype not in (None, "float16"):
         raise ConfigError(f"--fp16 and --dtype {args.dtype} are two answers to one question; give one of them")
     if not 0 <= args.port < 1 << 16:

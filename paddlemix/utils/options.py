@@ -9,12 +9,13 @@ ask ``current()``. Without a command they speak of the arguments of ``load_model
 """
 
 import contextlib
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.paths import expanded
 
 
@@ -106,6 +107,22 @@ def answer_flags(
         "makes random answers repeatable" if seed is None else f"with the same seed the same answers (default {seed})"
     )
     parser.add_argument("--seed", type=int, default=seed, help=again)
+
+
+def low_bit_flags(parser: ArgumentParser) -> None:
+    """LLaVA's flags for weights of 8 and 4 bits, which ``refuse_low_bits`` answers; no help shows them."""
+    for bits in (8, 4):
+        parser.add_argument(f"--load-{bits}bit", action="store_true", help=SUPPRESS)
+
+
+def refuse_low_bits(args: Namespace) -> None:
+    """ConfigError when one of them is given."""
+    for bits in (8, 4):
+        if getattr(args, f"load_{bits}bit"):
+            raise ConfigError(
+                f"--load-{bits}bit: weights of {bits} bits are not supported yet; leave the flag out (a card then "
+                "computes in 16 bits, a CPU in 32)"
+            )
 
 
 def opening(args: Namespace) -> dict[str, Any]:

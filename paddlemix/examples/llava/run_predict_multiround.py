@@ -28,8 +28,10 @@ from paddlemix.utils.options import (
     command_parser,
     dashed,
     device_flags,
+    low_bit_flags,
     model_flags,
     opening,
+    refuse_low_bits,
     strict_config,
 )
 from paddlemix.utils.paths import expanded
@@ -77,8 +79,7 @@ def parser() -> argparse.ArgumentParser:
     flag("frequency-penalty", type=float, default=0.0, help="taken off a token's score for each time it was generated")
     flag("presence-penalty", type=float, default=0.0, help="taken off the score of tokens that were generated")
     flag("stop", type=whole, action="append", default=[], metavar="TEXT", help="end the answer in front of this text")
-    flag("load-8bit", action="store_true", help=argparse.SUPPRESS)
-    flag("load-4bit", action="store_true", help=argparse.SUPPRESS)
+    low_bit_flags(found)
     return found
 
 
@@ -100,12 +101,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image | Frames
     from paddlemix.generation.sampling import Decoding
     from paddlemix.utils import device
 
-    for bits in (8, 4):
-        if getattr(args, f"load_{bits}bit"):
-            raise ConfigError(
-                f"--load-{bits}bit: weights of {bits} bits are not supported yet; leave the flag out (a card then "
-                "computes in 16 bits, a CPU in 32)"
-            )
+    refuse_low_bits(args)
     temperature = args.temperature
     if temperature is None:
         temperature = DEFAULT_TEMPERATURE if args.num_beams == 1 else 0.0
