@@ -4,7 +4,7 @@
 import ctypes
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class Loaded:
     vision_tower: Path | None
     """Folder of the tower when it was loaded from one of its own."""
     adapter: Adapter | None
+    entries: Mapping[str, LoadEntry] = field(default_factory=dict)
+    """Which stored tensor fills which parameter."""
 
 
 def load_model(
@@ -62,6 +64,7 @@ def load_model(
     seed: int = 0,
     strict_finite: bool = False,
     parallel: TensorParallel = ALONE,
+    beside: Loaded | None = None,
 ) -> Loaded:
     """Load any published layout: ours, original LLaVA, llava-hf, Llama or Vicuna, adapter, projector only.
 
@@ -70,7 +73,8 @@ def load_model(
     ``projector``: file or folder that replaces the projector, or ``"init"`` to draw one with ``seed``.
     ``lora``: fold an adapter into the weights, or keep it as LoRA layers. ``overrides``: see ``load_config``.
     ``config``: the architecture itself, in place of what the folder says.
-    ``parallel``: read only the slices that lie on this device.
+    ``parallel``: read only the slices that lie on this device. ``beside``: a model in memory, not fused, whose memory
+    serves every parameter that is filled from the same tensor of the same file.
 
     CheckpointError when anything is missing, left over or of another shape; NaN in the weights is a warning, or an
     error with ``strict_finite``.
@@ -86,11 +90,28 @@ def load_model(
     model = build_empty(config, parallel)
     check(sources, {name: whole_shape(parameter) for name, parameter in model.named_parameters()})
     merged = _enter_adapter(plan, model, parts.adapter, lora)
-    _fill(plan, model, merged, dtype, seed, strict_finite)
+    shared = {} if beside is None else _shared(plan.entries, merged, beside)
+    _fill(plan, model, merged, shared, dtype, seed, strict_finite)
     _tell(plan.report, strict_finite)
     model.eval()
-    beside = (tokenizer_folder(parts), template_folder(parts))
-    return Loaded(model, config, plan.report, *beside, parts.folder, parts.base, sources.tower, parts.adapter)
+    texts = (tokenizer_folder(parts), template_folder(parts))
+    return Loaded(
+        model, config, plan.report, *texts, parts.folder, parts.base, sources.tower, parts.adapter, plan.entries
+    )
+
+
+def _shared(entries: Mapping[str, LoadEntry], merged: Mapping[str, Adapter], beside: Loaded) -> dict[str, Tensor]:
+    """The parameters of ``beside`` whose memory serves a model with these entries."""
+    theirs = dict(beside.model.named_parameters())
+    return {
+        name: theirs[name]
+        for name, entry in entries.items()
+        if name in beside.entries and name not in merged and _place(entry) == _place(beside.entries[name])
+    }
+
+
+def _place(entry: LoadEntry) -> tuple[Path, str]:
+    return entry.source.infos()[entry.name].file.resolve(), entry.name
 
 
 def _enter_adapter(
@@ -113,12 +134,21 @@ def _enter_adapter(
 
 @paddle.no_grad()
 def _fill(
-    plan: LoadPlan, model: LlavaForCausalLM, merged: Mapping[str, Adapter], dtype: str, seed: int, strict: bool
+    plan: LoadPlan,
+    model: LlavaForCausalLM,
+    merged: Mapping[str, Adapter],
+    shared: Mapping[str, Tensor],
+    dtype: str,
+    seed: int,
+    strict: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     on_cpu = paddle.get_device() == "cpu"
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
+        if name in shared:
+            allocate(parameter, shared[name])
+            continue
         if name not in plan.entries:
             values = from_float32(_draw(model, name, shape, rng), dtype)
             allocate(parameter, _tensor(values, dtype))

@@ -72,7 +72,8 @@ class ContinuousBatch:
     ...     for row, token in batch.step(): ...
 
     ``prefixes`` is shared by whoever asks the model (None: nothing is kept); ``keep_answers`` keeps the answers there
-    too, for conversations that go on. It belongs to one thread. Beams are not for it (``engine.generate``).
+    too, for conversations that go on. ``slots`` may be changed between steps, to ``taken`` at the least. It belongs to
+    one thread. Beams are not for it (``engine.generate``).
     """
 
     def __init__(
@@ -109,9 +110,19 @@ class ContinuousBatch:
         return len(self._waiting)
 
     @property
+    def taken(self) -> int:
+        """Slots that are not free: those of the rows that run, and one for a prompt that is being run."""
+        return self.running + (self._prefill is not None)
+
+    @property
     def running(self) -> int:
         """Rows that get an id in each step."""
         return sum(row is not None for row in self._rows)
+
+    def rest(self) -> None:
+        """Give the memory of the slots back; for a batch that nobody asks at the moment."""
+        if not self.busy:
+            self._cache, self._rows = None, []
 
     def submit(self, prompt: Prompt, decoding: Decoding, draw: Sequence[int] = (0,)) -> Row:
         """A row that waits for a slot. ``draw`` tells the random answers of one seed apart."""
@@ -150,7 +161,7 @@ class ContinuousBatch:
 
     def _run_piece(self) -> list[tuple[Row, int]]:
         if self._prefill is None:
-            if not self._waiting or self.running == self.slots:
+            if not self._waiting or self.running >= self.slots:
                 return []
             row = self._waiting.popleft()
             self._at_work, row.state = row, "prefill"

@@ -20,7 +20,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoint.folders import ending_ids
-from paddlemix.checkpoint.load import load_model
+from paddlemix.checkpoint.load import Loaded, load_model
 from paddlemix.generation.answers import Answer, AnswerReader, AnswerStream
 from paddlemix.generation.continuous import ContinuousBatch, Row
 from paddlemix.generation.engine import encode_images, next_scores
@@ -62,14 +62,17 @@ class Opening(TypedDict, total=False):
     vision_tower: str | None
     projector: str | None
     lora: Literal["merge", "keep"]
-    """``keep``: an adapter stays beside the weights."""
+    """``keep``: an adapter stays beside the weights, and nothing is fused."""
+    beside: "Predictor | None"
+    """The model that an adapter was trained on, opened with ``keep``: what both have is in memory once."""
 
 
 class Predictor:
     """A model that can be asked. ``features`` and ``prefixes`` are shared by everybody who asks it; it belongs to one
     thread.
 
-    ``ends`` are the ids that end an answer; ``about`` is one line for the person: device, dtype, template.
+    ``ends`` are the ids that end an answer; ``about`` is one line for the person: device, dtype, template. ``loaded``
+    is where the weights came from when they were opened with ``lora="keep"``.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Predictor:
         self.about = about
         self.features = FeatureCache() if features is None else features
         self.prefixes = PrefixStore() if prefixes is None else prefixes
+        self.loaded: Loaded | None = None
 
     @classmethod
     def load(cls, path: str | Path, **opening: "Unpack[Opening]") -> "Predictor":
@@ -100,15 +104,16 @@ class Predictor:
         Of ``generation_config.json`` the ending ids are taken, and nothing of how to sample.
         """
         conv_mode, lora = opening.pop("conv_mode", None), opening.setdefault("lora", "merge")
+        beside = opening.pop("beside", None)
         chosen = devices.choose(opening.pop("device", None), opening.pop("dtype", None))
         paddle.set_device(chosen.name)
-        loaded = load_model(path, dtype=chosen.dtype, **opening)
+        loaded = load_model(path, dtype=chosen.dtype, beside=None if beside is None else beside.loaded, **opening)
         if lora == "merge":
             loaded.model.prepare_inference()
         config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)
         fit_rows(tokenizer, config.text.vocab_size)
         template = template_for(loaded.template_folder, config, conv_mode)
-        return cls(
+        found = cls(
             loaded.model,
             tokenizer,
             processor_for(config),
@@ -116,6 +121,9 @@ class Predictor:
             ends=ending_ids(loaded.folder, loaded.base),
             about=f"{path}: {chosen.reason}; template {template.name}; {picture_tokens(config)}",
         )
+        if lora == "keep":
+            found.loaded = loaded
+        return found
 
     @property
     def context(self) -> int:

@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from paddlemix.generation.predictor import Predictor
 from paddlemix.serve.access import Access
 from paddlemix.serve.bodies import read_object
 from paddlemix.serve.chat_reply import DONE, Reply
@@ -35,14 +34,13 @@ T = TypeVar("T")
 
 
 class Worker:
-    """One model and its routes. ``names`` are what it is called in requests; the first is its own."""
+    """One model with its adapters, and the routes. ``names`` are what requests call the model; adapters have theirs."""
 
-    def __init__(
-        self, engine: Engine, predictor: Predictor, names: Sequence[str], limits: Limits, *, log_prompts: bool = False
-    ) -> None:
+    def __init__(self, engine: Engine, names: Sequence[str], limits: Limits, *, log_prompts: bool = False) -> None:
         self.engine = engine
-        self.predictor = predictor
-        self.names = tuple(names)
+        adapters = [name for name in engine.predictors if name]
+        self.names = (*names, *adapters)
+        self._adapters = frozenset(adapters)
         self.limits = limits
         self.log_prompts = log_prompts
         self.gate = Gate(limits)
@@ -67,19 +65,23 @@ class Worker:
     def _count(self, status: int) -> None:
         self.engine.metrics.requests.labels(str(status)).inc()
 
+    def adapter_of(self, name: str | None) -> str:
+        """The adapter that a request means by the model's name, "" for none; RequestError for an unknown one."""
+        if name not in (None, *self.names):
+            raise self.unknown_model(name or "")
+        return name if name in self._adapters else ""
+
     async def in_pool(self, work: Callable[[], T]) -> T:
         """``work`` in a thread, so that the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
-    async def images(self, places: Sequence[Place]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-        """The images of all places, prepared, and how many each has."""
+    async def images(self, places: Sequence[Place], adapter: str) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+        """The images of all places, prepared for the model or the adapter, and how many each has."""
         if not places:
             return (), ()
-        found, counts = await self.in_pool(lambda: self._opened(places))
+        predictor = self.engine.predictors[adapter]
+        found, counts = await self.in_pool(lambda: opened(places, predictor.image_processor, self.limits))
         return tuple(found), tuple(counts)
-
-    def _opened(self, places: Sequence[Place]) -> tuple[list[Any], list[int]]:
-        return opened(places, self.predictor.image_processor, self.limits)
 
     def left(self, visit: Visit) -> float:
         """Seconds that a request still has."""
@@ -89,15 +91,13 @@ class Worker:
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
 
     async def _model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in self.names:
-            raise self.unknown_model(name)
-        return JSONResponse(self._card(name))
+        return JSONResponse(self._card(request.path_params["name"]))
 
     def _card(self, name: str) -> dict[str, Any]:
-        context = self.predictor.context
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "paddlemix",
-                "max_model_len": context}  # fmt: skip
+        adapter = self.adapter_of(name)
+        card = {"id": name, "object": "model", "created": self.created, "owned_by": "paddlemix",
+                "max_model_len": self.engine.predictors[adapter].context}  # fmt: skip
+        return {**card, "parent": self.names[0]} if adapter else card
 
     def unknown_model(self, name: str) -> RequestError:
         """The error for a model that is not here."""
@@ -136,12 +136,11 @@ class Worker:
 
     async def _answer(self, body: bytes, visit: Visit, send: Send) -> None:
         asked = await self.in_pool(lambda: read_chat(read_object(body, self.limits), self.limits))
-        if asked.model not in (None, *self.names):
-            raise self.unknown_model(asked.model or "")
+        adapter = self.adapter_of(asked.model)
         async with turn(self.places, self.left(visit)):
-            images, counts = await self.images(asked.places)
-            question = Question(visit.id, asked.messages, asked.decoding, images, counts, asked.choices)
-            name, tokenizer = asked.model or self.names[0], self.predictor.tokenizer
+            images, counts = await self.images(asked.places, adapter)
+            question = Question(visit.id, asked.messages, asked.decoding, images, counts, asked.choices, adapter)
+            name, tokenizer = asked.model or self.names[0], self.engine.predictors[adapter].tokenizer
             reply = Reply(visit.id, name, asked.choices, tokenizer, logprobs=asked.decoding.logprobs is not None)
             try:
                 async with Ticket(self.engine, question, visit.arrived, self.left(visit)) as ticket:

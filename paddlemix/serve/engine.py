@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one thread that touches the model: questions in, events of their answers out.
 
-It encodes one image or runs one step at a time, so that a question with many images does not hold up the others.
+It encodes one image or runs one step at a time, so that a question with many images does not hold up the others. A
+model and the adapters over it have a batch each and share the slots: in every turn each batch with work does one step.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -54,18 +55,37 @@ class _Choice:
     last: float | None = None
 
 
-class Engine:
-    """Owns the predictor. ``submit``, ``cancel``, ``call`` and ``stop`` may be called by any thread.
+@dataclass
+class _Lane:
+    """A model that is asked, and the rows that it answers."""
 
-    ``slots`` answers share a step. ``waiting`` and ``running`` are counts for a person, one step old.
+    predictor: Predictor
+    batch: ContinuousBatch
+
+
+class Engine:
+    """Owns the predictors. ``submit``, ``cancel``, ``call`` and ``stop`` may be called by any thread.
+
+    ``slots`` answers are on their way at a time. ``waiting`` and ``running`` are counts for a person, one step old.
+    ``adapters`` open a predictor over the one of ``load`` each; ``predictors`` has all by name, that of ``load`` as "".
     """
 
-    def __init__(self, load: Callable[[], Predictor], *, slots: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Predictor],
+        *,
+        slots: int,
+        metrics: Metrics,
+        adapters: Mapping[str, Callable[[Predictor], Predictor]] | None = None,
+    ) -> None:
         self.slots = slots
         self.metrics = metrics
         self.waiting = self.running = 0
         self.fault: str | None = None
+        self.predictors: dict[str, Predictor] = {}
         self._load = load
+        self._adapters = dict(adapters or {})
+        self._lanes: dict[str, _Lane] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._asked: deque[Job] = deque()
         self._jobs: dict[Row, Job] = {}
@@ -100,7 +120,7 @@ class Engine:
 
         def run() -> None:
             try:
-                done.set_result(work(self._predictor))
+                done.set_result(work(self.predictors[""]))
             except Exception as error:  # noqa: BLE001 - handed to whoever waits
                 done.set_exception(error)
 
@@ -124,12 +144,11 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._predictor = self._load()
-            self._batch = self._new_batch()
+            self._open()
         except BaseException as error:  # noqa: BLE001 - raised again by start()
             self._ready.set_exception(error)
             return
-        self._ready.set_result(self._predictor)
+        self._ready.set_result(self.predictors[""])
         try:
             while not self._stopping:
                 self._turn()
@@ -142,26 +161,41 @@ class Engine:
                     self._commands.get_nowait()()
             self._fail_all(unavailable("the model can no longer be asked", "engine_failed"))
 
-    def _new_batch(self) -> ContinuousBatch:
-        return ContinuousBatch(self._predictor.model, self.slots, prefixes=self._predictor.prefixes, keep_answers=True)
+    def _open(self) -> None:
+        base = self._load()
+        self.predictors = {"": base, **{name: load(base) for name, load in self._adapters.items()}}
+        for predictor in self.predictors.values():  # all of them keep no more than one would
+            predictor.features.max_bytes //= len(self.predictors)
+            predictor.prefixes.max_bytes //= len(self.predictors)
+        self._lanes = {name: _Lane(found, self._new_batch(found)) for name, found in self.predictors.items()}
+
+    def _new_batch(self, predictor: Predictor) -> ContinuousBatch:
+        return ContinuousBatch(predictor.model, self.slots, prefixes=predictor.prefixes, keep_answers=True)
 
     def _turn(self) -> None:
         """What has arrived, then one image or prompt, then one step."""
         self._since = None
         self._count()
-        if not (self._asked or self._batch.busy):
+        lanes = self._lanes.values()
+        if not (self._asked or any(lane.batch.busy for lane in lanes)):
             self._commands.get()()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._commands.get_nowait()()
         self._since = time.monotonic()
-        if self._asked and not self._batch.waiting:
+        if self._asked and not any(lane.batch.waiting for lane in lanes):
             self._advance(self._asked[0])
-        if self._batch.busy:
-            self._step()
+        for lane in lanes:
+            if lane.batch.busy:
+                lane.batch.slots = self.slots - sum(other.batch.taken for other in lanes if other is not lane)
+                self._step(lane.batch)
+            elif len(lanes) > 1:
+                lane.batch.rest()
 
     def _count(self) -> None:
-        self.waiting, self.running = len(self._asked) + self._batch.waiting, self._batch.running
+        batches = [lane.batch for lane in self._lanes.values()]
+        self.waiting = len(self._asked) + sum(batch.waiting for batch in batches)
+        self.running = sum(batch.running for batch in batches)
         self.metrics.busy.set(self.running)
 
     def _advance(self, job: Job) -> None:
@@ -169,8 +203,9 @@ class Engine:
         question, done = job.question, len(job.pictures)
         try:
             if done < len(question.images):
-                job.pictures.append(self._predictor.picture(question.images[done]))
-                self.metrics.pictures(self._predictor)
+                predictor = self.predictors[question.adapter]
+                job.pictures.append(predictor.picture(question.images[done]))
+                self.metrics.pictures(self.predictors.values())
                 return
             self._enter(job)
         except RequestError as error:
@@ -182,24 +217,26 @@ class Engine:
             self._fail(job, failed(question.id))
 
     def _enter(self, job: Job) -> None:
-        prompt = prompt_of(self._predictor, job.question, job.pictures)
-        decoding = fitted(self._predictor.decoding(job.question.decoding), prompt, self._predictor.context)
-        check_bias(decoding, self._predictor.model.config.text.vocab_size)
+        lane = self._lanes[job.question.adapter]
+        predictor = lane.predictor
+        prompt = prompt_of(predictor, job.question, job.pictures)
+        decoding = fitted(predictor.decoding(job.question.decoding), prompt, predictor.context)
+        check_bias(decoding, predictor.model.config.text.vocab_size)
         for number, draw in enumerate(job.question.draws):
-            row = self._batch.submit(prompt, decoding, draw)
-            job.rows[row] = _Choice(number, self._predictor.reader(decoding))
+            row = lane.batch.submit(prompt, decoding, draw)
+            job.rows[row] = _Choice(number, predictor.reader(decoding))
             self._jobs[row] = job
         self._asked.remove(job)
         self.metrics.tokens.labels("prompt").inc(prompt.length)
         job.deliver([Started(prompt.length, sum(picture.length for picture in prompt.pictures))])
 
-    def _step(self) -> None:
+    def _step(self, batch: ContinuousBatch) -> None:
         try:
-            new = self._batch.step()
+            new = batch.step()
         except Exception:  # noqa: BLE001 - the rows at fault fail, the others go on
             get_logger(__name__).exception("a step of the model failed")
-            for row in self._batch.at_fault():
-                self._batch.cancel(row)
+            for row in batch.at_fault():
+                batch.cancel(row)
                 if row in self._jobs:
                     self._fail(self._jobs[row], failed(self._jobs[row].question.id))
             return
@@ -240,7 +277,7 @@ class Engine:
         return events
 
     def _end(self, job: Job, row: Row, choice: _Choice) -> Ended:
-        self._batch.cancel(row)
+        self._lanes[job.question.adapter].batch.cancel(row)
         self._forget(job, row)
         self.metrics.reused.inc(row.reused)
         self.metrics.run.inc(row.prompt.length - row.reused)
@@ -259,7 +296,7 @@ class Engine:
 
     def _drop(self, job: Job) -> None:
         for row in list(job.rows):
-            self._batch.cancel(row)
+            self._lanes[job.question.adapter].batch.cancel(row)
             self._forget(job, row)
         if job in self._asked:
             self._asked.remove(job)

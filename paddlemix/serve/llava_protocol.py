@@ -87,11 +87,10 @@ async def _answer(worker: Worker, body: bytes, visit: Visit, send: Send) -> None
     name, prompt, places, decoding = await worker.in_pool(
         lambda: read_generate(read_object(body, worker.limits), worker.limits)
     )
-    if name not in (None, *worker.names):
-        raise worker.unknown_model(name or "")
+    adapter = worker.adapter_of(name)
     async with turn(worker.places, worker.left(visit)):
-        images, counts = await worker.images(places)
-        question = Question(visit.id, prompt, decoding, images, counts)
+        images, counts = await worker.images(places, adapter)
+        question = Question(visit.id, prompt, decoding, images, counts, adapter=adapter)
         async with Ticket(worker.engine, question, visit.arrived, worker.left(visit)) as ticket:
             await _stream(ticket, prompt, visit, send)
 

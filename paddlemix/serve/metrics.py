@@ -3,6 +3,7 @@
 
 import time
 from collections import deque
+from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -50,9 +51,9 @@ class Metrics:
         while self._recent and self._recent[0][0] < now - _WINDOW:
             self._recent.popleft()
 
-    def pictures(self, predictor: Predictor) -> None:
-        """Take over what the cache of features has counted."""
-        counts = [predictor.features.encoded, predictor.features.reused]
+    def pictures(self, predictors: Collection[Predictor]) -> None:
+        """Take over what the caches of features have counted."""
+        counts = [sum(getattr(each.features, kind) for each in predictors) for kind in ("encoded", "reused")]
         for how, new, old in zip(("encoded", "reused"), counts, self._seen, strict=True):
             self.features.labels(how).inc(new - old)
         self._seen = counts

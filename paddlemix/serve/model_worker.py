@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     flag("host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another one needs an API key)")
     flag("port", type=int, default=21002, help="port to listen on (default 21002; 0: any free one)")
     flag("model-names", metavar="A,B", help="what requests call the model (default: its folder's name)")
+    flag("lora", action="append", default=[], metavar="NAME=PATH",
+         help="an adapter over the model, asked for by NAME (may be given several times)")  # fmt: skip
     flag("conv-mode", help="conversation template instead of the model's own")
     device_flags(found)
     flag("dtype", choices=("float32", "float16", "bfloat16"), help="compute in this (default: the device's best)")
@@ -96,10 +98,22 @@ def _run(argv: list[str]) -> int:
     device.before_asking(args.device)
     how = {**opening(args), "conv_mode": args.conv_mode}
     how["dtype"] = args.dtype or how["dtype"]
-    serving = Serving(args.host, args.port, names_of(args), limits_of(args), access, args.log_prompts,
+    names = names_of(args)
+    adapters = adapters_of(args, names)
+    serving = Serving(args.host, args.port, names, limits_of(args), access, args.log_prompts,
                       args.controller_address, args.worker_address, token)  # fmt: skip
+    if adapters:
+        how["lora"] = "keep"
+
+    def over(path: str) -> Callable[[Predictor], Predictor]:
+        return lambda base: Predictor.load(path, **{**how, "base": args.model_path}, beside=base)
+
     with strict_config(args.strict_config):
-        return serve(serving, lambda: Predictor.load(args.model_path, **how))
+        return serve(
+            serving,
+            lambda: Predictor.load(args.model_path, **how),
+            {name: over(path) for name, path in adapters.items()},
+        )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -130,6 +144,30 @@ def _check_controller(args: argparse.Namespace, loopback: Sequence[str]) -> None
         raise ConfigError("--controller-address needs --controller-token-file FILE with the controller's secret")
     if args.worker_address is None and args.host not in loopback:
         raise ConfigError(f"--host {args.host} is no address for others; add --worker-address http://HOST:{args.port}")
+
+
+def adapters_of(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    """The folders of ``--lora`` by name; ConfigError for a name that stands twice or a folder that is no adapter."""
+    from paddlemix.checkpoint.folders import is_adapter, resolve
+
+    found: dict[str, str] = {}
+    for given in args.lora:
+        name, equals, path = given.partition("=")
+        if not (equals and name.strip() and path.strip()):
+            raise ConfigError(f"--lora {given}: expected NAME=PATH, the name that requests use and an adapter's folder")
+        name = name.strip()
+        if name in found or name in names:
+            raise ConfigError(f"--lora {given}: the name {name} stands for another model already; choose another")
+        folder = resolve(expanded(path.strip()), "the adapter")
+        if not is_adapter(folder):
+            raise ConfigError(f"--lora {given}: {folder} is no LoRA adapter; serve it with --model-path")
+        found[name] = str(folder)
+    if found and is_adapter(resolve(args.model_path, "the model")):
+        raise ConfigError(
+            f"--model-path {args.model_path} is an adapter itself; give the model below it, and this one as "
+            "--lora NAME=PATH"
+        )
+    return found
 
 
 def limits_of(args: argparse.Namespace) -> "Limits":

@@ -20,7 +20,8 @@ class Question:
 
     ``places[k]`` images stand at the k-th ``<image>``; ``images`` are those of all places in order. ``decoding``
     without ``max_new_tokens`` of the client has the largest one: the context ends the answer then. Of one ``seed``
-    the choices differ, and the first is the chat command's answer in the same round.
+    the choices differ, and the first is the chat command's answer in the same round. ``adapter`` is the name of one
+    over the model, "" for the model itself.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Question:
     images: tuple[Prepared, ...] = ()
     places: tuple[int, ...] = ()
     choices: int = 1
+    adapter: str = ""
 
     @property
     def draws(self) -> list[tuple[int, ...]]:

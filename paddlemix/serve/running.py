@@ -5,7 +5,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from paddlemix.generation.predictor import Predictor
@@ -39,15 +39,24 @@ class Serving:
     token: str = ""
 
 
-def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
-    """Load the model with ``load`` and serve it until a signal comes; the exit code. On the main thread."""
+def serve(
+    serving: Serving,
+    load: Callable[[], Predictor],
+    adapters: Mapping[str, Callable[[Predictor], Predictor]] | None = None,
+) -> int:
+    """Load the model with ``load`` and serve it until a signal comes; the exit code. On the main thread.
+
+    ``adapters`` open what is served beside it, by name.
+    """
     listener = bound_socket(serving.host, serving.port)
     # How long the engine's thread may keep the interpreter while a request waits for the event loop (default: 5 ms).
     sys.setswitchinterval(0.001)
-    engine = Engine(load, slots=serving.limits.slots, metrics=Metrics())
-    predictor = engine.start()
-    sys.stderr.write(fit(predictor.about) + "\n" + f"model names: {', '.join(serving.names)}\n")
-    server = asyncio.run(_serve(serving, engine, predictor, listener))
+    engine = Engine(load, slots=serving.limits.slots, metrics=Metrics(), adapters=adapters)
+    engine.start()
+    for predictor in engine.predictors.values():
+        sys.stderr.write(fit(predictor.about) + "\n")
+    sys.stderr.write(f"model names: {', '.join((*serving.names, *(adapters or ())))}\n")
+    server = asyncio.run(_serve(serving, engine, listener))
     engine.stop()
     if server.force_exit or not engine.join(10):
         # A step of the model, or a thread with a large image, would hold the process for as long as it takes.
@@ -57,8 +66,8 @@ def serve(serving: Serving, load: Callable[[], Predictor]) -> int:
     return 0
 
 
-async def _serve(serving: Serving, engine: Engine, predictor: Predictor, listener: Listener) -> Server:
-    worker = Worker(engine, predictor, serving.names, serving.limits, log_prompts=serving.log_prompts)
+async def _serve(serving: Serving, engine: Engine, listener: Listener) -> Server:
+    worker = Worker(engine, serving.names, serving.limits, log_prompts=serving.log_prompts)
     access = serving.access.adding(serving.token) if serving.token else serving.access
     beat: HeartBeat | None = None
 

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from http.client import HTTPConnection
 from typing import Any
@@ -42,8 +42,18 @@ def tiny_predictor(**changes: Any) -> Predictor:
 class Running:
     """A server that runs: its address, and what it is made of."""
 
-    def __init__(self, limits: Limits, access: Access, *, log_prompts: bool = False, **changes: Any) -> None:
-        self.engine = Engine(lambda: tiny_predictor(**changes), slots=limits.slots, metrics=Metrics())
+    def __init__(
+        self,
+        limits: Limits,
+        access: Access,
+        *,
+        log_prompts: bool = False,
+        load: Callable[[], Predictor] | None = None,
+        adapters: Mapping[str, Callable[[Predictor], Predictor]] | None = None,
+        **changes: Any,
+    ) -> None:
+        load = load or (lambda: tiny_predictor(**changes))
+        self.engine = Engine(load, slots=limits.slots, metrics=Metrics(), adapters=adapters)
         self.predictor = self.engine.start()
         self.listener = bound_socket("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
@@ -56,7 +66,7 @@ class Running:
             time.sleep(0.01)
 
     async def _serve(self) -> None:
-        self.worker = Worker(self.engine, self.predictor, (NAME,), self._limits, log_prompts=self._log_prompts)
+        self.worker = Worker(self.engine, (NAME,), self._limits, log_prompts=self._log_prompts)
         self.server = Server(
             self.worker.app(self._access, routes(self.worker)), self._limits, lambda: drain(self.worker)
         )
@@ -105,10 +115,11 @@ class Running:
 def running(
     access: Access | None = None, limits: Limits = LIMITS, *, log_prompts: bool = False, **changes: Any
 ) -> Iterator[Running]:
-    """A server for the block. ``changes`` are those of the limits, and of the model (``model_...``)."""
+    """A server for the block. ``changes`` are those of the limits, the model (``model_...``) and the engine."""
     model = {name.removeprefix("model_"): changes.pop(name) for name in list(changes) if name.startswith("model_")}
     access = access or access_of("127.0.0.1", [], None)
-    found = Running(replace(limits, **changes), access, log_prompts=log_prompts, **model)
+    opened = {name: changes.pop(name) for name in ("load", "adapters") if name in changes}
+    found = Running(replace(limits, **changes), access, log_prompts=log_prompts, **opened, **model)
     try:
         yield found
     finally:
@@ -145,7 +156,9 @@ def idle(server: Running) -> bool:
     """Whether every slot is free and nobody waits, within a few seconds."""
     for _ in range(500):
         if not (server.engine.running or server.engine.waiting or server.worker.gate.requests):
-            state = server.engine.call(lambda _: (server.engine._batch.busy, len(server.engine._jobs))).result(10)
+            state = server.engine.call(
+                lambda _: (any(lane.batch.busy for lane in server.engine._lanes.values()), len(server.engine._jobs))
+            ).result(10)
             return state == (False, 0) and server.worker.gate.held == 0
         time.sleep(0.01)
     return False

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from paddlemix.generation.continuous import ContinuousBatch
 from paddlemix.serve.access import access_of
 from paddlemix.serve.running import drain
 from tests.serve.serve_kit import Running, chat, head, idle, image, running, words
@@ -99,14 +100,14 @@ def test_a_thousand_clients_that_leave_at_any_moment_leak_no_slot(server: Runnin
 def test_a_fault_in_one_request_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with running() as server, ThreadPoolExecutor(4) as pool:
         expected = server.ask(chat("is it red?", max_tokens=30))[1]["choices"][0]["message"]["content"]
-        begin = type(server.engine._batch)._begin
+        begin = ContinuousBatch._begin
 
         def failing(batch: Any, row: Any) -> Any:
             if "poison" in row.prompt.text:
                 raise MemoryError("a secret of the server")
             return begin(batch, row)
 
-        monkeypatch.setattr(type(server.engine._batch), "_begin", failing)
+        monkeypatch.setattr(ContinuousBatch, "_begin", failing)
         texts = ["is it red?", "poison", "is it red?", "poison"]
         found = list(pool.map(lambda text: server.ask(chat(text, max_tokens=30)), texts))
         assert [status for status, _, _ in found] == [200, 500, 200, 500]
@@ -118,7 +119,7 @@ def test_a_fault_in_one_request_is_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_failing_step_of_all_fails_those_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     with running() as server:
-        kind, faults = type(server.engine._batch), [True]
+        kind, faults = ContinuousBatch, [True]
         decode = kind._decode
 
         def failing(batch: Any) -> Any:
