@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes of a controller, by LLaVA's names: workers register and beat, clients ask for models and answers."""
+"""The routes of a controller: workers register and beat, clients ask by LLaVA's protocol or OpenAI's."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +18,7 @@ from paddlemix.serve.bodies import Fields, read_object
 from paddlemix.serve.chunks import chunk, told
 from paddlemix.serve.dispatch import Workers
 from paddlemix.serve.faults import RequestError, refused
-from paddlemix.serve.forwarding import BrokenError, answer_of
+from paddlemix.serve.forwarding import BrokenError, Head, UnreachableError, answer_of
 from paddlemix.serve.guard import Gate, Guard, Visit
 from paddlemix.serve.limits import Limits
 from paddlemix.serve.waiting import while_there
@@ -28,6 +30,19 @@ BROKEN, NO_WORKER = 3, 2
 _NAMES = 64
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A route that is handed on. ``end`` ends a piece of its streams.
+
+    ``told`` is an error in place of an answer (None: OpenAI's form), ``within`` one in the middle of a stream.
+    """
+
+    path: str
+    end: bytes
+    told: Callable[[RequestError], bytes] | None
+    within: Callable[[RequestError], bytes]
+
+
 class Controller:
     """The workers and the routes. ``token`` is what workers show, and what the controller shows them."""
 
@@ -37,6 +52,7 @@ class Controller:
         self.gate = Gate(limits)
         self._token = token
         self._workers_only = Access.of([token])
+        self._created = int(time.time())
 
     def app(self, access: Access) -> ASGIApp:
         """All routes behind the guard."""
@@ -49,9 +65,12 @@ class Controller:
         own = {"/register_worker": self._register, "/receive_heart_beat": self._beat}
         routes = [Route(path, self._route(work), methods=["POST"]) for path, work in simple.items()]
         routes += [Route(path, self._route(work, workers_only=True), methods=["POST"]) for path, work in own.items()]
+        routes += [Route(way.path, self._handed_on(way), methods=["POST"]) for way in (LLAVA, OPENAI)]
         routes += [
-            Route("/worker_generate_stream", self._generate, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._model, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/ready", self._ready, methods=["GET"]),
         ]
         return Guard(Router(routes, redirect_slashes=False), access, self.limits, lambda _: None)
 
@@ -72,6 +91,22 @@ class Controller:
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "workers": len(self.workers.alive())})
+
+    async def _ready(self, request: Request) -> Response:
+        ready = bool(self.workers.alive()) and not self.gate.draining
+        return JSONResponse({"status": "ready" if ready else "no worker is there"}, 200 if ready else 503)
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.workers.models()]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.workers.models():
+            raise self.workers.missing(name)
+        return JSONResponse(self._card(name))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "paddlemix"}
 
     def _register(self, body: dict[str, Any]) -> dict[str, Any]:
         status = body.get("worker_status")
@@ -111,51 +146,75 @@ class Controller:
             "queue_length": sum(worker.queue for worker in known),
         }
 
-    async def _generate(self, request: Request) -> ASGIApp:
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            visit: Visit = scope["paddlemix.visit"]
-            visit.told = _told
-            self.gate.check()
-            async with self.gate.body(scope, receive) as body:
-                with self.gate.place():
-                    await while_there(receive, self._forward(body, visit, send))
+    def _handed_on(self, way: _Way) -> Callable[[Request], Awaitable[ASGIApp]]:
+        async def handler(request: Request) -> ASGIApp:
+            async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+                visit: Visit = scope["paddlemix.visit"]
+                visit.told = way.told
+                self.gate.check()
+                async with self.gate.body(scope, receive) as body:
+                    with self.gate.place():
+                        await while_there(receive, self._forward(way, body, visit, send))
 
-        return respond
+            return respond
 
-    async def _forward(self, body: bytes, visit: Visit, send: Send) -> None:
+        return handler
+
+    async def _forward(self, way: _Way, body: bytes, visit: Visit, send: Send) -> None:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, read_object, body, self.limits)
-        address = self.workers.pick(Fields(asked).text("model") or "")
-        visit.facts["worker"] = address
+        model = Fields(asked).text("model") or self.workers.only_model()
+        left = visit.arrived + self.limits.request_seconds - time.monotonic()
         try:
-            await asyncio.wait_for(self._relay(address, body, send), visit.arrived + self.limits.request_seconds
-                                   - time.monotonic())  # fmt: skip
+            await asyncio.wait_for(self._answer(way, model, body, visit, send), left)
         except (BrokenError, asyncio.TimeoutError) as error:
-            if isinstance(error, BrokenError):
-                self.workers.remove(address)  # its next heart-beat brings it back
-            message = str(error) or "the answer was not complete in time"
-            visit.facts["error"] = message
+            failed = RequestError(502, str(error) or "the answer was not complete in time", code="worker_failed")
+            visit.facts["error"] = failed.message
             if not visit.begun:
-                raise RequestError(502, message, code="worker_failed") from None
-            await send({"type": "http.response.body", "body": chunk(message, BROKEN)})
+                raise failed from None
+            await send({"type": "http.response.body", "body": way.within(failed)})
 
-    async def _relay(self, address: str, body: bytes, send: Send) -> None:
-        answer = answer_of(address, "/worker_generate_stream", body, self._token)
+    async def _answer(self, way: _Way, model: str, body: bytes, visit: Visit, send: Send) -> None:
+        """The answer of one worker; a worker that never got the request is passed over for another one."""
+        while True:
+            address = self.workers.pick(model)
+            visit.facts["worker"] = address
+            try:
+                await self._relay(way, address, body, send)
+                return
+            except BrokenError as error:
+                self.workers.remove(address)  # its next heart-beat brings it back
+                if not (isinstance(error, UnreachableError) and model in self.workers.models()):
+                    raise
+
+    async def _relay(self, way: _Way, address: str, body: bytes, send: Send) -> None:
+        """A stream goes on in whole pieces, so that an error can follow any of them; other answers go when complete."""
+        answer = answer_of(address, way.path, body, self._token)
+        head, held, begun = Head(502, ()), b"", False
         try:
             async for piece in answer:
-                if isinstance(piece, int):
-                    headers = [(b"content-type", b"application/octet-stream"), (b"x-accel-buffering", b"no")]
-                    await send({"type": "http.response.start", "status": piece, "headers": headers})
-                else:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                if isinstance(piece, Head):
+                    head = piece
+                    continue
+                whole, end, held = (held + piece).rpartition(way.end) if head.streams else (b"", b"", held + piece)
+                if whole:
+                    await _send(send, None if begun else head, whole + end, more=True)
+                    begun = True
+            await _send(send, None if begun else head, held, more=False)
         finally:
             await answer.aclose()
 
 
+async def _send(send: Send, head: Head | None, body: bytes, *, more: bool) -> None:
+    """A piece of an answer, behind its head when it is the first."""
+    if head is not None:
+        await send({"type": "http.response.start", "status": head.status, "headers": list(head.headers)})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
 def _told(error: RequestError) -> bytes:
     """An error as a chunk, with the code of LLaVA's clients."""
-    codes = {"no_worker": NO_WORKER, "worker_failed": BROKEN}
+    codes = {"no_worker": NO_WORKER, "model_not_found": NO_WORKER, "worker_failed": BROKEN}
     return chunk(error.message, codes[error.code]) if error.code in codes else told(error)
 
 
@@ -169,3 +228,12 @@ def _worker_name(body: dict[str, Any]) -> str:
     if address.scheme != "http" or address.target != "/":
         raise refused("worker_name has to be http://HOST:PORT", "worker_name")
     return name.rstrip("/")
+
+
+def _event(error: RequestError) -> bytes:
+    """An error as a server-sent event, in OpenAI's form."""
+    return b"data: " + json.dumps(error.body).encode() + b"\n\n"
+
+
+LLAVA = _Way("/worker_generate_stream", b"\0", _told, _told)
+OPENAI = _Way("/v1/chat/completions", b"\n\n", None, _event)

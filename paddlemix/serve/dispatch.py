@@ -5,7 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paddlemix.serve.faults import RequestError
+from paddlemix.serve.faults import RequestError, refused
+from paddlemix.utils.shown import shown
 
 LOTTERY, SHORTEST_QUEUE = "lottery", "shortest_queue"
 METHODS = (LOTTERY, SHORTEST_QUEUE)
@@ -30,10 +31,12 @@ class Workers:
         self.expires = 2 * heart_beat
         self._clock = clock
         self._known: dict[str, Known] = {}
+        self._seen: set[str] = set()
         self._random = random.Random()
 
     def register(self, address: str, models: tuple[str, ...], speed: float, queue: int, *, beats: bool = True) -> None:
         """A worker has come, or come again."""
+        self._seen.update(models)
         self._known[address] = Known(models, speed, queue, self._clock(), beats)
 
     def beat(self, address: str, queue: int) -> bool:
@@ -59,12 +62,27 @@ class Workers:
         """The models of all workers."""
         return sorted({model for known in self.alive().values() for model in known.models})
 
+    def only_model(self) -> str:
+        """What a request without a model means: the one that is served; RequestError when there are several."""
+        found = self.models()
+        if len(found) > 1:
+            raise refused(f"model is not given; served are {', '.join(found)}", "model")
+        return found[0] if found else ""
+
+    def missing(self, model: str) -> RequestError:
+        """The error for a model that no worker has now: 404 for one that none ever had while others are served."""
+        known = ", ".join(self.models())
+        if known and model not in self._seen:
+            return RequestError(404, f"the model {shown(model)} is not served here; known are {known}", param="model",
+                                code="model_not_found")  # fmt: skip
+        return RequestError(503, f"no worker has the model; known are {known or 'none'}", param="model",
+                            code="no_worker", retry_after=5)  # fmt: skip
+
     def pick(self, model: str) -> str:
-        """The address of a worker with the model; RequestError (503) when there is none."""
+        """The address of a worker with the model; RequestError when there is none (``missing``)."""
         found = {address: known for address, known in self.alive().items() if model in known.models}
         if not found:
-            raise RequestError(503, f"no worker has the model; known are {', '.join(self.models()) or 'none'}",
-                               param="model", code="no_worker", retry_after=5)  # fmt: skip
+            raise self.missing(model)
         if self.method == LOTTERY:
             speeds = [max(known.speed, 1e-6) for known in found.values()]
             return self._random.choices(list(found), weights=speeds)[0]

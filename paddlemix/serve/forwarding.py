@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import h11
 
@@ -15,12 +16,33 @@ SILENCE_SECONDS = 120.0
 _BLOCK = 1 << 16
 
 
+_KEPT = (b"content-type", b"retry-after", b"cache-control", b"x-accel-buffering", b"www-authenticate")
+
+
 class BrokenError(Exception):
-    """The worker cannot be reached, or its answer broke off."""
+    """The worker's answer broke off."""
 
 
-async def answer_of(address: str, path: str, body: bytes, token: str) -> AsyncIterator[bytes | int]:
-    """The status of the worker's answer to a POST, then pieces of its body; BrokenError when they do not come.
+class UnreachableError(BrokenError):
+    """The worker cannot be reached, so it has not seen the request."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Status and headers of a worker's answer, those that its reader needs."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def streams(self) -> bool:
+        """Whether pieces of the body are worth sending on before the rest is there."""
+        kind = dict(self.headers).get(b"content-type", b"")
+        return self.status == 200 and not kind.startswith(b"application/json")
+
+
+async def answer_of(address: str, path: str, body: bytes, token: str) -> AsyncIterator[bytes | Head]:
+    """The head of the worker's answer to a POST, then pieces of its body; BrokenError when they do not come.
 
     Closing the iterator closes the connection, which ends the worker's answer.
     """
@@ -31,7 +53,7 @@ async def answer_of(address: str, path: str, body: bytes, token: str) -> AsyncIt
             asyncio.open_connection(target.host, target.port, limit=_BLOCK), CONNECT_SECONDS
         )
     except (OSError, asyncio.TimeoutError) as error:
-        raise BrokenError(f"the worker {address} cannot be reached") from error
+        raise UnreachableError(f"the worker {address} cannot be reached") from error
     try:
         writer.write(_request(line, target, path, body, token))
         await writer.drain()
@@ -57,13 +79,13 @@ def _request(line: h11.Connection, target: Address, path: str, body: bytes, toke
     return request + (line.send(h11.Data(data=body)) or b"") + (line.send(h11.EndOfMessage()) or b"")
 
 
-async def _pieces(line: h11.Connection, reader: asyncio.StreamReader) -> AsyncIterator[bytes | int]:
+async def _pieces(line: h11.Connection, reader: asyncio.StreamReader) -> AsyncIterator[bytes | Head]:
     while True:
         event = line.next_event()
         if event is h11.NEED_DATA:
             line.receive_data(await asyncio.wait_for(reader.read(_BLOCK), SILENCE_SECONDS))
         elif isinstance(event, h11.Response):
-            yield event.status_code
+            yield Head(event.status_code, tuple((name, value) for name, value in event.headers if name in _KEPT))
         elif isinstance(event, h11.Data):
             yield bytes(event.data)
         elif isinstance(event, h11.EndOfMessage):
