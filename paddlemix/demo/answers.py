@@ -31,10 +31,12 @@ def prompts(predictor: Predictor, images: Path, questions: Sequence[Question], *
     return found
 
 
-def answers(predictor: Predictor, images: Path, questions: Sequence[Question], *, blind: bool = False) -> list[Answer]:
-    """Greedy answers, in the order of the questions."""
+def answers(
+    predictor: Predictor, images: Path, questions: Sequence[Question], *, blind: bool = False, longest: int = LONGEST
+) -> list[Answer]:
+    """Greedy answers of at most ``longest`` tokens, in the order of the questions."""
     asked = prompts(predictor, images, questions, blind=blind)
-    said = predictor.answer(asked, Decoding(max_new_tokens=LONGEST), batch_size=BATCH)
+    said = predictor.answer(asked, Decoding(max_new_tokens=longest), batch_size=BATCH)
     return [Answer(question, answer.text) for question, answer in zip(questions, said, strict=True)]
 
 

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from paddlemix.demo import data, sheets
 from paddlemix.demo.benchmarks import write_benchmarks
 from paddlemix.demo.data import LONGEST, Answer, accuracy, by_kind
 from paddlemix.demo.shapes import PLACES
+from paddlemix.demo.steps import run, say, say_command, title
 from paddlemix.demo.verdict import verdict
 from paddlemix.utils import device
-from paddlemix.utils.commands import COMMANDS, ROOT, near, shown
+from paddlemix.utils.commands import ROOT, shown
 from paddlemix.utils.errors import ConfigError, TrainingError
 from paddlemix.utils.files import atomic_write
-from paddlemix.utils.logging import console
 
 RECIPES = ROOT / "paddlemix" / "config" / "demo"
 
@@ -121,7 +120,7 @@ class Demo:
         if fault:
             raise TrainingError(fault)
         self._talk(chat)
-        self._say(self.verdict())
+        say(self.verdict())
         return self.results
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -151,13 +150,13 @@ class Demo:
         self.counting = data.write_test(folder, "count_test", count, self.seed, size.test_pictures, several)
         compared = data.require_unseen(folder, ["train", "count"], ["test", "count_test"])
         drawn = size.training_pictures + size.second_pictures
-        self._say(f"{drawn:,} images to learn from, {compared} others to be asked about.")
-        self._say("Each of these shows a thing (say, a green star) in the one place where no training image shows it.")
+        say(f"{drawn:,} images to learn from, {compared} others to be asked about.")
+        say("Each of these shows a thing (say, a green star) in the one place where no training image shows it.")
         # Paddle is imported from here on: everything before needs no second of it.
         from paddlemix.demo.model import write_start
 
         parameters = write_start(self.paths.start, data.all_texts(training), self.seed)
-        self._say(f"A LLaVA of {parameters:,} parameters, none of which knows anything yet: {self.paths.start}")
+        say(f"A LLaVA of {parameters:,} parameters, none of which knows anything yet: {self.paths.start}")
 
     def _test_first(self) -> list[Answer]:
         self._title("3", f"{len(self.questions)} questions about unseen images")
@@ -169,11 +168,11 @@ class Demo:
         guess = data.best_guess(self.paths.data / "train.json", self.questions)
         self.results.update(questions=len(answers), accuracy=accuracy(answers), blind=accuracy(blind), best_guess=guess)
         for kind, (right, asked) in by_kind(answers).items():
-            self._say(f"  {kind:<14} {right:>3} of {asked:<3}")
-        self._say(f"  [bold]all            {sum(a.right for a in answers):>3} of {len(answers)}"
-                  f" = {100 * self.results['accuracy']:.1f} %[/bold]")  # fmt: skip
-        self._say(f"  the same questions with a grey image: {100 * self.results['blind']:.1f} %"
-                  f"; best guess without looking: {100 * guess:.1f} %")  # fmt: skip
+            say(f"  {kind:<14} {right:>3} of {asked:<3}")
+        say(f"  [bold]all            {sum(a.right for a in answers):>3} of {len(answers)}"
+            f" = {100 * self.results['accuracy']:.1f} %[/bold]")  # fmt: skip
+        say(f"  the same questions with a grey image: {100 * self.results['blind']:.1f} %"
+            f"; best guess without looking: {100 * guess:.1f} %")  # fmt: skip
         return answers
 
     def _second_task(self) -> str | None:
@@ -187,14 +186,14 @@ class Demo:
         adapted = asking.open_model(self.paths.adapter)
         answers = asking.answers(adapted, images, self.counting)
         first = asking.answers(adapted, images, self.questions)
-        self._say(f"  counting: {100 * before:.1f} % before, [bold]{100 * accuracy(answers):.1f} % after[/bold]"
-                  f" ({len(answers)} unseen images); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
-        self._command("merge", "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
+        say(f"  counting: {100 * before:.1f} % before, [bold]{100 * accuracy(answers):.1f} % after[/bold]"
+            f" ({len(answers)} unseen images); the first task: {100 * accuracy(first):.1f} %")  # fmt: skip
+        run("merge", "--lora_path", self.paths.adapter, "--merge_model_path", self.paths.merged)
         merged = asking.open_model(self.paths.merged)
         again = asking.answers(merged, images, self.counting)
         same = sum(one.said == other.said for one, other in zip(answers, again, strict=True))
         apart = asking.difference(adapted, merged, images, self.counting[:64])
-        self._say(f"  merged and unmerged: {same} of {len(answers)} answers are the same, logits {apart:.0e} apart")
+        say(f"  merged and unmerged: {same} of {len(answers)} answers are the same, logits {apart:.0e} apart")
         self.results.update(
             count_before=before,
             count_after=accuracy(answers),
@@ -227,8 +226,8 @@ class Demo:
         self._title("5", "Benchmarks: drawn images in the files of their authors, scored by the authors' rules")
         data = self.paths.data / "benchmarks"
         write_benchmarks(data, self.seed, self.size.benchmark_pictures, BENCHMARKS, closing=False)
-        self._command("eval", "all", "--model-path", self._last(), "--data", data, "--output", self.paths.scores,
-                      "--device", "cpu", "--max-new-tokens", LONGEST)  # fmt: skip
+        run("eval", "all", "--model-path", self._last(), "--data", data, "--output", self.paths.scores,
+            "--device", "cpu", "--max-new-tokens", LONGEST)  # fmt: skip
         scores = [
             json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.paths.scores.rglob("score*.json"))
         ]
@@ -240,7 +239,7 @@ class Demo:
         self._title("6", "Done")
         made = {"answers.png": "questions and answers", "loss.png": "the losses", "results.json": "all numbers"}
         for name, what in made.items():
-            self._say(f"  {self.paths.out / name}  ({what})")
+            say(f"  {self.paths.out / name}  ({what})")
 
     def verdict(self) -> str:
         """One sentence: what was reached beside what is promised."""
@@ -255,17 +254,17 @@ class Demo:
         picture = self.paths.data / self.questions[0].picture
         flags = ("--model-path", self._last(), "--image-file", picture, "--temperature", "0")
         if chat and sys.stdin.isatty():
-            self._say(f"Talk with it about {picture}; an empty line ends the chat.")
-            self._command("chat", *flags)
+            say(f"Talk with it about {picture}; an empty line ends the chat.")
+            run("chat", *flags)
             return
-        self._say("A conversation with the model:")
+        say("A conversation with the model:")
         session = self._session()
         counts = ("How many shapes are there?",) if self.size.second else ()
         for text in (*counts, "What is in the picture?", "Where is the shape?"):
             said = session.answer(text, () if session.turns else (str(picture),))
-            self._say(f"  USER: {text}\n  ASSISTANT: {said}")
-        self._say("Go on with it:")
-        self._type(f"  {shown('chat', *flags)}")
+            say(f"  USER: {text}\n  ASSISTANT: {said}")
+        say("Go on with it:")
+        say_command(f"  {shown('chat', *flags)}")
 
     def _last(self) -> Path:
         return self.paths.merged if self.size.second else self.paths.model
@@ -277,7 +276,7 @@ class Demo:
             self._title("2", "Training from scratch: vision tower, projector and language model")
         steps = () if self.size.steps is None else ("--max_steps", self.size.steps, "--logging_steps", 1)
         began = time.monotonic()
-        self._command(
+        run(
             "sft", RECIPES / f"{recipe}.json",
             "--model_name_or_path", model,
             "--data_path", self.paths.data / f"{rows}.json",
@@ -288,30 +287,13 @@ class Demo:
         )  # fmt: skip
         self.results[f"{recipe}_seconds"] = round(time.monotonic() - began, 1)
 
-    def _command(self, verb: str, *parts: Path | str | int) -> None:
-        """Run one of the project's own commands, as a user would, on the same terminal."""
-        script = COMMANDS[verb].script
-        self._type(f"$ {shown(verb, *parts)}", "dim")
-        done = subprocess.run([sys.executable, str(script), *map(str, parts)], check=False)  # noqa: S603 - our own, no shell
-        if done.returncode:
-            raise TrainingError(f"{near(script)} ended with exit code {done.returncode}; its message stands above")
-
     def _session(self) -> Any:
         from paddlemix.generation.load import load_chat
 
         return load_chat(str(self._last()), device="cpu")
 
     def _title(self, number: str, text: str) -> None:
-        seconds = time.monotonic() - self.started
-        console().print()
-        console().rule(f"[bold]{number}  {text}[/bold]  [dim]{seconds:.0f} s[/dim]", align="left")
-
-    def _say(self, line: str) -> None:
-        console().print(line)
-
-    def _type(self, command: str, style: str | None = None) -> None:
-        """Print a command: in one line, whatever brackets its paths have."""
-        console().print(command, style=style, markup=False, soft_wrap=True)
+        title(number, text, time.monotonic() - self.started)
 
 
 def read_losses(folder: Path) -> tuple[tuple[int, float], ...]:

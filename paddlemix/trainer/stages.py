@@ -26,6 +26,7 @@ PROJECTOR_PART = "projector"
 TOWER_PART = "vision tower"
 
 _TOWER_PREFIX = "llama.vision_tower."
+_HEAD, _TABLE = "lm_head.weight", "llama.embed_tokens.weight"
 
 # The first prefix that fits names the part. Order of the table at the start of a run.
 _PARTS = (
@@ -141,22 +142,24 @@ def trained(names: Sequence[str], settings: TrainingSettings, vision: VisionConf
     ``tune_entire_model`` the tower trains beside all that; ``tune_vit_from_layer`` keeps what lies below a layer of the
     tower frozen, its embeddings and the norms outside of its layers too. The lists change that as in PaddleMIX: a
     parameter that ``freeze_include`` names and ``freeze_exclude`` does not is frozen, the reverse trains, both or
-    neither leave it alone. Adapters always train, and the modules of ``modules_to_save`` beside them.
+    neither leave it alone. The token table of a model without a head of its own (tied) answers to the head's name, too.
+    Adapters always train, and the modules of ``modules_to_save`` beside them.
     ConfigError when a pattern matches nothing, nothing is left to train, no rate is above 0, or what was chosen of the
     tower changes no feature. Needs no paddle.
     """
     stage = stage_of(settings)
     modules = find_saved(names, settings.model.modules_to_save or ())
     adapted = {name.rpartition(".")[0] for name in names if is_adapter(name)}
-    include = _checked("freeze_include", settings.model.freeze_include or (), names)
-    exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), names)
+    called = _called(names)
+    include = _checked("freeze_include", settings.model.freeze_include or (), called)
+    exclude = _checked("freeze_exclude", settings.model.freeze_exclude or (), called)
     tower = _tower_of(vision)
     trains = {}
     for name in names:
         # A layer of the projector that was given an adapter trains by that.
         under = name.rpartition(".")[0] in adapted and not is_adapter(name)
         default = name in modules or (not under and _trains_by_default(stage, name, settings, tower))
-        listed, saved = _matches(name, include), _matches(name, exclude)
+        listed, saved = _matches(called[name], include), _matches(called[name], exclude)
         trains[name] = default if is_adapter(name) or listed == saved else saved
     _check_modules(trains, modules, settings)
     _check_tower(trains, settings, tower)
@@ -284,14 +287,22 @@ def _from_layer(layer: int | None, first: int | None) -> bool:
     return layer is not None and layer >= first
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _called(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The names that each parameter answers to: the token table of a model without a head of its own is its head."""
+    tied = _HEAD not in names
+    return {name: (name, _HEAD) if tied and name == _TABLE else (name,) for name in names}
 
 
-def _checked(key: str, patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+def _matches(called: Sequence[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in called)
+
+
+def _checked(key: str, patterns: Sequence[str], called: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f'"{key}": the pattern "{pattern}" matches no parameter{_why_none(pattern, names)}')
+        if not any(_matches(names, [pattern]) for names in called.values()):
+            raise ConfigError(
+                f'"{key}": the pattern "{pattern}" matches no parameter{_why_none(pattern, list(called))}'
+            )
     return tuple(patterns)
 
 

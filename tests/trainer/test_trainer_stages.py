@@ -1,7 +1,10 @@
 """What trains is decided once, by stage and lists."""
 
+from dataclasses import replace
+
 import pytest
 
+from paddlemix.models.llava import build_empty
 from paddlemix.ops.linear import add_lora
 from paddlemix.trainer.checkpointing import plain_optimizer
 from paddlemix.trainer.lora_targets import default_targets
@@ -57,6 +60,14 @@ def test_the_shipped_pretraining_lists_leave_the_projector(tmp_path):
     assert parts(plan_stage(tiny(newline=True), run)) == {"projector"}
 
 
+def test_the_lists_name_the_head_of_a_tied_model_by_its_own_name(tmp_path):
+    tied = CONFIG.with_changes(text=replace(CONFIG.text, tie_word_embeddings=True))
+    model = build_empty(tied)
+    run = settings(tmp_path, freeze_include=("*llama*", "*lm_head*"), freeze_exclude=("*llama.mm_projector*",))
+    assert parts(plan_stage(model, run)) == {"projector"}
+    assert "token embedding" not in parts(plan_stage(model, settings(tmp_path, freeze_include=("lm_head.*",))))
+
+
 def test_a_parameter_of_both_lists_keeps_its_default(tmp_path):
     both = dict(freeze_include=("*vision_tower*", "*lm_head*"), freeze_exclude=("*vision_tower*", "*lm_head*"))
     assert parts(plan_stage(tiny(), settings(tmp_path, **both))) == parts(plan_stage(tiny(), settings(tmp_path)))
@@ -74,7 +85,7 @@ def test_a_pattern_without_a_match_is_an_error_that_names_it(tmp_path, key):
 
 def test_a_pattern_for_a_tower_that_is_not_there_says_that_it_is_missing(tmp_path):
     """PaddleMIX's pretrain.json on a plain Vicuna names the projector, which comes with a tower."""
-    from paddlemix.models.llava import build_empty, init_weights
+    from paddlemix.models.llava import init_weights
     from paddlemix.trainer.arguments import names_of_keys
     from paddlemix.utils.options import speaking
 
