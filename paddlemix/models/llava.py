@@ -50,7 +50,7 @@ class LlavaForCausalLM(nn.Layer):
         if config.vision is not None:
             width = config.text.hidden_size
             self.llama.vision_tower = build_tower(config.vision, parallel)
-            self.llama.mm_projector = build_projector(config.projector_type, config.vision.hidden_size, width)
+            self.llama.mm_projector = build_projector(config.projector_type, config.vision.feature_width, width)
             if config.has_image_newline:
                 self.llama.image_newline = self.llama.create_parameter([width])
         self.loss_portion = 0

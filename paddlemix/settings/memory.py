@@ -233,7 +233,7 @@ def reference_numbers(trained: int, adapters: int, settings: TrainingSettings) -
 
 
 def _projector(config: LlavaConfig) -> int:
-    width, model = config.vision.hidden_size if config.vision else 0, config.text.hidden_size
+    width, model = config.vision.feature_width if config.vision else 0, config.text.hidden_size
     newline = model if config.has_image_newline else 0
     if config.projector_type == "identity":
         return newline

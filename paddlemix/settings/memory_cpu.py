@@ -126,10 +126,10 @@ def _around(config: LlavaConfig, batch: BatchSize) -> int:
     vision = config.vision
     if vision is None or not batch.tiles:
         return found
-    patches = batch.tiles * vision.grid**2
+    patches = batch.tiles * vision.tokens_per_tile
     depth = int(config.projector_type[3]) if config.projector_type.startswith("mlp") else 1
     found += batch.tiles * 3 * vision.image_size**2
-    found += patches * (vision.hidden_size + (2 * depth - 1) * text.hidden_size)
+    found += patches * (vision.feature_width + (2 * depth - 1) * text.hidden_size)
     return found + (positions + patches) * text.hidden_size
 
 

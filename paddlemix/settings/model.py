@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeAlias, TypeVar
 
 from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.dense_connector import NO_CONNECTOR, layers_side_by_side, more_rows
 from paddlemix.settings.towers.clip import CLIP_MEAN, CLIP_STD
 from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import ConfigError
@@ -65,7 +66,8 @@ class VisionConfig:
     """The vision tower. ``model_type`` picks its description in ``settings/towers``, which names its class, too.
 
     ``image_size`` is the side of a tile. ``extra`` holds the switches of one family, and ``position_grid`` (in patches)
-    where the position table has a side of its own and is resized to the tile.
+    where the position table has a side of its own and is resized to the tile. ``dense_connector`` is a kind of
+    ``settings.dense_connector``: features of several layers.
     """
 
     hidden_size: int
@@ -80,6 +82,7 @@ class VisionConfig:
     select_layer: int = -2
     select_feature: str = "patch"
     extra: dict[str, Any] = field(default_factory=dict)
+    dense_connector: str = NO_CONNECTOR
 
     @property
     def grid(self) -> int:
@@ -110,7 +113,14 @@ class VisionConfig:
     @property
     def tokens_per_tile(self) -> int:
         """Feature rows that one tile gives (P); ``cls_patch`` keeps the class token in front."""
-        return self.grid * self.grid + (self.class_tokens if self.select_feature == "cls_patch" else 0)
+        patches = self.grid * self.grid
+        first = self.class_tokens if self.select_feature == "cls_patch" else 0
+        return first + patches + more_rows(self.dense_connector, patches)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the rows that the projector is given: ``hidden_size``, or that of several layers side by side."""
+        return self.hidden_size * layers_side_by_side(self.dense_connector)
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,10 @@ class LlavaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; ``LlavaConfig.from_dict`` gives the same object back."""
-        return asdict(self)
+        data = asdict(self)
+        if self.vision is not None and self.vision.dense_connector == NO_CONNECTOR:
+            del data["vision"]["dense_connector"]  # versions before this key can read the file
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "config.json") -> "LlavaConfig":

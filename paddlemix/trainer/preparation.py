@@ -187,7 +187,7 @@ def _matrices(sources: Sources) -> list[str]:
 def _overrides(settings: TrainingSettings) -> dict[str, Any]:
     model, data = settings.model, settings.data
     names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type",
-             "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token")  # fmt: skip
+             "mm_dense_connector_type", "mm_image_size", "mm_use_im_start_end", "mm_use_im_patch_token")  # fmt: skip
     found = {name: getattr(model, name) for name in names}
     found.update(image_aspect_ratio=data.image_aspect_ratio, image_grid_pinpoints=data.image_grid_pinpoints)
     return {name: value for name, value in found.items() if value is not None}

@@ -6,6 +6,7 @@ from typing import Any
 
 from paddlemix.checkpoint.save_files import processor_data
 from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.dense_connector import NO_CONNECTOR
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError
@@ -46,7 +47,7 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
         "torch_dtype": dtype,
         "use_mm_proj": True,
         "mm_vision_tower": tower,
-        "mm_hidden_size": config.vision.hidden_size,
+        "mm_hidden_size": config.vision.feature_width,
         "mm_projector_type": config.projector_type,
         "mm_vision_select_layer": config.vision.select_layer,
         "mm_vision_select_feature": config.vision.select_feature,
@@ -59,6 +60,8 @@ def original_data(config: LlavaConfig, *, tower: str | None, tower_inside: bool,
         "unfreeze_mm_vision_tower": tower_inside,
         "use_cache": True,
     }
+    if config.vision.dense_connector != NO_CONNECTOR:
+        data["mm_dense_connector_type"] = config.vision.dense_connector
     if config.image.grid_pinpoints:
         data["image_grid_pinpoints"] = [list(pair) for pair in config.image.grid_pinpoints]
     return data
@@ -126,6 +129,8 @@ def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:
         raise CheckpointError("llava-hf has no form for a language model without a vision tower")
     if TOWERS.get(vision.model_type).hf_prefix is None:
         raise CheckpointError(f'llava-hf has no form for a vision tower of the kind "{vision.model_type}"')
+    if vision.dense_connector != NO_CONNECTOR:
+        raise CheckpointError(f'llava-hf has no form for mm_dense_connector_type "{vision.dense_connector}"')
     if config.projector_type != "mlp2x_gelu":
         raise CheckpointError(f'llava-hf has no form for the projector "{config.projector_type}", only for mlp2x_gelu')
     wanted = "spatial_unpad" if image.aspect == "anyres" else "flat"

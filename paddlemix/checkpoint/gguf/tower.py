@@ -7,6 +7,7 @@ the features come from is written in so many words (``clip.vision.feature_layer`
 
 from paddlemix.checkpoint.gguf import names
 from paddlemix.checkpoint.gguf.package import Field
+from paddlemix.settings.dense_connector import NO_CONNECTOR
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError
@@ -29,6 +30,8 @@ def require_known(config: LlavaConfig) -> None:
         wrong = f'a tower with the activation "{vision.hidden_act}"'
     elif vision.select_feature != "patch":
         wrong = f'mm_vision_select_feature "{vision.select_feature}"'
+    elif vision.dense_connector != NO_CONNECTOR:
+        wrong = f'mm_dense_connector_type "{vision.dense_connector}"'
     elif vision.intermediate_size == vision.hidden_size:
         wrong = "a tower whose layers do not widen"  # the reader tells fc1 from fc2 by their shapes
     elif config.projector_type != "mlp2x_gelu":

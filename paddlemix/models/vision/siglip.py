@@ -37,5 +37,9 @@ class SiglipEncoder(nn.Layer):
 
     def hidden_state(self, pixels: Tensor, layer: int) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, P, C]`` after ``layer`` blocks; the later blocks are not run."""
-        blocks = self.vision_model.transformer.layers[:layer]
-        return run_layers(blocks, self.vision_model.embed(pixels), Mask(causal=False), self.recompute)
+        return self.onward(self.vision_model.embed(pixels), 0, layer)
+
+    def onward(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Hidden state ``first`` ``[N, P, C]`` through the blocks up to ``last``, to the same shape."""
+        blocks = self.vision_model.transformer.layers[first:last]
+        return run_layers(blocks, hidden, Mask(causal=False), self.recompute)

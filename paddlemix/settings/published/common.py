@@ -2,7 +2,8 @@
 """What the readers of the published layouts share: choices, image settings, the template, and checks of the whole."""
 
 from paddlemix.settings.decoders.table import DECODERS
-from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig
+from paddlemix.settings.dense_connector import NO_CONNECTOR, TOWERS_THAT_JOIN, joined_layers
+from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.tower import Pixels
 from paddlemix.utils.errors import CheckpointError
@@ -51,6 +52,8 @@ def checked(config: LlavaConfig, reader: KeyReader) -> LlavaConfig:
         depth = vision.num_hidden_layers
         if not -depth - 1 <= vision.select_layer <= depth:
             raise CheckpointError(f"{reader.file}: layer {vision.select_layer} of a vision tower with {depth} layers")
+        if vision.dense_connector != NO_CONNECTOR:
+            _check_connector(vision, image, reader)
     if image is not None and image.aspect == "anyres" and not image.grid_pinpoints:
         raise CheckpointError(
             f'{reader.file}: "image_aspect_ratio" is anyres, but "image_grid_pinpoints" is empty; '
@@ -67,3 +70,23 @@ def checked(config: LlavaConfig, reader: KeyReader) -> LlavaConfig:
                 f'{reader.file}: "image_grid_pinpoints" has {width} x {height} pixels; expected at most {MAX_CANVAS}'
             )
     return config
+
+
+def _check_connector(vision: VisionConfig, image: ImageConfig | None, reader: KeyReader) -> None:
+    """CheckpointError for a Dense Connector that this tower or these tiles cannot have."""
+    kind, depth = vision.dense_connector, vision.num_hidden_layers
+    highest = max(layer for group in joined_layers(kind, depth) for layer in group)
+    why = None
+    if vision.model_type not in TOWERS_THAT_JOIN:
+        why = f"is made for CLIP and SigLIP towers, and this one is a {vision.model_type}"
+    elif vision.select_feature != "patch":
+        why = f'joins patches, so "mm_vision_select_feature" has to be patch, and it is {vision.select_feature}'
+    elif highest > vision.feature_layer:
+        why = (
+            f"takes features up to layer {highest}, but the tower runs to layer {vision.feature_layer} of {depth}; "
+            'choose a higher "mm_vision_select_layer"'
+        )
+    elif kind == "sti" and image is not None and image.merge != "flat":
+        why = f'gives rows that belong to no place, so "mm_patch_merge_type" has to be flat, and it is {image.merge}'
+    if why is not None:
+        raise CheckpointError(f'{reader.file}: "mm_dense_connector_type" is {kind}, which {why}')

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.settings.decoders.table import DECODERS, decoders
+from paddlemix.settings.dense_connector import CONNECTORS
 from paddlemix.settings.model import ImageConfig, LlavaConfig, VisionConfig
 from paddlemix.settings.published.common import (
     MAX_CANVAS as MAX_CANVAS,
@@ -134,9 +135,9 @@ def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: 
         )
     tower = tower_folder or find_tower(root, name)
     vision = _selected(reader, _tower(tower, inside, name, root, reader))
-    wide = reader.take("mm_hidden_size", int, vision.hidden_size)
-    if wide != vision.hidden_size:
-        reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.hidden_size}")
+    wide = reader.take("mm_hidden_size", int, vision.feature_width)
+    if wide != vision.feature_width:
+        reader.wrong("mm_hidden_size", wide, f"the vision tower {tower or name} has width {vision.feature_width}")
     pixels = pixels_for(vision, [tower, root] if tower else [root])
     merge = choice(reader, "mm_patch_merge_type", _MERGES, "flat")
     aspect, max_tiles = read_aspect(reader, "square")
@@ -205,7 +206,12 @@ def _tower(
 def _selected(reader: KeyReader, vision: VisionConfig) -> VisionConfig:
     layer = reader.need("mm_vision_select_layer", int)
     feature = choice(reader, "mm_vision_select_feature", tuple(_SELECTED), "patch")
-    return with_feature(dataclasses.replace(vision, select_layer=layer), feature)
+    return _connected(reader, with_feature(dataclasses.replace(vision, select_layer=layer), feature))
+
+
+def _connected(reader: KeyReader, vision: VisionConfig) -> VisionConfig:
+    kind = choice(reader, "mm_dense_connector_type", CONNECTORS, vision.dense_connector)
+    return dataclasses.replace(vision, dense_connector=kind)
 
 
 def _length(reader: KeyReader, default: int = 2048) -> int:
@@ -248,13 +254,19 @@ def _tiled(reader: KeyReader, image: ImageConfig) -> ImageConfig:
 
 OVERRIDES = (
     "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature",
-    "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio",
-    "image_grid_pinpoints", "mm_image_size", "tokenizer_model_max_length", "tokenizer_padding_side", "template",
-    "dtype",
+    "mm_dense_connector_type", "mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token",
+    "image_aspect_ratio", "image_grid_pinpoints", "mm_image_size", "tokenizer_model_max_length",
+    "tokenizer_padding_side", "template", "dtype",
 )  # fmt: skip
 """Keys that a caller may set over what a folder says, by LLaVA's names. ``mm_image_size`` is ours."""
 
-_NEEDS_TOWER = {"mm_vision_select_layer", "image_aspect_ratio", "mm_patch_merge_type", "mm_image_size"}
+_NEEDS_TOWER = {
+    "mm_vision_select_layer",
+    "mm_dense_connector_type",
+    "image_aspect_ratio",
+    "mm_patch_merge_type",
+    "mm_image_size",
+}
 
 
 def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConfig:
@@ -272,7 +284,7 @@ def apply_overrides(config: LlavaConfig, overrides: dict[str, Any]) -> LlavaConf
     if vision is not None:
         layer = reader.take("mm_vision_select_layer", int, vision.select_layer)
         feature = choice(reader, "mm_vision_select_feature", tuple(_SELECTED), vision.select_feature)
-        vision = with_feature(dataclasses.replace(vision, select_layer=layer), feature)
+        vision = _connected(reader, with_feature(dataclasses.replace(vision, select_layer=layer), feature))
     merge = None
     if vision is not None and image is not None:
         vision, image = _sized(reader, vision, image)

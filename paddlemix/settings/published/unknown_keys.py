@@ -54,7 +54,6 @@ _REFUSED: dict[str, tuple[tuple[JsonValue, ...], str]] = {
     "cross_attention_layers": ((), "layers that look at the image by themselves are not supported"),
     "position_embedding_type": (("rope", "rotary", "absolute"), "only the usual positions are supported"),
     "use_dense_connector": ((), "features of several layers are not supported"),
-    "mm_dense_connector_type": ((), "features of several layers are not supported"),
     "mm_vision_select_layers": ((), "features of several layers are not supported"),
 }  # fmt: skip
 """Key to the values that change nothing (beside null, false and empty ones) and why no other is supported."""

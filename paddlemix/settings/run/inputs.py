@@ -7,6 +7,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from paddlemix.settings.dense_connector import CONNECTORS
 from paddlemix.settings.run import checks
 from paddlemix.settings.run.keys import key, path_key
 
@@ -65,6 +66,9 @@ class ModelGroup:
     mm_vision_select_layer: int | None = key(None, "Layer of the tower that gives the features, e.g. -2.")
     mm_vision_select_feature: str | None = key(
         None, "Patches alone, or with the class token.", choices=("patch", "cls_patch")
+    )
+    mm_dense_connector_type: str | None = key(
+        None, "Features of several layers (Dense Connector). null: as the checkpoint says.", choices=CONNECTORS
     )
     mm_image_size: int | None = key(
         None, "Side of a tile in pixels, for InternViT, which takes any. null: as the checkpoint says.", low=14
