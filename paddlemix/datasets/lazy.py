@@ -26,6 +26,7 @@ from paddlemix.datasets.sources import (
     require_rows,
     require_whole,
 )
+from paddlemix.imaging.views import Film
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.forks import forked_map
 
@@ -45,6 +46,8 @@ def content(sample: Sample) -> tuple[list[tuple[object, ...]], list[str]]:
     turns = [(m.role, m.text) if m.learns else (m.role, m.text, False) for m in sample.messages]
     if sample.rejected is not None or sample.desirable is not None:
         turns.append(("preference", sample.rejected, sample.desirable))
+    if isinstance(sample.views, Film):
+        turns.append(("video",))
     return turns, [image.removeprefix(sample.image_root) for image in sample.images]
 
 

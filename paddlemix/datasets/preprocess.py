@@ -13,13 +13,13 @@ from paddlemix.datasets.sample import Sample
 from paddlemix.imaging.layout import Layout as ImageLayout
 from paddlemix.imaging.layout import Size, token_count
 from paddlemix.imaging.processor import ImageProcessor
-from paddlemix.imaging.views import Views
+from paddlemix.imaging.views import Film, Views, require_video
 from paddlemix.text import chat_template
 from paddlemix.text.messages import ChatFormat, Message, placed_messages
 from paddlemix.text.render import Rendered, render
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from paddlemix.utils.errors import DataError
+from paddlemix.utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +108,16 @@ class SampleEncoder:
         layouts = [layout for _, layout in places]
         ids, labels, length, cut = self._cut(sample, rendered, layouts)
         used = int((ids == IMAGE_TOKEN_INDEX).sum())
-        processor = self.processor and self.processor.among(len(layouts))
-        parts = [processor(picture).pixels for pictures, _ in places[:used] for picture in pictures]
+        parts = self._pixels(sample, [pictures for pictures, _ in places[:used]], len(layouts))
         pixels = np.concatenate(parts) if parts else None
         return Encoded(ids, labels, pixels, tuple(layouts[:used]), length, sample.where, cut)
+
+    def _pixels(self, sample: Sample, places: Sequence[list[Image]], among: int) -> list[np.ndarray]:
+        """Float32 [N, 3, S, S] of the images at each place, one of ``among`` places."""
+        if isinstance(sample.views, Film):
+            return [self.processor.video(frames).pixels for frames in places]
+        processor = self.processor and self.processor.among(among)
+        return [processor(picture).pixels for pictures in places for picture in pictures]
 
     def measure(self, sample: Sample, sizes: Sequence[Size]) -> Measured:
         """What ``self(sample)`` would cost, from the ``sizes`` of its images (``size_of``); opens none of them.
@@ -146,7 +152,8 @@ class SampleEncoder:
         layouts = self._layouts(sample, [(picture.height, picture.width) for picture in pictures])
         if sample.views is None:
             return [([picture], layout) for picture, layout in zip(pictures, layouts, strict=True)]
-        return [(sample.views.cut(pictures), layout) for layout in layouts]
+        shown = pictures if isinstance(sample.views, Film) else sample.views.cut(pictures)
+        return [(shown, layout) for layout in layouts]
 
     def _layouts(self, sample: Sample, sizes: Sequence[Size]) -> list[ImageLayout]:
         """The layout of each image place; ``sizes`` are (height, width) in pixels of the sample's images."""
@@ -170,6 +177,11 @@ class SampleEncoder:
             raise DataError(f'{sample.where}: {places} "{IMAGE_TOKEN}" in the text but {self._expected(sample)}')
         if sample.images and self.processor is None:
             raise DataError(f"{sample.where}: has images, but the model has no vision tower")
+        if isinstance(sample.views, Film):
+            try:
+                require_video(self.processor.image, self.processor.vision)
+            except ConfigError as error:
+                raise DataError(f"{sample.where}: {error}") from error
         return messages
 
     def render(self, sample: Sample) -> Rendered:
@@ -205,6 +217,8 @@ class SampleEncoder:
 
     def _expected(self, sample: Sample) -> str:
         count = len(sample.images)
+        if isinstance(sample.views, Film):
+            return f"one video of {count} frames, which stand together at one place"
         if sample.views:
             return f"the {sample.views.count(count)} views of one object, which stand together at one place"
         return f"{count} images; each needs the other"

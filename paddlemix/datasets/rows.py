@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paddlemix.datasets.frames import VIDEO_MARK
 from paddlemix.datasets.records import LongNumber, Place, UnreadKeys, kind_of
 from paddlemix.text.messages import ROW_ROLES, Conversation, Message
 from paddlemix.utils.constants import IMAGE_TOKEN
@@ -71,9 +72,6 @@ def checked_object(row: JsonValue, place: Place, holds: str) -> dict[str, Any]:
         raise place.fault("", f"{kind_of(row)}; expected an object with {holds}")
     if isinstance(row.get("id"), LongNumber):
         raise place.fault("/id", f"{kind_of(row['id'])}; write it as a text")
-    video = next((key for key in VIDEO_KEYS if not absent(row.get(key))), None)
-    if video:
-        raise place.fault(f"/{video}", "rows with videos are not supported; give frames as a list of images")
     return row
 
 
@@ -90,13 +88,20 @@ def completed(
     ``strange`` are keys of the row that nothing reads, for a hint.
     """
     messages = _with_system(row, messages, place)
-    images = _joined(parts, _listed_images(row, place), place)
+    frames = video_of(row, place)
+    if frames:
+        messages = [replace(message, text=message.text.replace(VIDEO_MARK, IMAGE_TOKEN)) for message in messages]
+    listed = _listed_images(row, place)
+    if frames and (parts or listed):
+        raise place.fault("", "images and a video in one row; give the frames of the video as images, too")
+    images = frames or _joined(parts, listed, place)
     marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
     if marks and not images and rules.mark_without_images == "error":
         raise place.fault("", _mark_alone(row, strange))
     if images and not marks:
-        messages = _marked(messages, len(images), place, rules)
-    return Conversation(tuple(messages), tuple(images), "" if row.get("id") is None else str(row["id"]))
+        messages = _marked(messages, 1 if frames else len(images), place, rules)
+    name = "" if row.get("id") is None else str(row["id"])
+    return Conversation(tuple(messages), tuple(images), name, video=bool(frames))
 
 
 def read_messages(
@@ -306,6 +311,29 @@ def _listed_images(row: dict[str, Any], place: Place) -> list[str]:
             at = f"/{keys[0]}/{index}" if isinstance(value, list) else f"/{keys[0]}"
             raise place.fault(at, f"{kind_of(image)}; expected the path of an image")
     return [_path(image, place, f"/{keys[0]}") for image in images]
+
+
+def video_of(row: dict[str, Any], place: Place) -> list[str]:
+    """The video of a row: the paths of its frames, or that of one folder (or file) as the only one; [] without one.
+
+    ``videos`` may hold one video: a path, or a list of frames. DataError for anything else.
+    """
+    keys = [key for key in VIDEO_KEYS if not absent(row.get(key))]
+    if len(keys) > 1:
+        raise place.fault("", 'both "video" and "videos" are there; give one of them')
+    if not keys:
+        return []
+    at, value = f"/{keys[0]}", row[keys[0]]
+    if keys[0] == "videos" and isinstance(value, list) and value and isinstance(value[0], list):
+        if len(value) > 1:
+            raise place.fault(at, f"{len(value)} videos; a row has one")
+        at, value = f"{at}/0", value[0]
+    frames = value if isinstance(value, list) else [value]
+    for index, frame in enumerate(frames):
+        if not isinstance(frame, str) or not frame:
+            here = f"{at}/{index}" if isinstance(value, list) else at
+            raise place.fault(here, f"{kind_of(frame)}; expected a folder of frames, or a list of images")
+    return [_path(frame, place, at) for frame in frames]
 
 
 def _path(value: str, place: Place, at: str) -> str:

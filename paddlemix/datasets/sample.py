@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddlemix.imaging.views import Views
+from paddlemix.imaging.views import Film, Views
 from paddlemix.text.messages import Message
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import adding_to
@@ -32,7 +32,7 @@ class Sample:
     where: str
     image_root: str = ""
     chat_template: str | None = None
-    views: Views | None = None
+    views: Views | Film | None = None
     rejected: str | None = None
     desirable: bool | None = None
 

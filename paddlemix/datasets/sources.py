@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from paddlemix.datasets import parquet
+from paddlemix.datasets.frames import frames_of
 from paddlemix.datasets.index import LINES as LINES
 from paddlemix.datasets.index import NotAListError, RowFile, open_rows
 from paddlemix.datasets.multiview import views_of
@@ -23,7 +24,7 @@ from paddlemix.datasets.rows import STRICT, MarkRules, read_row
 from paddlemix.datasets.sample import BadSamples, Sample, id_note
 from paddlemix.datasets.selection import ALL, ONCE, Portion, Selection
 from paddlemix.imaging.load import is_address
-from paddlemix.imaging.views import Views
+from paddlemix.imaging.views import Film, Views
 from paddlemix.text.messages import Conversation
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import JsonValue, refuse_pointer
@@ -214,8 +215,15 @@ def _check_kind(path: str) -> None:
         raise BrokenFileError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
 
 
-def _placed(talk: Conversation, root: str, entry: DatasetEntry, place: Place) -> tuple[tuple[str, ...], Views | None]:
-    """Paths of a row's images, and how they become views."""
+def _placed(
+    talk: Conversation, root: str, entry: DatasetEntry, place: Place
+) -> tuple[tuple[str, ...], Views | Film | None]:
+    """Paths of a row's images, and how they become views, or that they are frames."""
+    if talk.video:
+        try:
+            return frames_of(talk.images, root), Film()
+        except DataError as error:
+            raise place.fault("/video", str(error)) from error
     if not entry.multiview or not talk.images:
         return tuple(image if is_address(image) else os.path.join(root, image) for image in talk.images), None
     try:

@@ -12,6 +12,8 @@ from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prompt import Prompt
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, image_size, load_image
+from paddlemix.imaging.processor import Frames
+from paddlemix.imaging.views import Film
 from paddlemix.text.messages import Message
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, DataError
@@ -76,6 +78,8 @@ class Asker:
             for image in filter(is_remote, item.images):
                 return f"{image}: addresses are not read; download the image"
             opened = [self.load(image) for image in item.images]
+            if isinstance(item.views, Film):
+                return [self.predictor.picture(Frames(opened))]
             if item.views is None:
                 return [self.predictor.picture(image) for image in opened]
             return [self.predictor.picture(view) for view in item.views.cut(opened)] * item.views.repeat

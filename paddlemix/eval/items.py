@@ -10,7 +10,7 @@ from typing import Any
 from paddlemix.datasets.multiview import views_of
 from paddlemix.eval.question_rows import Asked
 from paddlemix.imaging.load import is_address
-from paddlemix.imaging.views import Views
+from paddlemix.imaging.views import Film, Views
 from paddlemix.text.messages import Conversation
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.shown import shown
@@ -40,7 +40,7 @@ class Item:
     turns: tuple[Turn, ...]
     images: tuple[str | bytes, ...] = ()
     where: str = ""
-    views: Views | None = None
+    views: Views | Film | None = None
     before: Conversation | None = None
 
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paddlemix.datasets.frames import frames_of
 from paddlemix.datasets.records import Place
-from paddlemix.datasets.rows import MarkRules, read_row
+from paddlemix.datasets.rows import MarkRules, read_row, video_of
 from paddlemix.eval import running
 from paddlemix.eval.items import Item, Said, Turn, items_of, missing_files
 from paddlemix.eval.models import Model
 from paddlemix.eval.question_rows import Asked, images_of, listed_options
 from paddlemix.eval.records import read_list
 from paddlemix.eval.running import Job
+from paddlemix.imaging.views import Film
 from paddlemix.text.messages import Conversation
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import sha256
@@ -108,7 +110,10 @@ def _rows(asking: Asking) -> Iterator[Item]:
         text = "\n".join([str(asking.prompt if key is None else record.text(key)), *listed_options(record)])
         more = {**kept, **({} if key else {"prompt": text}), **({"label": label} if label is not None else {})}
         (item,) = items_of([Asked(number, text, text, images_of(record), more)], root)
-        yield replace(item, where=where)
+        film = video_of(row, Place(where, ""))
+        if film and item.images:
+            raise record.fault("video", "images and a video in one row; give the frames as images, too")
+        yield replace(item, where=where, **_film(film, root, where) if film else {})
 
 
 def _labelled(talk: Conversation) -> dict[str, str]:
@@ -121,9 +126,20 @@ def conversation_item(number: int, where: str, talk: Conversation, root: Path | 
     asked = talk.before_answer() if talk.messages and talk.messages[-1].role == "assistant" else talk
     if not asked.messages or asked.messages[-1].role != "user":
         raise DataError(f"{where}: the last turn is none of the user's; there is nothing to answer")
-    images = tuple(image if root is None else _below(image, root) for image in asked.images)
     turn = Turn(number, asked.messages[-1].text, asked.messages[-1].text, more)
+    if asked.video:
+        film = {"images": asked.images, "views": Film()} if root is None else _film(asked.images, root, where)
+        return Item((turn,), where=where, before=replace(asked, images=film["images"]), **film)
+    images = tuple(image if root is None else _below(image, root) for image in asked.images)
     return Item((turn,), images, where, before=replace(asked, images=images))
+
+
+def _film(video: Sequence[str], root: Path, where: str) -> dict[str, Any]:
+    """The fields of an item that shows a video, whose frames are below ``root``."""
+    try:
+        return {"images": frames_of(video, str(root)), "views": Film()}
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _below(image: str, root: Path) -> str:

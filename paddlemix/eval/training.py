@@ -25,6 +25,7 @@ from paddlemix.eval.running import Job
 from paddlemix.eval.scorers.score import Question
 from paddlemix.eval.scorers.texts import grade_exact, grade_rouge
 from paddlemix.eval.scoring import score_answers
+from paddlemix.imaging.views import Film
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.text import chat_template, templates
@@ -232,10 +233,11 @@ def _slice(entry: dict[str, Any], number: int) -> Slice:
 
 
 def _row_item(number: int, sample: Sample) -> Item:
-    talk = Conversation(sample.messages, sample.images, sample.id)
+    film = isinstance(sample.views, Film)
+    talk = Conversation(sample.messages, sample.images, sample.id, film)
     label = talk.messages[-1].text if talk.messages and talk.messages[-1].role == "assistant" else None
     asked = conversation_item(number, sample.where, talk, None, {"label": label})
-    if sample.views is None or asked.before is None or not sample.images:
+    if film or sample.views is None or asked.before is None or not sample.images:
         return asked
     marks = IMAGE_TOKEN * sample.views.count(len(sample.images))
     messages = tuple(

@@ -178,7 +178,8 @@ class Predictor:
         """
         messages: Sequence[Message] = asked.messages if isinstance(asked, Conversation) else asked
         if isinstance(asked, Conversation):
-            pictures = [self.picture(image) for image in asked.images] if pictures is None else pictures
+            sources = [Frames(asked.images)] if asked.video else asked.images
+            pictures = [self.picture(image) for image in sources] if pictures is None else pictures
             tags = self.model.config.use_im_start_end
             messages = placed_messages(messages, layout=self.template, images=len(pictures), use_im_start_end=tags)
         pictures = pictures or ()

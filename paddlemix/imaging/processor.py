@@ -10,6 +10,7 @@ from PIL import Image
 from paddlemix.imaging.layout import Layout, Size, layout_of, layout_of_frames
 from paddlemix.imaging.load import ImageSource
 from paddlemix.imaging.preprocess import preprocess
+from paddlemix.imaging.views import require_video
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -64,8 +65,7 @@ class ImageProcessor:
 
         ConfigError for a model that learnt no videos: only LLaVA-OneVision's (``anyres_max_N``) has a layout for them.
         """
-        if self.image.max_tiles is None or self.vision.select_feature != "patch":
-            raise ConfigError("this model has no layout for a video; give its frames as several images")
+        require_video(self.image, self.vision)
         if not pictures:
             raise DataError("a video without frames; give at least one picture")
         image = replace(self.image, aspect="square", stretch=True)

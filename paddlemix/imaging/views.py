@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from paddlemix.imaging.layout import Layout, Size, layout_of
+from paddlemix.imaging.layout import Layout, Size, layout_of, layout_of_frames
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.utils.errors import ConfigError, DataError
 
@@ -124,3 +124,23 @@ class Views:
         """The layout of the place for images of these ``sizes``."""
         layouts = [layout_of(size, image, vision) for size in self.sizes(sizes)]
         return repeated(joined(layouts, vision.tokens_per_tile), self.repeat)
+
+
+@dataclass(frozen=True)
+class Film:
+    """The images are the frames of one video, in their order, and stand at one place as LLaVA-OneVision has it."""
+
+    def count(self, pictures: int) -> int:
+        """Places in the text for so many images."""
+        return min(pictures, 1)
+
+    def layout(self, sizes: Sequence[Size], image: ImageConfig, vision: VisionConfig) -> Layout:
+        """The layout of the place for frames of these ``sizes``; ConfigError for a model that learnt no videos."""
+        require_video(image, vision)
+        return layout_of_frames(len(sizes), vision)
+
+
+def require_video(image: ImageConfig, vision: VisionConfig) -> None:
+    """ConfigError for a model that learnt no videos: LLaVA-OneVision's alone (``anyres_max_N``) have a layout."""
+    if image.max_tiles is None or vision.select_feature != "patch":
+        raise ConfigError("this model has no layout for a video; give its frames as several images")

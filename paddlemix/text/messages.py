@@ -33,12 +33,14 @@ class Conversation:
     """Messages and the images of their ``<image>`` marks in order, whatever form they were written in.
 
     ``images`` are references that nothing has opened: paths and addresses as written; from Python also bytes and PIL.
-    ``datasets.rows`` makes conversations of rows and of what is asked.
+    ``datasets.rows`` makes conversations of rows and of what is asked. ``video``: the images are the frames of one
+    video, which has one mark.
     """
 
     messages: tuple[Message, ...]
     images: tuple[Any, ...] = ()
     id: str = ""
+    video: bool = False
 
     def before_answer(self, number: int = -1) -> "Conversation":
         """What the assistant's answer of that number (default: the last) is an answer to, with the images of that.
@@ -48,7 +50,8 @@ class Conversation:
         places = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
         messages = self.messages[: places[number]]
         marks = sum(message.text.count(IMAGE_TOKEN) for message in messages)
-        return replace(self, messages=messages, images=self.images[:marks])
+        shown = self.images if self.video and marks else self.images[:marks]
+        return replace(self, messages=messages, images=shown, video=self.video and bool(shown))
 
 
 @dataclass(frozen=True)

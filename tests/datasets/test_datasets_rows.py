@@ -214,8 +214,6 @@ def test_null_stands_for_nothing_whatever_the_key(rows, talk):
     assert [message.text for message in sample.messages] == [ASK, ANSWER]
     (pictured,) = rows({**talk(MARKED), "video": None, "image": "a.png"})
     assert len(pictured.images) == 1
-    with pytest.raises(DataError, match="/0/videos: rows with videos"):
-        rows({**talk(ASK), "videos": ["a.mp4"]})
     with pytest.raises(DataError, match='both "messages" and "conversations"'):
         rows({**TURNS["openai"](ASK), **TURNS["pairs"](ASK)})
 

@@ -88,7 +88,14 @@ HUMAN = {"from": "human", "value": "hi"}
         ({**LLAVA, "image": "a\0.png"}, "/0/image: NUL character"),
         ({**LLAVA, "images": ["a.png"]}, 'both "image" and "images"'),
         ({**OPENAI, "image": "a.png"}, "images stand both in the messages and beside them"),
-        ({**LLAVA, "video": "a.mp4"}, "/0/video: rows with videos are not supported"),
+        (
+            {**LLAVA, "image": None, "video": "a.mp4"},
+            r"/0/video: a\.mp4: video files are not read; .* ffmpeg -i \S*a\.mp4 -vf fps=1",
+        ),
+        ({**LLAVA, "video": ["a.png"], "image": "a.png"}, "images and a video in one row"),
+        ({**LLAVA, "video": ["a.png", 3]}, "/0/video/1: a number; expected a folder of frames, or a list of images"),
+        ({**LLAVA, "videos": [["a.png"], ["b.png"]]}, "/0/videos: 2 videos; a row has one"),
+        ({**LLAVA, "video": "a", "videos": "a"}, 'both "video" and "videos"'),
     ],
 )
 def test_a_wrong_row_is_named_by_its_json_pointer(rows, row, text):
