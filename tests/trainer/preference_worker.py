@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import paddle
+
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.trainer.preference import PreferenceTrainer  # noqa: E402 - after the path
@@ -23,13 +25,12 @@ def main(output: str) -> None:
         told[name] = {key: [entry[key] for entry in kit.logged(made)] for key in NAMES}
         if name == "live":
             told["evaluated"] = made.evaluate()
-    (folder / "told.json").write_text(json.dumps(told))
+    if paddle.distributed.get_rank() == 0:
+        (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-
-    import paddle
 
     from paddlemix.trainer.ranks import leave_in_order
 
