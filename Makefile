@@ -7,6 +7,10 @@ PAIR := .venv-npu-pair
 PAIR_PY := $(PAIR)/bin/python
 PAIR_STAMP := $(PAIR)/.installed
 PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py
+# Left to ``make test``, which would otherwise spend the same minutes twice: logs, mixtures, rows, estimates, the bench and
+# preference losses, which use no operator that the other tests of the pair do not use.
+PAIR_LEAVES := $(addprefix --ignore=tests/trainer/test_trainer_,memory.py preference.py templates.py dry_run.py mixture.py run_log.py \
+  workers.py sample_answers.py inputs.py reports.py) --ignore=tests/models/test_models_bench.py
 # Runs of several processes on the stand-in device, and whole trainings in each precision: ``make test`` leaves them to the NPU pair, whose
 # paddle is the one that NPU users have, and takes them where there is no Python 3.10 for that pair.
 PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py)
@@ -31,7 +35,7 @@ test: $(STAMP)  ## lint, layers and the plain tests
 	$(PY) -m pytest -n 2 -q -m "$(PLAIN)" $(LEFT_OUT)
 
 test-npu-pair: $(PAIR_STAMP)  ## what computes, on the Python and the paddle that Ascend's wheels are for: 3.10 and 3.0.0
-	$(PAIR_PY) -m pytest -n 2 -q -m "$(PLAIN)" $(PAIR_TESTS)
+	$(PAIR_PY) -m pytest -n 2 -q -m "$(PLAIN)" $(PAIR_TESTS) $(PAIR_LEAVES)
 
 check: $(STAMP)  ## what to run before a commit: test and the format
 	$(VENV)/bin/ruff format --check .

@@ -120,6 +120,11 @@ def test_what_make_test_leaves_to_the_npu_pair_is_run_there() -> None:
     for name in left:
         assert (ROOT / name).is_file()
         assert f" {Path(name).parent} " in said("test-npu-pair", _python310())
+    pair = said("test-npu-pair", _python310())
+    not_there = [word.removeprefix("--ignore=") for word in pair.split() if word.startswith("--ignore=")]
+    assert not_there
+    assert not {*not_there} & {*left}, "left by both"
+    assert all((ROOT / name).is_file() for name in not_there)
 
 
 def _python310() -> str:
