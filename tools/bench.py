@@ -3,6 +3,7 @@
 
     python tools/bench.py load [--help]          (loading and converting: tools/bench_load.py)
     python tools/bench.py {order,rows} [--help]  (the order of rows, reading a million of them: tools/bench_data.py)
+    python tools/bench.py {validate,start} [--help]  (a look at 100,000 rows, the start over a million: bench_start.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
     python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
@@ -258,6 +259,10 @@ def main(argv: list[str] | None = None) -> int:
         from tools.bench_data import main as data
 
         return data(arguments[0], arguments[1:])
+    if arguments[:1] in (["validate"], ["start"]):
+        from tools.bench_start import main as run
+
+        return run(arguments[0], arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")

@@ -35,6 +35,7 @@ from paddlemix.trainer.asking import PREDICTIONS, Asking
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import get_logger
+from paddlemix.utils.registry import nearest
 
 FOLDER = "eval_benchmarks"
 
@@ -49,6 +50,11 @@ class Slice:
     longest: int
     convention: str | None
     metric: str
+
+    def logged(self) -> dict[str, str]:
+        """The metrics that are logged, and what the log calls them behind ``eval_``."""
+        names = (self.benchmark.scorer.main, *self.benchmark.scorer.beside)
+        return {name: f"{self.metric}_{''.join(c if c.isalnum() else '_' for c in name)}" for name in names}
 
 
 @dataclass
@@ -67,6 +73,7 @@ class InTraining:
         training = settings.training
         self.output = Path(training.output_dir).expanduser()
         self.slices = [_slice(entry, number) for number, entry in enumerate(training.eval_benchmarks or ())]
+        self._check_best()
         self.rows: Sequence[Sample] = ()
         if training.do_predict:
             # Rows to be answered have one answer at most, also where the training learns from pairs of them.
@@ -75,6 +82,17 @@ class InTraining:
             self.items = [_row_item(number, sample) for number, sample in enumerate(self.rows)]
             _one_template(self.rows)
         self._opened: _Opened | None = None
+
+    def _check_best(self) -> None:
+        """ConfigError for a ``metric_for_best_model`` that none of the benchmarks gives."""
+        training = self.settings.training
+        name = (training.metric_for_best_model or "").removeprefix("eval_")
+        own = [one for one in self.slices if name.startswith(f"{one.metric}_")]
+        given = [logged for one in self.slices for logged in one.logged().values()]
+        if training.load_best_model_at_end and own and name not in given:
+            raise ConfigError(
+                f'"metric_for_best_model" is "{name}"{nearest(name, given)}: known are {", ".join(given)}'
+            )
 
     def open(
         self, tokenizer: Tokenizer, config: LlavaConfig, chat_template: dict[str, Any] | None, ends: Sequence[int]
@@ -130,11 +148,10 @@ class InTraining:
             first = next(problem.text for problem in found.problems if problem.kind == "failed")
             get_logger(__name__).warning(f"{one.benchmark.title}: {failed} questions failed: {first}")
         metrics = {f"{prefix}_{one.metric}_failed": float(failed)} if failed else {}
-        for name in dict.fromkeys((found.main, "accuracy")):
+        for name, logged in one.logged().items():
             value = found.metrics.get(name, math.nan)
             if not math.isnan(value):  # of POPE's F1 there is none while every answer is "no"
-                plain = "".join(letter if letter.isalnum() else "_" for letter in name)
-                metrics[f"{prefix}_{one.metric}_{plain}"] = round(value, 6)
+                metrics[f"{prefix}_{logged}"] = round(value, 6)
         return metrics
 
     # -- predictions ---------------------------------------------------------------------------------------------

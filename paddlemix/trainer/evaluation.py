@@ -17,6 +17,7 @@ from paddlemix.trainer.asking import Asks
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
 from paddlemix.trainer.sample_answers import SampleAnswers
 from paddlemix.utils.errors import ConfigError, PaddleMixError
+from paddlemix.utils.logging import get_logger
 
 
 class BrokenOffError(Exception):
@@ -166,9 +167,11 @@ class Evaluation:
         training = self.settings.training
         name = training.metric_for_best_model or "loss"
         name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in metrics:
-            raise ConfigError(f'"metric_for_best_model" is "{name}"; evaluation gives {", ".join(sorted(metrics))}')
-        better = np.greater if training.greater_is_better else np.less
+        if name not in metrics:  # known before the run: of POPE's F1 there is none while every answer is "no"
+            get_logger(__name__).warning(f"{folder.name} cannot be the best one: its evaluation gave no {name}")
+            return
+        upward = training.greater_is_better
+        better = np.greater if (not name.endswith("loss") if upward is None else upward) else np.less
         if self.state.best_metric is None or better(metrics[name], self.state.best_metric):
             self.state.best_metric = metrics[name]
             self.state.best_model_checkpoint = str(folder)

@@ -391,7 +391,8 @@ class TrainingRun:
         if training.do_train:
             self._say(f"The result is in {self.output}. Talk with it:")
             if is_main():
-                say_command(shown("chat", "--model-path", self.output, "--image-file", "IMAGE"))
+                picture = () if self.prepared.config.vision is None else ("--image-file", "IMAGE")
+                say_command(shown("chat", "--model-path", self.output, *picture))
         return None
 
     def _say(self, line: str) -> None:

@@ -77,6 +77,40 @@ def test_benchmarks_are_asked_at_each_evaluation_and_leave_no_trace_in_the_train
     assert not (tmp_path / "plain" / "eval_benchmarks").exists()
 
 
+def test_the_best_checkpoint_can_be_that_of_a_benchmark(home: Path, tmp_path: Path) -> None:
+    asked = {"eval_benchmarks": slices(home, {"name": "pope", "label": "my-pope", "limit": 4})}
+    same = {"load_best_model_at_end": "true", "save_strategy": "steps", "save_steps": 2, **asked}
+    finetune(settings(home, tmp_path / "out", metric_for_best_model="my_pope_accuracy", **same))
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    values = {entry["step"]: entry[key] for entry in state["log_history"] if (key := "eval_my_pope_accuracy") in entry}
+    best = max(values.values())
+    assert state["best_metric"] == best
+    first = min(step for step, value in values.items() if value == best)
+    assert Path(state["best_model_checkpoint"]).name == f"checkpoint-{first}"
+    with pytest.raises(ConfigError, match="known are my_pope_mean_f1, my_pope_accuracy"):
+        finetune(settings(home, tmp_path / "no", metric_for_best_model="my_pope_f1", **same))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "greater", "best"), [(None, None, 1), ("eval_rouge_l", None, 2), ("rouge_l", False, 0), ("loss", True, 2)]
+)
+def test_the_best_is_the_lowest_loss_or_the_highest_of_other_measures(
+    name: str | None, greater: bool | None, best: int
+) -> None:
+    from types import SimpleNamespace as Made
+
+    from paddlemix.trainer.evaluation import Evaluation
+
+    trainer = Evaluation()
+    trainer.settings = Made(training=Made(metric_for_best_model=name, greater_is_better=greater))
+    trainer.state = Made(best_metric=None, best_model_checkpoint=None)
+    for number, (loss, rouge) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.6, 0.3))):
+        trainer._note_best({"eval_loss": loss, "eval_rouge_l": rouge}, Path(f"checkpoint-{number}"))
+    trainer._note_best({"eval_runtime": 1.0}, Path("without"))  # a measure that has no value this time
+    assert trainer.state.best_model_checkpoint == f"checkpoint-{best}"
+
+
 def test_the_generator_is_where_it_was_and_the_model_trains_again(home: Path, tmp_path: Path) -> None:
     from paddlemix.trainer.run import TrainingRun
 

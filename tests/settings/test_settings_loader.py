@@ -418,6 +418,22 @@ def test_a_measure_that_evaluation_does_not_give_is_refused_before_the_first_eva
     assert '"metric_for_best_model" = "accuracy" do not go' in told(
         lambda: load(metric_for_best_model="accuracy", **keys)
     )
+    assert "with eval_generate exact_match" in told(lambda: load(metric_for_best_model="rouge_l", **keys))
+    assert load(metric_for_best_model="eval_rouge_l", eval_generate=2, **keys)
+    pope = [{"name": "pope", "data": "eval/pope", "label": "my-pope"}]
+    keys["dataset"] = {"train": files["train"]}
+    assert load(metric_for_best_model="my_pope_accuracy", eval_benchmarks=pope, **keys)
+    for name in (None, "loss", "pope_accuracy"):
+        assert "name a metric of eval_benchmarks" in told(
+            lambda name=name: load(metric_for_best_model=name, eval_benchmarks=pope, **keys)
+        )
+
+
+def test_the_remedy_for_missing_eval_rows_is_one_that_the_run_takes():
+    assert '"do_eval": false and "evaluation_strategy": "no"' in told(lambda: load(do_eval=True))
+    alone = told(lambda: load(do_eval=True, do_train=False))
+    assert "or give eval_benchmarks" in alone
+    assert '"do_eval": false' not in alone
 
 
 # Row 13: paths

@@ -70,14 +70,16 @@ RULES = {
 """Benchmark and convention -> the letter in an answer."""
 
 
-def _scorer(name: str, tally: Callable[[Sequence[Result]], Tally] = mean_tally, main: str = "accuracy") -> Scorer:
+def _scorer(
+    name: str, tally: Callable[[Sequence[Result]], Tally] = mean_tally, main: str = "accuracy", *beside: str
+) -> Scorer:
     conventions = tuple(convention for benchmark, convention in RULES if benchmark == name)
 
     def grade(question: Question, text: str, convention: str) -> tuple[str, float]:
         found = RULES[name, convention](text, question.choices)
         return found, float(found == question.expected[0])
 
-    return Scorer(name, conventions, grade, tally, main)
+    return Scorer(name, conventions, grade, tally, main, beside=beside)
 
 
 def science_tally(results: Sequence[Result]) -> Tally:
@@ -98,7 +100,7 @@ def science_tally(results: Sequence[Result]) -> Tally:
     return Tally(rows, derive)
 
 
-SCIENCEQA = _scorer("scienceqa", science_tally, "image_accuracy")
+SCIENCEQA = _scorer("scienceqa", science_tally, "image_accuracy", "accuracy")
 SEED = _scorer("seed")
 MMBENCH = _scorer("mmbench")
 CHOICE = _scorer("choice")

@@ -66,4 +66,4 @@ def _metrics(sums: Sums, label: str) -> dict[str, np.ndarray]:
     }
 
 
-POPE = Scorer("pope", tuple(RULES), grade, tally, "mean_f1")
+POPE = Scorer("pope", tuple(RULES), grade, tally, "mean_f1", beside=("accuracy",))

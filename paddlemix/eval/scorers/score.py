@@ -121,7 +121,8 @@ class Scorer:
     """The rules of one benchmark. The first of ``conventions`` is the originals' own.
 
     ``grade(question, text, convention)``: what was parsed, and its value. ``tally(results)``: the sums of the metrics.
-    ``main``: the metric that publications give. ``points``: metrics that are no shares of 1.
+    ``main``: the metric that publications give. ``beside``: what a training logs with it. ``points``: metrics that are
+    no shares of 1.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Scorer:
     tally: Callable[[Sequence[Result]], Tally]
     main: str
     points: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from paddlemix.settings.run import mixtures, without_effect
 from paddlemix.settings.run.entries import check_dataset
+from paddlemix.settings.run.preference import UNPAIRED
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.shown import as_json
@@ -19,6 +20,32 @@ from paddlemix.utils.shown import as_json
 
 def _has_eval_rows(dataset: dict[str, Any]) -> bool:
     return bool(dataset.get("eval")) or any(entry.get("eval_split") for entry in dataset.get("train") or ())
+
+
+def _lacks_eval_rows(settings: TrainingSettings) -> bool:
+    training = settings.training
+    return training.do_eval and not _has_eval_rows(settings.data.dataset or {}) and not training.eval_benchmarks
+
+
+_REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+def _by_benchmark(settings: TrainingSettings) -> bool:
+    """Whether the best checkpoint is known by a benchmark, whose metrics are looked at when its files are."""
+    name = (settings.training.metric_for_best_model or "").removeprefix("eval_")
+    labels = (str(one.get("label") or one["name"]) for one in settings.training.eval_benchmarks or ())
+    return any(name.startswith(f"{label.replace('-', '_')}_") for label in labels)
+
+
+def _is_measured(settings: TrainingSettings) -> bool:
+    """Whether evaluations give ``metric_for_best_model``."""
+    names = ["loss", *(("exact_match", "rouge_l") if settings.training.eval_generate else ())]
+    preference = settings.preference
+    if preference.loss_type is not None:
+        names += [*_REWARDS, *(() if preference.loss_type == UNPAIRED else ("rewards/accuracies",))]
+        names += ["kl"] if preference.loss_type == UNPAIRED else []
+    name = (settings.training.metric_for_best_model or "loss").removeprefix("eval_")
+    return name in names or _by_benchmark(settings)
 
 
 Rule = tuple[tuple[str, ...], Callable[[TrainingSettings], bool], str]
@@ -171,9 +198,14 @@ CONFLICTS: tuple[Rule, ...] = (
     ),
     (
         ("do_eval", "dataset"),
-        lambda s: s.training.do_eval and not _has_eval_rows(s.data.dataset or {}) and not s.training.eval_benchmarks,
+        lambda s: _lacks_eval_rows(s) and s.training.do_train,
         'evaluation needs rows; add "eval" to dataset or "eval_split" to an entry of "train", '
         'or set "do_eval": false and "evaluation_strategy": "no"',
+    ),
+    (
+        ("do_eval", "dataset"),
+        _lacks_eval_rows,
+        'evaluation needs rows; add "eval" to dataset, or "eval_split" to an entry of "train", or give eval_benchmarks',
     ),
     (
         ("load_best_model_at_end", "evaluation_strategy", "save_strategy"),
@@ -184,16 +216,18 @@ CONFLICTS: tuple[Rule, ...] = (
         "the best checkpoint is known only if each one is evaluated: make both strategies equal, and not no",
     ),
     (
-        ("load_best_model_at_end", "dataset"),
-        lambda s: s.training.load_best_model_at_end and not _has_eval_rows(s.data.dataset or {}),
-        'the best checkpoint is that with the lowest loss of eval rows; add "eval" to dataset',
+        ("load_best_model_at_end", "dataset", "metric_for_best_model"),
+        lambda s: (
+            s.training.load_best_model_at_end and not _has_eval_rows(s.data.dataset or {}) and not _by_benchmark(s)
+        ),
+        'this is measured on eval rows (without metric_for_best_model it is their loss); add "eval" to dataset, or '
+        "name a metric of eval_benchmarks as metric_for_best_model",
     ),
     (
         ("load_best_model_at_end", "metric_for_best_model"),
-        lambda s: (
-            s.training.load_best_model_at_end and s.training.metric_for_best_model not in (None, "loss", "eval_loss")
-        ),
-        'evaluation measures the loss; leave "metric_for_best_model" out',
+        lambda s: s.training.load_best_model_at_end and not _is_measured(s),
+        "an evaluation measures loss, with eval_generate exact_match and rouge_l, with loss_type TRL's measures such "
+        "as rewards/accuracies, with eval_benchmarks LABEL_METRIC such as pope_accuracy; name one of these",
     ),
     (
         ("load_best_model_at_end", "save_steps", "eval_steps"),

@@ -103,8 +103,10 @@ class TrainingGroup:
     minimum_eval_times: int | None = key(None, "Evaluations that a run has at least.", low=1)
     prediction_loss_only: bool = key(False, "Evaluation.", fixed="evaluation always gives the loss only", also=(True,))
     load_best_model_at_end: bool = key(False, "The result is the checkpoint that was best in evaluation.")
-    metric_for_best_model: str | None = key(None, "Measure of best. null: loss.")
-    greater_is_better: bool | None = key(None, "Direction of metric_for_best_model.")
+    metric_for_best_model: str | None = key(
+        None, "Measure of best: loss, rouge_l of eval_generate, pope_accuracy of eval_benchmarks. null: loss."
+    )
+    greater_is_better: bool | None = key(None, "Direction of metric_for_best_model. null: false for a loss.")
     ignore_data_skip: bool = key(False, "On resume begin with the first row again.")
     disable_tqdm: bool | None = key(None, "No progress bar. null: a bar on a terminal only.")
     report_to: tuple[str, ...] | None = key(
