@@ -45,7 +45,7 @@ class RowFile:
     """A data file whose rows are read by number. ``bounds`` int64 [rows + 1]: row i is ``[bounds[i]: bounds[i+1]-1]``.
 
     ``source`` is the open file, or the bytes of a small one: a file that is replaced meanwhile does not change the
-    rows of a run that has begun. ``images``: the folder of the images that the file itself has brought (parquet).
+    rows of a run that has begun. ``images``: the folder of the images that the file itself has brought.
     """
 
     path: str

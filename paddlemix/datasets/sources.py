@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads data files: LLaVA rows, chatml pairs and OpenAI messages, as one JSON list, as JSON lines or as parquet.
+"""Reads data files: LLaVA rows, chatml pairs and OpenAI messages, as one JSON list, JSON lines, parquet or tar.
 
 The form is found row by row, so a file may mix them. Errors name the file and the JSON pointer of what is wrong
 (``train.json: /12/conversations/0/value``; for JSON lines ``train.jsonl:13: /conversations/0/value``).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from paddlemix.datasets import parquet
+from paddlemix.datasets import parquet, tars
 from paddlemix.datasets.frames import frames_of
 from paddlemix.datasets.index import LINES as LINES
 from paddlemix.datasets.index import NotAListError, RowFile, open_rows
@@ -30,6 +30,8 @@ from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import JsonValue, refuse_pointer
 from paddlemix.utils.paths import begins_at
 
+HOLDING_IMAGES = (parquet.ENDING, tars.ENDING)
+"""Endings of data files that have their images in them."""
 _TOGETHER = 1000
 """Rows that are read from the disk at once."""
 
@@ -173,9 +175,10 @@ class BrokenFileError(DataError):
 def open_data(path: str) -> RowFile:
     """The rows of a data file by their numbers. BrokenFileError names file, line and column, or byte."""
     _check_kind(path)
-    if path.lower().endswith(parquet.ENDING):
+    form = next((form for form in (parquet, tars) if path.lower().endswith(form.ENDING)), None)
+    if form is not None:
         try:
-            written = parquet.written_out(path)
+            written = form.written_out(path)
         except DataError as error:
             raise BrokenFileError(str(error)) from error
         return open_rows(str(written.rows), path, written.images)
@@ -209,8 +212,6 @@ def _check_kind(path: str) -> None:
     except DataError as error:
         raise BrokenFileError(str(error)) from error
     refuse_pointer(head, path, BrokenFileError)
-    if path.lower().endswith(".tar"):
-        raise BrokenFileError(f"{path}: not read; write its rows as JSON lines (.jsonl) and its images as files")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BrokenFileError(f"{path}: byte 0: this is UTF-16; save the file as UTF-8")
 

@@ -13,7 +13,7 @@ from paddlemix.datasets.lazy import LazyRows, Look, open_all, read_all
 from paddlemix.datasets.reading import picture_rules, used_entries
 from paddlemix.datasets.rows import UnreadKeys
 from paddlemix.datasets.sample import BadSamples
-from paddlemix.datasets.sources import LINES, DatasetEntry, raw_rows
+from paddlemix.datasets.sources import HOLDING_IMAGES, LINES, DatasetEntry, raw_rows
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.inputs import find_inputs, progress_bar
 from paddlemix.trainer.preparation import open_start
@@ -169,7 +169,7 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
         raise ConfigError(f"--write-clean {target}: give a name that ends with .json or .jsonl")
     if any(target.resolve() == Path(name).resolve() for part in parts for name in part.files):
         raise ConfigError(f"--write-clean {target}: this is a file of the data set; give another name")
-    own = [name for part in parts for name in part.files if name.lower().endswith(".parquet")]
+    own = [name for part in parts for name in part.files if name.lower().endswith(HOLDING_IMAGES)]
     if own:
         raise ConfigError(
             f"--write-clean {target}: the images are in {own[0]} itself; leave the flag out, and train with "

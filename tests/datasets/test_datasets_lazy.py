@@ -158,12 +158,6 @@ def test_a_list_that_is_broken_behind_a_bad_row_is_told_as_broken(large):
         lazily(large)
 
 
-def test_a_tar_is_refused_with_what_to_write(tmp_path):
-    (tmp_path / "rows.tar").write_bytes(b"a")
-    with pytest.raises(DataError, match=r"rows.tar: not read; write its rows as JSON lines"):
-        lazily(tmp_path / "rows.tar")
-
-
 @pytest.mark.parametrize(
     ("selection", "told"),
     [

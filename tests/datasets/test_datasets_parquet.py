@@ -11,11 +11,12 @@ import pytest
 
 from paddlemix.datasets.index import open_rows
 from paddlemix.datasets.lazy import LazyRows, Look, open_all, read_all
-from paddlemix.datasets.parquet import ROWS, written_out
+from paddlemix.datasets.parquet import written_out
 from paddlemix.datasets.pictures import DECODE, PLAIN_RULES
 from paddlemix.datasets.records import UnreadKeys
 from paddlemix.datasets.sample import BadSamples
 from paddlemix.datasets.sources import DatasetEntry, read
+from paddlemix.datasets.unpacked import ROWS
 from paddlemix.utils.errors import DataError
 from tests.tiny import tiny_image
 

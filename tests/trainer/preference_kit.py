@@ -10,12 +10,14 @@ import paddle
 from paddlemix.datasets.build import make_collator
 from paddlemix.datasets.preference import EncodedPair
 from paddlemix.datasets.preprocess import Encoded
+from paddlemix.imaging.processor import ImageProcessor, Processed
 from paddlemix.models.llava import LlavaForCausalLM, build_empty, init_weights
 from paddlemix.settings.model import LlavaConfig, TextConfig
 from paddlemix.trainer.arguments import training_arguments
 from paddlemix.trainer.preference import PreferenceTrainer
 from paddlemix.trainer.stages import plan_stage
-from paddlemix.utils.constants import IGNORE_INDEX
+from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from tests.tiny import tiny_image
 from tests.trainer import preference_rows as shared
 from tests.trainer.trainer_kit import PlainWeights, settings
 
@@ -36,6 +38,14 @@ def theirs(name: str) -> str:
     return name.replace("llama.", "model.", 1)
 
 
+def in_llava(name: str) -> str:
+    """What transformers' LLaVA calls the parameter ``theirs(...)``."""
+    if name.startswith("model.mm_projector."):
+        layer, _, kind = name.removeprefix("model.mm_projector.").partition(".")
+        return f"model.multi_modal_projector.linear_{int(layer) // 2 + 1}.{kind}"
+    return name.replace("model.", "model.language_model.", 1)
+
+
 def turned(name: str, value: np.ndarray) -> np.ndarray:
     """Linear weights have their axes the other way round here."""
     return value.T if value.ndim == 2 and "embed_tokens" not in name else value
@@ -52,11 +62,12 @@ def model() -> LlavaForCausalLM:
     return found
 
 
-def encoded(prompt: list[int], answer: list[int]) -> Encoded:
+def encoded(prompt: list[int], answer: list[int], tiles: Processed | None = None) -> Encoded:
     ids = np.array([*prompt, *answer, shared.END], np.int64)
     labels = ids.copy()
     labels[: len(prompt)] = IGNORE_INDEX
-    return Encoded(ids, labels, None, (), len(ids), "made up")
+    pixels, layouts = (None, ()) if tiles is None else (tiles.pixels, (tiles.layout,))
+    return Encoded(ids, labels, pixels, layouts, len(ids), "made up")
 
 
 class Rows:
@@ -76,6 +87,31 @@ class Rows:
         return pair if self.reference is None else dataclasses.replace(pair, reference=self.reference[index])
 
 
+class PicturedRows(Rows):
+    """The pairs, two of three with an image in front of the prompt."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        look, self.rows = ImageProcessor(config.image, config.vision), []
+        for number, (prompt, chosen, rejected) in enumerate(shared.pairs()):
+            tiles = look(tiny_image(number)) if number % 3 else None
+            prompt = [IMAGE_TOKEN_INDEX, *prompt] if tiles is not None else prompt
+            good, bad = (encoded(prompt, answer, tiles) for answer in (chosen, rejected))
+            self.rows.append(EncodedPair(good, dataclasses.replace(bad, pixels=None), len(prompt)))
+
+    def arrays(self, config: LlavaConfig, image_id: int) -> dict[str, np.ndarray]:
+        """What transformers' model takes of each row: ids with an ``image_id`` for every patch, pixels."""
+        found = {}
+        for number, pair in enumerate(self.rows):
+            for name, row in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+                patches = [image_id] * config.vision.tokens_per_tile
+                ids = [part for token in row.ids.tolist() for part in (patches if token < 0 else [token])]
+                found[f"{number}/{name}"] = np.array(ids)
+                found[f"{number}/{name} answer"] = np.array(int((row.labels != IGNORE_INDEX).sum()))
+            if pair.chosen.pixels is not None:
+                found[f"{number}/pixels"] = pair.chosen.pixels
+        return found
+
+
 class Watched(PreferenceTrainer):
     """Keeps the gradients of each step, by transformers' names and axes."""
 
@@ -84,24 +120,29 @@ class Watched(PreferenceTrainer):
         step, self.gradients = self.optimizer.step, []
 
         def watched() -> None:
-            found = {name: value.grad.numpy() for name, value in self.model.named_parameters()}
+            every = self.model.named_parameters()
+            found = {name: value.grad.numpy() for name, value in every if value.grad is not None}
             self.gradients.append({theirs(name): turned(name, value).copy() for name, value in found.items()})
             step()
 
         self.optimizer.step = watched
 
 
-def trainer(case: str, output: Path, kind: type = Watched, **changes: Any) -> Any:
+def trainer(
+    case: str, output: Path, kind: type = Watched, tuned: LlavaForCausalLM | None = None, rows: Rows | None = None,
+    **changes: Any,
+) -> Any:  # fmt: skip
     keys = dict(shared.LOSSES[case])
     run = settings(
         output, loss_type="sigmoid" if case == "rpo" else case, learning_rate=shared.RATE, lr_scheduler_type="constant",
         warmup_ratio=0.0, weight_decay=0.0, adam_epsilon=shared.EPSILON, max_grad_norm=0.0, num_train_epochs=1.0,
         per_device_train_batch_size=shared.rows_a_step(case), **keys,
     ).with_changes(**changes)  # fmt: skip
-    tuned = model()
-    rows = Rows(case)
+    tuned, rows = tuned or model(), rows or Rows(case)
+    plan = plan_stage(tuned, run)
+    plan.apply(tuned)
     made = kind(
-        tuned, training_arguments(run), run, plan_stage(tuned, run), make_collator(run, CONFIG), PlainWeights(),
+        tuned, training_arguments(run), run, plan, make_collator(run, tuned.config), PlainWeights(),
         train_dataset=rows, order=lambda epoch: list(range(len(rows))), eval_dataset=rows,
     )  # fmt: skip
     made.before_training(lambda line: None)

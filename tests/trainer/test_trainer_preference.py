@@ -71,6 +71,43 @@ def test_trl_itself_gives_the_same_gradients(tmp_path):
                 np.testing.assert_allclose(value, theirs[f"{step}/{name}"], rtol=0, atol=1e-4, err_msg=f"{case} {name}")
 
 
+@pytest.mark.reference
+@pytest.mark.timeout(300)
+def test_trl_gives_the_same_losses_and_gradients_for_pairs_with_images(tmp_path):
+    """Ten steps of DPO on transformers' LLaVA; the tower is frozen, the projector trains."""
+    from paddlemix.checkpoint.convert.layouts import convert
+    from paddlemix.checkpoint.save import save_model
+    from paddlemix.text.tokenizer import load_tokenizer
+    from tests.tiny import tiny_model, tiny_tokenizer_folder
+
+    python = os.environ.get("PADDLEMIX_TORCH_PYTHON")
+    if not python:
+        pytest.skip("PADDLEMIX_TORCH_PYTHON names no interpreter with torch")
+    model = tiny_model()
+    save_model(tmp_path / "own", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    convert(tmp_path / "own", tmp_path / "hf", "llava-hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    rows = kit.PicturedRows(model.config)
+    np.savez(tmp_path / "rows.npz", **rows.arrays(model.config, config["image_token_index"]))
+    command = [python, str(WORKER.with_name("trl_picture_worker.py")), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    trainer = kit.trainer("sigmoid", tmp_path / "out", tuned=model, rows=rows)
+    trainer.train()
+    theirs = np.load(tmp_path / "trl.npz")
+    logs, mine = json.loads(str(theirs["logs"])), kit.logged(trainer)
+    for name in ("loss", "rewards/chosen", "rewards/margins", "logps/rejected"):
+        np.testing.assert_allclose([e[name] for e in mine], [e[name] for e in logs], rtol=1e-6, atol=1e-4, err_msg=name)
+    assert len({round(entry["loss"], 6) for entry in mine}) == len(mine) == shared.STEPS
+    for step, found in enumerate(trainer.gradients):
+        named = {kit.in_llava(name): value for name, value in found.items()}
+        assert {f"{step}/{name}" for name in named} == {name for name in theirs.files if name.startswith(f"{step}/")}
+        for name, value in named.items():
+            np.testing.assert_allclose(value, theirs[f"{step}/{name}"], rtol=1e-4, atol=1e-4, err_msg=f"{step} {name}")
+
+
 # Runs of the command, with images
 
 
