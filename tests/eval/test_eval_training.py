@@ -105,8 +105,8 @@ def test_the_best_is_the_lowest_loss_or_the_highest_of_other_measures(
     trainer = Evaluation()
     trainer.settings = Made(training=Made(metric_for_best_model=name, greater_is_better=greater))
     trainer.state = Made(best_metric=None, best_model_checkpoint=None)
-    for number, (loss, rouge) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.6, 0.3))):
-        trainer._note_best({"eval_loss": loss, "eval_rouge_l": rouge}, Path(f"checkpoint-{number}"))
+    for number, (loss, score) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.6, 0.3))):
+        trainer._note_best({"eval_loss": loss, "eval_rouge_l": score}, Path(f"checkpoint-{number}"))
     trainer._note_best({"eval_runtime": 1.0}, Path("without"))  # a measure that has no value this time
     assert trainer.state.best_model_checkpoint == f"checkpoint-{best}"
 
