@@ -230,6 +230,16 @@ def test_a_missing_vision_config_is_clip_large_at_336_pixels(hub):
     assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 336, 14)
 
 
+def test_a_onevision_file_that_is_silent_has_the_grid_tower_and_decoder_of_transformers(hub):
+    config = load_config(hub.write("silent", {"model_type": "llava_onevision"}))
+    vision, sides = config.vision, range(384, 2305, 384)
+    assert (vision.model_type, vision.hidden_size, vision.num_hidden_layers) == ("siglip_vision_model", 1152, 26)
+    assert (vision.image_size, vision.select_layer, config.text.model_type) == (384, -1, "qwen2")
+    assert config.image.grid_pinpoints == tuple((width, height) for height in sides for width in sides)
+    next_grid = load_config(hub.model(HF, model_type="llava_next")).image.grid_pinpoints
+    assert next_grid == ((672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336))
+
+
 def test_pinpoints_of_llava_next_are_turned_from_height_width_to_width_height(hub):
     config = load_config(hub.model(HF, model_type="llava_next", image_grid_pinpoints=[[28, 56], [84, 28]]))
     assert config.image.grid_pinpoints == ((56, 28), (28, 84))

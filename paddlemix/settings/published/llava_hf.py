@@ -2,9 +2,12 @@
 """The layout of llava-hf (transformers' classes Llava, LlavaNext and LlavaOnevision) -> ``LlavaConfig``."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER
+from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.published.common import TEMPLATE_KEY, checked, choice, default_template, image_config
 from paddlemix.settings.published.grid import read_aspect
@@ -12,9 +15,30 @@ from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.text import read_text
 from paddlemix.settings.published.tower import pixels_for, vision_of, with_feature
 from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA_HF
-from paddlemix.settings.towers.table import LLAVA_HF_VISION
+from paddlemix.settings.towers.table import LLAVA_HF_VISION, ONEVISION_HF_VISION
 
-HF_TYPES = ("llava", "llava_next", "llava_onevision")
+
+@dataclass(frozen=True)
+class _Class:
+    """What a configuration class of transformers takes where a file is silent; ``grid``: (height, width) in pixels."""
+
+    text: str
+    vision: Mapping[str, Any]
+    strategy: str = "default"
+    layer: int = -2
+    grid: tuple[tuple[int, int], ...] = ()
+
+
+_SIDES = tuple(range(384, 2305, 384))
+_CLASSES = {
+    "llava": _Class("llama", LLAVA_HF_VISION),
+    "llava_next": _Class("llama", LLAVA_HF_VISION, grid=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))),
+    "llava_onevision": _Class(
+        "qwen2", ONEVISION_HF_VISION, "full", -1, tuple((height, width) for height in _SIDES for width in _SIDES)
+    ),
+}
+"""The defaults of transformers' configuration_llava*.py (5.24.0), by ``model_type``."""
+HF_TYPES = tuple(_CLASSES)
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
 
 
@@ -26,9 +50,9 @@ def is_llava_hf(reader: KeyReader) -> bool:
 def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     """The layout of llava-hf: text_config and vision_config, what they leave out is transformers' default."""
     kind = reader.take("model_type", str, "")
-    next_model = kind in HF_TYPES[1:]
+    next_model, silent = kind in HF_TYPES[1:], _CLASSES[kind]
     part = reader.child("text_config", {})
-    family = part.take("model_type", str, LLAVA_DECODER.kind)
+    family = part.take("model_type", str, silent.text)
     if family not in DECODERS:
         part.wrong("model_type", family, f"expected one of {', '.join(DECODERS)}")
     text = read_text(part, family, complete=False)
@@ -36,12 +60,15 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     part.dtype()
     part.ignore(ANYWHERE)
     part.finish()
-    vision = _hf_vision(reader)
+    vision = _hf_vision(reader, silent)
     reader.expect("projector_hidden_act", "gelu", why="only gelu is supported")
     reader.expect("multimodal_projector_bias", True, why="the projector has biases")
     pixels = pixels_for(vision, [root])
     # transformers reads each pair as (height, width); ours are (width, height) as in the original, in the same order.
-    grid = tuple((width, height) for height, width in reader.pairs("image_grid_pinpoints"))
+    pairs = reader.pairs("image_grid_pinpoints")
+    if reader.data.get("image_grid_pinpoints") is None:
+        pairs = silent.grid
+    grid = tuple((width, height) for height, width in pairs)
     aspect, most = "anyres" if next_model else ("pad" if pixels.pads else "square"), None
     if kind == "llava_onevision":
         named = reader.take("vision_aspect_ratio", str, "anyres_max_9")
@@ -66,13 +93,12 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     return checked(config, reader)
 
 
-def _hf_vision(reader: KeyReader) -> VisionConfig:
-    onevision = reader.data["model_type"] == "llava_onevision"
-    vision = vision_of(reader.child("vision_config", LLAVA_HF_VISION))
-    default = "full" if onevision else "default"
-    strategy = choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), default)
+def _hf_vision(reader: KeyReader, silent: _Class) -> VisionConfig:
+    part = reader.child("vision_config", dict(silent.vision))
+    vision = vision_of(part.updated({"model_type": part.data.get("model_type", silent.vision["model_type"])}))
+    strategy = choice(reader, "vision_feature_select_strategy", tuple(_STRATEGIES), silent.strategy)
     if strategy == "default" and not vision.class_tokens:
         why = "leaves out the first row, which is a patch in a tower without a class token; expected full"
         reader.wrong("vision_feature_select_strategy", strategy, why)
-    layer = reader.take("vision_feature_layer", int, -1 if onevision else -2)
+    layer = reader.take("vision_feature_layer", int, silent.layer)
     return with_feature(dataclasses.replace(vision, select_layer=layer), _STRATEGIES[strategy])

@@ -4,7 +4,7 @@
 from paddlemix.settings.towers.base import Start, Tower
 from paddlemix.settings.towers.clip import CLIP_ROWS
 
-_SO400M = {
+SO400M = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
@@ -43,8 +43,8 @@ TOWER = Tower(
     ignored={"vision_use_head": "the pooling head takes no part"},
     written={"vision_use_head": False},
     published={
-        "google/siglip-so400m-patch14-384": {**_SO400M, "image_size": 384},
-        "google/siglip-so400m-patch14-224": {**_SO400M, "image_size": 224},
+        "google/siglip-so400m-patch14-384": {**SO400M, "image_size": 384},
+        "google/siglip-so400m-patch14-224": {**SO400M, "image_size": 224},
         "google/siglip-base-patch16-224": {},
         "google/siglip-base-patch16-384": {"image_size": 384},
         "google/siglip-large-patch16-384": {

@@ -12,7 +12,14 @@ TOWERS: Registry[Tower] = Registry("vision tower")
 LLAVA_TOWER = clip.TOWER
 """The tower of a config.json that does not say which."""
 LLAVA_HF_VISION = {"model_type": clip.TOWER.type_in_file, **clip.CLIP_LARGE_336}
-"""The ``vision_config`` of a llava-hf config.json without one."""
+"""The ``vision_config`` of a llava-hf config.json without one, of the types ``llava`` and ``llava_next``."""
+ONEVISION_HF_VISION = {
+    "model_type": siglip.TOWER.type_in_file,
+    **siglip.SO400M,
+    "num_hidden_layers": 26,
+    "image_size": 384,
+}
+"""The same of the type ``llava_onevision``: SigLIP without its last layer, which LLaVA takes no features of."""
 
 
 def register(tower: Tower) -> None:
