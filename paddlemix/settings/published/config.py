@@ -80,7 +80,7 @@ def _load(root: Path, given: Path | None, inside: VisionConfig | None) -> LlavaC
     reader = KeyReader.of_file(root / "config.json")
     kind = reader.take("model_type", str, None)
     if kind == OWN_MODEL_TYPE:
-        config = _own(reader)
+        config = _with_tower(_own(reader), given)
     elif kind in HF_TYPES and is_llava_hf(reader):
         config = read_llava_hf(reader, root)
     elif kind in _original_types() or (kind in DECODERS and reader.data.get("mm_vision_tower")):
@@ -180,11 +180,16 @@ def _language_model(reader: KeyReader, tower_folder: Path | None) -> LlavaConfig
     )
     reader.ignore(ANYWHERE)
     reader.finish()
-    if tower_folder is not None:
-        vision = read_tower(tower_folder)
-        image = image_config(pixels_for(vision, [tower_folder]), "square", "flat", ())
-        config = config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
-    return checked(config, reader)
+    return checked(_with_tower(config, tower_folder), reader)
+
+
+def _with_tower(config: LlavaConfig, tower_folder: Path | None) -> LlavaConfig:
+    """A language model with the tower of ``tower_folder``; any other model, and without a folder, as it is."""
+    if config.vision is not None or tower_folder is None:
+        return config
+    vision = read_tower(tower_folder)
+    image = image_config(pixels_for(vision, [tower_folder]), "square", "flat", ())
+    return config.with_changes(vision=vision, image=image, vision_tower_name=str(tower_folder))
 
 
 def _tower(
