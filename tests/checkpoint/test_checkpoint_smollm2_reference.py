@@ -106,6 +106,23 @@ def test_it_is_asked_and_answers_in_english(folder):
     assert told.text == "The capital of France is Paris."
 
 
+def test_the_server_answers_as_the_chat_does(folder):
+    from paddlemix.generation.load import load_chat
+    from paddlemix.generation.predictor import Predictor
+    from tests.serve.serve_kit import chat, running
+
+    session = load_chat(str(folder), device="cpu", decoding=Decoding(max_new_tokens=24))
+    said = {}
+    for text in TEXTS[:2]:
+        session.reset()
+        said[text] = session.answer(text)
+    with running(load=lambda: Predictor.load(folder, device="cpu")) as server:
+        for text, answer in said.items():
+            status, body, _ = server.ask(chat(text, temperature=0, max_tokens=24))
+            assert status == 200, body
+            assert body["choices"][0]["message"]["content"] == answer
+
+
 def test_there_and_back_gives_the_same_weights_and_ids(folder, tmp_path):
     convert(folder, tmp_path / "own", "own")
     convert(tmp_path / "own", tmp_path / "back", "original")
