@@ -4,6 +4,7 @@
     python tools/demo_series.py --seeds 8 --tuning both
     python tools/demo_series.py --seeds 8 --tuning avx2
     python tools/demo_series.py --demo multiview --seeds 4
+    python tools/demo_series.py --demo real --seeds 3 --tuning on     # with demo_out/smollm2 (tools/fetch_smollm2.py)
 
 Each run is `paddlemix demo --no-lora` in a process of its own, at low priority. Results are kept in <out>/series.jsonl:
 the same command goes on with the runs that are missing, and makes all anew when the demo or its recipes have changed.
@@ -32,6 +33,7 @@ from paddlemix.utils.errors import TrainingError
 DEMOS = {
     "shapes": ("paddlemix.demo", ("--no-lora", "--no-chat"), "accuracy"),
     "multiview": ("paddlemix.demo.multiview", (), "four_views_back"),
+    "real": ("paddlemix.demo.real", ("--no-chat",), "accuracy"),
 }
 """Module, flags, and the promised number of its results.json."""
 
