@@ -152,6 +152,17 @@ def image_size(
             return _turned_size(picture, transpose_exif)
 
 
+def is_turned(source: ImageSource, limits: ImageLimits = LIMITS, *, name: str | None = None) -> bool:
+    """Whether the EXIF data of an image that ``load_image`` takes turn it."""
+    name = name or _name_of(source)
+    with (
+        _opened(source, limits, name) as file,
+        _told(name, limits, file),
+        Image.open(file, formats=limits.formats) as picture,
+    ):
+        return _orientation(picture) in _TURNS
+
+
 def is_address(source: object) -> bool:
     """True for text that begins like an http(s) or ``data:`` address."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://", "data:"))
