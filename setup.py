@@ -60,7 +60,9 @@ EXTRAS = {
     "visualdl": ["visualdl>=2.5.3"],
     "swanlab": ["swanlab>=0.10"],
     "serve": SERVE,
-    "web": ["gradio>=6.20"],  # older ones: file disclosure and request forgery
+    # Older ones: file disclosure and request forgery. For an environment of its own: gradio wants huggingface_hub 1.16
+    # or newer, and paddlenlp's tokenizers one below 1.0.
+    "web": ["gradio>=6.20", *SERVE],
     "eval": ["openpyxl>=3.1"],
     "gguf": ["gguf>=0.10"],  # convert --to gguf and tools/fetch_smollm2.py; 0.10 brought its quantizers in numpy
     "dev": [

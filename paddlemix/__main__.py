@@ -15,6 +15,7 @@ SYNONYMS = {
     **dict.fromkeys(("infer", "inference", "generate", "cli", "ask"), "chat"),
     "check": "doctor",
     **dict.fromkeys(("server", "worker", "modelworker", "api"), "serve"),
+    **dict.fromkeys(("app", "web", "ui", "gradio", "gradiowebserver", "webui"), "page"),
     **dict.fromkeys(("evaluate", "evaluation", "score", "benchmark"), "eval"),
 }
 """What other projects call our commands, without hyphens."""

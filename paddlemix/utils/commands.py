@@ -37,6 +37,7 @@ COMMANDS = {
     "eval": Command("paddlemix.eval.__main__", "run a benchmark, score answers, compare two runs"),
     "predict": Command("paddlemix.tools.batch_predict", "ask about all pictures of a folder, or all rows of a file"),
     "serve": Command("paddlemix.serve.model_worker", "answer over HTTP: OpenAI's chat completions, LLaVA's worker"),
+    "page": Command("paddlemix.examples.mv_llava.app", "a web page with a model behind it, in one command"),
     "doctor": Command("paddlemix.tools.doctor", "say whether this machine, or a model folder, is in order"),
     "demo": Command("paddlemix.demo.__main__", "train a tiny model on drawn images and talk with it"),
 }

@@ -26,6 +26,9 @@ LOWEST_PADDLE = "3.0.0"
 SERVING = ("starlette", "uvicorn", "h11", "prometheus_client")
 """Packages of the extra ``serve``, which an installation of a device's extra has not."""
 
+WEB = "gradio"
+"""The package of the extra ``web``. It and paddlenlp want different versions of huggingface_hub."""
+
 WHEELS = ("paddlepaddle", "paddlepaddle-gpu")
 
 
@@ -62,6 +65,10 @@ def missing_package(error: ImportError, root: Path = ROOT) -> str | None:
     if sys.version_info >= NEWEST:
         return f"Python 3.10, 3.11 or 3.12 is needed, {sys.executable} is {sys.version.split()[0]}"
     where = f'the package "{name}" is not installed for {sys.executable}'
+    if name == WEB:
+        words = shlex.join([".venv-web/bin/python", "-m", "pip", "install", *_what("web", root)])
+        own = f"{interpreter()} -m venv .venv-web && {words}"
+        return f"{where}; the page has an environment of its own, beside the one with paddle: {own}"
     ready = root / ".venv" / "bin"
     if (ready / "python").is_file() and Path(sys.executable).parent != ready:
         where += f", but this project's environment is here: . {shlex.quote(near(ready / 'activate'))}, and again; or"

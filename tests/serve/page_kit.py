@@ -35,11 +35,11 @@ print("hello")
 class StubWorker:
     """``asked`` are the bodies of all questions; ``left`` counts the clients that went away in the middle."""
 
-    def __init__(self, key: str = "", *, address: str | None = None) -> None:
+    def __init__(self, key: str = "") -> None:
         self.asked: list[dict[str, Any]] = []
         self.left = 0
         self.models = list(MODELS)
-        self.key, self.address = key, address
+        self.key = key
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ class StubWorker:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -64,8 +64,6 @@ class StubWorker:
             self._json(request, 401, _error("an API key is needed: Authorization: Bearer KEY"))
         elif request.path == "/worker_get_status":
             self._json(request, 200, {"model_names": self.models, "speed": 1, "queue_length": 0})
-        elif request.path == "/get_worker_address" and self.address is not None:
-            self._json(request, 200, {"address": self.address})
         elif request.path != "/v1/chat/completions":
             self._json(request, 404, _error("Not Found: see docs/serving.md for the routes"))
         else:
@@ -125,8 +123,8 @@ def _described(parts: list[dict[str, Any]]) -> str:
 
 
 @contextlib.contextmanager
-def stub_worker(key: str = "", *, address: str | None = None) -> Iterator[StubWorker]:
-    found = StubWorker(key, address=address)
+def stub_worker(key: str = "") -> Iterator[StubWorker]:
+    found = StubWorker(key)
     try:
         yield found
     finally:

@@ -2,12 +2,13 @@
 """How the page asks: the models that a controller (or a lone worker) has, and an answer piece by piece."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from paddlemix.serve.forwarding import BrokenError, answer_of
+from paddlemix.serve.forwarding import BrokenError, Head, UnreachableError, answer_of
 from paddlemix.utils.shown import readable
 
 _LARGEST = 1 << 20
@@ -29,7 +30,7 @@ class Server:
     async def models(self) -> list[str]:
         """The names of the models that can be asked; AskError when the server does not say."""
         try:
-            status, body = await asyncio.wait_for(self._whole("/worker_get_status", b"{}"), _MODELS_SECONDS)
+            status, body = await asyncio.wait_for(self._whole("/worker_get_status"), _MODELS_SECONDS)
         except asyncio.TimeoutError:
             raise AskError(f"{self.address} does not answer") from None
         names = _object(body).get("model_names")
@@ -39,61 +40,48 @@ class Server:
 
     async def answer(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         """The answer to a request with ``stream``, piece by piece. Leaving the iterator ends it at the worker, too."""
-        data = json.dumps(body).encode()
-        address = await self._worker(str(body["model"]))
-        events = answer_of(address, "/v1/chat/completions", data, self.key or "none")
-        try:
-            status, left, ended = 200, b"", False
-            async for piece in events:
-                if isinstance(piece, int):
-                    status = piece
+        status, left, ended = 0, b"", False
+        async with contextlib.aclosing(self._pieces("/v1/chat/completions", body)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Head):
+                    status = piece.status
                     continue
                 left += piece
                 if len(left) > _LARGEST:
-                    raise AskError("the answer is no stream of events")
+                    raise AskError(f"{self.address}: the answer is no stream of events")
                 while status == 200 and b"\n\n" in left:
                     event, _, left = left.partition(b"\n\n")
                     ended = ended or event == b"data: [DONE]"
                     text = "" if ended else _text(event.removeprefix(b"data: "))
                     if text:
                         yield text
-            if status != 200:
-                raise AskError(_message(status, left))
-            if not ended:
-                raise AskError("the answer broke off")
-        except BrokenError as error:
-            raise AskError(str(error)) from error
-        finally:
-            await events.aclose()
+        if status != 200:
+            raise AskError(_message(status, left))
+        if not ended:
+            raise AskError(f"the answer of {self.address} broke off")
 
-    async def _worker(self, model: str) -> str:
-        """The worker of a model, as LLaVA's controller names it; a lone worker is its own."""
-        status, body = await self._whole("/get_worker_address", json.dumps({"model": model}).encode())
-        if status == 404:
-            return self.address
-        found = _object(body).get("address")
-        if status != 200 or not isinstance(found, str):
-            raise AskError(_message(status, body))
-        if not found:
-            raise AskError(f"no worker has the model {model} now; reload the list, or try again later")
-        return found
-
-    async def _whole(self, path: str, body: bytes) -> tuple[int, bytes]:
+    async def _whole(self, path: str) -> tuple[int, bytes]:
         status, found = 0, b""
-        pieces = answer_of(self.address, path, body, self.key or "none")
-        try:
+        async with contextlib.aclosing(self._pieces(path, {})) as pieces:
             async for piece in pieces:
-                if isinstance(piece, int):
-                    status = piece
-                else:
+                if isinstance(piece, Head):
+                    status = piece.status
+                elif len(found) < _LARGEST:
                     found += piece
-                    if len(found) > _LARGEST:
-                        raise AskError(f"{self.address}: the answer is too long")
-        except BrokenError as error:
-            raise AskError(str(error)) from error
-        finally:
-            await pieces.aclose()
         return status, found
+
+    async def _pieces(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Head | bytes, None]:
+        """What comes for a POST; AskError when nothing does."""
+        try:
+            async with contextlib.aclosing(
+                answer_of(self.address, path, json.dumps(body).encode(), self.key or "none")
+            ) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except UnreachableError as error:
+            raise AskError(f"{self.address} cannot be reached") from error
+        except BrokenError as error:
+            raise AskError(f"the answer of {self.address} broke off") from error
 
 
 async def until(stopped: asyncio.Event, pieces: AsyncGenerator[str, None]) -> AsyncIterator[str]:

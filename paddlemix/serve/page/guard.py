@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every request of a browser goes through before gradio sees it: who may ask, which routes there are, how much.
 
-gradio has more routes than this page needs (a proxy, a fetcher of addresses, a runner of functions by name, an editor of
-its own source). Those that the page does not use are not there, and files are read below one folder only.
+gradio has more routes than this page needs (a proxy, a fetcher of addresses, an editor of its own source). Those that
+the page does not use are not there, and files are read below one folder only.
 """
 
 import base64
@@ -28,8 +28,8 @@ FILE = f"{API}/file="
 JOIN = f"{API}/queue/join"
 UPLOAD = f"{API}/upload"
 _READ = re.compile(
-    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets|svelte)/.+"
-    rf"|{API}/(info/?|theme\.css|app_id/?|startup-events|queue/data|upload_progress|heartbeat/\w+)"
+    r"/|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets)/.+"
+    rf"|{API}/(startup-events|queue/data|upload_progress|heartbeat/\w+)"
 )
 _WRITE = re.compile(rf"{JOIN}|{UPLOAD}|{API}/(run/predict|cancel|reset)/?")
 POLICY = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that a browser has sent: checked, turned, brought to the shape that was asked for, and a small one to show."""
+"""Pictures that a browser has sent: checked, turned, brought to the shape that was asked for, and shown in a row."""
 
 import base64
 import tempfile

@@ -7,9 +7,11 @@ import secrets
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from paddlemix.serve.access import Access
 from paddlemix.serve.limits import Limits
@@ -27,6 +29,8 @@ _SETTINGS = {
 }
 """gradio sends nothing anywhere: no counts of use, no question for its newest version."""
 PICTURE_BYTES = LIMITS.image.max_bytes
+KEEP_SECONDS = 6 * 3600
+_SWEEP_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,23 @@ def upload_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def serve(listening: Listening, folder: Path, build: Callable[[], "object"]) -> int:
+def sweep(folder: Path, kept: Collection[Path], seconds: float = KEEP_SECONDS) -> None:
+    """Remove the files below ``folder`` that are older than ``seconds``, but those of ``kept``."""
+    oldest = time.time() - seconds
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another request has removed it
+            if file.is_file() and file not in kept and file.stat().st_mtime < oldest:
+                file.unlink()
+
+
+async def _sweeping(folder: Path) -> None:
+    kept = set(folder.rglob("*"))  # the examples
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        await asyncio.to_thread(sweep, folder, kept)
+
+
+def serve(listening: Listening, folder: Path, build: Callable[[], Any]) -> int:
     """Serve the blocks that ``build`` gives until a signal comes; the exit code. On the main thread."""
     listener = bound_socket(listening.host, listening.port)
     import gradio
@@ -71,7 +91,9 @@ def serve(listening: Listening, folder: Path, build: Callable[[], "object"]) -> 
         async with app.router.lifespan_context(app):
             if listening.share:
                 threading.Thread(target=_share, args=listener.getsockname()[:2], daemon=True).start()
+            sweeping = asyncio.create_task(_sweeping(folder))
             await server.serve(sockets=[listener])
+            sweeping.cancel()
 
     asyncio.run(run())
     return 0

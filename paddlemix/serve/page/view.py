@@ -101,7 +101,7 @@ class View:
     def built(self) -> gr.Blocks:
         """The page."""
         with gr.Blocks(
-            title=words.text("title", self.page.language or "en"), analytics_enabled=False, delete_cache=(600, 6 * 3600)
+            title=words.text("title", self.page.language or "en"), analytics_enabled=False
         ) as blocks, gr.Column(elem_id="page"):  # fmt: skip
             gr.Markdown(value=self.label("title"), elem_id="title")
             with gr.Row(elem_id="columns", equal_height=False):
@@ -175,7 +175,7 @@ class View:
         blocks.unload(self._left)
         for button, kind in ((self.up, UP), (self.down, DOWN), (self.flag, FLAG)):
             button.click(self._voted(kind), [self.talk, *controls], buttons[:3], **at_once)
-        self.arrangement.change(lambda chosen: gr.update(visible=chosen == SHEET), self.arrangement, self.grid, **at_once)
+        self.arrangement.change(_grid, self.arrangement, self.grid, **at_once)
         if self.page.models is None:
             for event in (blocks.load, self.reload.click):
                 event(self._models, [self.model], [self.model], **at_once)
@@ -308,6 +308,10 @@ def _working() -> Any:
 
 def _ready() -> Any:
     return gr.update(submit_btn=True, stop_btn=False)
+
+
+def _grid(arrangement: str) -> Any:
+    return gr.update(visible=arrangement == SHEET)
 
 
 def _buttons(*, ready: bool, voting: bool = False) -> list[Any]:

@@ -48,4 +48,6 @@ class Votes:
             finally:
                 os.close(file)
         except OSError as error:
-            raise ConfigError(f"--vote-log {self.path}: cannot be written ({error.strerror}); choose another") from error
+            raise ConfigError(
+                f"--vote-log {self.path}: cannot be written ({error.strerror}); choose another"
+            ) from error
