@@ -25,6 +25,7 @@ ARGUMENTS = {
     "eval": ["list"],
     "predict": ["--model-path", "model", "--data", "tests", "--output", "out.jsonl"],
     "serve": ["--model-path", "model"],
+    "page": ["--model-path", "model"],
     "doctor": [],
     "demo": [],
 }

@@ -25,6 +25,7 @@ PARSERS = (
     "paddlemix.tools.doctor",
     "paddlemix.tools.batch_predict",
     "paddlemix.serve.model_worker",
+    "paddlemix.examples.mv_llava.app",
     "paddlemix.eval.__main__",
 )
 FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9_-]+)")
@@ -120,7 +121,8 @@ def allowed_flags(name: str) -> set[str]:
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
     if name.startswith("serve/"):
-        return flags_of("paddlemix.serve.controller") | flags_of("paddlemix.serve.model_worker")
+        servers = ("controller", "model_worker", "gradio_web_server")
+        return set.union(*(flags_of(f"paddlemix.serve.{server}") for server in servers))
     if name == "eval/predicting.py":
         return flags_of("paddlemix.tools.batch_predict")
     if name.startswith("eval/"):

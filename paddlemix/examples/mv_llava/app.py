@@ -66,9 +66,9 @@ def _run(argv: list[str]) -> int:
     from paddlemix.serve.access import access_of
 
     access_of(args.host, args.api_key, args.api_key_file)
-    check_web(args.web_python)
     with tempfile.TemporaryDirectory(prefix="paddlemix-examples-") as folder:
         examples = args.examples or drawn_examples(Path(folder))
+        check_web(args.web_python)
         worker = [*words_of("paddlemix.serve.model_worker"), "--model-path", args.model_path, "--port", "0",
                   *_given(args, _OF_WORKER, ("fp16", "strict_config"))]  # fmt: skip
         page = [*words_of("paddlemix.serve.gradio_web_server", args.web_python), "--examples", str(examples),
