@@ -120,6 +120,8 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
+    if name == "serve/together.py":
+        return flags_of("paddlemix.examples.mv_llava.app")
     if name.startswith("serve/"):
         servers = ("controller", "model_worker", "gradio_web_server")
         return set.union(*(flags_of(f"paddlemix.serve.{server}") for server in servers))
