@@ -105,12 +105,20 @@ def texts() -> list[tuple[str, str]]:
     return found
 
 
+OF_ONE = {
+    "annotate/caption_rows.py": "tools.mv_llava_convert_captions",
+    "eval/predicting.py": "paddlemix.tools.batch_predict",
+    "serve/together.py": "paddlemix.examples.mv_llava.app",
+}
+"""Files whose errors come from one command alone."""
+
+
 def allowed_flags(name: str) -> set[str]:
     """Flags that errors of a file may offer."""
     if name == "generation/terminal.py":
         return flags_of(PARSERS[0]) & flags_of(PARSERS[1])
-    if name == "annotate/caption_rows.py":
-        return flags_of("tools.mv_llava_convert_captions")
+    if name in OF_ONE:
+        return flags_of(OF_ONE[name])
     module = f"paddlemix.{name.removesuffix('.py').replace('/', '.')}"
     if module in PARSERS:
         return flags_of(module)
@@ -120,13 +128,9 @@ def allowed_flags(name: str) -> set[str]:
         ("supervised_finetune.py", "pretrain.py")
     ):
         return {*KNOWN, *ALIASES, "help", "key", "debug", "npus"}
-    if name == "serve/together.py":
-        return flags_of("paddlemix.examples.mv_llava.app")
     if name.startswith("serve/"):
         servers = ("controller", "model_worker", "gradio_web_server")
         return set.union(*(flags_of(f"paddlemix.serve.{server}") for server in servers))
-    if name == "eval/predicting.py":
-        return flags_of("paddlemix.tools.batch_predict")
     if name.startswith("eval/"):
         return flags_of("paddlemix.eval.__main__")
     if name in SHARED:

@@ -3,12 +3,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paddlemix.serve.page.talk import ARRANGEMENTS, SEPARATE
 from paddlemix.utils.commands import ROOT
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.foreign import parse_json, read_text
+from paddlemix.utils.foreign import JsonValue, parse_json, read_text
 from paddlemix.utils.shown import shown
 
 SAMPLES = ROOT / "examples" / "shapes" / "page.jsonl"
@@ -41,7 +40,7 @@ def read_examples(file: Path | None) -> list[Example]:
     return found
 
 
-def _example(row: Any, where: str, folder: Path) -> Example:
+def _example(row: JsonValue, where: str, folder: Path) -> Example:
     if not isinstance(row, dict) or not isinstance(row.get("question"), str):
         raise ConfigError(f'{where}: expected an object with "question" and "image"')
     names = row.get("image")

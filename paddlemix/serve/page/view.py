@@ -190,7 +190,7 @@ class View:
         return gr.update(choices=names, value=value)
 
     async def _sent(
-        self, request: gr.Request, asked: dict[str, Any], talk: Talk | None, mode: str, *controls: Any
+        self, request: gr.Request, asked: dict[str, Any], talk: Talk | None, mode: str, *controls: str | float
     ) -> list[Any]:
         text, files = (asked.get("text") or "").strip(), asked.get("files") or []
         if not text:
@@ -209,13 +209,15 @@ class View:
     def _taken(self, files: Sequence[str], mode: str) -> tuple[Picture, ...]:
         return tuple(taken(Path(file), mode, self.page.folder) for file in files)
 
-    async def _again(self, request: gr.Request, talk: Talk | None, *controls: Any) -> list[Any]:
+    async def _again(self, request: gr.Request, talk: Talk | None, *controls: str | float) -> list[Any]:
         if talk is None or not talk.turns:
             raise self._error("type_question", request)
         talk.again(self._settings(controls, request))
         return [talk, talk.shown(WAIT), gr.update(submit_btn=False, stop_btn=True), *_buttons(ready=False)]
 
-    async def _answered(self, request: gr.Request, talk: Talk | None, *controls: Any) -> AsyncIterator[list[Any]]:
+    async def _answered(
+        self, request: gr.Request, talk: Talk | None, *controls: str | float
+    ) -> AsyncIterator[list[Any]]:
         if talk is None or not talk.turns:  # cleared while it waited for its turn
             yield [gr.skip()] * 6
             return
@@ -273,7 +275,7 @@ class View:
         return [talk.shown(), _ready(), *_buttons(ready=ready, voting=ready and bool(talk.turns[-1].answer))]
 
     def _voted(self, kind: str) -> Callable[..., Any]:
-        async def voted(request: gr.Request, talk: Talk | None, *controls: Any) -> list[Any]:
+        async def voted(request: gr.Request, talk: Talk | None, *controls: str | float) -> list[Any]:
             if self.page.votes is not None and talk is not None and talk.turns:
                 try:
                     await asyncio.to_thread(self.page.votes.add, kind, talk, self._settings(controls, request))
@@ -284,17 +286,17 @@ class View:
 
         return voted
 
-    def _settings(self, controls: Sequence[Any], request: gr.Request) -> Settings:
+    def _settings(self, controls: Sequence[str | float], request: gr.Request) -> Settings:
         model, temperature, top_p, tokens, arrangement, grid = controls
         if not model:
             raise self._error("no_model", request)
         return Settings(model, temperature, top_p, int(tokens), arrangement, int(grid))
 
-    def _word(self, name: str, request: gr.Request, **values: Any) -> str:
+    def _word(self, name: str, request: gr.Request, **values: int) -> str:
         language = self.page.language or words.preferred(request.headers.get("accept-language", ""))
         return words.text(name, language).format(**values)
 
-    def _error(self, name: str, request: gr.Request, **values: Any) -> gr.Error:
+    def _error(self, name: str, request: gr.Request, **values: int) -> gr.Error:
         return self._told(self._word(name, request, **values), request)
 
     def _told(self, message: str, request: gr.Request) -> gr.Error:
