@@ -175,6 +175,52 @@ def test_a_look_that_was_killed_goes_on_and_changed_data_are_looked_at_anew(
         survey(samples, look, journal, "another key", jobs=1)
 
 
+KILLED = """
+import os, signal, sys
+from paddlemix.tools import validate_data
+from paddlemix.validate import report, survey
+
+survey.PORTION, main, where = 2, os.getpid(), sys.argv[1]
+look, seen = survey.Look.__call__, []
+
+
+def looked(self, sample):
+    seen.append(sample)
+    if len(seen) == 6 and where == "look" or where == "worker" and os.getpid() != main and len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return look(self, sample)
+
+
+survey.Look.__call__ = looked
+if where == "costs":
+    report.summary = lambda *_: os.kill(main, signal.SIGKILL)
+sys.exit(validate_data.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("where", "jobs", "code"), [("look", "1", -9), ("worker", "2", 2), ("costs", "2", -9)])
+def test_after_a_kill_the_same_command_ends_with_the_files_of_a_straight_look(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, jobs: str, code: int
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 2)
+    rows = [row(f"{n % 5}.png", "red " * (n + 1)) for n in range(11)] + [row("nowhere.png")]
+    straight, again = (flags(place, rows, folder=tmp_path / name) for name in ("straight", "killed"))
+    assert validate_data.main(straight) == 3
+    killed = [*again, "--jobs", jobs]
+    ran = subprocess.run([sys.executable, "-c", KILLED, where, *killed], capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    assert ("lower --jobs" in ran.stderr) == (where == "worker")
+    kept = (tmp_path / "killed" / "progress.jsonl").read_bytes().count(b"\n") - 1
+    assert {"look": kept == 2, "worker": kept <= 4, "costs": kept == 6}[where]
+    looked: list[Any] = []
+    look = module.Look.__call__
+    monkeypatch.setattr(module.Look, "__call__", lambda self, sample: looked.append(sample) or look(self, sample))
+    assert validate_data.main(again) == 3
+    assert len(looked) == 2 * (6 - kept)
+    for name in ("summary.json", "bad_rows.jsonl", "lengths.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_costs_count_steps_and_what_padding_takes(place: Path) -> None:
     argv = keys(place, [row(None)], "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3",
                 "--num_train_epochs", "2", "--max_length", "100")  # fmt: skip
