@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sample answers as a picture: each image as the model sees it, the question, the answer and the reference."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,6 +16,7 @@ _WIDTH, _MARGIN, _SIDE, _HEAD = 860, 24, 132, 58
 _ROW = _SIDE + 22
 _LINES = {"question": 2, "answer": 3, "reference": 2}
 _STEP = 17
+_MOST_IMAGES = 9
 
 
 class Shown(Protocol):
@@ -31,7 +33,10 @@ class Shown(Protocol):
 def draw_sheet(
     title: str, answers: Sequence[Shown], pixels: Sequence[np.ndarray | None], config: LlavaConfig, most: int = 20
 ) -> bytes:
-    """A PNG with a row for each of the first ``most`` answers. ``pixels``: their tiles, float32 [N, 3, S, S]."""
+    """A PNG with a row for each of the first ``most`` answers.
+
+    ``pixels``: the tiles that show their images, one for each, float32 [N, 3, S, S].
+    """
     kept = answers[:most]
     pen = Pen(_WIDTH, _HEAD + len(kept) * _ROW + _MARGIN)
     exact, overlap = (sum(getattr(item, name) for item in answers) for name in ("exact_match", "rouge_l"))
@@ -40,7 +45,8 @@ def draw_sheet(
     more = f"; the first {most} of {len(answers)}" if len(answers) > most else ""
     pen.text((_MARGIN, 38), note + more, 12, FAINT)
     for number, (answer, tiles) in enumerate(zip(kept, pixels, strict=False)):
-        _row(pen, answer, None if tiles is None else as_picture(tiles[0], config.image), _HEAD + number * _ROW)
+        shown = [] if tiles is None else [as_picture(tile, config.image) for tile in tiles[:_MOST_IMAGES]]
+        _row(pen, answer, shown, _HEAD + number * _ROW)
     return pen.png(photos=True)
 
 
@@ -50,12 +56,15 @@ def as_picture(tile: np.ndarray, image: ImageConfig) -> Image.Image:
     return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _row(pen: Pen, answer: Shown, picture: Image.Image | None, top: float) -> None:
+def _row(pen: Pen, answer: Shown, pictures: Sequence[Image.Image], top: float) -> None:
     pen.line([(_MARGIN, top), (_WIDTH - _MARGIN, top)], LINE)
     y = top + 11
-    if picture is not None:
-        pen.paste(picture, (_MARGIN, y), _SIDE)
-    else:
+    across = math.ceil(math.sqrt(len(pictures)))
+    for place, picture in enumerate(pictures):
+        step = _SIDE // across
+        at = (_MARGIN + place % across * step, y + place // across * step)
+        pen.paste(picture, at, step - (2 if across > 1 else 0))
+    if not pictures:
         pen.text((_MARGIN + _SIDE / 2, y + _SIDE / 2), "no image", 12, FAINT, "mm")
     left = _MARGIN + _SIDE + 18
     colour = RIGHT if answer.exact_match else WRONG

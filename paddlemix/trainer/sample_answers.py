@@ -214,10 +214,18 @@ class SampleAnswers:
         ends = (self.tokenizer.eos_id, self.config.text.eos_token_id, asked.end)
         return tuple(dict.fromkeys(token for token in ends if token is not None))
 
+    def _shown(self, asked: Asked) -> np.ndarray | None:
+        """The tiles that show the images: all views of an object, the first tile of every other image."""
+        samples = getattr(self.dataset, "samples", None)
+        if asked.pixels is None or (samples is not None and samples[asked.index].views is not None):
+            return asked.pixels
+        counts = [layout.tiles for layout in asked.layouts]
+        return asked.pixels[np.cumsum([0, *counts[:-1]])]
+
     def _write(self, trainer: Evaluating, answers: Sequence[SampleAnswer]) -> None:
         step = trainer.state.global_step
         stem = self.folder / f"step-{step:06d}"
-        pictures = {asked.index: asked.pixels for asked in self._asked or ()}
+        pictures = {asked.index: self._shown(asked) for asked in self._asked or ()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"step": step, **asdict(answer)}, ensure_ascii=False) + "\n" for answer in answers]

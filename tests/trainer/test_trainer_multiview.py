@@ -95,3 +95,25 @@ def test_a_tower_tuned_beside_adapters_lies_in_the_adapter_folder(home):
     after = train(home, lora=True, lora_rank=2, tune_entire_model=True)
     assert np.abs(after[LAYER.format(0)] - before[LAYER.format(0)]).max() > 1e-4
     assert (home / "out" / "lora_config.json").is_file()
+
+
+def test_sample_answers_of_objects_are_those_of_a_prediction_and_the_sheet_has_every_view(home, monkeypatch):
+    from paddlemix.trainer import sample_answers
+
+    shown, draw = [], sample_answers.draw_sheet
+    monkeypatch.setattr(
+        sample_answers,
+        "draw_sheet",
+        lambda *given: shown.append([p if p is None else len(p) for p in given[2]]) or draw(*given),
+    )
+    entry = {"name": "mv_dataset", "data_files": str(home / "rows.json"), "image_folder": str(home)}
+    parts = {part: [entry] for part in ("train", "eval", "test")}
+    asked = {"eval_generate": 4, "eval_generate_tokens": 6, "max_new_tokens": 6, "do_eval": True, "do_predict": True}
+    train(home, dataset=parts, lora=True, lora_rank=2, **asked)
+    texts = [
+        (home / "out" / name).read_text() for name in ("eval_answers/step-000002.jsonl", "generated_predictions.jsonl")
+    ]
+    said, predicted = ([json.loads(line) for line in text.splitlines()] for text in texts)
+    assert [one["answer"] for one in said] == [one["predict"].strip() for one in predicted]
+    assert len({one["answer"] for one in said}) > 2
+    assert shown[0] == [4, 4, 1, None]
