@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from paddlemix.checkpoint.save import save_model
 from paddlemix.settings.run.loader import load_settings
+from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer import checkpointing
 from paddlemix.utils import files
 from paddlemix.utils.errors import CheckpointError, ConfigError, TrainingError
-from tests.tiny import tiny_image
+from tests.tiny import tiny_image, tiny_model, tiny_tokenizer_folder
 from tests.trainer.run_kit import arguments, go, with_eval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +68,17 @@ def test_a_full_run_leaves_a_complete_folder_and_the_console_tells_what_counts(p
     assert {"train_results.json", "eval_results.json", "trainer_state.json"} <= {item.name for item in out.iterdir()}
     assert load_settings(arguments_from(out / "training_settings.json")).training.learning_rate == 1e-3
     assert isinstance(answer(out), str)
+
+
+def test_a_model_without_a_tower_is_not_asked_about_an_image(tmp_path, capsys):
+    model = tiny_model(vision=None, image=None)
+    save_model(tmp_path / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "three"}]
+    (tmp_path / "train.json").write_text(json.dumps([{"conversations": turns}] * 2))
+    go(tmp_path, tmp_path / "out", image_folder=None, num_train_epochs=1)
+    shown = capsys.readouterr().out
+    assert f"chat --model-path {tmp_path / 'out'}" in shown
+    assert "--image-file" not in shown
 
 
 def arguments_from(file):
