@@ -127,6 +127,10 @@ REPORTERS = {
 }
 
 
+SERVERS = ("wandb", "swanlab")
+"""Those that send their numbers to a server, unless NAME_MODE is offline."""
+
+
 def require_reporters(settings: TrainingSettings) -> None:
     """ConfigError for a program of ``report_to`` whose package is not installed, with the line that installs it."""
     for name in settings.training.report_to or ():
@@ -175,9 +179,10 @@ class Reports:
         except _errors_of(package) as error:
             with contextlib.suppress(OSError):  # not empty: it says more
                 self._job.folder.rmdir()
+            server = f"log in with its own command, set {name.upper()}_MODE=offline, or " if name in SERVERS else ""
             raise ConfigError(
-                f'"report_to" names {name}, which cannot begin ({type(error).__name__}: {shown(error)}); log in with '
-                f"its own command, or take {name} out of report_to"
+                f'"report_to" names {name}, which cannot begin ({type(error).__name__}: {shown(error)}); {server}take '
+                f"{name} out of report_to"
             ) from error
 
     def log(self, logs: dict[str, Any], step: int) -> None:
