@@ -27,7 +27,7 @@ from paddlemix.utils.paths import expanded, path_at
 if TYPE_CHECKING:
     from paddlemix.annotate.batch import Job, Progress
 
-OPTIONS = replace(FLAGS, template="--template NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--template NAME")
 EVERY_SECONDS = 10.0
 """Without a terminal, progress is a line this often."""
 

@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from paddlemix.annotate.scripts import Script
 from paddlemix.generation.features import Picture
+from paddlemix.generation.load import load_predictor
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
 from paddlemix.text.messages import Message
@@ -35,7 +36,7 @@ class Annotator:
     def load(cls, path: str, *, decoding: Decoding | None = None, **opening: "Unpack[Opening]") -> "Annotator":
         """Open a model as the chat does. Its template is v1, which it was trained with, unless ``conv_mode`` says."""
         opening.setdefault("conv_mode", "v1")
-        predictor = Predictor.load(path, **opening)
+        predictor = load_predictor(path, **opening)
         if predictor.processor is None:
             raise ConfigError(f"{path} has no vision tower; give a model that sees")
         return cls(predictor, predictor.decoding(decoding))

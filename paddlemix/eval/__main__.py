@@ -44,7 +44,7 @@ DEBUG = "show the traceback of an error"
 VERBS = ("run", "merge", "score", "compare", "report", "upload", "review", "summarize", "judge", "list")
 WRITTEN = {"compare": (".md", ".json", ".png", ".html"), "report": (".md", ".json", ".png")}
 """What files a verb writes, by their endings."""
-OPTIONS = replace(FLAGS, template="--conv-mode NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:

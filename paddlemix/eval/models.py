@@ -66,9 +66,9 @@ class Model:
         """Load the weights. Paddle is imported here."""
         device.before_asking(self.opening.get("device"))
         from paddlemix.eval.asking import Asker
-        from paddlemix.generation.predictor import Predictor
+        from paddlemix.generation.load import load_predictor
 
-        return Asker(Predictor.load(self.path, **self.opening), max_new_tokens)
+        return Asker(load_predictor(self.path, **self.opening), max_new_tokens)
 
     def first_prompt(self, item: Item) -> str:
         """The prompt of an item's first turn as the model gets it, without loading weights; images stay marks."""

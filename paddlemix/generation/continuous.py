@@ -256,7 +256,7 @@ class ContinuousBatch:
     def _take(self, rows: list[Row], scores: paddle.Tensor) -> list[tuple[Row, int]]:
         """Pick the next id of each row and end those that have theirs."""
         try:
-            picked = pick(scores, [row.sampler for row in rows], [row.ids for row in rows])
+            picked = self._pick(scores, rows)
         except BackendError as error:
             return self._take_sound(rows, scores, error)
         for row, token in zip(rows, picked, strict=True):
@@ -264,6 +264,9 @@ class ContinuousBatch:
             if token in row.decoding.ends or len(row.ids) >= row.decoding.max_new_tokens:
                 self._release(row, "done")
         return list(zip(rows, picked, strict=True))
+
+    def _pick(self, scores: paddle.Tensor, rows: list[Row]) -> list[int]:
+        return pick(scores, [row.sampler for row in rows], [row.ids for row in rows])
 
     def _take_sound(self, rows: list[Row], scores: paddle.Tensor, error: BackendError) -> list[tuple[Row, int]]:
         """One row with scores that are not finite fails alone."""

@@ -31,8 +31,9 @@ from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
-from paddlemix.imaging.processor import Frames, ImageProcessor
+from paddlemix.imaging.processor import Frames, ImageProcessor, Processed
 from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.messages import Conversation, Message, placed_messages, question
 from paddlemix.text.render import render
@@ -45,7 +46,7 @@ from paddlemix.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class Opening(TypedDict, total=False):
@@ -98,16 +99,18 @@ class Predictor:
         self.loaded: Loaded | None = None
 
     @classmethod
-    def load(cls, path: str | Path, **opening: "Unpack[Opening]") -> "Predictor":
+    def load(cls, path: str | Path, *, parallel: TensorParallel = ALONE, **opening: "Unpack[Opening]") -> "Self":
         """Open what is in ``path``: an original, llava-hf or own folder, a LoRA adapter, or a projector.
 
-        Of ``generation_config.json`` the ending ids are taken, and nothing of how to sample.
+        Of ``generation_config.json`` the ending ids are taken, and nothing of how to sample. ``parallel``: this process
+        is one of several that share the model (``generation.load.load_predictor`` starts them).
         """
         conv_mode, lora = opening.pop("conv_mode", None), opening.setdefault("lora", "merge")
         beside = opening.pop("beside", None)
         chosen = devices.choose(opening.pop("device", None), opening.pop("dtype", None))
         paddle.set_device(chosen.name)
-        loaded = load_model(path, dtype=chosen.dtype, beside=None if beside is None else beside.loaded, **opening)
+        share = None if beside is None else beside.loaded
+        loaded = load_model(path, dtype=chosen.dtype, beside=share, parallel=parallel, **opening)
         if lora == "merge":
             loaded.model.prepare_inference()
         config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)
@@ -156,13 +159,16 @@ class Predictor:
 
         def encoded() -> Picture:
             processed = self.processor.video(frames)
-            return Picture(key, processed.layout, encode_images(self.model, processed.pixels))
+            return self._made(key, processed)
 
         return self.features.get(key, encoded)
 
     def _encoded(self, image: Prepared) -> Picture:
         among = None if image.among is None else self._encoded(image.among)
-        return Picture(image.key, image.processed.layout, encode_images(self.model, image.processed.pixels), among)
+        return self._made(image.key, image.processed, among)
+
+    def _made(self, key: bytes, processed: Processed, among: Picture | None = None) -> Picture:
+        return Picture(key, processed.layout, encode_images(self.model, processed.pixels), among)
 
     def question(self, text: str, pictures: int = 0) -> list[Message]:
         """The messages of a person's question with so many images, as the model's template wants them."""
@@ -259,7 +265,7 @@ class Predictor:
             for number, (prompt, draw) in source:
                 yield number, self.stream(prompt, decoding, draw=draw).read()
             return
-        batch = ContinuousBatch(self.model, slots, prefixes=self.prefixes)
+        batch = self.new_batch(slots)
         open_rows: dict[Row, tuple[int, AnswerReader]] = {}
         while True:
             while len(open_rows) < slots and (taken := next(source, None)) is not None:
@@ -275,6 +281,10 @@ class Predictor:
                 batch.cancel(row)
                 number, reader = open_rows.pop(row)
                 yield number, reader.answer(row.sampler)
+
+    def new_batch(self, slots: int, *, keep_answers: bool = False) -> ContinuousBatch:
+        """Rows of the model that share its steps, and what was kept of earlier prompts."""
+        return ContinuousBatch(self.model, slots, prefixes=self.prefixes, keep_answers=keep_answers)
 
     def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""

@@ -27,6 +27,7 @@ Values = TypeVar("Values", np.ndarray, Tensor)
 class TensorParallel:
     """This process's place among the ``size`` devices that share a model. ``group``: paddle's, None for all.
 
+    ``name``: how the person has given the number of devices.
     ``runtime``: what this process computes with. A model puts it in (``on``) before it hands this to its layers.
     """
 
@@ -34,6 +35,7 @@ class TensorParallel:
     size: int = 1
     group: Any = None
     runtime: Runtime | None = None
+    name: str = '"tensor_parallel_degree"'
 
     def on(self, runtime: Runtime | None = None) -> "TensorParallel":
         """The same place with ``runtime``; None: with the one it has, else with that of the device and environment."""
@@ -52,7 +54,7 @@ class TensorParallel:
         """
         if what and total < self.size:
             raise ConfigError(
-                f'"tensor_parallel_degree" is {self.size}, but the model has only {total} {what}: every device needs '
+                f"{self.name} is {self.size}, but the model has only {total} {what}: every device needs "
                 f"at least one; write {total} or less"
             )
         return Share(self, total)

@@ -19,6 +19,7 @@ from typing import TypeVar
 from paddlemix.generation.answers import AnswerReader
 from paddlemix.generation.continuous import ContinuousBatch, Row
 from paddlemix.generation.features import Picture
+from paddlemix.generation.group import GroupLostError
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import TokenLogprob
 from paddlemix.serve.clean import CleanText
@@ -170,7 +171,7 @@ class Engine:
         self._lanes = {name: _Lane(found, self._new_batch(found)) for name, found in self.predictors.items()}
 
     def _new_batch(self, predictor: Predictor) -> ContinuousBatch:
-        return ContinuousBatch(predictor.model, self.slots, prefixes=predictor.prefixes, keep_answers=True)
+        return predictor.new_batch(self.slots, keep_answers=True)
 
     def _turn(self) -> None:
         """What has arrived, then one image or prompt, then one step."""
@@ -212,6 +213,8 @@ class Engine:
             self._fail(job, error)
         except (ConfigError, DataError) as error:
             self._fail(job, refused(str(error), "messages"))
+        except GroupLostError:
+            raise
         except Exception:  # noqa: BLE001 - one request must not end the server
             get_logger(__name__).exception(f"{question.id}: the prompt failed")
             self._fail(job, failed(question.id))
@@ -233,12 +236,11 @@ class Engine:
     def _step(self, batch: ContinuousBatch) -> None:
         try:
             new = batch.step()
+        except GroupLostError:
+            raise
         except Exception:  # noqa: BLE001 - the rows at fault fail, the others go on
             get_logger(__name__).exception("a step of the model failed")
-            for row in batch.at_fault():
-                batch.cancel(row)
-                if row in self._jobs:
-                    self._fail(self._jobs[row], failed(self._jobs[row].question.id))
+            self._drop_faulty(batch)
             return
         self.metrics.step(len(new))
         now, found = time.monotonic(), {}
@@ -252,6 +254,12 @@ class Engine:
         for row in [row for row in self._jobs if row.error is not None]:
             if row in self._jobs:
                 self._fail(self._jobs[row], unavailable(str(row.error), "not_finite"))
+
+    def _drop_faulty(self, batch: ContinuousBatch) -> None:
+        for row in batch.at_fault():
+            batch.cancel(row)
+            if row in self._jobs:
+                self._fail(self._jobs[row], failed(self._jobs[row].question.id))
 
     def _read(self, job: Job, row: Row, token: int, now: float) -> list[Event]:
         """The events that one new id gives."""

@@ -37,7 +37,7 @@ from paddlemix.utils.paths import expanded, path_at
 if TYPE_CHECKING:
     from paddlemix.serve.limits import Limits
 
-OPTIONS = replace(FLAGS, template="--conv-mode NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +91,8 @@ def _run(argv: list[str]) -> int:
         from paddlemix.text import templates
 
         templates.get(args.conv_mode)
-    from paddlemix.generation.predictor import Predictor  # first: without paddle nothing else is of use
+    from paddlemix.generation.load import load_predictor  # first: without paddle nothing else is of use
+    from paddlemix.generation.predictor import Predictor
     from paddlemix.serve.running import Serving, serve
     from paddlemix.utils import device
 
@@ -100,6 +101,8 @@ def _run(argv: list[str]) -> int:
     how["dtype"] = args.dtype or how["dtype"]
     names = names_of(args)
     adapters = adapters_of(args, names)
+    if adapters and args.num_gpus > 1:
+        raise ConfigError("--lora needs one card; leave out --num-gpus, or merge the adapter (paddlemix merge)")
     serving = Serving(args.host, args.port, names, limits_of(args), access, args.log_prompts,
                       args.controller_address, args.worker_address, token)  # fmt: skip
     if adapters:
@@ -111,7 +114,7 @@ def _run(argv: list[str]) -> int:
     with strict_config(args.strict_config):
         return serve(
             serving,
-            lambda: Predictor.load(args.model_path, **how),
+            lambda: load_predictor(args.model_path, **how),
             {name: over(path) for name, path in adapters.items()},
         )
 

@@ -23,7 +23,7 @@ from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags,
 from paddlemix.utils.paths import expanded, path_at
 from paddlemix.utils.shown import readable
 
-OPTIONS = replace(FLAGS, template="--conv-mode NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 NAMED = 5
 
 

@@ -41,6 +41,18 @@ _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+def free_ports(count: int) -> list[int]:
+    """So many different ports of this machine that nobody listens at."""
+    found = [socket.socket() for _ in range(count)]
+    try:
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
+    finally:
+        for one in found:
+            one.close()
+
+
 @dataclass(frozen=True)
 class Address:
     """An http(s) address in parts. ``host`` is ASCII without brackets, ``target`` the quoted path and query."""

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table of environment flags: name, kind, default, meaning. ``os.environ`` is read in this file only."""
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from paddlemix.utils.errors import ConfigError
@@ -146,6 +148,26 @@ def set_default(name: str, value: str) -> bool:
 def put(name: str, value: str) -> None:
     """Set a foreign variable for this process and those that it starts."""
     os.environ[name] = value
+
+
+def all_with(changes: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that this one starts: its own with ``changes``."""
+    return {**os.environ, **changes}
+
+
+@contextlib.contextmanager
+def within(changes: Mapping[str, str]) -> Iterator[None]:
+    """Foreign variables that hold within the block only."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def check_all() -> None:

@@ -35,6 +35,8 @@ class Options:
     """How another folder is chosen for what is written."""
     new_projector: str | None = None
     """How a new projector is asked for; None where nothing trains."""
+    cards: str = "cards"
+    """How the number of cards that share a model is given."""
     strict_config: str = "paddlemix.utils.options.strict_config"
     """How unknown keys of a model's config.json are made errors."""
 
@@ -89,6 +91,8 @@ def device_flags(parser: ArgumentParser) -> None:
     """Where a model computes, and whether in float16."""
     best = "cpu, gpu, npu, or one of them with :N (default: the best there is)"
     parser.add_argument("--device", help=best)
+    share = "cards that share the model, which are then the first of their kind (default 1)"
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=share)
     half = "compute in float16 (default: bfloat16 where the device has it)"
     parser.add_argument("--fp16", action="store_true", help=half)
 
@@ -127,7 +131,10 @@ def refuse_low_bits(args: Namespace) -> None:
 
 def opening(args: Namespace) -> dict[str, Any]:
     """The arguments of ``Predictor.load`` that ``model_flags`` and ``device_flags`` were given."""
+    if not 1 <= args.num_gpus <= 64:
+        raise ConfigError(f"--num-gpus {args.num_gpus}: expected 1 to 64, the cards that share the model")
     return {
+        **({"cards": args.num_gpus} if args.num_gpus > 1 else {}),
         "base": args.base,
         "vision_tower": args.vision_tower,
         "projector": args.projector,

@@ -46,7 +46,7 @@ DEFAULT_TEMPERATURE = 0.2
 DEFAULT_MODEL = "paddlemix/llava/llava-v1.5-7b"
 DEFAULT_SIZE = "about 14 GB"
 """13.5 GB of weights in 16 bits and the small files."""
-OPTIONS = replace(FLAGS, template="--conv-mode NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 REPEAT = 4
 
-OPTIONS = replace(FLAGS, template="--conv-mode NAME")
+OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 
 
 def parser() -> argparse.ArgumentParser:
