@@ -6,12 +6,15 @@
     python tools/bench.py {validate,start} [--help]  (a look at 100,000 rows, the start over a million: bench_start.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
     python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
+    python tools/bench.py all [--help]           (growth over tiles, rows, context, rounds: tools/bench_growth.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
         [--json FILE]
 
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
-which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING), and
-ours/peer (HF transformers, run by the interpreter given with --peer; not for chat, where the work would differ).
+which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING; not for
+batch, which would take minutes), and ours/peer (HF transformers, run by the interpreter given with --peer; not for
+chat, where the work would differ). Shares: what the work takes at least, by the rates of large matrix products and of reading
+memory that were measured in the same run (tools/bench_limits.py).
 chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
 encode the image and prefill the whole conversation again. batch: 8 answers of 32 tokens, together and one by one.
 """
@@ -22,7 +25,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -46,6 +48,10 @@ SHAPES: dict[str, dict[str, int]] = {
 """``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
 
 KINDS = ("vision", "prefill", "decode", "batch", "chat")
+OTHERS = ("load", "head", "train")
+"""Kinds with a command of their own in ``tools/bench_<kind>.py``."""
+WORKERS = ("head", "train", "limits", "growth")
+"""Kinds whose worker is the function ``work`` of that file."""
 
 
 class Contestant:
@@ -81,37 +87,61 @@ class Contestant:
 def measure(kind: str, shape: str, repeat: int, peer: str | None) -> dict[str, Any]:
     """Run all contestants interleaved; medians in seconds and ratios."""
     spec = {"kind": kind, **SHAPES[shape]}
+    from tools.bench_limits import shares
+
     peer = None if kind == "chat" else peer
     ours = [sys.executable, str(Path(__file__).resolve()), "--worker"]
     with ExitStack() as stack:
-        contestants = [Contestant("tuned", ours, spec), Contestant("untuned", ours, spec, tuned=False)]
+        limits = Contestant("limits", ours, {"kind": "limits"})
+        contestants = [Contestant("tuned", ours, spec)]
+        if kind != "batch":
+            contestants.append(Contestant("untuned", ours, spec, tuned=False))
         if peer:
             from tools.bench_peer import WORKER
 
             contestants.append(Contestant("peer", [peer, "-c", WORKER], spec))
-        for contestant in contestants:
+        for contestant in (limits, *contestants):
             stack.callback(contestant.close)
-            contestant.ask()  # warm up
+            if (kind, contestant.name) != ("batch", "tuned"):  # it has a shorter way, of its own
+                contestant.ask()  # warm up
         for _ in range(repeat):
-            for contestant in contestants:
+            for contestant in (limits, *contestants):
                 contestant.times.append(contestant.ask())
-    tuned, untuned, *others = contestants
-    stages = list(tuned.times[0])
-    ratios = {f"tuned/untuned {stage}": tuned.median(stage) / untuned.median(stage) for stage in stages}
-    for other in others:
-        for stage in stages:
-            if stage in other.times[0]:
-                ratios[f"ours/peer {stage}"] = tuned.median(stage) / other.median(stage)
+    ratios = _ratios({item.name: item for item in contestants}, kind)
+    medians = {f"{item.name} {stage}": item.median(stage) for item in contestants for stage in item.times[0]}
+    rates = {name: limits.median(name) for name in limits.times[0]}
+    near = {f"{item.name} {stage}": shares(stage, item.median(stage), spec, rates) for item in contestants
+            for stage in item.times[0]}  # fmt: skip
+    return {
+        "kind": kind, "shape": shape, "repeat": repeat, "seconds": medians, "ratios": ratios, "limits": rates,
+        "shares": {name: found for name, found in near.items() if found},
+    }  # fmt: skip
+
+
+def _ratios(contestants: dict[str, Contestant], kind: str) -> dict[str, float]:
+    tuned, ratios = contestants["tuned"], {}
+    for name, label in (("untuned", "tuned/untuned"), ("peer", "ours/peer")):
+        for stage in contestants[name].times[0] if name in contestants else ():
+            if stage in tuned.times[0]:
+                ratios[f"{label} {stage}"] = tuned.median(stage) / contestants[name].median(stage)
     for length in ("short", "long") if kind == "batch" else ():
         ratios[f"8 {length}, alone/together"] = tuned.median(f"8 {length} alone") / tuned.median(f"8 {length} together")
     if kind == "chat":
         ratios["round 2 first token, kept/again"] = tuned.median("kept") / tuned.median("again")
-    medians = {f"{item.name} {stage}": item.median(stage) for item in contestants for stage in item.times[0]}
-    return {"kind": kind, "shape": shape, "repeat": repeat, "seconds": medians, "ratios": ratios}
+    return ratios
 
 
 def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Build the model of ``spec`` with random weights; the returned function does the work once."""
+    """Build the model of ``spec``; the returned function does the work once."""
+    from tools.bench_batch import batch
+    from tools.bench_chat import chat
+
+    kinds = {"vision": vision, "prefill": prefill, "decode": decode, "batch": batch, "chat": chat}
+    return kinds[spec["kind"]](build(spec), spec)
+
+
+def build(spec: dict[str, Any]) -> Any:
+    """The model of ``spec`` with random weights, ready to answer, on a tuned CPU."""
     import paddle
 
     from paddlemix.models.llava import build_empty, init_weights
@@ -121,11 +151,7 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     paddle.set_grad_enabled(False)
     model = build_empty(model_config(spec))
     init_weights(model, seed=0)
-    model.prepare_inference()
-    from tools.bench_batch import batch
-
-    kinds = {"vision": vision, "prefill": prefill, "decode": decode, "batch": batch, "chat": chat}
-    return kinds[spec["kind"]](model, spec)
+    return model.prepare_inference()
 
 
 def vision(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
@@ -173,41 +199,6 @@ def feeder(model: Any, spec: dict[str, Any]) -> Callable[[int, int, Any], int]:
     return feed
 
 
-def chat(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Round 1 asks about an image; round 2 asks again, once in the same session and once in one that kept nothing."""
-    import paddle
-    from PIL import Image
-
-    from paddlemix.demo.model import write_tokenizer
-    from paddlemix.generation.predictor import Predictor
-    from paddlemix.generation.session import ChatSession
-    from paddlemix.imaging.processor import ImageProcessor
-    from paddlemix.text import templates
-    from paddlemix.text.tokenizer import load_tokenizer
-
-    question = "what is in the image and where does it stand tell me more about the red circle on the left"
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), [question, " ".join(question.split()[::-1])])
-        tokenizer = load_tokenizer(folder)
-    processor = ImageProcessor(model.config.image, model.config.vision)
-    picture = Image.effect_mandelbrot((640, 480), (-2, -1.5, 1, 1.5), 100).convert("RGB")
-
-    def fresh() -> ChatSession:
-        return ChatSession(Predictor(model, tokenizer, processor, templates.get(model.config.template)))
-
-    def again(session: ChatSession) -> None:
-        model.encode_images(paddle.to_tensor(processor(picture).pixels))
-        session.answer(question, max_new_tokens=1)
-
-    def run() -> dict[str, float]:
-        session, other = fresh(), fresh()
-        session.answer(question[:22], [picture], max_new_tokens=spec["tokens"])
-        other.turns = list(session.turns)  # their features come along, so the encoding is done beside it
-        return {"kept": timed(lambda: session.answer(question, max_new_tokens=1)), "again": timed(lambda: again(other))}
-
-    return run
-
-
 def model_config(spec: dict[str, int]) -> Any:
     """The LlavaConfig of a shape."""
     from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
@@ -233,7 +224,7 @@ def timed(action: Callable[[], Any]) -> float:
 def worker(spec: dict[str, Any]) -> None:
     """Answer each line of stdin with one line of JSON."""
     kind = spec["kind"]
-    run = importlib.import_module(f"tools.bench_{kind}").work(spec) if kind in ("head", "train") else work(spec)
+    run = importlib.import_module(f"tools.bench_{kind}").work(spec) if kind in WORKERS else work(spec)
     for _ in sys.stdin:
         print(json.dumps(run()), flush=True)
 
@@ -245,6 +236,10 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<28}{seconds * 1000:10.1f} ms"
     for name, ratio in result["ratios"].items():
         yield f"  {name:<48}{ratio:7.3f}"
+    product, read = (result["limits"][name] / 1e9 for name in ("product", "read"))
+    yield f"  limits: matrix products {product:.0f} GFLOP/s, reading memory {read:.1f} GB/s; shares of them:"
+    for name, share in result["shares"].items():
+        yield f"  {name:<28}{share['product']:10.0%} of the products {share['read']:10.0%} of the memory"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -253,7 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
         return 0
-    if arguments[:1] in (["load"], ["head"], ["train"]):
+    if arguments[:1] == ["all"]:
+        return importlib.import_module("tools.bench_growth").main(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
         return importlib.import_module(f"tools.bench_{arguments[0]}").main(arguments[1:])
     if arguments[:1] in (["order"], ["rows"]):
         from tools.bench_data import main as data

@@ -24,6 +24,7 @@ def batch(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
         return [Prompt(tuple(int(token) for token in row), "", ()) for row in rows]
 
     short, long = prompts(SHORT), prompts(spec["prompt"])
+    answers(model, short, REQUESTS)  # warm up
 
     def run() -> dict[str, float]:
         return {
