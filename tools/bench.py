@@ -13,8 +13,8 @@
 Every contestant is a process of its own with one thread, asked in turn (A B C A B C ...). The unit is process CPU time,
 which other load on the machine hardly moves; medians are printed. Ratios: tuned/untuned (PADDLEMIX_CPU_TUNING; not for
 batch, which would take minutes), and ours/peer (HF transformers, run by the interpreter given with --peer; not for
-chat, where the work would differ). Shares: what the work takes at least, by the rates of large matrix products and of reading
-memory that were measured in the same run (tools/bench_limits.py).
+chat, where the work would differ). Shares: what the work takes at least, by the rates of large matrix products and of
+reading memory that were measured in the same run (tools/bench_limits.py).
 chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
 encode the image and prefill the whole conversation again. batch: 8 answers of 32 tokens, together and one by one.
 """
