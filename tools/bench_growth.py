@@ -9,6 +9,7 @@ one session, and of the same rounds when image and conversation are run again. C
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -135,6 +136,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--png", type=Path, help="draw the curves into this file (matplotlib)")
     args = parser.parse_args(argv)
+    if args.png and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--png needs matplotlib, which is not installed: pip install matplotlib, or leave --png out")
     spec = {"kind": "growth", **SHAPES[args.shape], "context": CONTEXT[args.shape]}
     contestant = Contestant("ours", [sys.executable, str(ROOT / "tools" / "bench.py"), "--worker"], spec)
     contestant.ask()  # warm up
