@@ -6,6 +6,7 @@
     python tools/bench.py {validate,start} [--help]  (a look at 100,000 rows, the start over a million: bench_start.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
     python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
+    python tools/bench.py serve [--help]         (a worker under load and abuse: tools/bench_serve.py)
     python tools/bench.py all [--help]           (growth over tiles, rows, context, rounds: tools/bench_growth.py)
     python tools/bench.py {vision,prefill,decode,batch,chat} [--shape tiny|mid] [--repeat N] [--peer PYTHON]
         [--json FILE]
@@ -48,7 +49,7 @@ SHAPES: dict[str, dict[str, int]] = {
 """``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
 
 KINDS = ("vision", "prefill", "decode", "batch", "chat")
-OTHERS = ("load", "head", "train")
+OTHERS = ("load", "head", "train", "serve")
 """Kinds with a command of their own in ``tools/bench_<kind>.py``."""
 WORKERS = ("head", "train", "limits", "growth")
 """Kinds whose worker is the function ``work`` of that file."""

@@ -56,10 +56,7 @@ def access_of(host: str, keys: Sequence[str], key_file: Path | None) -> Access:
     """The access of a server that is bound to ``host``; ConfigError for an open one without a key."""
     found = [*keys]
     if key_file is not None:
-        lines = read_text(key_file, ConfigError).splitlines()
-        found += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise ConfigError(f"{key_file}: holds no key; write one a line, of {SHORTEST} characters or more")
+        found += keys_of(key_file)
     for key in found:
         _check_form(key)
     if not found and host not in LOOPBACK:
@@ -67,6 +64,15 @@ def access_of(host: str, keys: Sequence[str], key_file: Path | None) -> Access:
             f"--host {host} lets other machines ask; give --api-key-file FILE (or --api-key KEY), or --host 127.0.0.1"
         )
     return Access.of(found)
+
+
+def keys_of(file: Path) -> list[str]:
+    """The keys of a file; ConfigError when it holds none."""
+    lines = read_text(file, ConfigError).splitlines()
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise ConfigError(f"{file}: holds no key; write one a line, of {SHORTEST} characters or more")
+    return found
 
 
 def token_of(file: Path) -> str:

@@ -83,6 +83,8 @@ class Engine:
         self.metrics = metrics
         self.waiting = self.running = 0
         self.fault: str | None = None
+        self.at_fault: Callable[[], None] = lambda: None
+        """Called by the engine's thread when it ends by itself (``fault``)."""
         self.predictors: dict[str, Predictor] = {}
         self._load = load
         self._adapters = dict(adapters or {})
@@ -161,6 +163,8 @@ class Engine:
                 while True:
                     self._commands.get_nowait()()
             self._fail_all(unavailable("the model can no longer be asked", "engine_failed"))
+            if self.fault is not None:
+                self.at_fault()
 
     def _open(self) -> None:
         base = self._load()

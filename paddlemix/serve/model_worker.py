@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     flag("host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another one needs an API key)")
     flag("port", type=int, default=21002, help="port to listen on (default 21002; 0: any free one)")
     flag("model-names", metavar="A,B", help="what requests call the model (default: its folder's name)")
+    flag("cards", metavar="I,J", help="a worker on each of these cards, behind one address (0,1,2,3)")
     flag("lora", action="append", default=[], metavar="NAME=PATH",
          help="an adapter over the model, asked for by NAME (may be given several times)")  # fmt: skip
     flag("conv-mode", help="conversation template instead of the model's own")
@@ -83,6 +84,7 @@ def _run(argv: list[str]) -> int:
     args = parser().parse_args(dashed(argv))
     _check(args)
     from paddlemix.serve.access import LOOPBACK, access_of, token_of
+    from paddlemix.serve.cards import cards_of, serve_cards
 
     access = access_of(args.host, args.api_key, args.api_key_file)
     token = "" if args.controller_token_file is None else token_of(args.controller_token_file)
@@ -91,14 +93,17 @@ def _run(argv: list[str]) -> int:
         from paddlemix.text import templates
 
         templates.get(args.conv_mode)
+    how = {**opening(args), "conv_mode": args.conv_mode}
+    how["dtype"] = args.dtype or how["dtype"]
+    cards = cards_of(args)
+    if cards:
+        return serve_cards(cards, args, argv)
     from paddlemix.generation.load import load_predictor  # first: without paddle nothing else is of use
     from paddlemix.generation.predictor import Predictor
     from paddlemix.serve.running import Serving, serve
     from paddlemix.utils import device
 
     device.before_asking(args.device)
-    how = {**opening(args), "conv_mode": args.conv_mode}
-    how["dtype"] = args.dtype or how["dtype"]
     names = names_of(args)
     adapters = adapters_of(args, names)
     if adapters and args.num_gpus > 1:

@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -57,6 +58,9 @@ def serve(
         sys.stderr.write(fit(predictor.about) + "\n")
     sys.stderr.write(f"model names: {', '.join((*serving.names, *(adapters or ())))}\n")
     server = asyncio.run(_serve(serving, engine, listener))
+    if engine.fault is not None:
+        sys.stderr.write(f"error: the engine has ended ({engine.fault}); the log above has the reason\n")
+        return 1
     engine.stop()
     if server.force_exit or not engine.join(10):
         # A step of the model, or a thread with a large image, would hold the process for as long as it takes.
@@ -77,6 +81,9 @@ async def _serve(serving: Serving, engine: Engine, listener: Listener) -> Server
         drain(worker)
 
     server = Server(worker.app(access, routes(worker)), serving.limits, stopping)
+    loop = asyncio.get_running_loop()
+    # Nothing can be answered without the engine: whoever watches the process starts it again.
+    engine.at_fault = lambda: loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
     if serving.controller is not None:
         own = serving.worker_address or address_of(listener)
         beat = HeartBeat(Registration(serving.controller, own, serving.token), lambda: status_of(worker))

@@ -2,7 +2,6 @@
 """Whether anybody still waits for an answer."""
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -11,6 +10,8 @@ from starlette.types import Receive
 from paddlemix.serve.guard import ClientGoneError
 
 T = TypeVar("T")
+_AGAIN = 0.05
+"""Seconds that a task has to end before it is cancelled once more."""
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -32,7 +33,13 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _ended(task: "asyncio.Future[Any]") -> None:
-    """Cancel a task and wait until it has cleaned up; its result is of no interest here."""
-    task.cancel()
-    with contextlib.suppress(BaseException):
-        await task
+    """Cancel a task and wait until it has cleaned up; its result is of no interest here.
+
+    2026-11, up to Python 3.11: ``asyncio.wait_for`` swallows a cancellation that comes when what it waits for is done,
+    and the task goes on for nobody. So it is cancelled until it has ended.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_AGAIN)
+    if not task.cancelled():
+        task.exception()  # looked at, so that it is not reported as forgotten
