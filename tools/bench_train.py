@@ -158,7 +158,7 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
         loss = model(**batch)
         loss.backward()
         optimizer.step()
-        optimizer.clear_grad()
+        optimizer.clear_grad(set_to_zero=False)
         return float(loss)
 
     return lambda: measured(step)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import paddle
 from paddle import Tensor
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
+from paddlemix.ops.lean import is_lean
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.registry import Registry
@@ -55,7 +57,11 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runt
 
     Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first.
     """
-    return SWIGLU(runtime, gate, up) if act is silu else _gated(act, gate, up)
+    if act is not silu:
+        return _gated(act, gate, up)
+    if up is not None and is_lean(runtime.device, gate, up):
+        return _Lean.apply(gate, up)
+    return SWIGLU(runtime, gate, up)
 
 
 def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
@@ -68,6 +74,22 @@ def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None) -> 
         half = gate.shape[-1] // 2
         gate, up = paddle.split(gate, [half, half], axis=-1)  # with sections: plug-ins of the NPU are known to have it
     return act(gate) * up
+
+
+class _Lean(PyLayer):
+    """``swiglu`` that computes silu(gate) again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).multiply_(up)
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensor()
+        act = silu(gate)
+        of_gate = paddle._C_ops.silu_grad(gate, act, slope * up)
+        return of_gate, act.multiply_(slope)
 
 
 SWIGLU = Operator(

@@ -176,7 +176,7 @@ class LoraLinear(Linear):
 
     def _low(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """``x A B * scaling``, the sum over the devices where they share the rows."""
-        return paddle.matmul(self._narrow(x, a), b) * self.scaling
+        return paddle.matmul(self._narrow(x, a) * self.scaling, b)
 
     def _narrow(self, x: Tensor, a: Tensor) -> Tensor:
         low = paddle.matmul(x, a)

@@ -5,9 +5,11 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
+from paddle.autograd import PyLayer, PyLayerContext
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
+from paddlemix.ops.lean import is_lean
 from paddlemix.ops.npu import fused
 from paddlemix.ops.rope_scaling import GrowingBase, attention_scaling, rotary_frequencies
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -74,8 +76,24 @@ class StepTables:
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor], runtime: Runtime) -> Tensor:
     """Turn ``x`` [B, L, H, D] by float32 tables of that shape or ``[B, L, 1, D]``: in float32, back in x's dtype."""
     cos, sin = tables
+    if is_lean(runtime.device, x):
+        return _Lean.apply(x, cos, sin, runtime)
     wide = to_dtype(x, paddle.float32)
     return to_dtype(wide * cos + _swapped(wide, runtime) * sin, x.dtype)
+
+
+class _Lean(PyLayer):
+    """``rotate`` in float32 that keeps the tables alone: the gradient is turned back by them."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor, cos: Tensor, sin: Tensor, runtime: Runtime) -> Tensor:
+        ctx.tables, ctx.runtime = (cos, sin), runtime
+        return (x * cos).add_(_swapped(x, runtime).multiply_(sin))
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.tables
+        return (slope * cos).add_(_swapped(slope * sin, ctx.runtime)), None, None
 
 
 def _swapped(x: Tensor, runtime: Runtime) -> Tensor:

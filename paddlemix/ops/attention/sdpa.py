@@ -6,15 +6,18 @@ same call in torch (measured), because it works through the half above the diago
 """
 
 import math
+from collections.abc import Iterator
 
 import paddle
 from paddle import Tensor
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops import compat
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
+from paddlemix.ops.lean import is_lean
 from paddlemix.ops.runtime import Runtime
 from paddlemix.ops.tracing import contiguous, size
 
@@ -123,26 +126,109 @@ def _step_bias(mask: Mask, keys: int | Tensor, batch: int, kv_heads: int, heads:
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
     """q ``[B, H, Lq, D]`` over k and v ``[B, Hk, Lk, D]``; ``dense`` [Lq, Lk] replaces the plain causal rule."""
+    if is_lean("cpu", q, k, v):
+        return _Lean.apply(q, k, v, mask, dense)
+    outs = [_answer(weights, v) for _, weights in _weights(q, k, mask, dense)]
+    return _joined(outs, q.shape)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Mask, dense: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each block of n query rows: its rows [B, Hk, G n, D], and their softmax [B, Hk, G n, seen] in the dtype of q.
+
+    G query heads share a key head; ``seen`` is how many keys the block sees at most.
+    """
     batch, heads, q_len, width = q.shape
     kv_heads, k_len = k.shape[1], k.shape[2]
     q = q.reshape([batch, kv_heads, heads // kv_heads, q_len, width])
     block = BLOCK if mask.causal else q_len
-    outs = []
     for first in range(0, q_len, block):
         last = min(first + block, q_len)
         seen = mask.reach(last, k_len)
         part = q if last - first == q_len else q[:, :, :, first:last]
-        keys, values = (k, v) if seen == k_len else (k[:, :, :seen], v[:, :, :seen])
         part = part.reshape([batch, kv_heads, heads // kv_heads * (last - first), width])
-        scores = paddle.matmul(part, keys, transpose_y=True)
+        scores = paddle.matmul(part, _seen(k, seen), transpose_y=True)
         scores = to_dtype(scores, paddle.float32)
         bias = _bias(mask, first, last, seen) if dense is None else dense[first:last, :seen]
         if bias is not None:
             shape = scores.shape
             scores = (scores.reshape([batch, heads, last - first, seen]) + bias).reshape(shape)
-        out = paddle.matmul(to_dtype(functional.softmax(scores, axis=-1), q.dtype), values)
-        outs.append(out.reshape([batch, heads, last - first, width]))
-    return outs[0] if len(outs) == 1 else paddle.concat(outs, axis=2)
+        yield part, to_dtype(functional.softmax(scores, axis=-1), q.dtype)
+
+
+def _seen(heads: Tensor, seen: int) -> Tensor:
+    """The first ``seen`` places of keys or values [B, Hk, Lk, D]."""
+    return heads if seen == heads.shape[2] else heads[:, :, :seen]
+
+
+def _answer(weights: Tensor, v: Tensor) -> Tensor:
+    return paddle.matmul(weights, _seen(v, weights.shape[-1]))
+
+
+def _joined(blocks: list[Tensor], shape: list[int]) -> Tensor:
+    """Blocks of rows [B, Hk, G n, D] as ``shape`` [B, H, Lq, D]."""
+    batch, heads, _, width = shape
+    blocks = [block.reshape([batch, heads, -1, width]) for block in blocks]
+    return blocks[0] if len(blocks) == 1 else paddle.concat(blocks, axis=2)
+
+
+class _Lean(PyLayer):
+    """``_rows`` in float32 that keeps the softmax of each block, but no copies of the keys and values it sees."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
+        kept = [weights for _, weights in _weights(q, k, mask, dense)]
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.dense = dense is not None
+        return _joined([_answer(weights, v) for weights in kept], q.shape)
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensor()
+        batch, heads, q_len, width = q.shape
+        kv_heads = k.shape[1]
+        grouped = [batch, kv_heads, heads // kv_heads, q_len, width]
+        q, slope = q.reshape(grouped), slope.reshape(grouped)
+        of_q, of_k, of_v, first = [], _Places(), _Places(), 0
+        for weights in kept:
+            last = first + weights.shape[2] * kv_heads // heads
+            rows = [batch, kv_heads, -1, width]
+            part, back = (x[:, :, :, first:last].reshape(rows) for x in (q, slope))
+            seen = weights.shape[-1]
+            of_v.add(paddle.matmul(weights, back, transpose_x=True))
+            back = paddle.matmul(back, _seen(v, seen), transpose_y=True)
+            back = paddle._C_ops.softmax_grad(weights, back, -1)
+            of_q.append(paddle.matmul(back, _seen(k, seen)))
+            of_k.add(paddle.matmul(back, part, transpose_x=True))
+            first = last
+        found = _joined(of_q, [batch, heads, q_len, width]), of_k.sum(k.shape[2]), of_v.sum(k.shape[2])
+        return (*found, None) if ctx.dense else found
+
+
+class _Places:
+    """A sum of terms [B, Hk, n, D] of the first n places each, n never less than before."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, term: Tensor) -> None:
+        """One more term; its memory becomes that of the sum."""
+        if self.total is not None:
+            short = term.shape[2] - self.total.shape[2]
+            term = term.add_(_wider(self.total, short))
+        self.total = term
+
+    def sum(self, places: int) -> Tensor:
+        """``[B, Hk, places, D]``: what no term has reached is 0."""
+        return _wider(self.total, places - self.total.shape[2])
+
+
+def _wider(heads: Tensor, by: int) -> Tensor:
+    """``heads`` [B, Hk, n, D] and zeros up to n + ``by`` places."""
+    if not by:
+        return heads
+    shape = heads.shape
+    shape[2] = by
+    return paddle.concat([heads, paddle.zeros(shape, dtype=heads.dtype)], axis=2)
 
 
 def _bias(mask: Mask, first: int, last: int, keys: int) -> Tensor | None:
