@@ -4,9 +4,8 @@
 It follows the operators of the models and what each keeps for its backward pass (counted with paddle's own counter;
 tests/trainer/test_trainer_memory.py holds it against runs). In units of 4 bytes and of rows x width:
 
-    decoder layer   4 of two norms (squares, scaled rows), 2 of their outputs, 2 of the residual rows; in heads: 4 of
-                    the rotation, queries, keys, values, the answer, and the keys and values that each block of 128
-                    queries sees; the softmax of every block; 4 rows of the MLP (gate, up, act(gate), their product)
+    decoder layer   2 rows of inputs of its norms, 2 of their outputs; in heads: queries, keys, values, the answer;
+                    the softmax of every block of 128 queries; 3 rows of the MLP (gate, up, their product)
     tower layer     the same by layer norm and in one block, where it trains; else one layer, while it is computed
     around          embeddings, tables of positions, final norm; pixels, features, projector, merged table
     head and loss   logits of a portion (become their own gradient), gradient of a head that trains, rows; in
@@ -14,8 +13,9 @@ tests/trainer/test_trainer_memory.py holds it against runs). In units of 4 bytes
     adapters        their narrow rows (twice with PiSSA); DoRA: the output of every linear layer and of its adapter
 
 With recompute one row of each layer is kept, and the whole of one layer with its gradients. Weights (in
-preference tuning with those of the reference), gradients and two moments of AdamW stay from step to step. The process
-itself (Python, paddle, data) is not counted.
+preference tuning with those of the reference) and two moments of AdamW stay from step to step. Gradients come while the
+activations go and are freed behind the update, so of them only what is beyond the activations counts, unless a step
+adds up several micro-batches or ``release_grads`` is off. The process itself (Python, paddle, data) is not counted.
 """
 
 from dataclasses import dataclass
@@ -78,19 +78,23 @@ def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchS
         layer += 2 * linear_outputs(text) * batch.positions
     kept = _around(config, batch)
     if training.recompute:
-        kept += (text.num_hidden_layers - 1) * batch.positions * text.hidden_size
+        going = (text.num_hidden_layers - 1) * batch.positions * text.hidden_size
         slopes = batch.positions * (text.intermediate_size + text.hidden_size) - _head(text, settings, batch)
-        kept += layer + max(slopes, 0)
+        kept += going + layer + max(slopes, 0)
     else:
-        kept += text.num_hidden_layers * layer
+        going = text.num_hidden_layers * layer
+        kept += going
     tower = _tower(config.vision, settings, batch, trains_tower) if config.vision is not None else 0
     kept = kept + tower if trains_tower else max(kept, tower)
+    logits, gradients = _head(text, settings, batch), numbers.trained
+    if training.releases_gradients and training.gradient_accumulation_steps == 1:
+        gradients = max(gradients - going - logits, 0)
     return Memory(
         weights=(numbers.total + reference_numbers(numbers.trained, numbers.adapters, settings)) * FLOAT,
-        gradients=numbers.trained * FLOAT,
+        gradients=gradients * FLOAT,
         optimizer=2 * numbers.trained * FLOAT,
         activations=kept * FLOAT,
-        logits=_head(text, settings, batch) * FLOAT,
+        logits=logits * FLOAT,
         reserve=0,
     )
 
@@ -98,17 +102,13 @@ def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchS
 def _layer(text: TextConfig, batch: BatchSize) -> int:
     heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
     ends = [min(first + BLOCK, batch.length) for first in range(0, batch.length, BLOCK)]
-    seen = 2 * batch.rows * sum(ends[:-1])  # the last block reads keys and values as they lie
     scores = (
         batch.rows
         * text.num_attention_heads
         * sum((end - first) * end for first, end in zip([0, *ends], ends, strict=False))
     )
-    in_heads = 2 * heads + 2 * keys + heads + 2 * keys + heads
-    if batch.packed:  # each row by itself: queries, keys and values are taken out of the batch
-        in_heads += heads + 2 * keys
-    rows = 8 * text.hidden_size + in_heads + 4 * text.intermediate_size
-    return batch.positions * rows + seen * keys + scores
+    rows = 4 * text.hidden_size + 2 * heads + 2 * keys + 3 * text.intermediate_size
+    return batch.positions * rows + scores
 
 
 def _dropped(text: TextConfig, batch: BatchSize) -> int:

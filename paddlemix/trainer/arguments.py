@@ -117,8 +117,7 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "Trai
         metrics_output_path=None,
         sep_parallel_degree=None,  # the model's own; to PaddleNLP these processes are data parallel
         minimum_eval_times=training.minimum_eval_times if training.evaluation_strategy == "steps" else None,
-        # Each gradient is freed behind the update. Those of sharding lie in buffers that stay.
-        release_grads=not training.sharding and max(training.tensor_parallel_degree, 1) == 1,
+        release_grads=training.releases_gradients,
         ddp_find_unused_parameters=False,  # every planned parameter takes part in every batch
     )
     return Arguments(**{name: value for name, value in values.items() if value is not None})

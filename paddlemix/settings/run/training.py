@@ -139,7 +139,9 @@ class TrainingGroup:
     refined_recompute: str = key("", "Recompute of single operators.", fixed="recompute is per layer")
     flatten_param_grads: bool = key(False, "One buffer for all gradients (NPU).", fixed=_FLAT_GRADIENTS)
     offload_optim: bool = key(False, "Optimizer state lives in host memory between steps.")
-    release_grads: bool = key(False, "Free gradients after each step.")
+    release_grads: bool | None = key(
+        None, "Free gradients after each step. null: unless sharding or tensor parallel divides them."
+    )
     # Devices
     device: str | None = key(None, "cpu, gpu or npu. null: npu if there is one, else gpu, else cpu.",
                              choices=("cpu", "gpu", "npu"))  # fmt: skip
@@ -212,6 +214,12 @@ class TrainingGroup:
         """Whether head and loss are computed by portions. Stage3 has the head at hand while its own layer runs only."""
         asked = self.use_fused_head_and_loss_fn
         return "stage3" not in self.sharding if asked is None else asked
+
+    @property
+    def releases_gradients(self) -> bool:
+        """Whether gradients are freed after a step. Those of sharding and tensor parallel may lie in shared buffers."""
+        asked = self.release_grads
+        return not self.sharding and self.tensor_parallel_degree <= 1 if asked is None else asked
 
 
 @dataclass(frozen=True)
