@@ -82,14 +82,15 @@ class _Lean(PyLayer):
     @staticmethod
     def forward(ctx: PyLayerContext, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        ctx.needs = not gate.stop_gradient, not up.stop_gradient
         return silu(gate).multiply_(up)
 
     @staticmethod
-    def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gate, up = ctx.saved_tensor()
         act = silu(gate)
-        of_gate = paddle._C_ops.silu_grad(gate, act, slope * up)
-        return of_gate, act.multiply_(slope)
+        of_gate = paddle._C_ops.silu_grad(gate, act, slope * up) if ctx.needs[0] else None
+        return of_gate, act.multiply_(slope) if ctx.needs[1] else None
 
 
 SWIGLU = Operator(

@@ -178,6 +178,7 @@ class _Lean(PyLayer):
     def forward(ctx: PyLayerContext, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
         kept = [weights for _, weights in _weights(q, k, mask, dense)]
         ctx.save_for_backward(q, k, v, *kept)
+        ctx.needs = [not one.stop_gradient for one in (q, k, v)]
         ctx.dense = dense is not None
         return _joined([_answer(weights, v) for weights in kept], q.shape)
 
@@ -200,8 +201,9 @@ class _Lean(PyLayer):
             of_q.append(paddle.matmul(back, _seen(k, seen)))
             of_k.add(paddle.matmul(back, part, transpose_x=True))
             first = last
-        found = _joined(of_q, [batch, heads, q_len, width]), of_k.sum(k.shape[2]), of_v.sum(k.shape[2])
-        return (*found, None) if ctx.dense else found
+        sums = _joined(of_q, [batch, heads, q_len, width]), of_k.sum(k.shape[2]), of_v.sum(k.shape[2])
+        found = [each if needed else None for each, needed in zip(sums, ctx.needs, strict=True)]
+        return tuple([*found, None] if ctx.dense else found)
 
 
 class _Places:
