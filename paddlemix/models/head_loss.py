@@ -6,7 +6,7 @@ until the backward pass is the gradient of the hidden rows and of the head. No p
 that of PaddleNLP's ``fused_head_and_loss_fn`` and of Liger's fused linear cross entropy.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -15,6 +15,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops.dtypes import to_dtype
+from paddlemix.ops.lean import apply_once
 from paddlemix.ops.linear import Linear, LoraLinear
 from paddlemix.ops.parallel import ALONE, Share, TensorParallel
 from paddlemix.utils.constants import IGNORE_INDEX
@@ -50,10 +51,7 @@ def loss_through_head(
     """
     flat = [tensor for pair in products for tensor in pair]
     # Inside the layer paddle says that no gradient is wanted.
-    loss = _HeadLoss.apply(targets, portion, form, paddle.is_grad_enabled(), *flat)
-    if not loss.stop_gradient:
-        loss.register_hook(_once())
-    return loss
+    return apply_once(_HeadLoss, targets, portion, form, paddle.is_grad_enabled(), *flat)
 
 
 def has_products(layer: nn.Layer) -> bool:
@@ -67,21 +65,6 @@ def head_note(portion: int) -> str:
     """A line for the log of a run whose loss is computed ``portion`` positions at a time; 0: all of them."""
     how = f"{portion:,} of them at a time" if portion else "all of them at once (use_fused_head_and_loss_fn)"
     return f"head and loss: at the positions that have a label, {how}"
-
-
-def _once() -> Callable[[Tensor], None]:
-    """A hook that lets one backward pass by.
-
-    Paddle has forgotten the layer's context by the second one, and calling the layer then ends the process.
-    """
-    passed: list[bool] = []
-
-    def hook(gradient: Tensor) -> None:
-        if passed:
-            raise RuntimeError("the loss by portions keeps its gradients for one backward pass; compute it again")
-        passed.append(True)
-
-    return hook
 
 
 class _HeadLoss(PyLayer):

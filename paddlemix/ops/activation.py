@@ -9,7 +9,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
-from paddlemix.ops.lean import is_lean
+from paddlemix.ops.lean import apply_once, is_lean
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.registry import Registry
@@ -60,7 +60,7 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runt
     if act is not silu:
         return _gated(act, gate, up)
     if up is not None and is_lean(runtime.device, gate, up):
-        return _Lean.apply(gate, up)
+        return apply_once(_Lean, gate, up)
     return SWIGLU(runtime, gate, up)
 
 

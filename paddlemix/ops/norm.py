@@ -7,7 +7,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import as_written, to_dtype
-from paddlemix.ops.lean import is_lean
+from paddlemix.ops.lean import apply_once, is_lean
 from paddlemix.ops.npu import fused
 from paddlemix.ops.parallel import Share, count_of, is_shared, mark
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -29,7 +29,7 @@ class RMSNorm(nn.Layer):
         if is_shared(self.width):
             return _rms_norm_of_part(x, self.weight, self.epsilon, self.width)
         if is_lean(self.runtime.device, x, self.weight):
-            return _Lean.apply(x, self.weight, self.epsilon)
+            return apply_once(_Lean, x, self.weight, self.epsilon)
         return RMS_NORM(self.runtime, x, self.weight, self.epsilon)
 
 

@@ -9,7 +9,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
-from paddlemix.ops.lean import is_lean
+from paddlemix.ops.lean import apply_once, is_lean
 from paddlemix.ops.npu import fused
 from paddlemix.ops.rope_scaling import GrowingBase, attention_scaling, rotary_frequencies
 from paddlemix.ops.runtime import FUSED, Runtime
@@ -77,7 +77,7 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor], runtime: Runtime) -> Tensor
     """Turn ``x`` [B, L, H, D] by float32 tables of that shape or ``[B, L, 1, D]``: in float32, back in x's dtype."""
     cos, sin = tables
     if is_lean(runtime.device, x):
-        return _Lean.apply(x, cos, sin, runtime)
+        return apply_once(_Lean, x, cos, sin, runtime)
     wide = to_dtype(x, paddle.float32)
     return to_dtype(wide * cos + _swapped(wide, runtime) * sin, x.dtype)
 

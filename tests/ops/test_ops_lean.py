@@ -118,3 +118,11 @@ def test_without_gradients_and_elsewhere_the_plain_form_serves():
     assert not norm.is_lean("cpu", x.astype("float64"))
     with paddle.no_grad():
         assert not norm.is_lean("cpu", x)
+
+
+def test_a_second_backward_pass_is_an_error_and_not_the_end_of_the_process():
+    gate, up = (paddle.to_tensor([1.0, 2.0], stop_gradient=False) for _ in range(2))
+    loss = activation.gated(activation.silu, gate, up, RUNTIME).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises((RuntimeError, OSError), match="serves one backward pass; compute the loss again"):
+        loss.backward()

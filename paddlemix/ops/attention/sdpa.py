@@ -17,7 +17,7 @@ from paddlemix.ops import compat
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.lean import is_lean
+from paddlemix.ops.lean import apply_once, is_lean
 from paddlemix.ops.runtime import Runtime
 from paddlemix.ops.tracing import contiguous, size
 
@@ -127,7 +127,7 @@ def _step_bias(mask: Mask, keys: int | Tensor, batch: int, kv_heads: int, heads:
 def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
     """q ``[B, H, Lq, D]`` over k and v ``[B, Hk, Lk, D]``; ``dense`` [Lq, Lk] replaces the plain causal rule."""
     if is_lean("cpu", q, k, v):
-        return _Lean.apply(q, k, v, mask, dense)
+        return apply_once(_Lean, q, k, v, mask, dense)
     outs = [_answer(weights, v) for _, weights in _weights(q, k, mask, dense)]
     return _joined(outs, q.shape)
 
