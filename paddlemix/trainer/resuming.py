@@ -26,7 +26,7 @@ MAY_CHANGE = frozenset((
     "per_device_eval_batch_size", "eval_accumulation_steps", "max_evaluate_steps", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "disable_tqdm", "report_to", "wandb_api_key", "wandb_http_proxy",
     "metrics_output_path", "benchmark", "skip_memory_metrics", "skip_profile_timer", "dataloader_num_workers",
-    "dataloader_timeout", "device", "recompute", "use_flash_attention", "image_folder", "check_images",
+    "dataloader_timeout", "device", "recompute", "release_grads", "use_flash_attention", "image_folder", "check_images",
     "allow_outside_root", "allow_image_urls", "max_image_bytes", "max_image_pixels", "max_image_side",
     "max_image_aspect", "max_image_memory", "on_bad_sample", "skip_limit", "loss_jump", "stop_at_loss_jump",
     "dry_run", "strict_config", "eval_generate", "eval_generate_tokens",

@@ -11,7 +11,7 @@ from paddlemix.trainer.clip import Spread, global_norm
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, rate_curve, warmup_steps
 from paddlemix.trainer.stages import plan_stage
 from paddlemix.utils.errors import ConfigError
-from tests.trainer.trainer_kit import settings, tiny
+from tests.trainer.trainer_kit import make_trainer, settings, tiny
 
 
 def rates(total, **keys):
@@ -128,3 +128,23 @@ def test_processes_that_hold_one_model_together_draw_the_same_noise():
     assert drawn(0, 0) == drawn(1, 0)
     assert drawn(0, 0) != drawn(2, 1)
     assert drawn(0, 0) != drawn(0, 0, step=4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "freed"),
+    [
+        ({}, True),
+        ({"release_grads": False}, False),
+        ({"sharding": "stage2"}, False),
+        ({"tensor_parallel_degree": 2}, False),
+        ({"sharding": "stage1", "release_grads": True}, True),
+    ],
+)
+def test_gradients_are_freed_unless_they_are_divided(keys, freed):
+    assert TrainingGroup(**keys).releases_gradients == freed
+
+
+def test_no_gradient_is_left_behind_a_step(tmp_path):
+    trainer = make_trainer(settings(tmp_path, max_steps=1))
+    trainer.train()
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
