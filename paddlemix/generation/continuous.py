@@ -20,7 +20,7 @@ from paddlemix.generation.prefix import Slot, length_of
 from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding, Sampler
-from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.answering import AnsweringModel, Rows
 from paddlemix.models.llm.cache import BLOCK, KVCache
 from paddlemix.models.llm.slot_cache import RowCache, SlotCache
 from paddlemix.ops.attention.contract import Mask
@@ -59,7 +59,7 @@ class _Prefill:
 
     row: Row
     cache: KVCache
-    embeds: paddle.Tensor
+    embeds: Rows
     done: int = 0
 
 
@@ -78,7 +78,7 @@ class ContinuousBatch:
 
     def __init__(
         self,
-        model: LlavaForCausalLM,
+        model: AnsweringModel,
         slots: int = 8,
         *,
         piece: int = PIECE,
@@ -173,14 +173,14 @@ class ContinuousBatch:
         part = work.embeds if whole else work.embeds[:, work.done : work.done + self.piece]
         first, count = work.cache.offset, part.shape[1]
         positions = paddle.arange(first, first + count).unsqueeze(0)
-        hidden = self.model.decode(part, positions, Mask(causal=True, offset=first), work.cache)
+        scores = self.model.score_next(part, positions, Mask(causal=True, offset=first), work.cache)
         work.done += count
         if work.done < work.embeds.shape[1]:
             return []
         self._prefill = None
         kept = RowCache(*map(tuple, work.cache.lend()), work.cache.length)
         self._keep(work.row.prompt.slots, kept)
-        found = self._take([work.row], self._scores(hidden[:, -1]))
+        found = self._take([work.row], self._known(scores))
         if work.row.open:
             self._admit(work.row, kept)
         return found
@@ -204,7 +204,7 @@ class ContinuousBatch:
     def _admit(self, row: Row, kept: RowCache) -> None:
         """A slot for the row, whose first id is known; the cache grows when it has to."""
         if self._cache is None:
-            self._cache = SlotCache(kept, 1, self._bucket(kept.length + 1), self.model.parallel.runtime)
+            self._cache = SlotCache(kept, 1, self._bucket(kept.length + 1), self.model.runtime)
             self._rows = [None]
         if None not in self._rows or kept.length >= self._cache.capacity:
             count = min(self.slots, 2 * len(self._rows)) if None not in self._rows else len(self._rows)
@@ -242,15 +242,14 @@ class ContinuousBatch:
         source = np.arange(len(rows), dtype=np.int64)[:, None]
         embeds = self.model.embed(paddle.to_tensor(tokens), paddle.to_tensor(source), None)
         positions = paddle.to_tensor(cache.filled[:, None])
-        hidden = self.model.decode(embeds, positions, Mask(causal=True, offset=cache.offset), cache)
+        mask = Mask(causal=True, offset=cache.offset)
         live = [number for number, row in enumerate(rows) if row is not None]
-        scores = self._scores(hidden[:, -1])
+        scores = self._known(self.model.score_next(embeds, positions, mask, cache))
         if len(live) < len(rows):
             scores = paddle.concat([scores[number : number + 1] for number in live])
         return self._take([rows[number] for number in live], scores)
 
-    def _scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        scores = self.model.logits(hidden)
+    def _known(self, scores: paddle.Tensor) -> paddle.Tensor:
         return scores if self._vocab_size is None else scores[:, : self._vocab_size]
 
     def _take(self, rows: list[Row], scores: paddle.Tensor) -> list[tuple[Row, int]]:
@@ -295,6 +294,6 @@ class ContinuousBatch:
         """Places of the cache for rows of so many: whole blocks on a CPU, which reads every place of a cache in a step;
         elsewhere powers of two of them, because a card may compile each shape anew."""
         blocks = -(-places // BLOCK)
-        if self.model.parallel.runtime.device != "cpu":
+        if self.model.runtime.device != "cpu":
             blocks = 1 << (blocks - 1).bit_length()
         return blocks * BLOCK

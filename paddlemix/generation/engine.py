@@ -11,16 +11,15 @@ import numpy as np
 import paddle
 
 from paddlemix.generation.sampling import Decoding, Sampler
-from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.answering import AnsweringModel
 from paddlemix.models.llm.cache import Cache
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.ops.tracing import look_up
 from paddlemix.splice.plan import Plan
 from paddlemix.utils.errors import BackendError
 
 
 @paddle.no_grad()
-def encode_images(model: LlavaForCausalLM, pixels: np.ndarray) -> paddle.Tensor:
+def encode_images(model: AnsweringModel, pixels: np.ndarray) -> paddle.Tensor:
     """Feature rows ``[N, P, D]`` of tiles ``[N, 3, S, S]``, tile by tile.
 
     One tile at a time keeps the activations small, and on a CPU a batch of tiles was measured to be no faster.
@@ -33,7 +32,7 @@ def encode_images(model: LlavaForCausalLM, pixels: np.ndarray) -> paddle.Tensor:
 class _Run:
     """A batch on its way: the cache, where each row starts, and the next position of each row."""
 
-    model: LlavaForCausalLM
+    model: AnsweringModel
     cache: Cache
     starts: np.ndarray
     next_position: np.ndarray
@@ -44,9 +43,8 @@ class _Run:
         starts = paddle.to_tensor(self.starts) if self.starts.any() else None
         return Mask(causal=True, key_starts=starts, offset=self.cache.offset)
 
-    def _scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Scores ``[B, V]`` of the token after each of ``hidden`` [B, D]."""
-        scores = self.model.logits(hidden)
+    def _known(self, scores: paddle.Tensor) -> paddle.Tensor:
+        """``[B, V]`` of the ids that the tokenizer knows."""
         return scores if self.vocab_size is None else scores[:, : self.vocab_size]
 
     @paddle.no_grad()
@@ -58,14 +56,14 @@ class _Run:
         rows = self.model.embed(paddle.to_tensor(plan.token_ids), paddle.to_tensor(plan.source), features, blend)
         kept = self.next_position - plan.lengths
         positions = plan.positions + kept[:, None]
-        hidden = self.model.decode(rows, paddle.to_tensor(positions), self._mask(), self.cache)
-        length = plan.token_ids.shape[1]
+        length, places = plan.token_ids.shape[1], paddle.to_tensor(positions)
         if (plan.starts + plan.lengths == length).all():
-            return self._scores(hidden[:, -1])
+            return self._known(self.model.score_next(rows, places, self._mask(), self.cache))
         # Padded on the right: the padding leaves the cache again, and each row ends at a column of its own.
-        self.cache.trim(self.next_position)
         ends = paddle.to_tensor(np.arange(len(kept)) * length + plan.lengths - 1)
-        return self._scores(look_up(hidden.reshape([-1, hidden.shape[2]]), ends))
+        scores = self.model.score_next(rows, places, self._mask(), self.cache, ends)
+        self.cache.trim(self.next_position)
+        return self._known(scores)
 
     @paddle.no_grad()
     def step(self, ids: Sequence[int]) -> paddle.Tensor:
@@ -74,13 +72,13 @@ class _Run:
         source = np.arange(len(ids), dtype=np.int64)[:, None]
         rows = self.model.embed(paddle.to_tensor(tokens), paddle.to_tensor(source), None)
         positions = paddle.to_tensor(self.next_position[:, None])
-        hidden = self.model.decode(rows, positions, self._mask(), self.cache)
+        scores = self.model.score_next(rows, positions, self._mask(), self.cache)
         self.next_position = self.next_position + 1
-        return self._scores(hidden[:, -1])
+        return self._known(scores)
 
 
 def _start(
-    model: LlavaForCausalLM,
+    model: AnsweringModel,
     plan: Plan,
     pixels: np.ndarray | None,
     features: paddle.Tensor | None,
@@ -111,13 +109,13 @@ def _kept(plan: Plan, cache: Cache | None) -> np.ndarray | int:
     return kept
 
 
-def next_scores(model: LlavaForCausalLM, plan: Plan, features: paddle.Tensor | None = None) -> paddle.Tensor:
+def next_scores(model: AnsweringModel, plan: Plan, features: paddle.Tensor | None = None) -> paddle.Tensor:
     """Scores ``[B, V]`` (float32) of the token that follows each row of a left-padded plan."""
     return _start(model, plan, None, features, None, None)[1]
 
 
 def generate(
-    model: LlavaForCausalLM,
+    model: AnsweringModel,
     plan: Plan,
     pixels: np.ndarray | None = None,
     decoding: Decoding | None = None,
@@ -158,7 +156,7 @@ def generate(
 
 
 def generate_batch(
-    model: LlavaForCausalLM,
+    model: AnsweringModel,
     plan: Plan,
     pixels: np.ndarray | None = None,
     decoding: Decoding | None = None,

@@ -32,7 +32,7 @@ from paddlemix.generation.prompt import Prompt, plan_of
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
 from paddlemix.imaging.processor import Frames, ImageProcessor, Processed
-from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.answering import AnsweringModel
 from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.messages import Conversation, Message, placed_messages, question
@@ -78,7 +78,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: LlavaForCausalLM,
+        model: AnsweringModel,
         tokenizer: Tokenizer,
         processor: ImageProcessor | None,
         template: Template | ChatTemplate,

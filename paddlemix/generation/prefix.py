@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.answering import AnsweringModel
 from paddlemix.models.llm.cache import KVCache
 
 
@@ -39,7 +39,7 @@ class PrefixCache:
         self.keys_values: KVCache | None = None
         self.slots: list[Slot] = []
 
-    def keep(self, model: LlavaForCausalLM, slots: Sequence[Slot]) -> int:
+    def keep(self, model: AnsweringModel, slots: Sequence[Slot]) -> int:
         """Cut the cache down to what it shares with ``slots``, at most all but the last; the number of shared slots."""
         if self.keys_values is None:
             self.keys_values = model.new_cache(1)

@@ -23,6 +23,7 @@ from paddlemix.utils.shown import escaped
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from paddlemix.generation.sampling import Decoding
     from paddlemix.generation.session import ChatSession
     from paddlemix.imaging.processor import Frames
 
@@ -35,6 +36,9 @@ HELP = {
     "/exit": "end; so do /quit, an empty line, Ctrl-D and Ctrl-C; in an answer Ctrl-C stops that answer",
 }
 COMMANDS = ("/help", "/image", "/reset", "/exit", "/quit")
+
+DEFAULT_TEMPERATURE = 0.2
+"""Of a chat without beams, as LLaVA's commands have it."""
 
 STARTING = ("utils.device", "checkpoint.load", "ops")
 """Loggers whose remarks stand between a question and its answer, or are of use to a developer only."""
@@ -52,6 +56,28 @@ def whole(text: str) -> str:
     if not any("\udc80" <= letter <= "\udcff" for letter in text):  # what such bytes become, by PEP 383
         return text
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def decoding_of(args: argparse.Namespace) -> "Decoding":
+    """What ``options.answer_flags``, ``options.sampling_flags`` and ``--stop`` say; ConfigError for a bad value."""
+    from paddlemix.generation.sampling import Decoding
+
+    temperature = args.temperature
+    if temperature is None:
+        temperature = DEFAULT_TEMPERATURE if args.num_beams == 1 else 0.0
+    return Decoding(
+        max_new_tokens=args.max_new_tokens,
+        temperature=temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        num_beams=args.num_beams,
+        seed=args.seed,
+        repetition_penalty=args.repetition_penalty,
+        min_p=args.min_p,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        stop=tuple(args.stop),
+    )
 
 
 class Terminal:

@@ -103,6 +103,23 @@ class LlavaForCausalLM(nn.Layer):
         product = paddle.matmul(own, self.llama.embed_tokens.weight, transpose_y=True)
         return self.parallel.sum_over_ranks(product.astype("float32"))
 
+    def score_next(
+        self, rows: Tensor, positions: Tensor, mask: Mask, cache: Cache | None, ends: Tensor | None = None
+    ) -> Tensor:
+        """Scores float32 ``[B, V]`` of the token behind ``rows`` [B, L, D], which the cache takes in.
+
+        ``ends`` int64 [B]: the last place of each row among all ``B * L`` (None: the last column).
+        """
+        hidden = self.decode(rows, positions, mask, cache)
+        if ends is None:
+            return self.logits(hidden[:, -1])
+        return self.logits(look_up(hidden.reshape([-1, hidden.shape[2]]), ends))
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and by which kernels."""
+        return self.parallel.runtime
+
     def new_cache(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty KV cache for ``batch`` rows, with room for ``capacity`` places from the start."""
         return KVCache(self.config.text, batch, self.dtype, capacity, runtime=self.parallel.runtime)

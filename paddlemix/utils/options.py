@@ -87,12 +87,13 @@ def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash
     parser.add_argument(f"--strict{dash}config", action="store_true", help=strict)
 
 
-def device_flags(parser: ArgumentParser) -> None:
-    """Where a model computes, and whether in float16."""
+def device_flags(parser: ArgumentParser, *, cards: bool = True) -> None:
+    """Where a model computes, whether on several ``cards``, and whether in float16."""
     best = "cpu, gpu, npu, or one of them with :N (default: the best there is)"
     parser.add_argument("--device", help=best)
-    share = "cards that share the model, which are then the first of their kind (default 1)"
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=share)
+    if cards:
+        share = "cards that share the model, which are then the first of their kind (default 1)"
+        parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=share)
     half = "compute in float16 (default: bfloat16 where the device has it)"
     parser.add_argument("--fp16", action="store_true", help=half)
 
@@ -111,6 +112,20 @@ def answer_flags(
         "makes random answers repeatable" if seed is None else f"with the same seed the same answers (default {seed})"
     )
     parser.add_argument("--seed", type=int, default=seed, help=again)
+
+
+def sampling_flags(parser: ArgumentParser) -> None:
+    """What ``answer_flags`` leaves out of how answers are drawn; ``generation.terminal.decoding_of`` reads both."""
+    number = {"type": float, "default": 0.0}
+    parser.add_argument("--top-k", type=int, default=0, help="draw from this many likeliest tokens (default 0: off)")
+    parser.add_argument("--num-beams", type=int, default=1, help="beams of a beam search (default 1)")
+    repeats = "above 1 holds generated tokens back (default 1: off)"
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help=repeats)
+    rare = "leave out tokens below this share of the likeliest (default 0: off)"
+    parser.add_argument("--min-p", **number, help=rare)
+    each, once = "taken off a token's score for each time it was generated", "taken off the score of generated tokens"
+    parser.add_argument("--frequency-penalty", **number, help=each)
+    parser.add_argument("--presence-penalty", **number, help=once)
 
 
 def low_bit_flags(parser: ArgumentParser) -> None:

@@ -221,7 +221,7 @@ def test_the_defaults_are_those_of_the_command_that_users_know(command: dict[str
     # None, so that the default is asked about before 13.5 GB are downloaded.
     assert (args.model_path, command["DEFAULT_MODEL"]) == (None, "paddlemix/llava/llava-v1.5-7b")
     assert (args.max_new_tokens, args.fp16, args.debug, args.conv_mode) == (512, False, False, None)
-    assert command["DEFAULT_TEMPERATURE"] == 0.2
+    assert terminal.DEFAULT_TEMPERATURE == 0.2
 
 
 def test_an_empty_line_ends_the_chat(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run by its path: imports begin at the repository, not beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from paddlemix.generation.terminal import Chat, asked, prepare_streams, split_names, whole
+from paddlemix.generation.terminal import Chat, asked, decoding_of, prepare_streams, split_names, whole
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.logging import fit
@@ -32,6 +32,7 @@ from paddlemix.utils.options import (
     model_flags,
     opening,
     refuse_low_bits,
+    sampling_flags,
     strict_config,
 )
 from paddlemix.utils.paths import expanded
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from paddlemix.generation.session import ChatSession
     from paddlemix.imaging.processor import Frames
 
-DEFAULT_TEMPERATURE = 0.2
 DEFAULT_MODEL = "paddlemix/llava/llava-v1.5-7b"
 DEFAULT_SIZE = "about 14 GB"
 """13.5 GB of weights in 16 bits and the small files."""
@@ -72,12 +72,7 @@ def parser() -> argparse.ArgumentParser:
     flag("system", type=whole, help="system prompt instead of the template's")
     answer_flags(found, temperature=None)
     device_flags(found)
-    flag("top-k", type=int, default=0, help="draw from this many likeliest tokens (default 0: off)")
-    flag("num-beams", type=int, default=1, help="beams of a beam search (default 1)")
-    flag("repetition-penalty", type=float, default=1.0, help="above 1 holds generated tokens back (default 1: off)")
-    flag("min-p", type=float, default=0.0, help="leave out tokens below this share of the likeliest (default 0: off)")
-    flag("frequency-penalty", type=float, default=0.0, help="taken off a token's score for each time it was generated")
-    flag("presence-penalty", type=float, default=0.0, help="taken off the score of tokens that were generated")
+    sampling_flags(found)
     flag("stop", type=whole, action="append", default=[], metavar="TEXT", help="end the answer in front of this text")
     low_bit_flags(found)
     return found
@@ -98,26 +93,10 @@ def _run(argv: list[str]) -> int:
 
 def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image | Frames"]]:
     """The session and the first images. Everything that can be wrong with the flags is found before paddle loads."""
-    from paddlemix.generation.sampling import Decoding
     from paddlemix.utils import device
 
     refuse_low_bits(args)
-    temperature = args.temperature
-    if temperature is None:
-        temperature = DEFAULT_TEMPERATURE if args.num_beams == 1 else 0.0
-    decoding = Decoding(
-        max_new_tokens=args.max_new_tokens,
-        temperature=temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        num_beams=args.num_beams,
-        seed=args.seed,
-        repetition_penalty=args.repetition_penalty,
-        min_p=args.min_p,
-        frequency_penalty=args.frequency_penalty,
-        presence_penalty=args.presence_penalty,
-        stop=tuple(args.stop),
-    )
+    decoding = decoding_of(args)
     names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
     pictures = [_open(name, args) for name in names]
     frames = [_open(name, args) for name in args.video_frames]

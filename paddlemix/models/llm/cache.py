@@ -35,6 +35,9 @@ class Cache(Protocol):
     def offset(self) -> int | Tensor:
         """What the mask of the next step counts as cached: a number, or int64 [B] (or []) where rows differ."""
 
+    def held(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of a layer as they lie (``[B, Hk, M, D]`` if ``heads_first``); None before the first step."""
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` behind the filled places of one layer; give what the step attends to.
 
@@ -84,6 +87,11 @@ class KVCache:
         """``length``."""
         return self.length
 
+    def held(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of a layer as they lie (``[B, Hk, M, D]`` if ``heads_first``); None before the first step."""
+        keys, values = self._keys[layer], self._values[layer]
+        return None if keys is None or values is None else (keys, values)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all keys and values back, in ``dtype``.
 
@@ -118,7 +126,7 @@ class KVCache:
         self.batch = len(rows)
 
     def lend(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of all layers, which this cache writes to no more: its next step makes copies."""
+        """Keys and values of all layers (shapes: ``held``); this cache writes to them no more, its next step copies."""
         self._lent = set(range(2 * len(self._keys)))
         return list(self._keys), list(self._values)
 

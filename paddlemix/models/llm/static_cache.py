@@ -65,6 +65,11 @@ class StaticCache:
         """A number where all rows are known to have as many places, else an int64 tensor [B]. One object a step."""
         return self._offset
 
+    def held(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of a layer as they lie (``[B, Hk, M, D]`` if ``heads_first``); None before the first step."""
+        keys, values = self.keys[layer], self.values[layer]
+        return None if keys is None or values is None else (keys, values)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` behind each row's filled places; give all places back (an empty cache: ``k, v``).
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import paddle
 from paddle import Tensor, is_grad_enabled
 
-from paddlemix.ops.attention import math, npu, sdpa
+from paddlemix.ops.attention import math, npu, parted, sdpa
 from paddlemix.ops.attention.contract import Mask, make_request
 from paddlemix.ops.dispatch import Operator
 from paddlemix.ops.npu.library import RefusalError
@@ -24,8 +24,8 @@ ATTENTION = Operator(
 
 def attend(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | parted.Parts,
+    v: Tensor | parted.Parts,
     mask: Mask,
     *,
     scale: float,
@@ -36,8 +36,10 @@ def attend(
     """Attention of q ``[B, Lq, H, D]`` over k and v ``[B, Lk, Hk, D]`` (``[B, Hk, Lk, D]`` if ``kv_heads_first``).
 
     The answer is ``[B, Lq, H, D]`` in the dtype of all three (float32, float16 or bfloat16). BackendError says why a
-    forced backend cannot serve.
+    forced backend cannot serve. In an exported graph k and v are ``Parts``, which one plain form serves.
     """
+    if isinstance(k, parted.Parts):
+        return parted.attend(q, k, v, mask, scale=scale)
     if mask.sequence is not None:
         whole = mask.keep("whole", lambda: replace(mask, sequence=None, _kept={}))
         return mask.sequence.over_heads(

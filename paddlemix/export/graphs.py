@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as two graphs: pixels to features, and a step of the decoder (a piece of a prompt, or one token).
+
+One graph serves prompt and step, so the weights of the decoder are stored and held once. Its cache is given and only
+read; the keys and values of the new places come back. Every size but those of the model is open.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import paddle
+from paddle import Tensor, nn
+from paddle.base.framework import EagerParamBase
+from paddle.static import InputSpec
+
+from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.models.llm.given_cache import GivenCache
+from paddlemix.models.merge import merge_rows
+from paddlemix.ops.attention.contract import Mask
+from paddlemix.ops.linear import Fused
+from paddlemix.ops.tracing import look_up, to_static
+
+Specs: TypeAlias = list[Any]
+"""Input specs, lists of them included."""
+
+
+class VisionGraph(nn.Layer):
+    """Pixels to features: tower, then projector."""
+
+    def __init__(self, model: LlavaForCausalLM) -> None:
+        super().__init__()
+        self.tower, self.projector = model.llama.vision_tower, model.llama.mm_projector
+        self.side, self.dtype = model.config.vision.image_size, model.dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[N, 3, S, S]`` to ``[N, P, D]``."""
+        return self.projector(self.tower(pixels).astype(self.dtype))
+
+    def specs(self) -> Specs:
+        """The inputs."""
+        return [InputSpec([None, 3, self.side, self.side], self.dtype, name="pixels")]
+
+
+class TextGraph(nn.Layer):
+    """Ids and features to the scores of the next id, and the keys and values of the new places."""
+
+    def __init__(self, model: LlavaForCausalLM) -> None:
+        super().__init__()
+        self.config, self.dtype = model.config, model.dtype
+        self.llama = model.llama
+        self._model = (model,)  # in a tuple: its layers are not this one's
+        if not model.config.text.tie_word_embeddings:
+            self.lm_head = model.lm_head
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        source: Tensor,
+        features: Tensor,
+        blend_index: Tensor,
+        blend_weight: Tensor,
+        positions: Tensor,
+        offset: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Scores ``[B, V]`` and, of each layer, the keys and values ``[B, L, Hk, D]`` of the new places.
+
+        Of the splice plan: ids ``[B, T]``, ``source`` and ``positions`` ``[B, L]``, feature rows ``[R, D]``, the blend
+        (int64 and float32 ``[K, 4]``). Of each row, int64 ``[B]``: filled places of the cache, the first of them that
+        counts, the place (of all B L) whose scores are wanted. The cache ``[B, Hk, M, D]`` of each layer.
+        """
+        newline = self.llama.image_newline if self.config.has_image_newline else None
+        words = self.llama.embed(token_ids)
+        rows = merge_rows(source, words, features, newline, (blend_index, blend_weight))
+        cache = GivenCache(keys, values, offset)
+        hidden = self.llama.decode(rows, positions, Mask(causal=True, key_starts=starts, offset=offset), cache)
+        last = look_up(hidden.reshape([-1, self.config.text.hidden_size]), ends)
+        return self._model[0].logits(last), cache.new_keys, cache.new_values
+
+    def specs(self) -> Specs:
+        """The inputs."""
+        rows, each = [None, None], [None]
+        return [
+            InputSpec(rows, "int64", name="token_ids"),
+            InputSpec(rows, "int64", name="source"),
+            InputSpec([None, self.config.text.hidden_size], self.dtype, name="features"),
+            InputSpec([None, 4], "int64", name="blend_index"),
+            InputSpec([None, 4], "float32", name="blend_weight"),
+            InputSpec(rows, "int64", name="positions"),
+            *(InputSpec(each, "int64", name=name) for name in ("offset", "starts", "ends")),
+            self._cache("keys"),
+            self._cache("values"),
+        ]
+
+    def _cache(self, what: str) -> list[InputSpec]:
+        text = self.config.text
+        shape = [None, text.num_key_value_heads, None, text.width_per_head]
+        return [InputSpec(shape, self.dtype, name=f"{what}_{layer}") for layer in range(text.num_hidden_layers)]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Inputs and outputs of a saved graph: name -> ``float32 [-1, 3, 336, 336]``, in its order."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def save_vision(model: LlavaForCausalLM, prefix: Path) -> Saved:
+    """Trace tower and projector and write ``prefix.json`` and ``prefix.pdiparams``."""
+    graph = VisionGraph(model)
+    places, width = model.config.vision.tokens_per_tile, model.config.text.hidden_size
+    return _save(graph, graph.specs(), prefix, {"features": f"{model.dtype} [-1, {places}, {width}]"})
+
+
+def save_text(model: LlavaForCausalLM, prefix: Path) -> Saved:
+    """Trace the decoder and write it. ``model`` is used up: its tower is gone afterwards, its projections are fused."""
+    text = model.config.text
+    for name in ("vision_tower", "mm_projector"):
+        model.llama._sub_layers.pop(name, None)  # or they would be written, too
+    _own_fused(model.prepare_inference())
+    graph = TextGraph(model)
+    new = f"{model.dtype} [-1, -1, {text.num_key_value_heads}, {text.width_per_head}]"
+    outputs = {"scores": f"float32 [-1, {text.vocab_size}]"}
+    for what in ("new_keys", "new_values"):
+        outputs |= {f"{what}_{layer}": new for layer in range(text.num_hidden_layers)}
+    return _save(graph, graph.specs(), prefix, outputs)
+
+
+def _own_fused(model: LlavaForCausalLM) -> None:
+    """Fused projections become parameters with names of their own, and the layers that gave them their memory go."""
+    for layer in model.llama.sublayers():
+        fused = getattr(layer, "fused", None)
+        if not isinstance(fused, Fused):
+            continue
+        for name, plain in list(layer._sub_layers.items()):
+            if any(plain is one for one in fused.layers):
+                del layer._sub_layers[name]
+        for name in ("weight", "bias"):
+            values = getattr(fused, name)
+            if values is not None:
+                parameter = EagerParamBase.from_tensor(values)
+                layer.add_parameter(f"fused_{name}", parameter)
+                setattr(fused, name, parameter)
+
+
+def _save(graph: nn.Layer, specs: Specs, prefix: Path, outputs: dict[str, str]) -> Saved:
+    for parameter in graph.parameters():
+        parameter.stop_gradient = True
+    with paddle.no_grad():
+        paddle.jit.save(to_static(graph, specs), str(prefix))
+    flat = [one for spec in specs for one in (spec if isinstance(spec, list) else [spec])]
+    inputs = {one.name: f"{str(one.dtype).rpartition('.')[2]} {list(one.shape)}" for one in flat}
+    return Saved(inputs, outputs)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key and value cache inside an exported graph: given from outside, read only; the step's own keys go out."""
+
+from paddle import Tensor
+
+from paddlemix.ops.attention.contract import swap_heads
+from paddlemix.ops.attention.parted import Parts
+
+
+class GivenCache:
+    """``keys``, ``values`` of every layer [B, Hk, M, D], of which ``offset`` int64 [B] places of each row are filled.
+
+    ``new_keys`` and ``new_values`` collect what each layer appends, [B, L, Hk, D]; whoever runs the graph writes them
+    into the cache.
+    """
+
+    own_lengths = True
+    heads_first = True
+    capacity = 0  # not known while a graph is traced; whoever runs it looks at its own
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], offset: Tensor) -> None:
+        self._keys, self._values = keys, values
+        self.offset = offset
+        self.new_keys: list[Tensor] = []
+        self.new_values: list[Tensor] = []
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Parts, Parts]:
+        """``[B, L, Hk, D]`` beside the given places of one layer, without joining them."""
+        self.new_keys.append(k)
+        self.new_values.append(v)
+        return Parts(self._keys[layer], swap_heads(k)), Parts(self._values[layer], swap_heads(v))
+
+    def advance(self, count: int | Tensor) -> None:
+        """Nothing (``count`` is a whole number or an int64 scalar): the graph ends here."""

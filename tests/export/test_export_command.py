@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deploy/llava: PaddleMIX's commands as they are written there, and what they say when something is wrong."""
+
+import io
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.export.static_kit import Twins
+from tests.tiny import tiny_image
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "llava"
+
+
+@pytest.fixture(autouse=True)
+def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """``main`` of run_static_predict.py."""
+    return runpy.run_path(str(DEPLOY / "run_static_predict.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def export() -> Any:
+    """``main`` of export_model.py."""
+    return runpy.run_path(str(DEPLOY / "export_model.py"))["main"]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    tiny_image(1, (60, 40)).save(tmp_path / "a picture.png")
+    return str(tmp_path / "a picture.png")
+
+
+def parts(twins: Twins) -> list[str]:
+    """The paths as PaddleMIX's README writes them."""
+    first, second = twins.export / "encode_image" / "clip", twins.export / "encode_text" / "llama"
+    return ["--first_model_path", str(first), "--second_model_path", str(second)]
+
+
+def test_questions_come_from_stdin_and_answers_alone_go_to_stdout(
+    twins: Twins, run: Any, image: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f'what is this?\nand now?\n/image "{image}"\nwhich one?\n\n'))
+    more = ["--image_file", image, "--model_name_or_path", "paddlemix/llava/llava-v1.5-7b", "--fp16", "--seed", "0"]
+    assert run([*parts(twins), *more, "--device", "cpu", "--max_new_tokens", "5", "--temperature", "0"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("\n") >= 3
+    assert "float16 was asked for, but a CPU computes in float32 only" in said.err
+    assert "--model_name_or_path paddlemix/llava/llava-v1.5-7b is not read" in said.err
+    assert "static graphs of paddle" in said.err
+
+
+def test_the_benchmark_says_how_long_each_part_takes(twins: Twins, run: Any, image: str, capsys: Any) -> None:
+    assert run([*parts(twins), "--image_file", image, "--benchmark", "--device", "cpu", "--max-new-tokens", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 image(s), ")
+    assert "3 tokens; median of 10 answers" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["images", "first", "each", "Time:"]
+
+
+def test_one_question_by_a_flag_is_answered_as_by_the_dynamic_model(twins: Twins, run: Any, capsys: Any) -> None:
+    more = ["--query", "how many?", "--temperature", "0", "--max-new-tokens", "6", "--device", "cpu"]
+    assert run([*parts(twins)[2:], *more]) == 0
+    from paddlemix.generation.sampling import Decoding
+    from paddlemix.generation.session import ChatSession
+
+    answer = ChatSession(twins.dynamic, decoding=Decoding(max_new_tokens=6)).answer("how many?")
+    assert capsys.readouterr().out.strip() == answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--device", "xpu"], 'device "xpu": expected cpu, gpu'),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--conv_mode", "none_such"], "none_such"),
+        (["--second_model_path", "/nowhere"], "/nowhere: holds no exported encode_text"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_code_2_and_one_line(
+    twins: Twins, run: Any, flags: list[str], said: str, capsys: Any
+) -> None:
+    assert run([*parts(twins), "--query", "x", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_images_want_the_first_path(twins: Twins, run: Any, image: str, capsys: Any) -> None:
+    assert run([*parts(twins)[2:], "--query", "x", "--image_file", image]) == 2
+    assert "give --first_model_path" in capsys.readouterr().err
+
+
+def test_one_part_is_written_and_as_onnx_when_asked(twins: Twins, export: Any, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    given = ["--model_name_or_path", str(twins.folder), "--save_path", str(tmp_path / "out"), "--device", "cpu"]
+    assert export([*given, "--encode_image", "--fp16", "--onnx"]) == 0
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["encode_image"]
+    files = {item.name for item in (tmp_path / "out" / "encode_image").iterdir()}
+    assert files >= {"clip.json", "clip.pdiparams", "clip.onnx", "export.json", "manifest.json", "config.json"}
+    said = capsys.readouterr()
+    assert "float32, for cpu" in said.out
+    assert "in onnxruntime" in said.out
+    assert "float16 was asked for" in said.err
+
+
+def test_an_export_that_cannot_be_ends_with_code_2_and_writes_nothing(
+    twins: Twins, export: Any, tmp_path: Path, capsys: Any
+) -> None:
+    target = ["--save_path", str(tmp_path / "out"), "--device", "cpu"]
+    assert export(["--model_name_or_path", str(tmp_path / "none"), *target]) == 2
+    assert export(["--model_name_or_path", str(twins.folder), *target, "--encode_text", "--onnx"]) == 2
+    assert "--onnx: is about tower and projector" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
