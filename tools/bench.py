@@ -18,7 +18,7 @@ batch, which would take minutes), and ours/peer (HF transformers, run by the int
 chat, where the work would differ). Shares: what the work takes at least, by the rates of large matrix products and of
 reading memory that were measured in the same run (tools/bench_limits.py).
 chat asks a ChatSession: the first token of round 2 with what round 1 kept / the same round in a session that has to
-encode the image and prefill the whole conversation again. batch: 8 answers of 32 tokens, together and one by one.
+encode the image and prefill the whole conversation again. batch: answers of 32 tokens, together and one by one.
 """
 
 import argparse
@@ -126,8 +126,8 @@ def _ratios(contestants: dict[str, Contestant], kind: str) -> dict[str, float]:
         for stage in contestants[name].times[0] if name in contestants else ():
             if stage in tuned.times[0]:
                 ratios[f"{label} {stage}"] = tuned.median(stage) / contestants[name].median(stage)
-    for length in ("short", "long") if kind == "batch" else ():
-        ratios[f"8 {length}, alone/together"] = tuned.median(f"8 {length} alone") / tuned.median(f"8 {length} together")
+    for asked in ("8 short", "4 long") if kind == "batch" else ():
+        ratios[f"{asked}, alone/together"] = tuned.median(f"{asked} alone") / tuned.median(f"{asked} together")
     if kind == "chat":
         ratios["round 2 first token, kept/again"] = tuned.median("kept") / tuned.median("again")
     return ratios

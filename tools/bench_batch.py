@@ -5,34 +5,34 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-REQUESTS, ANSWER = 8, 32
-"""Requests at a time, and tokens of each answer."""
+REQUESTS, LONG, ANSWER = 8, 4, 32
+"""Requests at a time with short and with long prompts, and tokens of each answer."""
 SHORT = 32
 """Positions of a short prompt, in which hardly anything but decoding is left."""
 
 
 def batch(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Seconds of 8 answers of 32 tokens, together and one by one, behind short and long prompts; seconds of a step."""
+    """Seconds of 8 answers behind short prompts and 4 behind long ones, together and one by one, and of a step."""
     import numpy as np
 
     from paddlemix.generation.prompt import Prompt
 
     draw = np.random.default_rng(0)
 
-    def prompts(length: int) -> list[Prompt]:
-        rows = draw.integers(3, spec["vocab"], (REQUESTS, length))
+    def prompts(count: int, length: int) -> list[Prompt]:
+        rows = draw.integers(3, spec["vocab"], (count, length))
         return [Prompt(tuple(int(token) for token in row), "", ()) for row in rows]
 
-    short, long = prompts(SHORT), prompts(spec["prompt"])
+    short, long = prompts(REQUESTS, SHORT), prompts(LONG, spec["prompt"])
     answers(model, short, REQUESTS)  # warm up
 
     def run() -> dict[str, float]:
         return {
             "8 short together": answers(model, short, REQUESTS),
             "8 short alone": answers(model, short, 1),
-            "8 long together": answers(model, long, REQUESTS),
-            "8 long alone": answers(model, long, 1),
-            "step of 4": step(model, long[:4], spec["tokens"]),
+            "4 long together": answers(model, long, LONG),
+            "4 long alone": answers(model, long, 1),
+            "step of 4": step(model, long, spec["tokens"]),
             "step of 1": step(model, long[:1], spec["tokens"]),
         }
 

@@ -130,6 +130,8 @@ def test_new_rows_of_llava_hf_are_the_mean_and_its_tokens_are_known(tmp_path):
     raw = json.loads((made / "config.json").read_text())
     assert tokenizer.token_id("<image>") == raw["image_token_index"] == load_tokenizer(source).vocab_size
     assert tokenizer.token_id("<pad>") == raw["pad_token_id"] == tokenizer.pad_id
+    vision = raw["vision_config"]
+    assert raw["image_seq_length"] == (vision["image_size"] // vision["patch_size"]) ** 2
     table = rows.read("language_model.model.embed_tokens.weight")
     assert table.shape[0] % 64 == 0
     before = open_folder(source).read("model.embed_tokens.weight")

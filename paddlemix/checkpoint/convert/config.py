@@ -100,6 +100,7 @@ def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int 
         "vision_feature_layer": vision.select_layer,
         "vision_feature_select_strategy": _strategy(vision),
         "image_token_index": image_id,
+        "image_seq_length": vision.tokens_per_tile,  # transformers counts the rows, optimum-intel believes this
         "pad_token_id": pad_id,
         "projector_hidden_act": "gelu",
         "ignore_index": -100,
