@@ -3,7 +3,7 @@
 
 Messages are ``{"role": ..., "content": text or list of {"type": "text" | "image", ...}}``. Images of a turn come
 first, each with a newline behind it, then its text, as in a chat of ours. The begin token is not written: the tokenizer
-adds it.
+adds it. Every ``set`` has one name: OpenVINO GenAI's reader of such programs knows no pairs there.
 """
 
 import json
@@ -16,8 +16,8 @@ from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_
 
 _ROLES = (
     '{%- if messages and messages[0]["role"] == "system" -%}'
-    "{%- set system, turns = words(messages[0]), messages[1:] -%}"
-    "{%- else -%}{%- set system, turns = none, messages -%}{%- endif -%}"
+    "{%- set system = words(messages[0]) -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set system = none -%}{%- set turns = messages -%}{%- endif -%}"
     '{%- for message in turns -%}{%- if message["role"] != ("user" if loop.index0 % 2 == 0 else "assistant") -%}'
     '{{- raise_exception("user and assistant take turns, after a system message at most") -}}'
     "{%- endif -%}{%- endfor -%}"
@@ -124,9 +124,9 @@ def _of_file(template: ChatTemplate) -> str:
         f"{{%- else -%}}{named}{own if template.takes_system else ''}{{%- endif -%}}"
     )
     values = (
-        "{%- set index, length = loop.index0 // 2, (turns | length + 1) // 2 -%}"
-        "{%- set is_first, is_last = index == 0, index == length - 1 -%}{%- set query = words(message) -%}"
-        "{%- set is_training, user = not add_generation_prompt, query -%}"
+        "{%- set index = loop.index0 // 2 -%}{%- set length = (turns | length + 1) // 2 -%}"
+        "{%- set is_first = index == 0 -%}{%- set is_last = index == length - 1 -%}{%- set query = words(message) -%}"
+        "{%- set is_training = not add_generation_prompt -%}{%- set user = query -%}"
         '{%- set bot = words(turns[loop.index]) if loop.index < turns | length else "" -%}'
     )
     asked = _program(template.program("user"))

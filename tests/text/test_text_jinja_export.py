@@ -1,6 +1,7 @@
 """The jinja program of a template writes the prompts that we write."""
 
 import json
+import re
 
 import pytest
 
@@ -96,3 +97,8 @@ def test_an_answer_inside_of_an_if_has_no_other_form():
     data = {"conversation": ["{{user}}", "{% if is_last %}{{bot}}{% endif %}"]}
     with pytest.raises(DataError, match="inside of an if"):
         chat_jinja(ChatTemplate(data))
+
+
+@pytest.mark.parametrize("layout", [*PROMPTS.values(), ChatTemplate(ROUNDS)])
+def test_every_set_has_one_name_as_small_readers_of_jinja_want_it(layout):
+    assert not re.search(r"{%-? *set \w+\s*,", chat_jinja(layout))
