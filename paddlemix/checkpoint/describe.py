@@ -16,6 +16,7 @@ from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
 from paddlemix.imaging.layout import token_count
+from paddlemix.settings.dense_connector import NO_CONNECTOR
 from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.published.config import load_config
@@ -249,7 +250,9 @@ def _say_config(config: LlavaConfig, result: Description) -> None:
     result.facts["context"] = f"{config.model_max_length} tokens, vocabulary of {text.vocab_size} rows"
     if vision is None or image is None:
         return
-    result.facts["projector"] = config.projector_type + (" and a newline row" * config.has_image_newline)
+    joined = "" if vision.dense_connector == NO_CONNECTOR else f", dense connector {vision.dense_connector}"
+    newline = " and a newline row" * config.has_image_newline
+    result.facts["projector"] = f"{config.projector_type}{newline}{joined}"
     sizes = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
     counts = sorted({token_count(size, image, vision) for size in sizes})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
