@@ -2,11 +2,11 @@
 """What the demo on a real language model is taught and asked: sentences about drawn images, questions without one."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paddlemix.demo.data import Question, Task
-from paddlemix.demo.shapes import COLOURS, KINDS, Scene
+from paddlemix.demo.shapes import Scene
 
 SENTENCE = 24
 """Tokens of an answer about an image; the longest right one has 14."""
@@ -44,25 +44,8 @@ def _place(scene: Scene) -> Iterator[Question]:
         yield Question("place", f"Where is the {shape.kind}?", f"The {shape.kind} is in the {shape.place} corner.")
 
 
-def _check(scene: Scene) -> Iterator[Question]:
-    """Yes or no: as often right as wrong, by the parity of what the image shows and where."""
-    for shape in scene.shapes:
-        wrong = _other(shape.kind, KINDS, shape.tint[0])
-        yield Question("yes or no", f"Is it a {shape.kind}?", f"Yes, it is a {shape.kind}.")
-        yield Question("yes or no", f"Is it a {wrong}?", f"No, it is a {shape.kind}.")
-        wrong = _other(shape.colour, tuple(COLOURS), shape.tint[1])
-        yield Question("yes or no", f"Is it {shape.colour}?", f"Yes, it is {shape.colour}.")
-        yield Question("yes or no", f"Is it {wrong}?", f"No, it is {shape.colour}.")
-
-
-def _other(right: str, names: Sequence[str], number: int) -> str:
-    """One of ``names`` but ``right``; ``number`` chooses it."""
-    others = [name for name in names if name != right]
-    return others[number % len(others)]
-
-
 CAPTION: Task = (_caption,)
-TALK: Task = (_describe, _shape, _colour, _place, _check)
+TALK: Task = (_describe, _shape, _colour, _place)
 
 TOLD = (
     "What is the capital of Italy?",
@@ -71,31 +54,16 @@ TOLD = (
     "What is the capital of Egypt?",
     "How many days has a week?",
     "How many months are in a year?",
-    "What do bees make?",
     "What is frozen water called?",
-    "Which animal barks?",
-    "What do cows eat?",
-    "Who are you?",
     "Say hello in French.",
-    "What is the opposite of hot?",
     "What is the opposite of big?",
     "Which season comes after winter?",
     "What is 2 + 2?",
-    "What do plants need to grow?",
     "Which planet do we live on?",
-    "What is the sun?",
-    "What is a book?",
-    "Name a musical instrument.",
     "Name three fruits.",
-    "What do you use an umbrella for?",
     "What is the largest ocean?",
     "Write one sentence about the sea.",
     "Write one sentence about a cat.",
-    "What does a baker do?",
-    "What does a teacher do?",
-    "What is snow?",
-    "How do fish breathe?",
-    "What is a bicycle?",
     "Thank you!",
 )
 """Questions without an image that stage 2 mixes in, with the language model's own answers."""

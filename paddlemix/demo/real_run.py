@@ -35,8 +35,8 @@ BATCH = 16
 class Size:
     """How much is drawn, trained and asked. ``steps`` None: as the recipes say."""
 
-    captions: int = 2000
-    talks: int = 1000
+    captions: int = 3200
+    talks: int = 700
     test_pictures: int = 300
     blind: int = 60
     texts: int = len(TOLD)

@@ -104,9 +104,6 @@ def test_every_answer_is_a_sentence_that_the_image_decides():
             assert question.answer[0].isupper()
             assert question.answer.endswith(".")
             assert any(word in question.answer for word in (shape.kind, shape.colour, shape.place))
-            assert question.answer.startswith("No") == ("No, " in question.answer)
-    wrong = [question for question in real_data._check(scene) if question.answer.startswith("No")]
-    assert all(shape.kind not in q.text and shape.colour not in q.text for q in wrong)
 
 
 def test_no_question_without_an_image_is_both_told_and_tested():
