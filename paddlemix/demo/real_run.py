@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RECIPES = ROOT / "paddlemix" / "config" / "demo"
 PROMISED = 0.90
-"""Part of the sentences about unseen images that is right, letter for letter, with every seed."""
+"""Part of the sentences about unseen images that a run aims to answer rightly, letter for letter (docs/demo.md)."""
 BATCH = 16
 
 
@@ -175,6 +175,7 @@ class Demo:
             f"{right} of {len(answers)} questions about unseen images answered rightly",
             f"The first questions of the test, with {sum(not a.right for a in shown_answers)} of its "
             f"{len(answers) - right} wrong answers.",
+            lines=3,
         )
         runs = {"Loss, stage 1: projector": self.projector.parent, "Loss, stage 2: LoRA": self.adapter}
         sheets.draw_curves(self.out / "loss.png", [sheets.Curve(name, read_losses(at)) for name, at in runs.items()])

@@ -15,6 +15,7 @@ TINTS = {True: "#eaf6ee", False: "#fbebea"}
 
 _COLUMNS, _PICTURE, _GAP, _MARGIN, _HEAD = 6, 132, 14, 26, 62
 _CARD = (_PICTURE + 16, _PICTURE + 82)
+_LINE = 14
 
 
 def choose_for_sheet(answers: Sequence[Answer], count: int = 18, wrong: int = 3) -> list[Answer]:
@@ -31,33 +32,61 @@ def choose_for_sheet(answers: Sequence[Answer], count: int = 18, wrong: int = 3)
     return first
 
 
-def draw_answers(path: Path, pictures: Path, answers: Sequence[Answer], title: str, note: str) -> None:
-    """A sheet of cards: the image, the question, the answer in green, or in red with the right one beside it."""
+def draw_answers(
+    path: Path, pictures: Path, answers: Sequence[Answer], title: str, note: str, *, lines: int = 1
+) -> None:
+    """A sheet of cards: the image, the question, the answer in green, or in red with the right one beside it.
+
+    Answers take up to ``lines`` lines; what is longer is cut.
+    """
     rows = math.ceil(len(answers) / _COLUMNS)
-    width = 2 * _MARGIN + _COLUMNS * (_CARD[0] + _GAP) - _GAP
-    height = _HEAD + rows * (_CARD[1] + _GAP) - _GAP + _MARGIN
+    card = (_CARD[0], _CARD[1] + (2 * lines - 1) * _LINE * (lines > 1))
+    width = 2 * _MARGIN + _COLUMNS * (card[0] + _GAP) - _GAP
+    height = _HEAD + rows * (card[1] + _GAP) - _GAP + _MARGIN
     pen = Pen(width, height)
     pen.text((_MARGIN, 16), title, 19, INK)
     pen.text((_MARGIN, 40), note, 12, FAINT)
     for index, answer in enumerate(answers):
         row, column = divmod(index, _COLUMNS)
-        _card(pen, pictures, answer, _MARGIN + column * (_CARD[0] + _GAP), _HEAD + row * (_CARD[1] + _GAP))
+        place = (_MARGIN + column * (card[0] + _GAP), _HEAD + row * (card[1] + _GAP))
+        _card(pen, pictures, answer, place, card[1], lines)
     pen.save(path)
 
 
-def _card(pen: Pen, pictures: Path, answer: Answer, x: float, y: float) -> None:
-    colour = RIGHT if answer.right else WRONG
-    pen.card((x, y, x + _CARD[0], y + _CARD[1]), TINTS[answer.right], colour)
+def _card(pen: Pen, pictures: Path, answer: Answer, place: tuple[float, float], height: float, lines: int) -> None:
+    (x, y), colour = place, RIGHT if answer.right else WRONG
+    pen.card((x, y, x + _CARD[0], y + height), TINTS[answer.right], colour)
     with Image.open(pictures / answer.question.picture) as picture:
         pen.paste(picture.convert("RGB"), (x + 8, y + 8), _PICTURE)
     top = y + _PICTURE + 14
     for number, line in enumerate(_wrap(answer.question.text, 25)[:2]):
         pen.text((x + 9, top + 14 * number), line, 11, FAINT)
-    base = y + _CARD[1] - (14 if answer.right else 24)
+    if lines > 1:
+        _sentences(pen, answer, (x, top + 2 * _LINE + 14), lines, colour)
+        return
+    base = y + height - (14 if answer.right else 24)
     _mark(pen, answer.right, x + 9, base - 10, colour)
     pen.text((x + 26, base), _short(answer.said, 17), 13, colour, "ls")
     if not answer.right:
         pen.text((x + 26, base + 15), f"right: {answer.question.answer}", 10, FAINT, "ls")
+
+
+def _sentences(pen: Pen, answer: Answer, place: tuple[float, float], lines: int, colour: str) -> None:
+    """An answer of several lines, and the right one below it where it is another."""
+    x, base = place
+    _mark(pen, answer.right, x + 9, base - 10, colour)
+    for line in _cut(answer.said, lines):
+        pen.text((x + 26, base), line, 11, colour, "ls")
+        base += _LINE
+    for line in () if answer.right else _cut(f"right: {answer.question.answer}", lines + 1):
+        pen.text((x + 26, base), line, 10, FAINT, "ls")
+        base += _LINE - 1
+
+
+def _cut(text: str, lines: int) -> list[str]:
+    """At most so many lines of a text; dots where there would be more."""
+    found = _wrap(text, 22)
+    return found if len(found) <= lines else [*found[: lines - 1], f"{found[lines - 1]} ..."]
 
 
 def _mark(pen: Pen, right: bool, x: float, y: float, colour: str) -> None:

@@ -27,12 +27,19 @@ def _has_colour(path, colour: str) -> bool:
                    for _, pixel in image.convert("RGB").getcolors(1 << 24))  # fmt: skip
 
 
+@pytest.mark.parametrize("lines", [1, 3])
 @pytest.mark.parametrize("rights", [[True] * 7, [False] * 7])
-def test_answers_are_green_when_right_and_red_when_wrong(pictures, rights):
+def test_answers_are_green_when_right_and_red_when_wrong(pictures, rights, lines):
     path = pictures / "sheet.png"
-    sheets.draw_answers(path, pictures, _answers(rights), "Title", "note")
+    sheets.draw_answers(path, pictures, _answers(rights), "Title", "note", lines=lines)
     assert _has_colour(path, sheets.RIGHT) == rights[0]
     assert _has_colour(path, sheets.WRONG) != rights[0]
+
+
+def test_a_sentence_takes_so_many_lines_and_dots_when_it_is_longer():
+    text = "The picture shows a yellow triangle in the bottom right corner."
+    assert " ".join(sheets._cut(text, 3)) == text
+    assert sheets._cut(text, 2) == ["The picture shows a", "yellow triangle in the ..."]
 
 
 def test_a_sheet_grows_with_its_answers(pictures):
