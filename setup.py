@@ -92,7 +92,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["paddlemix", "paddlemix.*"]),
-    package_data={"paddlemix": ["config/**/*.json", "examples/**/*.py", "tools/*.py", "tools/*.sh", "tools/README.md"]},
+    package_data={
+        "paddlemix": [
+            "config/**/*.json",
+            "examples/**/*.py",
+            "tools/*.py",
+            "tools/*.sh",
+            "tools/README.md",
+            "ops/low_bits/*.c",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["paddlemix = paddlemix.__main__:main"]},

@@ -6,6 +6,7 @@
     python tools/bench.py {validate,start} [--help]  (a look at 100,000 rows, the start over a million: bench_start.py)
     python tools/bench.py head [--help]          (head and loss by portions: tools/bench_head.py)
     python tools/bench.py static [--help]        (static graphs beside the dynamic model: tools/bench_static.py)
+    python tools/bench.py bits [--help]          (weights of 16, 8 and 4 bits: tools/bench_bits.py)
     python tools/bench.py train [--help]         (a training step, full and LoRA: tools/bench_train.py)
     python tools/bench.py serve [--help]         (a worker under load and abuse: tools/bench_serve.py)
     python tools/bench.py all [--help]           (growth over tiles, rows, context, rounds: tools/bench_growth.py)
@@ -50,9 +51,9 @@ SHAPES: dict[str, dict[str, int]] = {
 """``prompt``: merged places of a prompt, image rows included; ``tokens``: generated tokens of one repetition."""
 
 KINDS = ("vision", "prefill", "decode", "batch", "chat")
-OTHERS = ("load", "head", "static", "train", "serve")
+OTHERS = ("load", "head", "static", "bits", "train", "serve")
 """Kinds with a command of their own in ``tools/bench_<kind>.py``."""
-WORKERS = ("head", "static", "train", "limits", "growth")
+WORKERS = ("head", "static", "train", "limits", "growth", "bits")
 """Kinds whose worker is the function ``work`` of that file."""
 
 

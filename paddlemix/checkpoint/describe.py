@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.few_bits import bytes_held
 from paddlemix.checkpoint.folders import ADAPTERS, CONFIG, MODEL_TYPE, find, kind_of, read_optional, resolve, tower_name
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
 from paddlemix.imaging.layout import token_count
 from paddlemix.settings.dense_connector import NO_CONNECTOR
-from paddlemix.settings.memory import GB, chat_memory, expected_memory, most_tiles
+from paddlemix.settings.memory import GB, chat_memory, count_parameters, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.published.config import load_config
 from paddlemix.settings.run.training import TrainingSettings
@@ -149,12 +150,17 @@ def _look(root: Path, kind: str, result: Description, given: Mapping[str, str | 
     _say_tower(sources, result)
     _say_tokenizer(sources, result)
     from paddlemix.models.llava import build_empty
+    from paddlemix.ops.linear import linear_layers
 
     # A model under LazyGuard has shapes and no memory.
-    shapes = {name: tuple(value.shape) for name, value in build_empty(sources.config).named_parameters()}
+    model = build_empty(sources.config)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     count = sum(math.prod(shape) for shape in shapes.values())
     result.facts["parameters"] = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
-    result.memory = memory_needs(sources.config)
+    if sources.bits is not None:
+        result.facts["bits"] = f"weights of {sources.bits} bits, for inference"
+    linear = [name for name, _ in linear_layers(model)]
+    result.memory = memory_needs(sources.config, {bits: bytes_held(shapes, linear, bits) for bits in (8, 4)})
     result.notes += sources.plan.report.notes
     if sources.config.vision is None:
         result.notes.append("a language model without a vision tower: pretraining makes a LLaVA of it")
@@ -284,9 +290,10 @@ def _say_tokenizer(sources: Sources, result: Description) -> None:
         result.problems.append(str(error))
 
 
-def memory_needs(config: LlavaConfig) -> dict[str, float]:
+def memory_needs(config: LlavaConfig, few: Mapping[int, int] | None = None) -> dict[str, float]:
     """GB for a chat, and for LoRA and full training on one card, by the formula of ``settings.memory``.
 
+    ``few``: bytes of all weights by the bits that they are held in; the cache of keys and values is float32 there.
     Training: one row of the full context with one image of the most tiles, recompute, the vision tower frozen.
     """
     half = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
@@ -297,6 +304,8 @@ def memory_needs(config: LlavaConfig) -> dict[str, float]:
     }
     always = {"recompute": True, "per_device_train_batch_size": 1, "max_length": config.model_max_length}
     needs = {f"chat, {name}": chat_memory(config, size) for name, size in (("float32", 4), ("bfloat16", 2))}
+    cache = chat_memory(config, 4) - 4 * count_parameters(config).total
+    needs |= {f"chat, {bits} bits": nbytes + cache for bits, nbytes in (few or {}).items()}
     for name, keys in ways.items():
         settings = TrainingSettings().with_changes(**always, **keys)
         needs[name] = expected_memory(config, settings, 1, tiles=most_tiles(config)).total

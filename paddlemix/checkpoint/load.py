@@ -14,6 +14,7 @@ from paddle import Tensor
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32, is_finite, to_float32
+from paddlemix.checkpoint.holding import bits_held, held_of, hold_weights, lora_with_few_bits
 from paddlemix.checkpoint.lora.adapter import attach
 from paddlemix.checkpoint.lora.read import Adapter
 from paddlemix.checkpoint.plan import LoadEntry, LoadPlan
@@ -65,6 +66,7 @@ def load_model(
     strict_finite: bool = False,
     parallel: TensorParallel = ALONE,
     beside: Loaded | None = None,
+    bits: int | None = None,
 ) -> Loaded:
     """Load any published layout: ours, original LLaVA, llava-hf, Llama or Vicuna, adapter, projector only.
 
@@ -75,6 +77,8 @@ def load_model(
     ``config``: the architecture itself, in place of what the folder says.
     ``parallel``: read only the slices that lie on this device. ``beside``: a model in memory, not fused, whose memory
     serves every parameter that is filled from the same tensor of the same file.
+    ``bits``: hold the weights of linear layers and the table of tokens in 8 or 4 bits (16: bfloat16), for inference.
+    A folder whose weights have 8 or 4 bits is opened in them.
 
     CheckpointError when anything is missing, left over or of another shape; NaN in the weights is a warning, or an
     error with ``strict_finite``.
@@ -89,8 +93,14 @@ def load_model(
     config = sources.config.with_changes(dtype=dtype)
     model = build_empty(config, parallel)
     check(sources, {name: whole_shape(parameter) for name, parameter in model.named_parameters()})
+    held = bits_held(sources, bits)
+    if held is not None:
+        lora = lora_with_few_bits(sources, model, held, lora)
     merged = _enter_adapter(plan, model, parts.adapter, lora)
     shared = {} if beside is None else _shared(plan.entries, merged, beside)
+    if held is not None:
+        theirs = {} if beside is None else held_of(beside.model, shared)
+        shared |= hold_weights(sources, model, merged, held, theirs)
     _fill(plan, model, merged, shared, dtype, seed, strict_finite)
     _tell(plan.report, strict_finite)
     model.eval()
@@ -100,11 +110,13 @@ def load_model(
     )
 
 
-def _shared(entries: Mapping[str, LoadEntry], merged: Mapping[str, Adapter], beside: Loaded) -> dict[str, Tensor]:
-    """The parameters of ``beside`` whose memory serves a model with these entries."""
+def _shared(
+    entries: Mapping[str, LoadEntry], merged: Mapping[str, Adapter], beside: Loaded
+) -> dict[str, Tensor | None]:
+    """The parameters of ``beside`` whose memory serves a model with these entries; None for a weight of few bits."""
     theirs = dict(beside.model.named_parameters())
     return {
-        name: theirs[name]
+        name: theirs.get(name)
         for name, entry in entries.items()
         if name in beside.entries and name not in merged and _place(entry) == _place(beside.entries[name])
     }
@@ -137,7 +149,7 @@ def _fill(
     plan: LoadPlan,
     model: LlavaForCausalLM,
     merged: Mapping[str, Adapter],
-    shared: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor | None],
     dtype: str,
     seed: int,
     strict: bool,
@@ -146,7 +158,7 @@ def _fill(
     on_cpu = paddle.get_device() == "cpu"
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
-        if name in shared:
+        if shared.get(name) is not None:
             allocate(parameter, shared[name])
             continue
         if name not in plan.entries:

@@ -5,11 +5,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.formats.base import TensorInfo
 from paddlemix.checkpoint.formats.source import TensorSource
 from paddlemix.checkpoint.report import LoadReport
+from paddlemix.ops.low_bits.form import CODES, SCALES
 from paddlemix.utils.errors import CheckpointError
 
 _PROJECTOR_WORD = "mm_projector."
+
+
+def _bits(infos: Mapping[str, TensorInfo], name: str) -> int | None:
+    """Bits of the codes under ``name``; None for anything else."""
+    if name not in infos or name + SCALES not in infos:
+        return None
+    return next((bits for bits in (8, 4) if CODES[bits] == infos[name].dtype), None)
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,8 @@ class LoadEntry:
     transpose: bool
     own: bool
     """Whether the file is of our own form, whose values were checked when they were made."""
+    bits: int | None = None
+    """8 or 4: the tensor holds codes (``ops.low_bits.form``), whose scales lie beside it."""
 
 
 @dataclass
@@ -32,8 +43,11 @@ class LoadPlan:
 
     def add(self, source: TensorSource, form: str, names: Iterable[str] | None = None) -> None:
         """Enter the tensors of a source."""
-        chosen = source.infos() if names is None else names
-        self._enter(source, {name: keymap.ours(name, form) for name in chosen}, own=form == "paddlemix")
+        infos = source.infos()
+        chosen = infos if names is None else names
+        own = form == "paddlemix"
+        scales = {name for name in infos if own and _bits(infos, name.removesuffix(SCALES)) and name.endswith(SCALES)}
+        self._enter(source, {name: keymap.ours(name, form) for name in chosen if name not in scales}, own=own)
 
     def _enter(
         self, source: TensorSource, targets: Mapping[str, keymap.Target | keymap.Ignored | None], own: bool = False
@@ -48,7 +62,7 @@ class LoadPlan:
             else:
                 replaced += target.name in self.entries
                 turned = target.transpose and len(infos[name].shape) == 2  # a projector may begin with a LayerNorm
-                self.entries[target.name] = LoadEntry(source, name, turned, own)
+                self.entries[target.name] = LoadEntry(source, name, turned, own, _bits(infos, name) if own else None)
         self.report.notes += source.notes
         if replaced:
             self.report.notes.append(f"{replaced} tensors come from {source.where} instead of the base")
@@ -77,6 +91,11 @@ class LoadPlan:
             else:
                 found[name] = keymap.Ignored("only the projector is taken from this file")
         self._enter(source, found)
+
+    @property
+    def bits(self) -> int | None:
+        """The fewest bits of a stored weight, which is what its model is called by; None when all are floats."""
+        return min((entry.bits for entry in self.entries.values() if entry.bits), default=None)
 
     def drop(self, prefix: str, reason: str) -> None:
         """Leave out what was entered below ``prefix``; the report says why."""

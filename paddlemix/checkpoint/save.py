@@ -64,6 +64,9 @@ def save_model(
 
 def model_tensors(model: nn.Layer, read: ReadValues = plain_values) -> list[Stored]:
     """Every parameter under the name it is saved by. CheckpointError for a name our form does not have."""
+    bits = getattr(model, "bits", None)
+    if bits is not None:
+        raise CheckpointError(f"the model holds weights of {bits} bits, which are not saved; convert writes them")
     tensors = []
     for name, parameter in model.named_parameters():
         if keymap.theirs(name, "paddlemix") is None:

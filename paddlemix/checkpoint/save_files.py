@@ -39,9 +39,9 @@ def write_side_files(
         write_json(folder / TRAINING_SETTINGS, dict(training_settings))
 
 
-def write_config(folder: Path, config: LlavaConfig) -> None:
-    """``config.json``, and ``preprocessor_config.json`` for a model with a tower."""
-    write_json(folder / CONFIG, config_data(config))
+def write_config(folder: Path, config: LlavaConfig, more: Mapping[str, Any] | None = None) -> None:
+    """``config.json`` (with the keys ``more``), and ``preprocessor_config.json`` for a model with a tower."""
+    write_json(folder / CONFIG, {**config_data(config), **(more or {})})
     if config.image is not None:
         write_json(folder / PREPROCESSOR, processor_data(config.image))
 

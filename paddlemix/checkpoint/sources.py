@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.few_bits import fault
 from paddlemix.checkpoint.folders import (
     CONFIG,
     MODEL_TYPE,
@@ -27,7 +28,7 @@ from paddlemix.checkpoint.formats.base import FLOATS
 from paddlemix.checkpoint.formats.source import WEIGHT_FILES, TensorSource, open_file, open_folder
 from paddlemix.checkpoint.lora.base import doubts, require_base
 from paddlemix.checkpoint.lora.read import Adapter, check_targets, read_adapter
-from paddlemix.checkpoint.plan import LoadPlan
+from paddlemix.checkpoint.plan import LoadEntry, LoadPlan
 from paddlemix.checkpoint.report import LoadReport
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.published.config import load_config
@@ -71,6 +72,11 @@ class Sources:
     form: str
     """How the names of the base (or whole) model are written."""
 
+    @property
+    def bits(self) -> int | None:
+        """Bits of the weights of the base when they are few (8 or 4); None: floats."""
+        return self.plan.bits
+
 
 def find_sources(
     folder: str | Path,
@@ -97,7 +103,8 @@ def find_sources(
         raise CheckpointError(f"{parts.folder}: give either config= or overrides=")
     tower = _add_tower(plan, config, tower, parts)
     if parts.adapter is not None:
-        require_base(parts.adapter, parts.base, source, form)
+        if plan.bits is None:  # rounded values agree with no fingerprint
+            require_base(parts.adapter, parts.base, source, form)
         plan.report.warnings += _doubts(parts, base, config)
     _add_later_sources(plan, parts, newline=config.has_image_newline)
     config = _fit_depth(plan, _fit_positions(plan, config))
@@ -315,22 +322,38 @@ def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
         report.ignored[entry.name] = "the head is tied to the embeddings"
     for name, entry in list(plan.entries.items()):
         infos = entry.source.infos()[entry.name]
-        found = infos.shape[::-1] if entry.transpose else infos.shape
         if name not in shapes:
             report.left_over[entry.name] = infos.file.name
-        elif infos.dtype not in FLOATS:
-            wanted = f"weights must be one of {', '.join(FLOATS)} (quantised checkpoints are not read)"
-            report.mis_shaped[name] = f'{infos.file.name}: "{entry.name}" is {infos.dtype}; {wanted}'
-        elif found != shapes[name]:
-            report.mis_shaped[name] = f"{infos.file.name} has {list(found)}, the model {list(shapes[name])}"
-        else:
-            report.loaded[name] = infos.file.name
+            continue
+        wrong = _fault(entry, name, shapes[name])
+        (report.loaded if wrong is None else report.mis_shaped)[name] = wrong or infos.file.name
     for name in shapes:
         if name not in plan.entries:
             _missing(report, name, parts)
     if parts.adapter is not None:
         check_targets(parts.adapter, shapes)
     report.require_clean()
+
+
+def require_floats(sources: Sources) -> None:
+    """CheckpointError when the weights are of few bits: they open for inference, and nothing else."""
+    if sources.bits is not None:
+        raise CheckpointError(
+            f"{sources.parts.base}: its weights have {sources.bits} bits, which serve inference alone; give the folder "
+            "that they were made of"
+        )
+
+
+def _fault(entry: LoadEntry, name: str, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the tensor that fills the parameter ``name`` of this ``shape``; None when it fits."""
+    if entry.bits is not None:
+        return fault(entry, name, shape)
+    info = entry.source.infos()[entry.name]
+    found = info.shape[::-1] if entry.transpose else info.shape
+    if info.dtype not in FLOATS:
+        wanted = f"weights must be one of {', '.join(FLOATS)} (quantised checkpoints are not read)"
+        return f'{info.file.name}: "{entry.name}" is {info.dtype}; {wanted}'
+    return None if found == shape else f"{info.file.name} has {list(found)}, the model {list(shape)}"
 
 
 def _missing(report: LoadReport, name: str, parts: Parts) -> None:

@@ -59,6 +59,7 @@ class Model:
             "conv_mode": self.opening.get("conv_mode"),
             "device": kind,
             "dtype": self.opening.get("dtype"),
+            "bits": self.opening.get("bits"),
             **{name: self.opening.get(name) for name in FOLDERS},
         }
 

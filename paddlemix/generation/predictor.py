@@ -66,6 +66,8 @@ class Opening(TypedDict, total=False):
     """``keep``: an adapter stays beside the weights, and nothing is fused."""
     beside: "Predictor | None"
     """The model that an adapter was trained on, opened with ``keep``: what both have is in memory once."""
+    bits: int | None
+    """8 or 4: hold the weights in so many bits; None: as they are stored."""
 
 
 class Predictor:
@@ -107,13 +109,14 @@ class Predictor:
         """
         conv_mode, lora = opening.pop("conv_mode", None), opening.setdefault("lora", "merge")
         beside = opening.pop("beside", None)
-        chosen = devices.choose(opening.pop("device", None), opening.pop("dtype", None))
+        chosen = _chosen(opening)
         paddle.set_device(chosen.name)
         share = None if beside is None else beside.loaded
         loaded = load_model(path, dtype=chosen.dtype, beside=share, parallel=parallel, **opening)
         if lora == "merge":
             loaded.model.prepare_inference()
         config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)
+        few = "" if loaded.model.bits is None else f"; weights of {loaded.model.bits} bits"
         fit_rows(tokenizer, config.text.vocab_size)
         template = template_for(loaded.template_folder, config, conv_mode)
         found = cls(
@@ -122,7 +125,7 @@ class Predictor:
             processor_for(config),
             template,
             ends=ending_ids(loaded.folder, loaded.base),
-            about=f"{path}: {chosen.reason}; template {template.name}; {picture_tokens(config)}",
+            about=f"{path}: {chosen.reason}{few}; template {template.name}; {picture_tokens(config)}",
         )
         if lora == "keep":
             found.loaded = loaded
@@ -290,3 +293,12 @@ class Predictor:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""
         plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
         return next_scores(self.model, plan, features).numpy()
+
+
+def _chosen(opening: Opening) -> devices.Device:
+    """The device that ``opening`` names. A CPU that is asked for bfloat16 holds the weights in it."""
+    name, dtype = opening.pop("device", None), opening.pop("dtype", None)
+    if dtype == "bfloat16" and devices.choose(name).kind == "cpu":
+        opening["bits"] = opening.get("bits") or 16
+        dtype = None
+    return devices.choose(name, dtype)

@@ -22,6 +22,7 @@ from paddlemix.models.token_log_probs import log_probs_through_head, plain_log_p
 from paddlemix.models.vision.build import build_tower
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Linear, share_memory
+from paddlemix.ops.low_bits.weights import Table
 from paddlemix.ops.parallel import ALONE, TensorParallel, cut, whole_shape
 from paddlemix.ops.runtime import Place, Runtime, kind_of_device
 from paddlemix.ops.sequence import SequenceParallel
@@ -57,6 +58,7 @@ class LlavaForCausalLM(nn.Layer):
         self.token_portion = HEAD_PORTION
         self.sequence: SequenceParallel | None = None
         self.neftune_alpha = 0.0
+        self.bits: int | None = None
         if not config.text.tie_word_embeddings:
             self.vocabulary = parallel.share(config.text.vocab_size)
             self.lm_head = Linear(config.text.hidden_size, self.vocabulary, bias=False)
@@ -100,6 +102,8 @@ class LlavaForCausalLM(nn.Layer):
         if not self.config.text.tie_word_embeddings:
             return self.vocabulary.joined(self.lm_head(hidden).astype("float32"))
         own = self.llama.width.cut(hidden, -1) if self.parallel.size > 1 else hidden
+        if isinstance(self.llama.embed_tokens, Table):
+            return self.llama.embed_tokens.low_bits.product(own)
         product = paddle.matmul(own, self.llama.embed_tokens.weight, transpose_y=True)
         return self.parallel.sum_over_ranks(product.astype("float32"))
 
@@ -192,7 +196,8 @@ class LlavaForCausalLM(nn.Layer):
 
     def _log_probs(self, rows: Tensor, targets: Tensor) -> Tensor:
         tied = self.config.text.tie_word_embeddings
-        if not self.token_portion or self.parallel.size > 1 or not (tied or type(self.lm_head) is Linear):
+        plain = self.bits is None and (tied or type(self.lm_head) is Linear)
+        if not self.token_portion or self.parallel.size > 1 or not plain:
             return plain_log_probs(self.logits(rows), targets)
         weight = self.llama.embed_tokens.weight if tied else self.lm_head.weight
         return log_probs_through_head(rows, weight, targets, transposed=tied, portion=self.token_portion)
@@ -204,7 +209,9 @@ class LlavaForCausalLM(nn.Layer):
         return self
 
     def train(self) -> None:
-        """Training mode; fused projections become plain layers again."""
+        """Training mode; fused projections become plain layers again. ConfigError for weights of few bits."""
+        if self.bits is not None:
+            raise ConfigError(f"the model holds weights of {self.bits} bits, which do not train; load it without them")
         self.llama.unfuse()
         super().train()
 

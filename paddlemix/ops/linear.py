@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
+from paddlemix.ops.low_bits.weights import Weights
 from paddlemix.ops.parallel import Share, count_of, cut, is_shared, mark, whole_shape
 from paddlemix.utils.errors import ConfigError
 
@@ -33,7 +34,11 @@ class Linear(nn.Layer):
     Tensor parallel: with a share as ``out_features`` this device computes some of the columns, from an input that went
     through ``TensorParallel.enter``. With a share as ``in_features`` it holds some of the rows, and the sum over the
     devices is taken here; the bias is then whole, and added once.
+
+    ``hold`` gives it a weight of few bits (``ops.low_bits``); ``weight`` is None then, and nothing of it trains.
     """
+
+    low_bits: Weights | None = None
 
     def __init__(self, in_features: int | Share, out_features: int | Share, bias: bool = True) -> None:
         super().__init__()
@@ -47,10 +52,17 @@ class Linear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the dtype of the weight."""
+        if self.low_bits is not None:
+            return self.low_bits.product(x, self.bias)
         if not self.sums:
             return apply_linear(x, self.weight, self.bias)
         out = self.rows.parallel.product(x, self.weight, even=self.rows.even)
         return out if self.bias is None else out + self.bias
+
+    def hold(self, weights: Weights) -> None:
+        """Compute with ``weights`` (of this layer's shape) from now on, and give the parameter up."""
+        self.low_bits = weights
+        self.weight = None
 
     def products(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Pairs of rows [N, K] and weight [K, out] that add up to ``x W`` for ``x`` [N, in] (not with DoRA)."""
@@ -213,9 +225,11 @@ class LoraLinear(Linear):
 
     @paddle.no_grad()
     def merge(self) -> None:
-        """Fold the adapter into the weight. Does nothing when it is folded in already."""
+        """Fold the adapter into the weight. Does nothing when it is folded in already. ConfigError: few bits."""
         if self.merged:
             return
+        if self.low_bits is not None:
+            raise ConfigError(f"an adapter cannot be folded into a weight of {self.low_bits.bits} bits; keep it beside")
         whole = self.weight.astype("float32") + self.delta()
         if self.dora:
             self._factor = self.lora_magnitude_vector.astype("float32") / self.column_norms()
@@ -247,6 +261,11 @@ class Fused:
     def __init__(self, layers: Sequence[Linear]) -> None:
         self.layers = list(layers)
         self.widths = [layer.out_features for layer in layers]
+        held = [layer.low_bits for layer in layers]
+        self.low_bits = None if held[0] is None else type(held[0])([part for one in held for part in one.parts])
+        if self.low_bits is not None:  # the codes stay where they are, and the biases are small
+            self.bias = None if layers[0].bias is None else paddle.concat([layer.bias for layer in layers]).detach()
+            return
         self.weight = paddle.concat([layer.weight for layer in layers], axis=1).detach()
         has_bias = layers[0].bias is not None
         self.bias = paddle.concat([layer.bias for layer in layers]).detach() if has_bias else None
@@ -256,15 +275,21 @@ class Fused:
 
     @staticmethod
     def can(layers: Sequence[Linear]) -> bool:
-        """True for plain layers (an adapter that is not merged stays apart)."""
-        return all(type(layer) is Linear for layer in layers)
+        """True for plain layers (an adapter that is not merged stays apart, and so do the codes on a card)."""
+        held = [layer.low_bits for layer in layers]
+        alike = not any(held) or all(one is not None and one.parts for one in held)
+        return alike and all(type(layer) is Linear for layer in layers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., sum of out]``, in the order of the layers."""
+        if self.low_bits is not None:
+            return self.low_bits.product(x, self.bias)
         return apply_linear(x, self.weight, self.bias)
 
     def release(self) -> None:
         """Give every layer its parameters back."""
+        if self.low_bits is not None:
+            return
         for index, layer in enumerate(self.layers):
             first = sum(self.widths[:index])
             last = first + self.widths[index]
@@ -331,6 +356,11 @@ def merge_lora(model: nn.Layer) -> list[str]:
         _replace(model, name, plain)
         names.append(name)
     return names
+
+
+def linear_layers(model: nn.Layer) -> Iterator[tuple[str, Linear]]:
+    """(name, layer) of every linear layer, with an adapter or without."""
+    return ((name, layer) for name, layer in model.named_sublayers() if isinstance(layer, Linear))
 
 
 def lora_layers(model: nn.Layer) -> Iterator[tuple[str, LoraLinear]]:

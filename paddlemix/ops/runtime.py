@@ -19,6 +19,7 @@ FUSED = "npu"
 """Name of the kernels that are fused operators of the Ascend plug-in, and of the device that has them."""
 
 BACKEND = "PADDLEMIX_ATTENTION"
+LOW_BITS = "PADDLEMIX_LOW_BITS"
 WHOLE = "PADDLEMIX_NPU_FUSED"
 FLOAT32 = "PADDLEMIX_NPU_ATTENTION_FLOAT32"
 
@@ -59,6 +60,8 @@ class Runtime:
         kind = kind_of_device(device or paddle.get_device())
         names = [flag.removeprefix(f"{WHOLE}_") for flag in env.FLAGS if flag.startswith(f"{WHOLE}_")]
         choices = {name: _choice(name) for name in names}
+        if env.get(LOW_BITS) != "auto":
+            choices["LOW_BITS"] = Choice(forced=env.get(LOW_BITS), by=f"{LOW_BITS}={env.get(LOW_BITS)}")
         return cls(kind, choices | {"ATTENTION": _with_backend(choices["ATTENTION"])}, env.get(FLOAT32) == "1")
 
     def choice(self, operator: str) -> Choice:

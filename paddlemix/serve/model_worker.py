@@ -26,10 +26,10 @@ from paddlemix.utils.options import (
     command_parser,
     dashed,
     device_flags,
+    load_bits,
     low_bit_flags,
     model_flags,
     opening,
-    refuse_low_bits,
     strict_config,
 )
 from paddlemix.utils.paths import expanded, path_at
@@ -125,7 +125,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    refuse_low_bits(args)
+    load_bits(args)
     if args.fp16 and args.dtype not in (None, "float16"):
         raise ConfigError(f"--fp16 and --dtype {args.dtype} are two answers to one question; give one of them")
     if not 0 <= args.port < 1 << 16:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoint.keymap import NEWLINE
-from paddlemix.checkpoint.sources import INIT, Sources, find_sources, template_folder, tokenizer_folder
+from paddlemix.checkpoint.sources import INIT, Sources, find_sources, require_floats, template_folder, tokenizer_folder
 from paddlemix.datasets.build import Datasets, build_datasets, make_encoder
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.settings.run import without_effect
@@ -97,6 +97,7 @@ def open_start(settings: TrainingSettings) -> Opened:
     """Find the model and load its tokenizer; what shall train is checked by name. CheckpointError, ConfigError."""
     name, folders = model_arguments(settings)
     sources = find_sources(name, **folders)
+    require_floats(sources)
     tokenizer = load_tokenizer(settings.model.text_model_name_or_path or tokenizer_folder(sources.parts))
     rows = _add_marks(tokenizer, sources.config)
     fit_rows(tokenizer, rows)

@@ -50,6 +50,13 @@ FLAGS: dict[str, Flag] = {
             "Products of tensor parallel with their sum in one NPU operator. Off unless asked for, as in PaddleNLP.",
         ),
         Flag(
+            "PADDLEMIX_LOW_BITS",
+            "auto",
+            ("auto", "compiled", "plain"),
+            "What multiplies with weights of few bits on a CPU: kernels that the system's C compiler makes once, or "
+            "numpy and paddle.",
+        ),
+        Flag(
             "PADDLEMIX_MEMORY_CHECK",
             "1",
             ("0", "1"),

@@ -96,6 +96,8 @@ def device_flags(parser: ArgumentParser, *, cards: bool = True) -> None:
         parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=share)
     half = "compute in float16 (default: bfloat16 where the device has it)"
     parser.add_argument("--fp16", action="store_true", help=half)
+    few = "hold the weights in 8 or 4 bits (a folder that has them needs no flag)"
+    parser.add_argument("--load-bits", type=int, choices=(8, 4), help=few)
 
 
 def answer_flags(
@@ -129,25 +131,28 @@ def sampling_flags(parser: ArgumentParser) -> None:
 
 
 def low_bit_flags(parser: ArgumentParser) -> None:
-    """LLaVA's flags for weights of 8 and 4 bits, which ``refuse_low_bits`` answers; no help shows them."""
+    """LLaVA's names of ``--load-bits 8`` and ``--load-bits 4``; no help shows them."""
     for bits in (8, 4):
         parser.add_argument(f"--load-{bits}bit", action="store_true", help=SUPPRESS)
 
 
-def refuse_low_bits(args: Namespace) -> None:
-    """ConfigError when one of them is given."""
-    for bits in (8, 4):
-        if getattr(args, f"load_{bits}bit"):
-            raise ConfigError(
-                f"--load-{bits}bit: weights of {bits} bits are not supported yet; leave the flag out (a card then "
-                "computes in 16 bits, a CPU in 32)"
-            )
+def load_bits(args: Namespace) -> int | None:
+    """The bits that ``device_flags`` and ``low_bit_flags`` ask for. ConfigError for two answers to one question."""
+    asked = {f"--load-{bits}bit": bits for bits in (8, 4) if getattr(args, f"load_{bits}bit", False)}
+    if args.load_bits is not None:
+        asked[f"--load-bits {args.load_bits}"] = args.load_bits
+    if len(set(asked.values())) > 1:
+        raise ConfigError(f"{' and '.join(asked)} are two answers to one question; give one of them")
+    return next(iter(asked.values()), None)
 
 
 def opening(args: Namespace) -> dict[str, Any]:
     """The arguments of ``Predictor.load`` that ``model_flags`` and ``device_flags`` were given."""
     if not 1 <= args.num_gpus <= 64:
         raise ConfigError(f"--num-gpus {args.num_gpus}: expected 1 to 64, the cards that share the model")
+    bits = load_bits(args)
+    if bits is not None and args.num_gpus > 1:
+        raise ConfigError(f"--num-gpus {args.num_gpus}: weights of {bits} bits are not divided; use one card for them")
     return {
         **({"cards": args.num_gpus} if args.num_gpus > 1 else {}),
         "base": args.base,
@@ -155,6 +160,7 @@ def opening(args: Namespace) -> dict[str, Any]:
         "projector": args.projector,
         "device": args.device,
         "dtype": "float16" if args.fp16 else None,
+        "bits": bits,
     }
 
 

@@ -105,6 +105,8 @@ def test_memory_of_a_7b_is_of_the_known_size():
     needs = memory_needs(big())
     # 7.06e9 numbers, and 2 * 2048 places * 32 layers * 4096 of cache.
     assert needs["chat, float32"] == pytest.approx(4 * (7.063 + 0.537), rel=2e-3)
+    assert list(memory_needs(big(), {8: 10**9})) == [*list(needs)[:2], "chat, 8 bits", *list(needs)[2:]]
+    assert memory_needs(big(), {8: 10**9})["chat, 8 bits"] == pytest.approx(1 + 4 * 0.537, rel=2e-3)
     assert needs["chat, bfloat16"] == pytest.approx(needs["chat, float32"] / 2)
     assert 115 < needs["full, bf16 and fp32 state"] < 145
     assert 17 < needs["LoRA of rank 128, bf16"] < 32

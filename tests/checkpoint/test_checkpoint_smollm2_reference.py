@@ -155,3 +155,24 @@ def test_a_few_steps_of_lora_teach_it_an_answer(folder, tmp_path):
     changed = [name for name, value in before.items() if not np.array_equal(value.numpy(), tuned[name].numpy())]
     assert changed
     assert all("_proj" in name for name in changed)
+
+
+def perplexity(folder: Path, ids: list[int], bits: int | None) -> float:
+    """Of ``ids`` behind the first; ``bits``: how the weights are held."""
+    model = load_model(folder, bits=bits).model
+    row = paddle.arange(len(ids) - 1).unsqueeze(0)
+    with paddle.no_grad():
+        scored = model(paddle.to_tensor([ids[:-1]]), row, row)[0]
+        each = paddle.nn.functional.cross_entropy(scored, paddle.to_tensor(ids[1:]))
+    return float(paddle.exp(each))
+
+
+def test_weights_of_few_bits_read_and_answer_as_the_floats_do(folder, answers, tmp_path):
+    ids = load_tokenizer(folder).encode((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")[:3000])
+    whole = perplexity(folder, ids, None)
+    for bits, most in ((16, 1.002), (8, 1.005), (4, 1.2)):
+        assert perplexity(folder, ids, bits) < most * whole, bits
+    convert(folder, tmp_path / "8", "own", bits=8)
+    few = greedy(tmp_path / "8", prompts(folder), NEW)
+    alike = [next((n for n in range(NEW) if a[n] != b[n]), NEW) for a, b in zip(few, answers, strict=True)]
+    assert sorted(alike)[1] >= 8, "of three answers out of four the first tokens are the same"

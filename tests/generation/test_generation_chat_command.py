@@ -125,8 +125,7 @@ def test_ctrl_c_at_the_prompt_ends_the_chat_with_exit_code_0(folder: Path) -> No
     [
         (("--image-file", "absent.png"), "absent.png: no such image file"),
         (("--image-file", "absent.png,other.png"), "absent.png: no such image file"),
-        (("--load-8bit",), "--load-8bit: weights of 8 bits are not supported yet; leave the flag out"),
-        (("--load-4bit",), "--load-4bit: weights of 4 bits are not supported yet; leave the flag out"),
+        (("--load-8bit", "--load-bits", "4"), "--load-8bit and --load-bits 4 are two answers to one question"),
         (("--image-file", "http://127.1/a.png"), "127.0.0.1, which is not a public address"),
         (("--image-file", "http://[::1/x"), "http://[::1/x: not an address"),
         (("--conv-mode", "llava_v3"), 'unknown template "llava_v3", did you mean "llava_v1"?'),

@@ -437,7 +437,7 @@ def test_what_cannot_be_is_told_before_anything_is_drawn(
 
 
 @pytest.mark.parametrize(
-    "flags", [["--moderate"], ["--host", "0.0.0.0"], ["--load-4bit"], ["--web-python", "/no/python"]]
+    "flags", [["--moderate"], ["--host", "0.0.0.0"], ["--load-4bit", "--load-8bit"], ["--web-python", "/no/python"]]
 )
 def test_the_one_command_checks_its_flags_before_it_starts_a_worker(
     flags: list[str], capsys: pytest.CaptureFixture[str]
@@ -488,7 +488,18 @@ def test_a_missing_gradio_is_a_line_with_an_environment_of_its_own(
 
 
 def test_the_alias_of_the_chat_takes_the_flags_of_the_original() -> None:
-    words = ["-m", "paddlemix.serve.cli", "--model-path", "x", "--image-file", "y", "--load-8bit", "--device", "cpu"]
+    words = [
+        "-m",
+        "paddlemix.serve.cli",
+        "--model-path",
+        "x",
+        "--image-file",
+        "y",
+        "--load-8bit",
+        "--load-4bit",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "--load-8bit" in done.stderr

@@ -80,7 +80,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, usual_signals: None) -> N
         (["--api-key", "short"], "16"),
         (["--slots", "0"], "--slots 0"),
         (["--port", "70000"], "--port 70000"),
-        (["--load-4bit"], "--load-4bit"),
+        (["--load-4bit", "--load-8bit"], "--load-8bit and --load-4bit"),
         (["--fp16", "--dtype", "float32"], "--dtype"),
         (["--conv-mode", "nonsense"], "nonsense"),
         (["--model-names", ","], "--model-names"),

@@ -52,8 +52,9 @@ def test_what_opens_a_model_comes_from_the_flags(command):
     given = [part for name, value in words.items() if name in known
              for part in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
     expected = {"base": "b", "vision_tower": "v", "projector": "p", "device": "cpu"}
-    assert opening(parser.parse_args(given)) == {**expected, "dtype": None}
-    assert opening(parser.parse_args([*given, "--fp16"])) == {**expected, "dtype": "float16"}
+    assert opening(parser.parse_args(given)) == {**expected, "dtype": None, "bits": None}
+    more = opening(parser.parse_args([*given, "--fp16", "--load-bits", "4"]))
+    assert more == {**expected, "dtype": "float16", "bits": 4}
 
 
 @pytest.mark.parametrize("command", ASKING)

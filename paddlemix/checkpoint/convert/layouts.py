@@ -16,7 +16,7 @@ from typing import Any
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert import config as convert_config
 from paddlemix.checkpoint.convert.parts import write_adapter, write_projector
-from paddlemix.checkpoint.convert.tensors import delta_entries, stored
+from paddlemix.checkpoint.convert.tensors import delta_entries, few_bits_of, stored
 from paddlemix.checkpoint.convert.transformers_files import write_for_transformers
 from paddlemix.checkpoint.convert.vocab import (
     TokenizerPlan,
@@ -24,6 +24,7 @@ from paddlemix.checkpoint.convert.vocab import (
     plan_for_hf,
     plan_without_image_token,
 )
+from paddlemix.checkpoint.few_bits import bits_of_weights, few_bits_note
 from paddlemix.checkpoint.folders import (
     ADAPTERS,
     CONFIG,
@@ -47,7 +48,7 @@ from paddlemix.checkpoint.save_files import (
     write_json,
     write_weights,
 )
-from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.checkpoint.sources import Sources, check, find_sources, require_floats, template_folder, tokenizer_folder
 from paddlemix.settings.model import ImageConfig, LlavaConfig, VisionConfig
 from paddlemix.settings.published.config import TEMPLATE_KEY, load_config
 from paddlemix.settings.published.tower import Pixels, is_published, known_tower, pixels_for
@@ -87,6 +88,10 @@ class _Job:
     """``conversion.json`` of the source, or empty."""
     notes: list[str] = field(default_factory=list)
     delta: "Mapping[str, LoadEntry]" = field(default_factory=dict)
+    bits: int | None = None
+    """8 or 4: the result holds its weights in so many bits."""
+    few: "Mapping[str, int]" = field(default_factory=dict)
+    """Bits of each weight that is held in few."""
 
     @property
     def config(self) -> LlavaConfig:
@@ -121,12 +126,15 @@ def convert(
     vision_tower: str | Path | None = None,
     projector: str | Path | None = None,
     delta_base: str | Path | None = None,
+    bits: int | None = None,
 ) -> Converted:
     """Write the model in ``src`` to the new folder ``dst`` in the layout ``to`` (see ``TARGETS``).
 
     ``dtype`` None keeps every tensor's own. ``base``, ``vision_tower`` and ``projector`` are those of ``load_model``.
     ``delta_base``: the weights in ``src`` are differences to this language model and are added to it. An adapter stays
     an adapter: ``original`` and ``llava-hf`` write peft's form, ``own`` and ``paddlemix`` ours and PaddleMIX's.
+
+    ``bits``: 8 or 4, for ``own``: the weights are rounded to so many bits, for inference alone.
 
     One tensor is in memory at a time. The folder appears when it is complete, or not at all. CheckpointError when
     something is missing or left over, and for what the target's layout cannot express.
@@ -137,6 +145,9 @@ def convert(
     folder = resolve(src, "the model")
     refuse_target(folder, Path(dst))
     kind = kind_of(folder)
+    if bits is not None and (to != "own" or bits not in (8, 4) or kind in ADAPTERS):
+        what = "an adapter" if kind in ADAPTERS else f"the layout {to}"
+        raise CheckpointError(f"{folder}: {bits} bits: {what} is not written in few bits; own is, of whole models")
     if to == "projector" or kind in ADAPTERS:
         with publish_folder(dst) as staging:
             notes: list[str] = []
@@ -145,7 +156,7 @@ def convert(
             else:
                 tensors = write_adapter(folder, staging, Path(dst), to, dtype, base, notes)
             return _converted(Path(dst), to, tensors, notes)
-    job = _open(folder, to, dtype, base, vision_tower, projector, delta_base)
+    job = _open(folder, to, dtype, base, vision_tower, projector, delta_base, bits)
     with publish_folder(dst) as staging:
         return _write(job, staging, Path(dst), max_shard_bytes)
 
@@ -167,15 +178,23 @@ def _open(
     tower: str | Path | None,
     projector: str | Path | None,
     delta_base: str | Path | None,
+    bits: int | None = None,
 ) -> _Job:
     sources = find_sources(folder, base=base, vision_tower=tower, projector=projector)
+    require_floats(sources)
     if to == "llava-hf":
         convert_config.require_hf(sources.config)
     from paddlemix.models.llava import build_empty
+    from paddlemix.ops.linear import linear_layers
 
     model = build_empty(sources.config)
     check(sources, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     job = _Job(sources, to, dtype, _memory(sources))
+    if bits is not None:
+        names = [name for name, _ in linear_layers(model)]
+        found = bits_of_weights(names, bits).items()
+        job.bits, job.few = bits, {name: number for name, number in found if name in sources.plan.entries}
+        job.dtype = job.dtype or "float32"
     job.notes += [*sources.plan.report.warnings, *sources.plan.report.notes]
     if delta_base is not None:
         job.delta = delta_entries(sources, resolve(delta_base, "the base of the delta weights"))
@@ -231,13 +250,16 @@ def _tensors(job: _Job, vocabulary: TokenizerPlan) -> Iterator[Stored]:
         target = keymap.theirs(name, form)
         if target is None:
             raise CheckpointError(f'the layout "{job.to}" has no name for "{name}"')
+        if name in job.few:
+            yield from few_bits_of(name, entry, job.few[name], last, job.delta.get(name))
+            continue
         yield stored(name, entry, target, job.dtype, vocabulary.rows, last, job.delta.get(name))
 
 
 def _write_config(job: _Job, staging: Path, vocabulary: TokenizerPlan) -> None:
     dtype = job.dtype or job.config.dtype
     if job.to == "own":
-        write_config(staging, job.config.with_changes(dtype=dtype))
+        write_config(staging, job.config.with_changes(dtype=dtype), few_bits_note(job.bits))
         return
     if job.to == "llava-hf":
         pixels, processor = convert_config.hf_processor(job.config)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tensor on its way into another layout: cast, turned, cut to the vocabulary, added to its base."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert.vocab import with_rows
+from paddlemix.checkpoint.few_bits import rounded, rounded_values, shape_of
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, FLOATS, cast, fill
 from paddlemix.checkpoint.formats.safetensors import Stored
 from paddlemix.checkpoint.formats.source import open_folder
 from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.checkpoint.sources import Sources
+from paddlemix.ops.low_bits.form import CODES, SCALES, Packed, shapes_of
 from paddlemix.utils.errors import CheckpointError
 
 
@@ -49,6 +52,31 @@ def stored(
         return _values(name, entry, base, wanted, turn, (axis, rows) if axis is not None else None)
 
     return Stored(target.name, wanted, shape, values)
+
+
+def few_bits_of(
+    name: str, entry: LoadEntry, bits: int, last: list[LoadEntry], base: LoadEntry | None
+) -> Iterator[Stored]:
+    """Codes and scales of our weight ``name`` in ``bits``; ``last`` and ``base``: see ``stored``.
+
+    They are rounded twice, for the one and for the other, so that no more than one tensor is in memory.
+    """
+    info = entry.source.infos()[entry.name]
+    shape = shape_of(name, info.shape[::-1] if entry.transpose else info.shape)
+    codes, scales = shapes_of(shape, bits)
+
+    def values() -> Packed:
+        while last:
+            done = last.pop()
+            done.source.release(done.name)
+        last.append(entry)
+        if base is None:
+            return rounded(entry, name, shape, bits)
+        whole = _values(name, entry, base, "float32", entry.transpose, None)
+        return rounded_values(whole, entry, name, bits)
+
+    yield Stored(name, CODES[bits], codes, lambda: values().codes)
+    yield Stored(name + SCALES, "bfloat16", scales, lambda: values().scales)
 
 
 def _vocabulary_axis(name: str, transposed: bool) -> int | None:

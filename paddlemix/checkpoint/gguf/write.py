@@ -17,7 +17,7 @@ from paddlemix.checkpoint.gguf import names, rope, tower
 from paddlemix.checkpoint.gguf.package import BLOCK, Field, Item, library, write_file
 from paddlemix.checkpoint.gguf.vocabulary import PREFIX, tokenizer_fields
 from paddlemix.checkpoint.plan import LoadEntry
-from paddlemix.checkpoint.sources import Sources, check, find_sources, template_folder, tokenizer_folder
+from paddlemix.checkpoint.sources import Sources, check, find_sources, require_floats, template_folder, tokenizer_folder
 from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import TextConfig
 from paddlemix.settings.towers.table import TOWERS
@@ -59,6 +59,7 @@ def convert_to_gguf(
     if kind_of(folder) in ADAPTERS:
         raise CheckpointError(f"{folder}: an adapter has no GGUF form here; merge it first (paddlemix merge)")
     sources = find_sources(folder, base=base, vision_tower=vision_tower, projector=projector)
+    require_floats(sources)
     _check(sources)
     notes = [*sources.plan.report.warnings, *sources.plan.report.notes]
     form = FORMS[bits]

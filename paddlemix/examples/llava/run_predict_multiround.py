@@ -28,10 +28,10 @@ from paddlemix.utils.options import (
     command_parser,
     dashed,
     device_flags,
+    load_bits,
     low_bit_flags,
     model_flags,
     opening,
-    refuse_low_bits,
     sampling_flags,
     strict_config,
 )
@@ -95,7 +95,7 @@ def start(args: argparse.Namespace) -> tuple["ChatSession", list["Image | Frames
     """The session and the first images. Everything that can be wrong with the flags is found before paddle loads."""
     from paddlemix.utils import device
 
-    refuse_low_bits(args)
+    load_bits(args)
     decoding = decoding_of(args)
     names = [name for group in args.image_file for word in group for name in split_names(word, args.sep)]
     pictures = [_open(name, args) for name in names]

@@ -27,9 +27,9 @@ from paddlemix.utils.options import (
     command_parser,
     dashed,
     device_flags,
+    load_bits,
     low_bit_flags,
     model_flags,
-    refuse_low_bits,
 )
 from paddlemix.utils.paths import expanded, path_at
 
@@ -37,7 +37,7 @@ OPTIONS = replace(FLAGS, template="--conv-mode NAME")
 SIDE = 112
 """Pixels of a drawn view."""
 _OF_PAGE = ("host", "port", "api_key_file", "language", "vote_log")
-_OF_WORKER = ("base", "vision_tower", "projector", "conv_mode", "device")
+_OF_WORKER = ("base", "vision_tower", "projector", "conv_mode", "device", "load_bits")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = parser().parse_args(dashed(argv))
-    refuse_low_bits(args)
+    args.load_bits = load_bits(args)
     check_page(args)
     from paddlemix.serve.access import access_of
 

@@ -43,6 +43,8 @@ from paddlemix.utils.paths import begins_at
 from paddlemix.utils.registry import nearest
 
 OWN_MODEL_TYPE = "paddlemix_llava"
+FEW_BITS = "quantization_config"
+"""Key of our config.json about weights of 8 or 4 bits."""
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu(\w*ln\w*)?")
 _MERGES = ("flat", "spatial", "spatial_unpad")
 _SELECTED = {"patch": "patch", "cls_patch": "cls_patch"}
@@ -112,7 +114,9 @@ def _decoder_of(reader: KeyReader) -> str:
 
 
 def _own(reader: KeyReader) -> LlavaConfig:
-    data = {key: value for key, value in reader.data.items() if key not in ("model_type", "architectures", "format")}
+    left_out = ("model_type", "architectures", "format", FEW_BITS)
+    data = {key: value for key, value in reader.data.items() if key not in left_out}
+    _check_few_bits(reader)
     try:
         config = LlavaConfig.from_dict(data, str(reader.file))
         for key, part, table in (("text", config.text, DECODERS), ("vision", config.vision, TOWERS)):
@@ -122,6 +126,14 @@ def _own(reader: KeyReader) -> LlavaConfig:
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return config
+
+
+def _check_few_bits(reader: KeyReader) -> None:
+    note = reader.data.get(FEW_BITS)
+    known = {"quant_method": "paddlemix", "group_size": 32}
+    if note is None or (isinstance(note, dict) and note.get("bits") in (8, 4) and note | known == note):
+        return
+    reader.wrong(FEW_BITS, note, f"expected bits 8 or 4 with {known}; convert the model again")
 
 
 def _original(reader: KeyReader, root: Path, tower_folder: Path | None, inside: VisionConfig | None) -> LlavaConfig:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile ``kernels.c`` with this machine's C compiler, once, and load it.
+
+The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made of: source, compiler, flags and
+processor. The folder has to belong to the user alone, since what lies there is run; where it cannot be used the
+library is compiled into a temporary folder for this process.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from paddlemix.utils import env
+from paddlemix.utils.logging import get_logger
+from paddlemix.utils.paths import expanded
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+_SECONDS = 120
+_NATIVE = {"x86_64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+"""What lets the compiler use all instructions of this processor, by the machine's name."""
+
+
+class NoKernelsError(Exception):
+    """There are no compiled kernels here; the text says why."""
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels. NoKernelsError when there are none."""
+    found = _found()
+    if isinstance(found, str):
+        raise NoKernelsError(found)
+    return found
+
+
+def why_not() -> str | None:
+    """Why there are no compiled kernels on this machine; None when there are."""
+    found = _found()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _found() -> ctypes.CDLL | str:
+    """Asked once in a process: a compiler that fails would fail again for the next model."""
+    try:
+        return _load()
+    except NoKernelsError as error:
+        return str(error)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{SOURCE.name} could not be compiled or loaded ({error})"
+
+
+def _load() -> ctypes.CDLL:
+    if sys.byteorder != "little":
+        raise NoKernelsError("the processor is big-endian")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
+    name = f"low_bits-{_digest(compiler)}.so"
+    folder = Path(expanded(env.get("PPMIX_HOME"))) / "kernels"
+    reason = _unusable(folder)
+    if reason is None:
+        with contextlib.suppress(OSError):  # an older or broken file gives way to a new one
+            if _is_ours(folder / name):
+                return ctypes.CDLL(str(folder / name))
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
+            made = _compiled(compiler, Path(place) / name)
+            os.replace(made, folder / name)
+        return ctypes.CDLL(str(folder / name))
+    get_logger(__name__).warning(
+        f"the kernels for weights of few bits are compiled for this process alone, since {reason}"
+    )
+    with tempfile.TemporaryDirectory(prefix="paddlemix-kernels-") as place:
+        return ctypes.CDLL(str(_compiled(compiler, Path(place) / name)))
+
+
+def _digest(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603
+    facts = (SOURCE.read_bytes(), version.stdout, " ".join(FLAGS).encode(), _processor().encode())
+    return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Which instructions there are: a home folder may be shared by machines of several kinds."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.partition(":")[0].strip().lower() in ("flags", "features"):
+                return f"{platform.machine()} {line}"
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _unusable(folder: Path) -> str | None:
+    """Why libraries must not be kept in ``folder``; it is made when it is missing."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+    except OSError as error:
+        return f"{folder} cannot be made ({error.strerror})"
+    if hasattr(os, "getuid") and facts.st_uid != os.getuid():
+        return f"{folder} belongs to another user"
+    if facts.st_mode & 0o022:
+        return f"others may write into {folder}"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a library is there that nobody else can have written."""
+    facts = path.lstat()
+    own = not hasattr(os, "getuid") or facts.st_uid == os.getuid()
+    return path.is_file() and not path.is_symlink() and own and not facts.st_mode & 0o022
+
+
+def _compiled(compiler: str, target: Path) -> Path:
+    native = _NATIVE.get(platform.machine().lower())
+    for more in ([native], []) if native else ([],):
+        command = [compiler, *FLAGS, *more, str(SOURCE), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
+        if done.returncode == 0:
+            target.chmod(0o700)
+            return target
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    raise NoKernelsError(f"{compiler} failed: {lines[0][:200]}")
+
+
+@functools.cache
+def team() -> tuple[ctypes.c_void_p, "ctypes._CFuncPtr | None"]:
+    """The fork function of the OpenMP runtime that paddle computes with, and what gives its number of threads.
+
+    Two runtimes beside each other would each keep a thread waiting on every core. (None, None): one thread.
+    """
+    import paddle
+
+    places = [Path(paddle.__file__).parent / "libs" / "libiomp5.so", "libgomp.so.1"]
+    for place in places:
+        with contextlib.suppress(OSError, AttributeError):
+            found = ctypes.CDLL(str(place))
+            fork, threads = found.GOMP_parallel, found.omp_get_max_threads
+            threads.restype = ctypes.c_int
+            return ctypes.cast(fork, ctypes.c_void_p), threads
+    return ctypes.c_void_p(None), None
