@@ -52,7 +52,8 @@ class Graph:
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """The outputs for ``inputs``, in the order of ``self.inputs``; shapes and dtypes: the part's ``Facts``."""
-        return self._predictor.run(inputs)
+        # Paddle Inference reads memory from its beginning: a view with strides would be other values.
+        return self._predictor.run([one if one.is_contiguous() else one.contiguous() for one in inputs])
 
 
 def _first_line(error: Exception) -> str:
@@ -88,7 +89,8 @@ class StaticModel:
         self.dtype = facts.dtype
         self.runtime = Runtime(facts.device)
         self._text, self._vision = text, vision
-        # Inputs without rows are not sizes that every operator takes, so there is one row of zeros that nobody reads.
+        # Inputs without rows are not sizes that every operator takes, so one row of zeros stands in. In place of the
+        # features it comes just where the plan has the row of zeros for padding.
         self._nothing = paddle.zeros([1, config.text.hidden_size], dtype=self.dtype)
         self._no_blend = paddle.zeros([1, 4], dtype="int64"), paddle.zeros([1, 4], dtype="float32")
         shape = [1, config.text.num_key_value_heads, 1, config.text.width_per_head]
@@ -107,9 +109,6 @@ class StaticModel:
     ) -> PlannedRows:
         """The rows of a splice plan: ``[B, L]`` twice, ``[N, P, D]`` and the plan's blend. The graph embeds them."""
         width = self.config.text.hidden_size
-        if features is None:
-            # The row of zeros that stands in for the features moves what comes behind them by one.
-            source = source + (source >= token_ids.shape[0] * token_ids.shape[1]).astype(source.dtype)
         rows = self._nothing if features is None else features.reshape([-1, width])
         return PlannedRows(token_ids, source, rows, blend or self._no_blend, width)
 

@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.export import static_model
 from paddlemix.generation.engine import encode_images, generate_batch
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
@@ -69,7 +70,18 @@ def test_features_and_the_scores_of_rows_padded_on_the_left_are_close(twins: Twi
     assert np.abs(static - dynamic).max() <= CLOSE * max(1.0, np.abs(dynamic).max())
 
 
-def test_rows_padded_on_the_right_behind_a_static_cache(twins: Twins) -> None:
+def test_a_prompt_in_pieces_is_the_prompt_as_a_whole(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_model, "PIECE", 7)
+    assert talk(twins.static, DECODINGS["greedy"]) == talk(twins.dynamic, DECODINGS["greedy"])
+    static, dynamic = twins.static.scores(prompts(twins.static)), twins.dynamic.scores(prompts(twins.dynamic))
+    assert np.abs(static - dynamic).max() <= CLOSE * max(1.0, np.abs(dynamic).max())
+
+
+@pytest.mark.parametrize("piece", [256, 7])
+def test_rows_padded_on_the_right_with_a_static_cache(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(static_model, "PIECE", piece)
     model, pixels = twins.static.model, twins.static.processor(WIDE)
     rows = [PlanRow([1, 9, -200, *range(20, 20 + more)], [pixels.layout]) for more in (2, 9)]
     plan = build_plan(rows, tokens_per_tile=model.config.tokens_per_tile)

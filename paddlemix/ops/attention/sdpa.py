@@ -166,8 +166,8 @@ def _answer(weights: Tensor, v: Tensor) -> Tensor:
 
 def _joined(blocks: list[Tensor], shape: list[int]) -> Tensor:
     """Blocks of rows [B, Hk, G n, D] as ``shape`` [B, H, Lq, D]."""
-    batch, heads, _, width = shape
-    blocks = [block.reshape([batch, heads, -1, width]) for block in blocks]
+    _, heads, _, width = shape
+    blocks = [block.reshape([0, heads, -1, width]) for block in blocks]  # 0: as it is, also where it is left open
     return blocks[0] if len(blocks) == 1 else paddle.concat(blocks, axis=2)
 
 
