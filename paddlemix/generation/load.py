@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddlemix.generation.lockstep import lead
+from paddlemix.generation.lockstep import lead, require_no_beams
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
@@ -39,5 +39,7 @@ def load_chat(
 
     Sampling is what ``decoding`` says: of a folder's ``generation_config.json`` only the ending ids are taken.
     """
+    if cards > 1 and decoding is not None:
+        require_no_beams(decoding)
     predictor = load_predictor(path, cards=cards, **opening)
     return ChatSession(predictor, decoding=decoding, system=system, context=context, note=note)

@@ -25,10 +25,11 @@ from paddlemix.generation.features import Picture
 from paddlemix.generation.group import Group, GroupLostError, in_step
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prefix import PrefixCache
+from paddlemix.generation.prefix_store import PrefixStore
 from paddlemix.generation.prompt import Prompt
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.processor import Processed
-from paddlemix.models.llava import build_empty
+from paddlemix.models.llava import LlavaForCausalLM, build_empty
 from paddlemix.ops.parallel import TensorParallel
 from paddlemix.utils import device as devices
 from paddlemix.utils.errors import BackendError, ConfigError
@@ -54,9 +55,22 @@ def lead(path: str | Path, cards: int, **opening: "Unpack[Opening]") -> "Leading
     build_empty(find_sources(path, **named).config, TensorParallel(0, cards, name=name))
     group = Group(kind, cards, {"path": str(path), "opening": dict(opening)})
     found = LeadingPredictor.load(path, parallel=group.join(), device=name_of(kind, 0), **opening)
-    found.group = group
+    found.group, found.prefixes = group, common_store(found.model)
     found.about += f"; over {cards} cards"
     return found
+
+
+def require_no_beams(decoding: Decoding) -> None:
+    """ConfigError for a search with beams, which is not divided over cards."""
+    if decoding.num_beams > 1:
+        raise ConfigError(f"{decoding.num_beams} beams need one card; ask for 1 beam, or leave out {current().cards}")
+
+
+def common_store(model: LlavaForCausalLM) -> PrefixStore:
+    """A store that keeps and lets go of the same rows on all cards, also where they hold unequal parts of them."""
+    heads, parallel = model.config.text.num_key_value_heads, model.parallel
+    own, most = parallel.share(heads).count, -(-heads // parallel.size)
+    return PrefixStore(size=lambda row: row.bytes // own * most)
 
 
 def name_of(kind: str, card: int) -> str:
@@ -127,10 +141,7 @@ class LeadingPredictor(Predictor):
     ) -> AnswerStream:
         """As ``Predictor`` has it. What was run of a conversation is kept for all of them, so ``cache`` has no use."""
         decoding = self.decoding(decoding)
-        if decoding.num_beams > 1:
-            raise ConfigError(
-                f"{decoding.num_beams} beams need one card; ask for 1 beam, or leave out {current().cards}"
-            )
+        require_no_beams(decoding)
         cache = PrefixCache() if cache is None else cache
         reader = self.reader(decoding)
         return _LeadingStream(self, prompt, decoding, reader, cache=cache, cancel=cancel, draw=draw)
@@ -227,6 +238,7 @@ class Follower:
 
     def __init__(self, predictor: Predictor, receive: Callable[[], Any]) -> None:
         self._predictor = predictor
+        self._predictor.prefixes = common_store(predictor.model)
         self._receive = receive
         self._features: dict[int, paddle.Tensor] = {}
         self._batches: dict[int, _FollowingBatch] = {}

@@ -3,7 +3,7 @@
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paddlemix.generation.prefix import Slot, length_of
 from paddlemix.models.llm.slot_cache import RowCache
@@ -17,11 +17,13 @@ SHORTEST = 16
 class PrefixStore:
     """What finished and running rows left, the last used kept longest. It belongs to one model and one thread.
 
-    ``reused`` counts positions that did not have to be run, ``bytes`` what is held.
+    ``reused`` counts positions that did not have to be run, ``bytes`` what is held. ``size`` is what a row counts for
+    (default: its bytes).
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, max_bytes: int = DEFAULT_BYTES, *, size: Callable[[RowCache], int] | None = None) -> None:
         self.max_bytes = max_bytes
+        self._size = size or (lambda row: row.bytes)
         self.bytes = self.reused = 0
         self._kept: OrderedDict[tuple[int | bytes, ...], RowCache] = OrderedDict()
 
@@ -49,13 +51,13 @@ class PrefixStore:
         """Keep ``row``, the keys and values of ``slots``. What is a beginning of it goes; older ones make room."""
         key = key_of(slots)
         for held in [held for held in self._kept if len(held) <= len(key) and key[: len(held)] == held]:
-            self.bytes -= self._kept.pop(held).bytes
-        if row.bytes > self.max_bytes:
+            self.bytes -= self._size(self._kept.pop(held))
+        if self._size(row) > self.max_bytes:
             return
         self._kept[key] = row
-        self.bytes += row.bytes
+        self.bytes += self._size(row)
         while self.bytes > self.max_bytes:
-            self.bytes -= self._kept.popitem(last=False)[1].bytes
+            self.bytes -= self._size(self._kept.popitem(last=False)[1])
 
 
 def key_of(slots: Sequence[Slot]) -> tuple[int | bytes, ...]:

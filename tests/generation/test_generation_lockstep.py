@@ -12,15 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import paddle
 import pytest
 
-from paddlemix.generation.load import load_predictor
+from paddlemix.generation.load import load_chat, load_predictor
+from paddlemix.generation.lockstep import common_store
+from paddlemix.generation.prefix import Slot
+from paddlemix.generation.sampling import Decoding
+from paddlemix.models.llava import build_empty
+from paddlemix.models.llm.slot_cache import RowCache
+from paddlemix.ops.parallel import TensorParallel
 from paddlemix.serve.model_worker import OPTIONS
-from paddlemix.utils.errors import PaddleMixError
+from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.options import speaking
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("lockstep_worker.py")
@@ -113,6 +122,26 @@ def test_the_other_cards_end_with_the_first(tmp_path: Path, how: signal.Signals,
         assert is_gone(follower, 10)
 
 
+def test_cards_with_unequal_parts_keep_the_same_rows() -> None:
+    """Three heads on two cards: rows on the second one are half as large."""
+    config = tiny_config()
+    config = config.with_changes(
+        text=replace(config.text, num_attention_heads=3, num_key_value_heads=3, hidden_size=24)
+    )
+    kept = []
+    for rank in range(2):
+        model = build_empty(config, TensorParallel(rank, 2))
+        heads = model.parallel.share(3).count
+        store = common_store(model)
+        store.max_bytes = 3 * 2 * 4 * 64 * 8 * 2  # three rows of the larger card
+        for number in range(5):
+            part = (paddle.zeros([1, heads, 64, 8]),)
+            store.put([Slot(number)] * 20, RowCache(part, part, 20))
+        kept.append([number for number in range(5) if store.find([Slot(number)] * 21)])
+    assert heads == 1
+    assert kept[0] == kept[1] == [2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("cards", "device", "said"),
     [(5, "cpu", "--num-gpus is 5, but the model has only"), (2, "gpu:1", "gpu"), (2, "nonsense", "nonsense")],
@@ -120,3 +149,8 @@ def test_the_other_cards_end_with_the_first(tmp_path: Path, how: signal.Signals,
 def test_what_cannot_be_divided_is_told_before_a_process_is_started(cards: int, device: str, said: str) -> None:
     with speaking(OPTIONS), pytest.raises(PaddleMixError, match=said):
         load_predictor(MODEL, cards=cards, device=device)
+
+
+def test_beams_are_refused_before_a_process_is_started() -> None:
+    with speaking(OPTIONS), pytest.raises(ConfigError, match="2 beams need one card; .* leave out --num-gpus"):
+        load_chat(str(MODEL), cards=2, device="cpu", decoding=Decoding(num_beams=2))

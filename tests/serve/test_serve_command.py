@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -16,8 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix.generation.continuous import ContinuousBatch
 from paddlemix.serve import model_worker
+from paddlemix.serve.access import access_of
 from paddlemix.serve.clean import CleanText
+from paddlemix.serve.running import Serving, serve
+from paddlemix.utils.addresses import free_ports
+from tests.serve.serve_kit import LIMITS, tiny_predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests/data/golden/llava/hub/liuhaotian/llava-v1.5-tiny"
@@ -71,6 +77,36 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, usual_signals: None) -> N
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 143
+
+
+def test_a_worker_whose_engine_has_ended_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], usual_signals: None
+) -> None:
+    def broken(batch: ContinuousBatch) -> None:
+        raise SystemExit("broken")
+
+    monkeypatch.setattr(ContinuousBatch, "step", broken)
+    (port,) = free_ports(1)
+    told: list[tuple[int, bytes]] = []
+
+    def ask() -> None:
+        while True:
+            try:
+                answer = begun_stream(port, 5).getresponse()
+            except OSError:
+                time.sleep(0.05)
+                continue
+            told.append((answer.status, answer.read()))
+            return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    access = access_of("127.0.0.1", [], None)
+    assert serve(Serving("127.0.0.1", port, ("tiny",), LIMITS, access), tiny_predictor) == 1
+    thread.join(20)
+    ((_, said),) = told
+    assert json.loads(said.split(b"data: ")[-1])["error"]["code"] == "engine_failed"
+    assert "the engine has ended (SystemExit: broken)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
