@@ -29,15 +29,15 @@ def main() -> int:
     threading.Thread(target=_read, args=(messages, start["leader"]), name="commands", daemon=True).start()
     threading.Thread(target=_beat, args=(alive,), name="signs of life", daemon=True).start()
     with options.speaking(start["options"]), options.strict_config(start["strict_config"]):
-        _follow(start, messages)
+        _follow(start, messages, alive)
     return 0
 
 
-def _follow(start: dict[str, Any], messages: "queue.SimpleQueue[Any]") -> None:
+def _follow(start: dict[str, Any], messages: "queue.SimpleQueue[Any]", alive: int) -> None:
     from paddlemix.utils import device
 
     device.before_paddle(start["kind"])
-    from paddlemix.generation.group import joined
+    from paddlemix.generation.group import READY, joined
     from paddlemix.generation.lockstep import Follower, name_of
     from paddlemix.generation.predictor import Predictor
     from paddlemix.utils import env
@@ -46,6 +46,7 @@ def _follow(start: dict[str, Any], messages: "queue.SimpleQueue[Any]") -> None:
     parallel = joined(start["kind"], start["card"], places)
     device_name = name_of(start["kind"], start["card"])
     predictor = Predictor.load(start["path"], parallel=parallel, device=device_name, **start["opening"])
+    os.write(alive, READY)
     Follower(predictor, messages.get).run()
 
 

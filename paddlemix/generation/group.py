@@ -24,6 +24,10 @@ from paddlemix.utils.errors import ConfigError, PaddleMixError
 
 SILENT = 25.0
 """Seconds without a sign of life after which a process counts as stopped."""
+STARTING = 600.0
+"""The same until a process has its part of the model: loading paddle from a slow disk stops all of its threads."""
+READY = b"r"
+"""What a process writes in place of a sign of life when it has."""
 EVERY = 1.0
 """Seconds between two signs of life."""
 _ROOT = Path(__file__).resolve().parents[2]
@@ -100,14 +104,17 @@ class Group:
 
     def _watch(self, card: int, process: "subprocess.Popen[bytes]") -> None:
         """Signs of life are bytes on the follower's standard output."""
+        limit = STARTING
         while not self._over:
-            ready, _, _ = select.select([process.stdout], [], [], SILENT)
+            ready, _, _ = select.select([process.stdout], [], [], limit)
             if self._over:
                 return
             if not ready:
                 process.kill()
-                self._end(card, process, f"gives no sign of life for {SILENT:g} s")
-            if not os.read(process.stdout.fileno(), 4096):
+                self._end(card, process, f"gives no sign of life for {limit:g} s")
+            said = os.read(process.stdout.fileno(), 4096)
+            limit = SILENT if READY in said else limit
+            if not said:
                 process.wait()
                 self._end(card, process, f"has ended with exit code {process.returncode}")
 
