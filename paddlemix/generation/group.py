@@ -51,6 +51,7 @@ class Group:
         self._kind = kind
         self._over = False
         self._told = threading.Lock()
+        self._ready = [threading.Event() for _ in range(1, cards)]
         self._followers = [self._started(card, start) for card in range(1, cards)]
         for card, process in enumerate(self._followers, start=1):
             for watch in (self._watch, self._hand_on):
@@ -74,6 +75,11 @@ class Group:
     def join(self) -> TensorParallel:
         """Meet the followers; this process's place among the cards."""
         return joined(self._kind, 0, self._places)
+
+    def wait(self) -> None:
+        """Return when all followers have their part of the model."""
+        for ready in self._ready:
+            ready.wait()
 
     def send(self, *message: Any) -> None:
         """Tell all followers. GroupLostError when one is not there any more."""
@@ -113,7 +119,9 @@ class Group:
                 process.kill()
                 self._end(card, process, f"gives no sign of life for {limit:g} s")
             said = os.read(process.stdout.fileno(), 4096)
-            limit = SILENT if READY in said else limit
+            if READY in said:
+                limit = SILENT
+                self._ready[card - 1].set()
             if not said:
                 process.wait()
                 self._end(card, process, f"has ended with exit code {process.returncode}")

@@ -55,6 +55,7 @@ def lead(path: str | Path, cards: int, **opening: "Unpack[Opening]") -> "Leading
     build_empty(find_sources(path, **named).config, TensorParallel(0, cards, name=name))
     group = Group(kind, cards, {"path": str(path), "opening": dict(opening)})
     found = LeadingPredictor.load(path, parallel=group.join(), device=name_of(kind, 0), **opening)
+    group.wait()
     found.group, found.prefixes = group, common_store(found.model)
     found.about += f"; over {cards} cards"
     return found
