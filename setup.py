@@ -99,6 +99,7 @@ setup(
             "tools/*.py",
             "tools/*.sh",
             "tools/README.md",
+            "ops/*.c",
             "ops/low_bits/*.c",
         ]
     },

@@ -149,7 +149,7 @@ def test_processes_that_compile_at_once_leave_one_library_in_a_folder_of_their_o
     folder.chmod(0o777)
     before = made.stat().st_mtime_ns
     assert build._load().paddlemix_small() == 1
-    assert warnings == [f"the kernels for weights of few bits are compiled for this process alone, since others may "
+    assert warnings == [f"kernels (small.c) are compiled for this process alone, since others may "
                         f"write into {folder}"]  # fmt: skip
     assert made.stat().st_mtime_ns == before
     assert not list(folder.glob(".build*"))

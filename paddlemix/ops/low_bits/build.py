@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile ``kernels.c`` with this machine's C compiler, once, and load it.
+"""Compile a file of kernels (``kernels.c``) with this machine's C compiler, once, and load it.
 
 The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made of: source, compiler, flags and
 processor. The folder has to belong to the user alone, since what lies there is run; where it cannot be used the
@@ -33,38 +33,39 @@ class NoKernelsError(Exception):
     """There are no compiled kernels here; the text says why."""
 
 
-def library() -> ctypes.CDLL:
-    """The compiled kernels. NoKernelsError when there are none."""
-    found = _found()
+def library(source: Path | None = None) -> ctypes.CDLL:
+    """The compiled kernels of ``source`` (None: ``kernels.c``). NoKernelsError when there are none."""
+    found = _found(source)
     if isinstance(found, str):
         raise NoKernelsError(found)
     return found
 
 
-def why_not() -> str | None:
+def why_not(source: Path | None = None) -> str | None:
     """Why there are no compiled kernels on this machine; None when there are."""
-    found = _found()
+    found = _found(source)
     return found if isinstance(found, str) else None
 
 
 @functools.cache
-def _found() -> ctypes.CDLL | str:
+def _found(source: Path | None = None) -> ctypes.CDLL | str:
     """Asked once in a process: a compiler that fails would fail again for the next model."""
     try:
-        return _load()
+        return _load(source)
     except NoKernelsError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{SOURCE.name} could not be compiled or loaded ({error})"
+        return f"{(source or SOURCE).name} could not be compiled or loaded ({error})"
 
 
-def _load() -> ctypes.CDLL:
+def _load(source: Path | None = None) -> ctypes.CDLL:
+    source = source or SOURCE
     if sys.byteorder != "little":
         raise NoKernelsError("the processor is big-endian")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
-    name = f"low_bits-{_digest(compiler)}.so"
+    name = f"{source.stem}-{_digest(compiler, source)}.so"
     folder = Path(expanded(env.get("PPMIX_HOME"))) / "kernels"
     reason = _unusable(folder)
     if reason is None:
@@ -72,19 +73,17 @@ def _load() -> ctypes.CDLL:
             if _is_ours(folder / name):
                 return ctypes.CDLL(str(folder / name))
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
-            made = _compiled(compiler, Path(place) / name)
+            made = _compiled(compiler, source, Path(place) / name)
             os.replace(made, folder / name)
         return ctypes.CDLL(str(folder / name))
-    get_logger(__name__).warning(
-        f"the kernels for weights of few bits are compiled for this process alone, since {reason}"
-    )
+    get_logger(__name__).warning(f"kernels ({source.name}) are compiled for this process alone, since {reason}")
     with tempfile.TemporaryDirectory(prefix="paddlemix-kernels-") as place:
-        return ctypes.CDLL(str(_compiled(compiler, Path(place) / name)))
+        return ctypes.CDLL(str(_compiled(compiler, source, Path(place) / name)))
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, source: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603
-    facts = (SOURCE.read_bytes(), version.stdout, " ".join(FLAGS).encode(), _processor().encode())
+    facts = (source.read_bytes(), version.stdout, " ".join(FLAGS).encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 
@@ -118,10 +117,10 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and own and not facts.st_mode & 0o022
 
 
-def _compiled(compiler: str, target: Path) -> Path:
+def _compiled(compiler: str, source: Path, target: Path) -> Path:
     native = _NATIVE.get(platform.machine().lower())
     for more in ([native], []) if native else ([],):
-        command = [compiler, *FLAGS, *more, str(SOURCE), "-o", str(target)]
+        command = [compiler, *FLAGS, *more, str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
         if done.returncode == 0:
             target.chmod(0o700)
