@@ -127,8 +127,8 @@ def _ratios(contestants: dict[str, Contestant], kind: str) -> dict[str, float]:
         for stage in contestants[name].times[0] if name in contestants else ():
             if stage in tuned.times[0]:
                 ratios[f"{label} {stage}"] = tuned.median(stage) / contestants[name].median(stage)
-    for asked in ("8 short", "4 long") if kind == "batch" else ():
-        ratios[f"{asked}, alone/together"] = tuned.median(f"{asked} alone") / tuned.median(f"{asked} together")
+    if kind == "batch":
+        ratios["8 answers, alone/together"] = tuned.median("8 alone") / tuned.median("8 together")
     if kind == "chat":
         ratios["round 2 first token, kept/again"] = tuned.median("kept") / tuned.median("again")
     return ratios

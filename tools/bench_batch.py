@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-REQUESTS, LONG, ANSWER = 8, 4, 32
-"""Requests at a time with short and with long prompts, and tokens of each answer."""
+REQUESTS, ANSWER, ROWS = 8, 32, 4
+"""Requests at a time, tokens of each answer, and rows of the step that is measured."""
 SHORT = 32
 """Positions of a short prompt, in which hardly anything but decoding is left."""
 
 
 def batch(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Seconds of 8 answers behind short prompts and 4 behind long ones, together and one by one, and of a step."""
+    """Seconds of 8 answers behind short prompts, together and one by one, and of a step behind long ones."""
     import numpy as np
 
     from paddlemix.generation.prompt import Prompt
@@ -23,15 +23,13 @@ def batch(model: Any, spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
         rows = draw.integers(3, spec["vocab"], (count, length))
         return [Prompt(tuple(int(token) for token in row), "", ()) for row in rows]
 
-    short, long = prompts(REQUESTS, SHORT), prompts(LONG, spec["prompt"])
+    short, long = prompts(REQUESTS, SHORT), prompts(ROWS, spec["prompt"])
     answers(model, short, REQUESTS)  # warm up
 
     def run() -> dict[str, float]:
         return {
-            "8 short together": answers(model, short, REQUESTS),
-            "8 short alone": answers(model, short, 1),
-            "4 long together": answers(model, long, LONG),
-            "4 long alone": answers(model, long, 1),
+            "8 together": answers(model, short, REQUESTS),
+            "8 alone": answers(model, short, 1),
             "step of 4": step(model, long, spec["tokens"]),
             "step of 1": step(model, long[:1], spec["tokens"]),
         }
