@@ -290,7 +290,7 @@ class View:
         model, temperature, top_p, tokens, arrangement, grid = controls
         if not model:
             raise self._error("no_model", request)
-        return Settings(model, temperature, top_p, int(tokens), arrangement, int(grid))
+        return Settings(str(model), float(temperature), float(top_p), int(tokens), str(arrangement), int(grid))
 
     def _word(self, name: str, request: gr.Request, **values: int) -> str:
         language = self.page.language or words.preferred(request.headers.get("accept-language", ""))
