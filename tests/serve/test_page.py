@@ -201,19 +201,20 @@ def test_stopping_ends_the_answer_at_the_worker(stub: StubWorker) -> None:
 
     async def stopped() -> str:
         stop, found = asyncio.Event(), ""
-        async for piece in until(stop, Server(stub.url).answer(talk.body(SETTINGS))):
+        pieces = Server(stub.url).answer(talk.body(SETTINGS))
+        async for piece in until(stop, pieces):
             found += piece
             if "word3" in found:
                 stop.set()
+        for _ in range(200):  # here, where no end of the loop closes what was left open
+            if stub.left:
+                break
+            await asyncio.sleep(0.02)
         return found
 
     found = asyncio.run(stopped())
     assert "word3" in found
     assert "word9" not in found
-    for _ in range(200):
-        if stub.left:
-            break
-        time.sleep(0.02)
     assert stub.left == 1
 
 
