@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker and a page in front of it, as two processes of one command: both run, or neither does."""
 
-import os
 import re
 import signal
 import subprocess
@@ -109,6 +108,10 @@ def _until_one_ends(running: "list[subprocess.Popen[str]]", asked: Sequence[int]
 
 
 def words_of(module: str, python: Path | None = None) -> list[str]:
-    """The beginning of a command line that runs a module of ours, with this interpreter or another one."""
+    """The beginning of a command line that runs a module of ours, with this interpreter or another one.
+
+    Another interpreter takes it from this checkout; what is installed there is its own, so as not to mix packages.
+    """
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    return [str(python) if python is not None else sys.executable, os.fspath(path)]
+    words = [str(path)] if (ROOT / "setup.py").is_file() else ["-m", module]
+    return [str(python or sys.executable), *words]

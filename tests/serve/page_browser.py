@@ -216,6 +216,27 @@ def examples(browser: Browser) -> None:
     browser.rests()
 
 
+def strangers(browser: Browser, url: str) -> None:
+    """What known advisories of gradio were about, on the running page."""
+    ask = browser.page.context.request
+    api = f"{url}/gradio_api"
+    for path in (
+        "file=/etc/passwd",
+        "file=http://203.0.113.7/a.png",
+        "proxy=http://203.0.113.7/",
+        "runs",
+        "vibe-code/",
+    ):
+        assert ask.get(f"{api}/{path}").status == 404, path
+    for path in ("/etc/passwd", "http://203.0.113.7/a.png"):
+        file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+        data = {"data": [{"text": "x", "files": [file]}], "fn_index": 0, "session_hash": "abc"}
+        for route in ("queue/join", "run/predict"):
+            assert ask.post(f"{api}/{route}", data=data).status == 404, path
+    large = {"files": {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * (21 << 20)}}
+    assert ask.post(f"{api}/upload", multipart=large).status == 413
+
+
 def leaving(browser: Browser) -> None:
     before = browser.stub.left
     browser.ask("slow")
@@ -252,6 +273,7 @@ def main(chromium: str, size: str, locale: str, shots: Path | None) -> None:
             views_and_votes(browser, votes)
             examples(browser)
             assert browser.elsewhere == []
+            strangers(browser, url)
             leaving(browser)
             running.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 MODELS = ["llava-drawn", "mv-llava-drawn"]
 BUSY = "rate limit: 128 requests are being answered or wait; try again later"
-BROKEN = "a step of the model failed; the server's log has the reason under 12ab"
+BROKEN = "a step of the *model* <image> failed; the server's log has the reason under __12ab__"
 MARKDOWN = """### A drawing
 
 The picture shows **two** things:

@@ -112,8 +112,8 @@ def test_asking_again_forgets_the_answer_and_takes_the_controls_of_now() -> None
     talk = Talk()
     talk.asked("what?", (), SETTINGS, Path("unused"))
     last = talk.turns[-1]
-    last.answer, last.error, last.stopped = "cut", "off", True
-    assert talk.shown()[-1]["content"] == "cut\n\n⚠️ off"
+    last.answer, last.error, last.stopped = "cut", "*off*", True
+    assert talk.shown()[-1]["content"] == "cut\n\n⚠️ \\*off\\*"
     talk.again(Settings(MODELS[1], arrangement="views"))
     assert (last.answer, last.error, last.stopped, last.model, last.arrangement) == ("", "", False, MODELS[1], "views")
     assert talk.shown("…")[-1] == {"role": "assistant", "content": "…"}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A conversation of the page: its turns, what a worker is asked, and what a log keeps of it."""
 
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,11 @@ class Turn:
         return [{"type": "image_views", "image_views": views}]
 
 
+def _literally(text: str) -> str:
+    """A text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
+
+
 @dataclass
 class Talk:
     """All turns of one conversation, of which only the last one can be without an answer."""
@@ -109,7 +115,7 @@ class Talk:
         for turn in self.turns:
             pictures = [] if turn.strip is None else [{"path": str(turn.strip)}]
             found.append({"role": "user", "content": [*pictures, turn.text]})
-            said = [text for text in (turn.answer, turn.error and f"⚠️ {turn.error}") if text]
+            said = [text for text in (turn.answer, turn.error and f"⚠️ {_literally(turn.error)}") if text]
             if said or (waiting and turn is self.turns[-1]):
                 found.append({"role": "assistant", "content": "\n\n".join(said) or waiting})
         return found

@@ -37,6 +37,7 @@ CSS = """
 #votes button {min-width: 4.5rem;}
 #chat [data-testid="status-tracker"] {display: none;}
 #chat a.download-link, #chat a.download-link ~ button {display: none;}
+.toast-title-row {visibility: hidden;}
 footer {display: none !important;}
 @media (max-width: 800px) {
   #columns {flex-direction: column; flex-wrap: nowrap;}
@@ -180,11 +181,11 @@ class View:
             for event in (blocks.load, self.reload.click):
                 event(self._models, [self.model], [self.model], **at_once)
 
-    async def _models(self, request: gr.Request, chosen: str | None) -> Any:
+    async def _models(self, chosen: str | None) -> Any:
         try:
             names = await self.page.server.models()
         except AskError as error:
-            gr.Warning(html.escape(str(error)), title=self._word("error", request))
+            gr.Warning(html.escape(str(error)))
             names = []
         value = chosen if chosen in names else next(iter(names), None)
         return gr.update(choices=names, value=value)
@@ -201,7 +202,7 @@ class View:
         try:
             pictures = await asyncio.to_thread(self._taken, files, mode)
         except DataError as error:
-            raise self._told(str(error), request) from None
+            raise self._told(str(error)) from None
         talk = talk or Talk()
         await asyncio.to_thread(talk.asked, text, pictures, settings, self.page.folder)
         return [talk, talk.shown(WAIT), _working(), *_buttons(ready=False)]
@@ -280,8 +281,8 @@ class View:
                 try:
                     await asyncio.to_thread(self.page.votes.add, kind, talk, self._settings(controls, request))
                 except ConfigError as error:
-                    raise self._told(str(error), request) from None
-                gr.Info(self._word("thanks", request), title="✓")
+                    raise self._told(str(error)) from None
+                gr.Info(self._word("thanks", request))
             return [gr.update(interactive=False)] * 3
 
         return voted
@@ -297,10 +298,10 @@ class View:
         return words.text(name, language).format(**values)
 
     def _error(self, name: str, request: gr.Request, **values: int) -> gr.Error:
-        return self._told(self._word(name, request, **values), request)
+        return self._told(self._word(name, request, **values))
 
-    def _told(self, message: str, request: gr.Request) -> gr.Error:
-        return gr.Error(html.escape(message), title=self._word("error", request), print_exception=False)
+    def _told(self, message: str) -> gr.Error:
+        return gr.Error(html.escape(message), print_exception=False)
 
 
 def _working() -> Any:

@@ -37,7 +37,6 @@ WORDS: dict[str, tuple[str, str]] = {
              "对话中的图片已过期删除，请清空后重新开始。"),
     "too_many": ("More than {most} pictures in one question; leave some out.",
                  "一次提问最多 {most} 张图片，请减少图片。"),
-    "error": ("Error", "错误"),
     "failed": ("The page failed; its log has the reason.", "页面出错，原因见日志。"),
     "note": ("Answers of a model can be wrong. Pictures stay on the server for some hours, and nowhere else.",
              "模型的回答可能有误。图片仅在服务器上保留数小时。"),
