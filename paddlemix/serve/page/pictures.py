@@ -25,10 +25,10 @@ _GAP = 8
 
 @dataclass(frozen=True)
 class Picture:
-    """The file that the worker is sent, and a small image of what it holds."""
+    """The file that the worker is sent, and that of a small image of what it holds."""
 
     sent: Path
-    small: Image.Image
+    small: Path
 
     def address(self) -> str:
         """The ``data:`` address of the picture; FileNotFoundError when it is no longer kept."""
@@ -45,15 +45,18 @@ def taken(path: Path, mode: str, folder: Path) -> Picture:
     picture = load_image(path, LIMITS, transpose_exif=True, name=path.name)
     changed = shaped(picture, mode)
     sent = path if changed is picture and not is_turned(path, LIMITS, name=path.name) else _written(changed, folder)
-    return Picture(sent, _within(changed, THUMB))
+    return Picture(sent, _saved(_within(changed, THUMB), folder))
 
 
 def in_a_row(pictures: Sequence[Picture], folder: Path) -> Path | None:
-    """A file with all pictures side by side, in rows of four; None without any."""
+    """A file with all pictures side by side, in rows of four; None without any. FileNotFoundError when one is gone."""
     if not pictures:
         return None
     most = THUMB if len(pictures) == 1 else THUMB // 2
-    small = [_within(picture.small, most) for picture in pictures]
+    small = []
+    for picture in pictures:
+        with Image.open(picture.small) as image:
+            small.append(_within(image, most))
     rows = [small[place : place + _IN_A_ROW] for place in range(0, len(small), _IN_A_ROW)]
     heights = [max(one.height for one in row) for row in rows]
     width = max(sum(one.width for one in row) + _GAP * (len(row) - 1) for row in rows)

@@ -80,12 +80,12 @@ class Talk:
 
     def asked(self, text: str, pictures: tuple[Picture, ...], settings: Settings, folder: Path) -> None:
         """A new question. One that failed before it makes room, and leaves its pictures."""
-        if self.turns and not self.turns[-1].answer:
-            pictures = (*self.turns.pop().pictures, *pictures)
-        self.turns.append(
-            Turn(text, pictures, settings.arrangement, settings.grid, model=settings.model,
-                 strip=in_a_row(pictures, folder))
-        )  # fmt: skip
+        kept = self.turns[:-1] if self.turns and not self.turns[-1].answer else self.turns
+        if len(kept) < len(self.turns):
+            pictures = (*self.turns[-1].pictures, *pictures)
+        turn = Turn(text, pictures, settings.arrangement, settings.grid, model=settings.model)
+        turn.strip = in_a_row(pictures, folder)
+        self.turns = [*kept, turn]
 
     def again(self, settings: Settings) -> None:
         """The last question is asked anew, of the model that is chosen now, with what the controls stand at now."""
@@ -113,7 +113,7 @@ class Talk:
         """The messages of a chat window; ``waiting`` stands for an answer that has not begun."""
         found: list[dict[str, Any]] = []
         for turn in self.turns:
-            pictures = [] if turn.strip is None else [{"path": str(turn.strip)}]
+            pictures = [{"path": str(turn.strip)}] if turn.strip is not None and turn.strip.exists() else []
             found.append({"role": "user", "content": [*pictures, turn.text]})
             said = [text for text in (turn.answer, turn.error and f"⚠️ {_literally(turn.error)}") if text]
             if said or (waiting and turn is self.turns[-1]):

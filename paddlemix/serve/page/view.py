@@ -201,10 +201,12 @@ class View:
         settings = self._settings(controls, request)
         try:
             pictures = await asyncio.to_thread(self._taken, files, mode)
+            talk = talk or Talk()
+            await asyncio.to_thread(talk.asked, text, pictures, settings, self.page.folder)
         except DataError as error:
             raise self._told(str(error)) from None
-        talk = talk or Talk()
-        await asyncio.to_thread(talk.asked, text, pictures, settings, self.page.folder)
+        except FileNotFoundError:
+            raise self._error("gone", request) from None
         return [talk, talk.shown(WAIT), _working(), *_buttons(ready=False)]
 
     def _taken(self, files: Sequence[str], mode: str) -> tuple[Picture, ...]:
