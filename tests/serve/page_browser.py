@@ -210,7 +210,7 @@ def examples(browser: Browser) -> None:
     browser.page.click("#examples button >> nth=0")
     browser.page.wait_for_function("() => document.querySelector('#box textarea').value.length > 5")
     browser.page.wait_for_selector("#box img")
-    browser.page.get_by_text(browser.word["separate"], exact=True).click()
+    browser.page.wait_for_function("() => document.querySelector('#arrangement input').checked")
     browser.page.click("#box button.submit-button")
     browser.says("seen: picture turns 5")
     browser.rests()

@@ -78,7 +78,7 @@ def serve(listening: Listening, folder: Path, build: Callable[[], Any]) -> int:
     from paddlemix.serve.page.view import CSS, theme, translations
 
     app = gradio.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), build(), "/", run_history=False, footer_links=[],
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), build(), "/", footer_links=[],
         show_error=False, max_file_size=PICTURE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False,
         mcp_server=False, i18n=translations(), theme=theme(), css=CSS,
     )  # fmt: skip

@@ -152,13 +152,11 @@ class View:
             self.clear = gr.Button(label("clear"), elem_id="clear", size="sm")
 
     def _examples(self) -> None:
-        rows = [
-            [{"text": found.text, "files": [str(file) for file in found.files]}, found.arrangement]
-            for found in self.page.examples
-        ]
+        rows = [[{"text": found.text, "files": [str(file) for file in found.files]}] for found in self.page.examples]
+        self.examples = None
         if rows:
-            gr.Examples(rows, [self.box, self.arrangement], label=self.label("examples"), elem_id="examples",
-                        cache_examples=False, visible_columns=[0])  # fmt: skip
+            self.examples = gr.Examples(rows, [self.box], label=self.label("examples"), elem_id="examples",
+                                        cache_examples=False)  # fmt: skip
 
     def _wire(self, blocks: gr.Blocks) -> None:
         controls = [self.model, self.temperature, self.top_p, self.tokens, self.arrangement, self.grid]
@@ -176,6 +174,8 @@ class View:
         blocks.unload(self._left)
         for button, kind in ((self.up, UP), (self.down, DOWN), (self.flag, FLAG)):
             button.click(self._voted(kind), [self.talk, *controls], buttons[:3], **at_once)
+        if self.examples is not None:
+            self.examples.dataset.select(self._arranged, None, self.arrangement, **at_once)
         self.arrangement.change(_grid, self.arrangement, self.grid, **at_once)
         if self.page.models is None:
             for event in (blocks.load, self.reload.click):
@@ -189,6 +189,10 @@ class View:
             names = []
         value = chosen if chosen in names else next(iter(names), None)
         return gr.update(choices=names, value=value)
+
+    async def _arranged(self, chosen: gr.SelectData) -> str:
+        """How the pictures of an example belong together."""
+        return self.page.examples[int(chosen.index)].arrangement
 
     async def _sent(
         self, request: gr.Request, asked: dict[str, Any], talk: Talk | None, mode: str, *controls: str | float
