@@ -60,9 +60,9 @@ EXTRAS = {
     "visualdl": ["visualdl>=2.5.3"],
     "swanlab": ["swanlab>=0.10"],
     "serve": SERVE,
-    # Below 6.20: file disclosure and request forgery; 6.20 takes the translated label of a choice for its value, and 6.31
-    # is the first that was tried after it. For an environment of its own: gradio wants huggingface_hub 1.16 or newer,
-    # and paddlenlp's tokenizers one below 1.0.
+    # Below 6.20: file disclosure and request forgery; 6.20 takes the translated label of a choice for its value. 6.31
+    # is what was tried. For an environment of its own: gradio wants huggingface_hub 1.16 or newer, and paddlenlp's
+    # tokenizers one below 1.0.
     "web": ["gradio>=6.31", *SERVE],
     "eval": ["openpyxl>=3.1"],
     "gguf": ["gguf>=0.10"],  # convert --to gguf and tools/fetch_smollm2.py; 0.10 brought its quantizers in numpy
