@@ -73,9 +73,13 @@ def _literally(text: str) -> str:
 
 @dataclass
 class Talk:
-    """All turns of one conversation, of which only the last one can be without an answer."""
+    """All turns of one conversation, of which only the last one can be without an answer.
+
+    ``dropped``: it was cleared, perhaps while a question of it was on its way.
+    """
 
     turns: list[Turn] = field(default_factory=list)
+    dropped: bool = False
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def asked(self, text: str, pictures: tuple[Picture, ...], settings: Settings, folder: Path) -> None:

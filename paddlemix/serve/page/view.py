@@ -170,7 +170,7 @@ class View:
             event.success(self._answered, [self.talk, *controls], [self.chat, self.box, *buttons], **queued)
         self.box.stop(self._stopped, [self.talk], [self.chat, self.box, *buttons], **at_once)
         for event in (self.clear.click, self.chat.clear):
-            event(self._cleared, None, begun, **at_once)
+            event(self._cleared, self.talk, begun, **at_once)
         blocks.unload(self._left)
         for button, kind in ((self.up, UP), (self.down, DOWN), (self.flag, FLAG)):
             button.click(self._voted(kind), [self.talk, *controls], buttons[:3], **at_once)
@@ -205,7 +205,7 @@ class View:
         settings = self._settings(controls, request)
         try:
             pictures = await asyncio.to_thread(self._taken, files, mode)
-            talk = talk or Talk()
+            talk = Talk() if talk is None or talk.dropped else talk
             await asyncio.to_thread(talk.asked, text, pictures, settings, self.page.folder)
         except DataError as error:
             raise self._told(str(error)) from None
@@ -217,7 +217,7 @@ class View:
         return tuple(taken(Path(file), mode, self.page.folder) for file in files)
 
     async def _again(self, request: gr.Request, talk: Talk | None, *controls: str | float) -> list[Any]:
-        if talk is None or not talk.turns:
+        if talk is None or talk.dropped:
             raise self._error("type_question", request)
         talk.again(self._settings(controls, request))
         return [talk, talk.shown(WAIT), gr.update(submit_btn=False, stop_btn=True), *_buttons(ready=False)]
@@ -225,8 +225,8 @@ class View:
     async def _answered(
         self, request: gr.Request, talk: Talk | None, *controls: str | float
     ) -> AsyncIterator[list[Any]]:
-        if talk is None or not talk.turns:  # cleared while it waited for its turn
-            yield [gr.skip()] * 6
+        if talk is None or talk.dropped:  # cleared while it waited for its turn
+            yield self._at_rest(Talk())
             return
         last, run = talk.turns[-1], _Run()
         self._runs[str(request.session_hash)] = run
@@ -251,7 +251,7 @@ class View:
             run.ended.set()
             if self._runs.get(str(request.session_hash)) is run:
                 del self._runs[str(request.session_hash)]
-        yield [gr.skip()] * 6 if run.cleared else self._at_rest(talk)
+        yield [gr.skip()] * 6 if run.cleared else self._at_rest(Talk() if talk.dropped else talk)
 
     async def _halt(self, request: gr.Request, *, cleared: bool = False) -> None:
         """End the answer of a browser; returns when nothing more of it will be drawn."""
@@ -263,12 +263,14 @@ class View:
                 await asyncio.wait_for(run.ended.wait(), _HALT_SECONDS)
 
     async def _stopped(self, request: gr.Request, talk: Talk | None) -> list[Any]:
-        if talk is not None and talk.turns:
+        if talk is not None:
             talk.turns[-1].stopped = True
         await self._halt(request)
         return self._at_rest(talk or Talk())
 
-    async def _cleared(self, request: gr.Request) -> list[Any]:
+    async def _cleared(self, request: gr.Request, talk: Talk | None) -> list[Any]:
+        if talk is not None:
+            talk.dropped = True
         await self._halt(request, cleared=True)
         return [None, [], gr.update(value=None, submit_btn=True, stop_btn=False), *_buttons(ready=False)]
 
