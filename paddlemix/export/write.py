@@ -66,6 +66,11 @@ def export_model(
     chosen = devices.choose(device, dtype)
     paddle.set_device(chosen.name)
     loaded = load_model(path, dtype=chosen.dtype, base=base, vision_tower=vision_tower, projector=projector)
+    if loaded.model.bits in (8, 4):
+        raise ConfigError(
+            f"{path}: its weights have {loaded.model.bits} bits, and graphs hold whole ones; "
+            "export the model that it was made of"
+        )
     if loaded.config.vision is None:
         if onnx or list(parts) == ["encode_image"]:
             raise ConfigError(f"{path}: this model has no vision tower; export it with --encode_text alone")

@@ -9,6 +9,8 @@ from typing import Any
 import paddle
 import pytest
 
+from paddlemix.checkpoint.load import load_model
+from paddlemix.export import write
 from paddlemix.export.manifest import FACTS, Facts, read_facts
 from paddlemix.export.opening import open_static
 from paddlemix.export.static_model import require_device
@@ -127,6 +129,15 @@ def test_images_without_the_vision_graph_are_refused(export: Path) -> None:
         opened.picture(tiny_image())
     with pytest.raises(ConfigError, match="give --first_model_path"):
         opened.model.encode_images(paddle.zeros([1, 3, 28, 28]))
+
+
+def test_weights_of_few_bits_are_refused(twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(twins.folder)
+    loaded.model.bits = 8
+    monkeypatch.setattr(write, "load_model", lambda *_, **__: loaded)
+    with pytest.raises(ConfigError, match="its weights have 8 bits, .* export the model that it was made of"):
+        export_model(twins.folder, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_language_model_alone_has_no_image_part(tmp_path: Path, twins: Twins, monkeypatch: Any) -> None:
