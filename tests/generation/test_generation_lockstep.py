@@ -73,8 +73,12 @@ def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int, Path
         (follower,) = followers(process)
         yield process, int(follower), log
     finally:
+        others = followers(process) if process.poll() is None else []
         process.kill()
         process.wait(20)
+        for other in others:  # one that was stopped does not see the end of the first
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(other), signal.SIGKILL)
 
 
 def followers(process: "subprocess.Popen[bytes]") -> list[str]:
