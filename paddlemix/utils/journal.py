@@ -24,7 +24,8 @@ class Journal(Generic[Record]):
     numbers to their records. ``fits(batch, records)`` says whether records can be those of a batch; from the first line
     on that has another form, another number or records that do not fit, the batches are done again. ConfigError when
     the file belongs to a run with other settings (``anew``: what to give in their place), is no journal, or another
-    process is writing to it (``in_use``: what to do then).
+    process is writing to it (``in_use``: what to do then). With ``take`` the records of a batch are handed to it and
+    not kept: ``done`` has an empty list for each. Of a million records they would take half a gigabyte.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Journal(Generic[Record]):
         fits: Callable[[int, list[Any]], TypeGuard[list[Record]]],
         in_use: str = "choose another --split-index",
         anew: str = "another --output-dir, or --restart to begin anew",
+        take: Callable[[int, list[Record]], None] | None = None,
     ) -> None:
         self.path = path
         self._anew = anew
+        self._take = take
         self.done: dict[int, list[Record]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer: what a full disk does not take would come again when the file is closed.
@@ -57,7 +60,7 @@ class Journal(Generic[Record]):
                 # As they come back from a file: lists for tuples.
                 self._same(value, json.loads(json.dumps(settings)))
             elif number and _is_batch(value, number - 1) and fits(number - 1, value["records"]):
-                self.done[number - 1] = value["records"]
+                self._note(number - 1, value["records"])
             else:
                 break
             size += len(line)
@@ -79,7 +82,12 @@ class Journal(Generic[Record]):
     def add(self, batch: int, records: list[Record]) -> None:
         """Write a finished batch; it is on the disk when this returns. TrainingError when the disk is full."""
         self._add({"batch": batch, "records": records})
-        self.done[batch] = records
+        self._note(batch, records)
+
+    def _note(self, batch: int, records: list[Record]) -> None:
+        if self._take is not None:
+            self._take(batch, records)
+        self.done[batch] = records if self._take is None else []
 
     def _add(self, line: Mapping[str, Any]) -> None:
         rest = memoryview(json_bytes(line) + b"\n")

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,18 +88,13 @@ def survey(
     global _job
     found = Survey(np.zeros((len(samples), len(FACTS)), dtype=np.int64))
     portions = [range(start, min(start + PORTION, len(samples))) for start in range(0, len(samples), PORTION)]
-    kept = _journal(journal, key, portions)
+    kept = _journal(journal, key, portions, lambda number, records: _note(found, portions[number], records))
     try:
-        for number, records in kept.done.items():
-            _note(found, portions[number], records)
-            found.reused += len(records)
-            records.clear()
+        found.reused = sum(len(portions[number]) for number in kept.done)
         waiting = list(range(len(kept.done), len(portions)))
         _job = (look, samples)
         for number, records in _worked(portions, waiting, jobs):
-            _note(found, portions[number], records)
             kept.add(number, records)
-            records.clear()  # what they say is in ``found``: the journal is for the next run
             if progress is not None:
                 progress(portions[number].stop, len(samples))
     finally:
@@ -114,13 +109,15 @@ def fingerprint(files: Sequence[str], facts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _journal(path: Path, key: str, portions: list[range]) -> Journal[dict[str, Any]]:
+def _journal(
+    path: Path, key: str, portions: list[range], take: Callable[[int, list[dict[str, Any]]], None]
+) -> Journal[dict[str, Any]]:
     def fits(number: int, records: list[Any]) -> TypeGuard[list[dict[str, Any]]]:
         return number < len(portions) and len(records) == len(portions[number]) and all(map(_is_record, records))
 
     if path.is_file() and f'"{key}"'.encode() not in path.open("rb").readline():
         path.unlink()
-    return Journal(path, {"key": key}, fits, in_use="wait for it, or choose another --report")
+    return Journal(path, {"key": key}, fits, in_use="wait for it, or choose another --report", take=take)
 
 
 def _is_record(record: dict[str, Any]) -> bool:
