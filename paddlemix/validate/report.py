@@ -18,8 +18,14 @@ from paddlemix.validate.survey import Survey
 PERCENTILES = (50, 90, 99)
 
 
-def summary(found: Survey, bad_in_file: int, settings: TrainingSettings, processes: int) -> dict[str, Any]:
-    """Counts, lengths and costs as plain JSON. ``bad_in_file``: rows that could not even be read."""
+def summary(
+    found: Survey, bad_in_file: int, settings: TrainingSettings, processes: int, drawn: np.ndarray | None
+) -> dict[str, Any]:
+    """Counts, lengths and costs as plain JSON. ``bad_in_file``: rows that could not even be read.
+
+    ``drawn`` (int64 [n]): those of the rows that can be used that the first epoch of the training reads, as often as
+    it reads them; None for rows that are not trained on, which have no costs.
+    """
     lengths, cut = found.column("length"), found.column("text") + found.column("visual") - found.column("length")
     rows = len(found.facts) + bad_in_file
     good = len(lengths)
@@ -42,14 +48,18 @@ def summary(found: Survey, bad_in_file: int, settings: TrainingSettings, process
     if not good:
         return counts
     marks = {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES}
-    return {**counts, "length": {**marks, "max": int(lengths.max())}, "cost": cost(found, settings, processes)}
+    found_lengths = {**counts, "length": {**marks, "max": int(lengths.max())}}
+    return found_lengths if drawn is None else {**found_lengths, "cost": cost(found, settings, processes, drawn)}
 
 
-def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str, Any]:
-    """Steps and tokens of the run, and which share of the positions of its batches is no padding in each order."""
+def cost(found: Survey, settings: TrainingSettings, processes: int, drawn: np.ndarray) -> dict[str, Any]:
+    """Steps and tokens of the run, and which share of the positions of its batches is no padding in each order.
+
+    ``drawn`` as in ``summary``.
+    """
     training = settings.training
-    lengths = found.column("length").tolist()
-    images = found.column("images")
+    lengths = found.column("length")[drawn].tolist()
+    images = found.column("images")[drawn]
     batch, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     signed = [length if count else -length for length, count in zip(lengths, images, strict=True)]
 
@@ -70,6 +80,7 @@ def cost(found: Survey, settings: TrainingSettings, processes: int) -> dict[str,
     an_epoch = batches // micro
     return {
         "processes": processes,
+        "rows_an_epoch": len(lengths),
         "rows_a_step": batch * processes * accumulated,
         "steps_an_epoch": an_epoch,
         "steps": total_steps(training, units, processes),
@@ -97,16 +108,18 @@ def lines(data: dict[str, Any]) -> list[str]:
         found.append(f"{data['rows_without_label']:,} of the rows that cannot be used keep no label")
     if data["answers_a_row"] > 1:
         found.append("of the two answers of a row the longer one is counted; tokens of a step are those of both")
-    if "cost" not in data:
+    if "length" not in data:
         return found
-    length, price = data["length"], data["cost"]
+    length, price = data["length"], data.get("cost")
     marks = ", ".join(f"{length[str(p)]:,} ({p} %)" for p in PERCENTILES)
+    found.append(f"lengths: at most {marks}, the longest {length['max']:,}")
+    if price is None:
+        return found
     share = ", ".join(f"{name} {100 * value:.1f} %" for name, value in price["useful_share"].items())
     return [
         *found,
-        f"lengths: at most {marks}, the longest {length['max']:,}",
         f"{price['steps']:,} steps of {price['rows_a_step']:,} rows on {price['processes']} process(es), about "
-        f"{price['tokens_a_step']:,} tokens each",
+        f"{price['tokens_a_step']:,} tokens each; {price['rows_an_epoch']:,} rows an epoch",
         f"positions that are no padding: {share}",
     ]
 
@@ -132,10 +145,11 @@ def _histogram(pen: Pen, title: str, values: np.ndarray, mark: int | None, box: 
     limit = max(int(values.max(initial=1)), mark or 0) * 1.02 + 1
     counts, _ = np.histogram(values, bins=_BINS, range=(0, limit))
     most = max(int(counts.max(initial=1)), 1)
-    for share in (0, 0.5, 1):
-        y = bottom - (bottom - top) * share
+    most += most > 1 and most % 2  # the line half way up is a whole number
+    for rows in (0, most // 2, most) if most > 1 else (0, 1):
+        y = bottom - (bottom - top) * rows / most
         pen.line([(left, y), (right, y)], LINE)
-        pen.text((left - 8, y), f"{round(most * share):,}", 11, FAINT, "rm")
+        pen.text((left - 8, y), f"{rows:,}", 11, FAINT, "rm")
     width = (right - left) / _BINS
     for index, count in enumerate(counts):
         if count:

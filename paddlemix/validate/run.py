@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlemix.datasets.build import make_encoder
 from paddlemix.datasets.lazy import LazyRows, Look, open_all, read_all
+from paddlemix.datasets.mixture import draw, quotas
 from paddlemix.datasets.reading import picture_rules, used_entries
 from paddlemix.datasets.rows import UnreadKeys
 from paddlemix.datasets.sample import BadSamples
@@ -24,7 +27,7 @@ from paddlemix.utils.logging import say
 from paddlemix.utils.shown import readable
 from paddlemix.validate import report
 from paddlemix.validate.survey import Look as RowLook
-from paddlemix.validate.survey import fingerprint, survey
+from paddlemix.validate.survey import Survey, fingerprint, survey
 
 BAD_ROWS = 3
 """Exit code when rows cannot be used."""
@@ -127,7 +130,8 @@ def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Optio
     faults = [(place, reason, "") for place, reason in part.faults.found]
     faults += [(part.samples[row].place, *fault) for row, fault in sorted(found.faults.items())]
     faults.sort(key=lambda fault: _order(fault[0], part.files))
-    data = report.summary(found, len(part.faults.found), settings, options.processes)
+    drawn = _an_epoch(part, found, settings) if part.name == "train" else None
+    data = report.summary(found, len(part.faults.found), settings, options.processes, drawn)
     data["unread_keys"] = {readable(key): count for key, count in part.unread.counts.most_common(_SHOWN_KEYS)}
     (options.folder / f"summary{ending}.json").write_bytes(json_bytes(data, indent=2) + b"\n")
     bad = b"".join(json_bytes(_bad_row(*fault)) + b"\n" for fault in faults)
@@ -146,6 +150,16 @@ def _look(part: _Part, settings: TrainingSettings, look: RowLook, options: Optio
     if len(faults) > 3:
         say(f"  and {len(faults) - 3:,} more in {options.folder / f'bad_rows{ending}.jsonl'}")
     return {place for place, _, _ in faults}
+
+
+def _an_epoch(part: _Part, found: Survey, settings: TrainingSettings) -> np.ndarray:
+    """Those of the rows that can be used that the first epoch reads (int64 [n]), as ``repeat`` and ``weight`` say."""
+    entry = np.repeat(np.arange(len(part.entries)), part.samples.sizes)
+    sizes = np.bincount(np.delete(entry, list(found.faults)), minlength=len(part.entries)).tolist()
+    portions = [one.portion for one in part.entries]
+    if all(one.whole for one in portions):
+        return np.arange(sum(sizes))
+    return draw(sizes, quotas(sizes, portions), settings.training.seed, 0)
 
 
 def _order(place: str, names: list[str]) -> tuple[int, int]:
@@ -167,6 +181,8 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
         return
     if target.suffix.lower() not in (".json", *LINES):
         raise ConfigError(f"--write-clean {target}: give a name that ends with .json or .jsonl")
+    if not target.parent.is_dir():
+        raise ConfigError(f"--write-clean {target}: there is no folder {target.parent}; make it first")
     if any(target.resolve() == Path(name).resolve() for part in parts for name in part.files):
         raise ConfigError(f"--write-clean {target}: this is a file of the data set; give another name")
     own = [name for part in parts for name in part.files if name.lower().endswith(HOLDING_IMAGES)]

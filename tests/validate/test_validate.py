@@ -227,7 +227,7 @@ def test_costs_count_steps_and_what_padding_takes(place: Path) -> None:
     settings = load_settings(argv)
     facts = np.zeros((40, len(FACTS)), dtype=np.int64)
     facts[:, FACTS.index("length")] = [90, 10] * 20
-    found = cost(Survey(facts), settings, processes=2)
+    found = cost(Survey(facts), settings, processes=2, drawn=np.arange(40))
     assert (found["rows_a_step"], found["steps_an_epoch"], found["steps"]) == (12, 4, 8)  # 10 batches, 3 of them a step
     assert found["tokens_a_step"] == 500
     assert found["packs"] == 20
@@ -241,8 +241,25 @@ def test_the_steps_are_those_that_a_training_of_a_part_of_an_epoch_takes(place: 
                 "--num_train_epochs", "1.3", "--max_length", "100")  # fmt: skip
     facts = np.zeros((42, len(FACTS)), dtype=np.int64)
     facts[:, FACTS.index("length")] = 50
-    found = cost(Survey(facts), load_settings(argv), processes=2)
+    found = cost(Survey(facts), load_settings(argv), processes=2, drawn=np.arange(42))
     assert (found["steps_an_epoch"], found["steps"]) == (4, 5)  # the trainer rounds 5.2 down
+
+
+def test_the_steps_of_a_mixture_are_those_of_its_training(place: Path, tmp_path: Path) -> None:
+    for name, count in (("much", 7), ("little", 4)):
+        (place / f"{name}.json").write_text(json.dumps([row(None)] * count + [row(None, "")]))
+    parts = [
+        {"data_files": str(place / "much.json"), "repeat": 5},
+        {"data_files": str(place / "little.json"), "repeat": 0.5},
+    ]
+    told = {"train": parts, "eval": [{"data_files": str(place / "little.json")}]}
+    argv = flags(place, place / "much.json", "--do_eval", "true", "--num_train_epochs", "2", folder=tmp_path)
+    at = argv.index("--data_path")
+    argv[at : at + 2] = ["--dataset", json.dumps(told)]
+    assert validate_data.main(argv) == 3
+    cost = json.loads((tmp_path / "summary.json").read_text())["cost"]
+    assert (cost["rows_an_epoch"], cost["rows_a_step"], cost["steps"]) == (37, 8, 10)
+    assert "cost" not in json.loads((tmp_path / "summary_eval.json").read_text())
 
 
 def test_the_header_of_an_image_is_read_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +291,7 @@ def test_the_chart_shows_the_line_of_max_length(tmp_path: Path) -> None:
     [
         (["--write-clean", "x.csv"], "ends with .json or .jsonl"),
         (["--write-clean", "DATA"], "is a file of the data set"),
+        (["--write-clean", "no/such/x.json"], "there is no folder no/such; make it first"),
         (["--template", "nothing"], "nothing"),
         (["--data_path", "nowhere.json"], "nowhere.json: no such data file"),
         (["--no_such_key", "1"], "no_such_key"),
