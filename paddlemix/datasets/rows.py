@@ -63,6 +63,8 @@ def read_row(row: JsonValue, place: Place, rules: MarkRules = STRICT, unread: Un
     row = checked_object(row, place, "conversations or messages")
     strange = unread.see(row, ROW_KEYS)
     messages, images = _turns(row, place, unread)
+    if messages[-1].role != "assistant" and _has_preference(row):
+        raise place.fault("", _PREFERENCE)  # the turns are the prompt: what they hold is not what should be learnt
     return completed(row, messages, images, place, rules, strange)
 
 
@@ -132,6 +134,14 @@ def read_turns(
     return _chat(turns, place, unread, at)
 
 
+_PREFERENCE = "an answer that is preferred; such rows are for paddlemix preference_tune (loss_type)"
+
+
+def _has_preference(row: dict[str, Any]) -> bool:
+    """Whether the row has an answer of preference data beside its turns (``preference_rows``)."""
+    return any(not absent(row.get(key)) for key in ("chosen", "completion", "output_1"))
+
+
 def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[Message], list[str | UnnamedImage]]:
     both = [name for name in ("messages", "conversations") if not absent(row.get(name))]
     if len(both) > 1:
@@ -140,8 +150,8 @@ def _turns(row: dict[str, Any], place: Place, unread: UnreadKeys) -> tuple[list[
         return _chat(row["messages"], place, unread)
     if "conversations" in row:
         return _conversations(row["conversations"], place, unread), []
-    if not absent(row.get("chosen")) or not absent(row.get("completion")):
-        raise place.fault("", "an answer that is preferred; such rows are for paddlemix preference_tune (loss_type)")
+    if _has_preference(row):
+        raise place.fault("", _PREFERENCE)
     near = ((key, nearest(key.lower(), ("conversations", "messages"))) for key in row)
     hint = next((f'; "{key[:80]}" is not read{found}' for key, found in near if found), "")
     raise place.fault("", f'neither "conversations" nor "messages" is there{hint}')

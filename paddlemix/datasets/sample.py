@@ -55,7 +55,8 @@ def id_note(name: str) -> str:
 class BadSamples:
     """What happens to rows that cannot be used: ``error`` raises, ``skip`` counts and names them.
 
-    With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl), from ``begin`` on. The marks
+    With ``skip`` each bad row is written once, as a line of ``path`` (bad_samples.jsonl), from ``begin`` on; a run that
+    goes on does not list again what stands there. The marks
     lie in shared memory, so that worker processes and the main process count together. DataError when more than one row
     and more than the share ``limit`` of them is bad. Every process of a distributed run reads the files; only the
     ``primary`` one writes down what it finds there.
@@ -75,6 +76,7 @@ class BadSamples:
         self.unread = 0
         self.rows = 0
         self._begun = False
+        self._listed: set[str] = set()
         self._waiting: list[tuple[str, DataError]] = []
         self._marks = RawArray("b", 1)
 
@@ -83,6 +85,8 @@ class BadSamples:
         self.rows = rows
         self._marks = RawArray("b", max(rows, 1))
         self._begun = True
+        if self.path is not None and self.path.is_file():
+            self._listed = set(self.path.read_text(encoding="utf-8", errors="replace").split("\n"))
         for where, error in self._waiting:
             self._write(where, error)
         self._waiting.clear()
@@ -139,6 +143,9 @@ class BadSamples:
             self._waiting.append((where, error))
             return
         line = json.dumps({"where": readable(where), "reason": str(error)}, ensure_ascii=False)
+        if line in self._listed:
+            return
+        self._listed.add(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with adding_to(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")

@@ -255,7 +255,8 @@ def test_bad_rows_are_skipped_counted_and_listed_once(rows, encoder, pictures, t
     listed = tmp_path / "out" / "bad_samples.jsonl"
     bad = BadSamples("skip", listed)
     good = [llava(image="a.png", id=f"good{index}") for index in range(297)]
-    samples = rows(*good, {"conversations": 3}, llava(image="none.png", id="gone"), llava("why?", ""), bad=bad)
+    told = [*good, {"conversations": 3}, llava(image="none.png", id="gone"), llava("why?", "")]
+    samples = rows(*told, bad=bad)
     dataset = ChatDataset(samples, encoder(), bad)
     assert len(dataset) == 298
     for _ in range(2):
@@ -266,6 +267,10 @@ def test_bad_rows_are_skipped_counted_and_listed_once(rows, encoder, pictures, t
     assert [line["where"].rpartition("/")[2] for line in lines] == ["297", "299", '298 (id "gone")']
     assert "no such image file" in lines[2]["reason"]
     assert bad.summary() == f"skipped 3 of 300 rows (list: {listed})"
+    again = BadSamples("skip", listed)  # a run that goes on
+    assert ChatDataset(rows(*told, bad=again), encoder(), again)[297] is None
+    assert again.skipped == 3
+    assert len(listed.read_text().splitlines()) == 3
 
 
 def test_too_many_bad_rows_end_the_run(rows, encoder):

@@ -142,6 +142,18 @@ def test_a_bad_single_answer_is_told_with_its_place(row, message):
     assert str(error.value) == f"rows.json: {message}"
 
 
-def test_a_row_of_preferences_in_another_training_is_told():
+TALK = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c?"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TWO,
+        {"conversations": TALK, "chosen": {"from": "gpt", "value": "x"}, "rejected": {"from": "gpt", "value": "y"}},
+        {"conversations": TALK, "output_1": "x", "output_2": "y", "preference": 1},
+        {"conversations": TALK, "completion": "x", "label": True},
+    ],
+)
+def test_a_row_of_preferences_in_another_training_is_told(row):
     with pytest.raises(DataError, match="an answer that is preferred; such rows are for paddlemix preference_tune"):
-        read_row(TWO, PLACE)
+        read_row(row, PLACE)
