@@ -23,9 +23,10 @@ from paddlemix.serve.faults import RequestError
 from paddlemix.serve.guard import Gate, Guard, Visit
 from paddlemix.serve.limits import Limits
 from paddlemix.serve.pictures import Place, opened
-from paddlemix.serve.question import Question
+from paddlemix.serve.question import Question, check_length
 from paddlemix.serve.ticket import Ticket, turn
 from paddlemix.serve.waiting import while_there
+from paddlemix.text.messages import Message
 from paddlemix.utils.shown import shown
 
 AHEAD = 2
@@ -74,6 +75,10 @@ class Worker:
     async def in_pool(self, work: Callable[[], T]) -> T:
         """``work`` in a thread, so that the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    async def check_length(self, asked: Sequence[Message] | str, adapter: str) -> None:
+        """RequestError for texts that are far too long, before they take any of the engine's time."""
+        await self.in_pool(lambda: check_length(self.engine.predictors[adapter], asked))
 
     async def images(self, places: Sequence[Place], adapter: str) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         """The images of all places, prepared for the model or the adapter, and how many each has."""
@@ -138,6 +143,7 @@ class Worker:
         asked = await self.in_pool(lambda: read_chat(read_object(body, self.limits), self.limits))
         adapter = self.adapter_of(asked.model)
         async with turn(self.places, self.left(visit)):
+            await self.check_length(asked.messages, adapter)
             images, counts = await self.images(asked.places, adapter)
             question = Question(visit.id, asked.messages, asked.decoding, images, counts, asked.choices, adapter)
             name, tokenizer = asked.model or self.names[0], self.engine.predictors[adapter].tokenizer

@@ -178,7 +178,8 @@ def serve_cards(cards: Sequence[str], args: Namespace, argv: Sequence[str]) -> i
         access = ["--api-key-file", _secret(Path(folder) / "keys", keys)] if keys else []
         python = [sys.executable, "-m"]
         controller = [*python, "paddlemix.serve.controller", "--host", args.host, "--port", str(port), *access,
-                      "--token-file", token, "--drain-seconds", str(args.drain_seconds), "--limit-model-concurrency",
+                      "--token-file", token, "--drain-seconds", str(args.drain_seconds),
+                      "--request-seconds", str(args.request_seconds), "--limit-model-concurrency",
                       str(min(65536, args.limit_model_concurrency * len(cards)))]  # fmt: skip
 
         def workers(address: str) -> dict[str, Sequence[str]]:

@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
                        help="a worker not heard for twice as long is forgotten (default 15)")  # fmt: skip
     found.add_argument("--limit-model-concurrency", type=int, default=512, metavar="N",
                        help="requests on their way; one more gets 429 (default 512)")  # fmt: skip
+    found.add_argument("--request-seconds", type=float, default=600.0, metavar="S",
+                       help="longest time for one request, as the workers' (default 600)")  # fmt: skip
     found.add_argument("--drain-seconds", type=float, default=30.0, metavar="S",
                        help="time for open answers after SIGTERM (default 30)")  # fmt: skip
     found.add_argument("--api-key", action="append", default=[], help="key that clients need (or --api-key-file)")
@@ -54,7 +56,7 @@ def _run(argv: list[str]) -> int:
     if not 0 <= args.port < 1 << 16:
         raise ConfigError(f"--port {args.port}: expected 0 to 65535")
     for name, low, high in (("heart_beat_seconds", 0.1, 3600), ("limit_model_concurrency", 1, 65536),
-                            ("drain_seconds", 0, 3600)):  # fmt: skip
+                            ("request_seconds", 1, 86400), ("drain_seconds", 0, 3600)):  # fmt: skip
         if not low <= getattr(args, name) <= high:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name):g}: expected {low:g} to {high:g}")
     from paddlemix.serve.access import access_of, token_of
@@ -66,7 +68,8 @@ def _run(argv: list[str]) -> int:
     from paddlemix.serve.limits import Limits
     from paddlemix.serve.listening import Server, bound_socket
 
-    limits = replace(Limits(), requests=args.limit_model_concurrency, drain_seconds=args.drain_seconds)
+    limits = replace(Limits(), requests=args.limit_model_concurrency, drain_seconds=args.drain_seconds,
+                     request_seconds=args.request_seconds)  # fmt: skip
     controller = Controller(Workers(args.dispatch_method, args.heart_beat_seconds, time.monotonic), limits, token)
     listener = bound_socket(args.host, args.port)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import h11
 
 from paddlemix.utils.addresses import Address, parse
+from paddlemix.utils.exchange import notice_loss
 
 CONNECT_SECONDS = 5.0
-SILENCE_SECONDS = 120.0
-"""A worker that says nothing for so long is taken for dead; the first step of a card that compiles takes a minute."""
+LOST_SECONDS = 30
+"""A machine whose system answers nothing for so long is taken for lost. The worker itself may say nothing for much
+longer: a request waits in its queue, and a whole answer comes at its end."""
 _BLOCK = 1 << 16
 
 
@@ -55,11 +57,12 @@ async def answer_of(address: str, path: str, body: bytes, token: str) -> AsyncIt
     except (OSError, asyncio.TimeoutError) as error:
         raise UnreachableError(f"the worker {address} cannot be reached") from error
     try:
+        notice_loss(writer.get_extra_info("socket"), LOST_SECONDS)
         writer.write(_request(line, target, path, body, token))
         await writer.drain()
         async for piece in _pieces(line, reader):
             yield piece
-    except (OSError, asyncio.TimeoutError, h11.RemoteProtocolError) as error:
+    except (OSError, h11.RemoteProtocolError) as error:
         raise BrokenError(f"the answer of the worker {address} broke off") from error
     finally:
         writer.close()
@@ -83,7 +86,7 @@ async def _pieces(line: h11.Connection, reader: asyncio.StreamReader) -> AsyncIt
     while True:
         event = line.next_event()
         if event is h11.NEED_DATA:
-            line.receive_data(await asyncio.wait_for(reader.read(_BLOCK), SILENCE_SECONDS))
+            line.receive_data(await reader.read(_BLOCK))
         elif isinstance(event, h11.Response):
             yield Head(event.status_code, tuple((name, value) for name, value in event.headers if name in _KEPT))
         elif isinstance(event, h11.Data):

@@ -137,6 +137,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
         try:
+            self._check_head(scope)
             self.access.check(scope["headers"])
             await self.app(scope, receive, send)
             return
@@ -152,6 +153,13 @@ class Guard:
         visit.facts["error"] = error.message
         if not visit.begun:
             await self._refuse(scope, receive, send, error)
+
+    def _check_head(self, scope: Scope) -> None:
+        """The protocol's own bound holds only while a head is incomplete: one that comes at once passes it."""
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self.limits.header_bytes:
+            raise RequestError(431, f"the head of the request has more than {self.limits.header_bytes} bytes")
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: RequestError) -> None:
         """Say what is wrong at once; a body that is still on its way is read for a moment, and dropped."""

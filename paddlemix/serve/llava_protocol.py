@@ -89,6 +89,7 @@ async def _answer(worker: Worker, body: bytes, visit: Visit, send: Send) -> None
     )
     adapter = worker.adapter_of(name)
     async with turn(worker.places, worker.left(visit)):
+        await worker.check_length(prompt, adapter)
         images, counts = await worker.images(places, adapter)
         question = Question(visit.id, prompt, decoding, images, counts, adapter=adapter)
         async with Ticket(worker.engine, question, visit.arrived, worker.left(visit)) as ticket:

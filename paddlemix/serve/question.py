@@ -13,6 +13,9 @@ from paddlemix.serve.faults import RequestError, refused
 from paddlemix.text.messages import Message, placed_messages
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 
+_PIECE = 1024
+"""Characters that are split into ids at a time where only their number counts."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -104,6 +107,28 @@ def fitted(decoding: Decoding, prompt: Prompt, context: int) -> Decoding:
             "context_length_exceeded",
         )
     return decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, room))
+
+
+def check_length(predictor: Predictor, asked: Sequence[Message] | str) -> None:
+    """RequestError for texts that are far too long for the context; ``fitted`` has the exact bound.
+
+    For a thread beside the engine's, which would give no answer a step while it splits such a text into ids. It is
+    looked at in pieces, and the rest is left alone as soon as there are twice as many ids as the context has room for.
+    """
+    texts = [asked] if isinstance(asked, str) else [message.text for message in asked]
+    if sum(map(len, texts)) <= _PIECE:
+        return
+    ids = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            ids += len(predictor.tokenizer.encode(text[start : start + _PIECE], bos=False))
+            if ids > 2 * predictor.context:
+                raise refused(
+                    f"the prompt needs more than {ids} positions, and the model's context has {predictor.context}; "
+                    "shorten it",
+                    "messages",
+                    "context_length_exceeded",
+                )
 
 
 def check_bias(decoding: Decoding, rows: int) -> None:

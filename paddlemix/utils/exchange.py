@@ -203,3 +203,19 @@ def _body(address: Address, response: http.client.HTTPResponse, max_bytes: int) 
     if expected is not None and len(body) < expected:
         raise http.client.IncompleteRead(b"", expected - len(body))
     return bytes(body)
+
+
+def notice_loss(connection: socket.socket, seconds: int) -> None:
+    """End a connection whose other machine answers nothing for about ``seconds``, where the system can do that.
+
+    The two systems do it among themselves, so the other program may be silent for longer.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", max(1, seconds // 2)),
+        ("TCP_KEEPINTVL", max(1, seconds // 6)),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 1000 * seconds),
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -3,13 +3,16 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
@@ -57,6 +60,10 @@ async def gathered(pieces: Any) -> str:
     return "".join([piece async for piece in pieces])
 
 
+async def gathered_list(pieces: Any) -> list[Any]:
+    return [piece async for piece in pieces]
+
+
 def answer(server: Server, text: str) -> str:
     talk = Talk()
     talk.asked(text, (), SETTINGS, Path("unused"))
@@ -64,6 +71,36 @@ def answer(server: Server, text: str) -> str:
 
 
 # --- conversations
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_conversation_that_is_cleared_while_its_question_is_on_its_way_stays_cleared(
+    stub: StubWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """Cleared before its answer has its turn, or while words of it come; the view's functions, without gradio."""
+    for name in ("gradio", "paddlemix.serve.page.view"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.delitem(sys.modules, "paddlemix.serve.page.view")
+    view = importlib.import_module("paddlemix.serve.page.view")
+    controls = (MODELS[0], 0.2, 0.7, 16, "separate", 2)
+    page = view.View(view.Page(Server(stub.url), tmp_path, MODELS))
+    request = SimpleNamespace(session_hash="one", headers={})
+
+    async def cleared() -> tuple[Any, list[Any], Any]:
+        talk, *_ = await page._sent(request, {"text": "slow"}, None, "Default", *controls)
+        drawn = page._answered(request, talk, *controls)
+        if not waits:
+            await anext(drawn)
+        done, left = await asyncio.gather(page._cleared(request, talk), gathered_list(drawn))
+        following, *_ = await page._sent(request, {"text": "and?"}, talk, "Default", *controls)
+        return done, left, following
+
+    done, left, following = asyncio.run(cleared())
+    assert done[:2] == [None, []]
+    windows = [window for window, *_ in left if isinstance(window, list)]
+    assert windows[-1:] in ([], [[]])
+    assert [turn.text for turn in following.turns] == ["and?"]
+    assert len(stub.asked) == (0 if waits else 1)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import openai
 import pytest
 
-from paddlemix.serve import model_worker
+from paddlemix.serve import cards, controller, model_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests/data/golden/llava/hub/liuhaotian/llava-v1.5-tiny"
@@ -164,3 +164,23 @@ def test_cards_that_cannot_be_are_told(
     words = [flag.format(token=token) for flag in flags]
     assert model_worker.main(["--model-path", "no-such-model", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_controller_of_the_cards_gives_a_request_the_time_that_the_workers_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = []
+
+    class Noted:
+        def __init__(self, words: Sequence[str], workers: object) -> None:
+            commands.append(words)
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(cards, "Cards", Noted)
+    flags = ["--model-path", "any", "--device", "cpu", "--cards", "0,1", "--request-seconds", "900"]
+    assert model_worker.main(flags) == 0
+    python, _, module, *words = commands[0]
+    assert (python, module) == (sys.executable, "paddlemix.serve.controller")
+    assert controller.parser().parse_args(words).request_seconds == 900

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenAI's routes of the controller: the same answers as the worker's, and no silence when one is gone."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 
+from paddlemix.serve.forwarding import answer_of
 from tests.serve.controller_kit import TOKEN, Ruling, post
 from tests.serve.serve_kit import NAME, Running, chat, idle, image, running, words
 
@@ -140,6 +142,34 @@ def test_a_worker_that_dies_in_a_whole_answer_is_a_502(ruling: Ruling, stub: Cal
     stub(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", b'{"choices": [')
     status, said = ask_stub(ruling)
     assert (status, json.loads(said)["error"]["code"]) == (502, "worker_failed")
+
+
+def test_a_worker_may_be_silent_until_its_whole_answer_is_there() -> None:
+    """As long as the request may take: it waits in the worker's queue, or its answer is long. 0.3 s for 300 here."""
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def asked(port: int) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        answer = answer_of(f"http://127.0.0.1:{port}", "/v1/chat/completions", b"{}", TOKEN)
+        clock, begun = loop.time, loop.time()
+        loop.time = lambda: begun + 1000 * (clock() - begun)  # type: ignore[method-assign]
+        threading.Timer(0.2, loop.call_soon_threadsafe, [lambda: None]).start()  # the loop looks at its clock
+        return [piece async for piece in answer]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def slow() -> None:
+            line, _ = listener.accept()
+            with line:
+                line.recv(65536)
+                time.sleep(0.3)
+                line.sendall(whole)
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        head, body = asyncio.run(asked(listener.getsockname()[1]))
+        thread.join(10)
+    assert (head.status, body) == (200, b"{}")
 
 
 def test_an_overloaded_worker_is_told_as_it_is(ruling: Ruling, stub: Callable[..., None]) -> None:

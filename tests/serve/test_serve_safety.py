@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from paddlemix.serve.access import access_of
 from paddlemix.utils.errors import ConfigError
-from tests.serve.serve_kit import Running, address, chat, head, idle, image, running, words
+from tests.serve.serve_kit import NAME, Running, address, chat, head, idle, image, running, words
 
 KEY = "a-key-of-enough-letters"
 
@@ -136,6 +137,18 @@ def test_images_beyond_the_bounds_are_refused_before_any_is_decoded(
     assert idle(server)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/worker_generate_stream"])
+def test_a_text_that_is_far_too_long_takes_no_time_of_the_engine(server: Running, path: str) -> None:
+    text, go_on = "星" * 200_000, threading.Event()
+    busy = server.engine.call(lambda _: go_on.wait(20))
+    body = chat(text) if path.startswith("/v1") else {"model": NAME, "prompt": text}
+    status, said, _ = server.ask(body, path)
+    go_on.set()
+    assert busy.result(10)
+    assert status == 400
+    assert "context has 512" in str(said)
+
+
 def test_a_body_of_100_mb_is_refused_at_its_head(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
         line.sendall(head("Content-Length: 104857600") + b"x" * 1000)
@@ -162,6 +175,12 @@ def test_an_endless_body_is_refused_at_the_bound() -> None:
 def test_heads_and_bodies_that_do_not_come_are_closed(server: Running, sent: bytes, status: bytes) -> None:
     assert raw(server, sent).split(b" ")[1] == status
     assert server.ask(None, "/health")[0] == 200
+
+
+def test_a_head_beyond_the_bound_is_refused_also_when_it_comes_at_once(server: Running) -> None:
+    for extra in ({"X-A": "a" * 40_000}, {f"X-{number}": "a" * 100 for number in range(400)}):
+        status, said, _ = server.ask(None, "/health", **extra)
+        assert (status, said["error"]["message"]) == (431, "the head of the request has more than 32768 bytes")
 
 
 def test_a_head_that_drips_is_closed_in_its_time(server: Running) -> None:
