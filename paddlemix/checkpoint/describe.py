@@ -236,6 +236,8 @@ def family(config: LlavaConfig) -> str:
     body = f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"
     if vision is None or image is None:
         return f"language model ({body})"
+    if vision.dense_connector != NO_CONNECTOR:
+        body += f", dense connector {vision.dense_connector}"
     if image.max_tiles is not None:
         return f"LLaVA-OneVision type with the tower {vision.model_type} ({body})"
     if vision.model_type != LLAVA_TOWER.kind or vision.extra:
@@ -262,7 +264,8 @@ def _say_config(config: LlavaConfig, result: Description) -> None:
     sizes = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
     counts = sorted({token_count(size, image, vision) for size in sizes})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    result.facts["images"] = f"{image.aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
+    aspect = image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
+    result.facts["images"] = f"{aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
 
 
 def _say_tower(sources: Sources, result: Description) -> None:

@@ -54,6 +54,12 @@ class ByteTokenizer(Tokenizer):
     def _read_vocabulary(self, files: TokenizerFiles) -> None:
         data = files.pipeline
         _require_known(data, files.where)
+        if files.roles.get("eos_token") is None:
+            beside = "tokenizer_config.json and special_tokens_map.json"
+            raise CheckpointError(
+                f'{files.where}: no file beside it names the "eos_token" that ends an answer; copy {beside} from the '
+                "base language model into this folder"
+            )
         vocab = data["model"]["vocab"]
         self._pieces = sorted(vocab, key=vocab.__getitem__)
         if [vocab[piece] for piece in self._pieces] != list(range(len(self._pieces))):

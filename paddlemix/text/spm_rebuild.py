@@ -106,8 +106,8 @@ def _rebuild(data: dict[str, Any], roles: dict[str, str | None], source: "_Sourc
 class _Source:
     path: Path
 
-    def error(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {what}; {_REMEDY}")
+    def error(self, what: str, remedy: str = _REMEDY) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {what}; {remedy}")
 
     def another_kind(self, what: str) -> CheckpointError:
         return self.error(
@@ -121,7 +121,12 @@ def _scheme(data: dict[str, Any], source: _Source) -> str:
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise source.another_kind(f"its model is {_name(model)}")
     if "ByteLevel" in json.dumps([data.get(key) for key in ("pre_tokenizer", "normalizer", "decoder")]):
-        raise source.another_kind("it is a byte-level BPE (as of Llama-3, Qwen)")
+        steps = _names(_steps(data, "normalizer")), _names(_steps(data, "pre_tokenizer"))
+        raise source.error(
+            "its decoder is that of a byte-level BPE (as of Llama-3, Qwen), but no step in front turns a text into "
+            f"bytes: its normalizer is {steps[0]}, its pre-tokenizer {steps[1]}",
+            "copy tokenizer.json from the base language model into this folder",
+        )
     if model.get("byte_fallback") is not True:
         raise source.another_kind(f'"model.byte_fallback" is {_short(model.get("byte_fallback"))}')
     for key, none in _PLAIN.items():

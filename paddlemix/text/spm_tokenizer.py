@@ -365,7 +365,7 @@ class Tokenizer:
             if number is None and role != "pad_token":
                 raise CheckpointError(
                     f'{self.files.where}: its vocabulary has no {role} "{content}"; '
-                    "tokenizer.model and tokenizer_config.json do not belong together"
+                    f"{Path(self.files.where).name} and tokenizer_config.json do not belong together"
                 )
             listed.add(content)
             found.append(AddedToken(content, size if number is None else number))

@@ -9,6 +9,7 @@ import pytest
 
 from paddlemix.checkpoint.convert.config import hf_data
 from paddlemix.checkpoint.convert.layouts import convert
+from paddlemix.checkpoint.describe import describe
 from paddlemix.checkpoint.gguf.tower import require_known
 from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.save import save_model
@@ -91,6 +92,10 @@ def test_a_picture_has_as_many_places_as_it_has_rows(folder):
     assert predictor.answer([asked], Decoding(max_new_tokens=2))[0].ids
     vision, image = config_of("sti").vision, config_of("sti").image
     assert len(ImageProcessor(image, vision).layout((40, 30)).order) == 31
+
+
+def test_the_doctor_names_it(folder):
+    assert describe(folder / "dci").facts["family"].endswith(", dense connector dci)")
 
 
 def test_what_trains_changes_the_layers_that_are_joined():

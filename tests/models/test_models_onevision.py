@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from paddlemix.checkpoint import keymap
 from paddlemix.checkpoint.convert.layouts import convert
+from paddlemix.checkpoint.convert.vocab import keep_tokenizer, plan_for_hf, plan_without_image_token
 from paddlemix.checkpoint.describe import describe
 from paddlemix.checkpoint.formats.source import open_folder
 from paddlemix.checkpoint.load import load_model
@@ -125,9 +126,24 @@ def test_the_layouts_of_both_programs_hold_it_and_come_back(kind, tmp_path):
     again = json.loads((back / "config.json").read_text())
     first = json.loads((DATA / kind / "config.json").read_text())
     assert again["vision_config"]["vision_use_head"] is False
-    for key in ("model_type", "architectures", "image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_layer"):
-        assert again.get(key) == first.get(key)
+    kept = ("model_type", "architectures", "image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_layer")
+    for key in (*kept, "video_token_index"):
+        assert again.get(key) == first.get(key), key
     assert load_tokenizer(back).token_id("<image>") == first["image_token_index"] == again["image_token_index"]
+
+
+def test_a_video_gets_a_token_where_the_vocabulary_has_none_and_loses_it_again(tmp_path):
+    plain = DATA.parent / "byte_bpe" / "qwen2"
+    size = load_tokenizer(plain).vocab_size
+    plan = plan_for_hf(plain, size, None, video=True)
+    keep_tokenizer(plan, plain, tmp_path, [])
+    found = load_tokenizer(tmp_path)
+    assert (plan.image_id, plan.pad_id, plan.video_id) == (size, size + 1, size + 2)
+    assert [found.token_id(token) for token in ("<image>", "<pad>", "<video>")] == [size, size + 1, size + 2]
+    back = plan_without_image_token(tmp_path, plan.rows, None)
+    keep_tokenizer(back, tmp_path, tmp_path / "back", [])
+    assert (back.rows, load_tokenizer(tmp_path / "back").vocab_size) == (size, size)
+    assert plan_for_hf(plain, size, None).video_id is None
 
 
 def test_a_tower_without_its_last_layers_is_taken_where_the_features_need_no_more(tmp_path):
@@ -150,7 +166,7 @@ def test_the_doctor_knows_what_it_is():
     facts = describe(DATA / "onevision").facts
     assert facts["family"] == "LLaVA-OneVision type with the tower siglip_vision_model (qwen2, 2 layers of width 32)"
     assert facts["tokenizer"] == "469 tokens, byte_bpe"
-    assert facts["images"].startswith("anyres, spatial_unpad, tiles of 30 pixels")
+    assert facts["images"].startswith("anyres_max_1, spatial_unpad, tiles of 30 pixels")
 
 
 def test_the_pooling_head_is_left_out(tmp_path):

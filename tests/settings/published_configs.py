@@ -148,6 +148,12 @@ _INTERLEAVE_HF = {
 }  # fmt: skip
 OV = "qwen2 mlp2x_gelu anyres_max_9 spatial_unpad qwen_1_5 384"
 
+# What the training code of HJYao00/DenseConnector writes; the files themselves were not at hand.
+_DENSE = {
+    "mm_dense_connector_type": "dci", "mm_hidden_size": 3 * 1152, "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "model_type": "llava_llama", "mm_patch_merge_type": "flat", "mm_projector_lr": None,
+    "tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048, "torch_dtype": "bfloat16",
+}  # fmt: skip
 _SHARE = {"model_type": "share4v", "architectures": ["Share4VLlamaForCausalLM"]}
 _INTERN = {
     "mm_hidden_size": 3200, "mm_vision_tower": "OpenGVLab/InternViT-6B-224px", "mm_vision_select_layer": -4,
@@ -249,6 +255,10 @@ PUBLISHED: dict[str, tuple[Config, str]] = {
         {**_OV_HF, "text_config": {**_QWEN_05, **_QWEN_HF, "vocab_size": 152000}}, f"{OV} -1"),
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": (
         {**_OV_HF, "text_config": {**_QWEN_7, **_QWEN_HF, "vocab_size": 152128}}, f"{OV} -1"),
+    "HuanjinYao/DenseConnector-v1.5-7B": (
+        _original(L7, **_DENSE), "llama mlp2x_gelu pad flat vicuna_v1 384 -2"),
+    "HuanjinYao/DenseConnector-v1.5-8B": (
+        _original(LLAMA_3, **_DENSE), "llama mlp2x_gelu pad flat llava_llama_3 384 -2"),
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-7B": (
         _original(L7, **_INTERN, mm_projector_type="mlp2x_gelu"), ROUND.replace("-2", "-4")),
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B": (

@@ -387,7 +387,7 @@ def test_none_is_null_on_the_command_line_unless_it_is_one_of_the_choices():
     ("keys", "also"),
     [
         ({"fp16": True, "bf16": True}, ()),
-        ({"fp16_opt_level": "O2"}, ("bf16",)),
+        ({"fp16_opt_level": "O2"}, ("bf16", 'fp16_opt_level": "O1')),
         ({"lora": True, "freeze_include": ["*"]}, ()),
         ({"lora": True, "tune_mm_mlp_adapter": True}, ()),
         ({"lora_path": "x"}, ("lora",)),

@@ -250,6 +250,13 @@ def test_the_full_strategy_keeps_the_class_token(hub):
     assert load_config(hub.model(HF, vision_feature_select_strategy="full")).vision.select_feature == "cls_patch"
 
 
+def test_a_list_of_one_layer_is_that_layer_and_one_of_several_is_refused_by_name(hub):
+    assert load_config(hub.model(HF, vision_feature_layer=[-1])).vision.select_layer == -1
+    text = told(hub.model(HF, vision_feature_layer=[-3, -1]))
+    assert '"vision_feature_layer" is [-3, -1]: features of several layers are not supported' in text
+    assert '"vision_feature_layer" is ["x"]' in told(hub.model(HF, vision_feature_layer=["x"])).replace("'", '"')
+
+
 # Towers
 
 

@@ -145,6 +145,8 @@ def test_vocab_json_and_merges_txt_are_read_as_qwen_s(tmp_path):
         (lambda data: data["model"]["vocab"].update(a="x"), "no whole number"),
         (lambda data: data.update(normalizer={"type": "Lowercase"}), "normalizer has the step 'Lowercase'"),
         (lambda data: data.update(decoder={"type": "WordPiece"}), "decoder has the step 'WordPiece'"),
+        (lambda data: data.update(pre_tokenizer=None, normalizer=None), "no step in front turns a text into bytes"),
+        (lambda data: data["added_tokens"].clear(), "tokenizer.json and tokenizer_config.json do not belong together"),
         (lambda data: data["model"].update(merges=[["zz", "yy"]]), "tokenizers cannot read it"),
     ],
 )  # fmt: skip
@@ -158,6 +160,12 @@ def test_a_pipeline_that_we_do_not_know_is_refused_by_name(change, text, tmp_pat
         load_tokenizer(tmp_path / "model")
     assert str(path) in str(caught.value)
     assert text in str(caught.value)
+
+
+def test_a_folder_that_names_no_end_of_an_answer_is_refused(tmp_path):
+    shutil.copy(DATA / "qwen2" / "tokenizer.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r'tokenizer.json: no file .* "eos_token" .* copy tokenizer_config.json'):
+        load_tokenizer(tmp_path)
 
 
 def test_a_kind_of_sentencepiece_cannot_be_asked_for():

@@ -80,7 +80,9 @@ def tower_data(vision: VisionConfig) -> dict[str, Any]:
     return {**fields, "model_type": tower.type_in_file, **tower.written, **vision.extra}
 
 
-def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int | None, dtype: str) -> dict[str, Any]:
+def hf_data(
+    config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int | None, dtype: str, video_id: int | None = None
+) -> dict[str, Any]:
     """The config.json of llava-hf. CheckpointError for what transformers' LLaVA classes cannot express."""
     vision, image = require_hf(config)
     anyres = image.aspect == "anyres"
@@ -113,6 +115,8 @@ def hf_data(config: LlavaConfig, *, vocabulary: int, image_id: int, pad_id: int 
         data["use_image_newline_parameter"] = True
     if image.max_tiles is not None:
         data["vision_aspect_ratio"] = _aspect(image)
+        if video_id is not None:
+            data["video_token_index"] = video_id
     return data
 
 
@@ -121,6 +125,11 @@ def hf_family(image: ImageConfig) -> tuple[str, str]:
     if image.aspect != "anyres":
         return "Llava", "llava"
     return ("LlavaNext", "llava_next") if image.max_tiles is None else ("LlavaOnevision", "llava_onevision")
+
+
+def knows_videos(config: LlavaConfig) -> bool:
+    """Whether transformers' class for the model takes videos: LLaVA-OneVision's."""
+    return config.image is not None and config.image.max_tiles is not None
 
 
 def require_hf(config: LlavaConfig) -> tuple[VisionConfig, ImageConfig]:

@@ -232,7 +232,7 @@ def _vocabulary(job: _Job) -> TokenizerPlan:
     where = tokenizer_folder(job.sources.parts)
     known = job.memory.get("rows") if job.came_from_here else None
     if job.to == "llava-hf":
-        return plan_for_hf(where, rows, known)
+        return plan_for_hf(where, rows, known, video=convert_config.knows_videos(job.config))
     if job.to == "original":
         return plan_without_image_token(where, rows, known)
     return TokenizerPlan(rows)
@@ -270,6 +270,7 @@ def _write_config(job: _Job, staging: Path, vocabulary: TokenizerPlan) -> None:
             vocabulary=vocabulary.rows,
             image_id=vocabulary.image_id or 0,
             pad_id=vocabulary.pad_id,
+            video_id=vocabulary.video_id,
             dtype=dtype,
         )
     else:

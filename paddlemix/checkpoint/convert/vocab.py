@@ -16,7 +16,7 @@ from paddlemix.text.vocabulary import require_rows
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import CheckpointError
 
-PAD = "<pad>"
+PAD, VIDEO = "<pad>", "<video>"
 _ADDED = (IMAGE_TOKEN, PAD)
 _ROUND = 64
 """llava-hf's tables are padded to a multiple of this."""
@@ -30,12 +30,14 @@ class TokenizerPlan:
     rows: int
     image_id: int | None = None
     pad_id: int | None = None
-    add: bool = False
-    drop: bool = False
+    video_id: int | None = None
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
 
 
-def plan_for_hf(folder: Path, rows: int, remembered: int | None) -> TokenizerPlan:
-    """llava-hf: ``<image>`` and ``<pad>`` are tokens, and the table has a row for each.
+def plan_for_hf(folder: Path, rows: int, remembered: int | None, *, video: bool = False) -> TokenizerPlan:
+    """llava-hf: ``<image>`` and ``<pad>`` are tokens, and the table has a row for each; so is ``<video>`` of a model
+    that knows videos (``video``).
 
     ``remembered``: rows of the llava-hf folder that these weights came from.
     """
@@ -43,12 +45,16 @@ def plan_for_hf(folder: Path, rows: int, remembered: int | None) -> TokenizerPla
     if tokenizer is None:
         raise CheckpointError(f"{why}; llava-hf needs one, since the image is a token there")
     image, pad = tokenizer.token_id(IMAGE_TOKEN), tokenizer.token_id(PAD)
+    frames = tokenizer.token_id(VIDEO) if video else None
     if image is not None and image < rows:
-        return TokenizerPlan(remembered or rows, image, tokenizer.pad_id if pad is None else pad)
+        return TokenizerPlan(remembered or rows, image, tokenizer.pad_id if pad is None else pad, frames)
     size = tokenizer.vocab_size
     require_rows(tokenizer, rows)
-    needed = max(rows, size + len(_ADDED))
-    return TokenizerPlan(-(-needed // _ROUND) * _ROUND, size, size + 1 if pad is None else pad, add=True)
+    added = (*_ADDED, VIDEO) if video else _ADDED
+    new = [token for token in added if tokenizer.token_id(token) is None]
+    ids = {token: size + new.index(token) if token in new else tokenizer.token_id(token) for token in added}
+    needed = max(rows, size + len(added))
+    return TokenizerPlan(-(-needed // _ROUND) * _ROUND, ids[IMAGE_TOKEN], ids[PAD], ids.get(VIDEO), add=added)
 
 
 def plan_without_image_token(folder: Path, rows: int, remembered: int | None) -> TokenizerPlan:
@@ -59,10 +65,12 @@ def plan_without_image_token(folder: Path, rows: int, remembered: int | None) ->
         return TokenizerPlan(remembered or rows)
     pad = tokenizer.token_id(PAD)
     first = image if pad is None else min(image, pad)
-    others = [number for number in range(first, tokenizer.vocab_size) if tokenizer.token(number) not in _ADDED]
+    # ``<pad>`` is of our own making in a byte-level vocabulary, and ``<video>`` then came with it.
+    ours = _ADDED if pad is None else (*_ADDED, VIDEO)
+    others = [number for number in range(first, tokenizer.vocab_size) if tokenizer.token(number) not in ours]
     if others or first < tokenizer.base_size:
         return TokenizerPlan(rows)
-    return TokenizerPlan(remembered or first, drop=True)
+    return TokenizerPlan(remembered or first, drop=ours)
 
 
 def keep_tokenizer(plan: TokenizerPlan, source: Path, target: Path, notes: list[str]) -> None:
@@ -72,16 +80,16 @@ def keep_tokenizer(plan: TokenizerPlan, source: Path, target: Path, notes: list[
         notes.append(f"{why}; the new folder has none either")
         return
     if plan.add:
-        tokenizer.add_special(_ADDED)
+        tokenizer.add_special(plan.add)
     if plan.drop and tokenizer.kind == BYTES:  # its tokens stand in tokenizer.json, too
-        for token in _ADDED:
+        for token in plan.drop:
             if tokenizer.token_id(token) is not None:
                 tokenizer.drop(token)
     tokenizer.save(target)
     if plan.add:
         _patch(target, {}, pad=PAD)
     if plan.drop:
-        _patch(target, dict.fromkeys(_ADDED), pad=None)
+        _patch(target, dict.fromkeys(plan.drop), pad=None)
 
 
 def with_rows(values: np.ndarray, dtype: str, axis: int, rows: int) -> np.ndarray:

@@ -100,5 +100,9 @@ def _hf_vision(reader: KeyReader, silent: _Class) -> VisionConfig:
     if strategy == "default" and not vision.class_tokens:
         why = "leaves out the first row, which is a patch in a tower without a class token; expected full"
         reader.wrong("vision_feature_select_strategy", strategy, why)
-    layer = reader.take("vision_feature_layer", int, silent.layer)
+    layer = reader.take("vision_feature_layer", (int, list), silent.layer)
+    if isinstance(layer, list):
+        if len(layer) != 1 or type(layer[0]) is not int:
+            reader.wrong("vision_feature_layer", layer, "features of several layers are not supported")
+        layer = layer[0]
     return with_feature(dataclasses.replace(vision, select_layer=layer), _STRATEGIES[strategy])

@@ -55,7 +55,7 @@ CONFLICTS: tuple[Rule, ...] = (
     (
         ("fp16_opt_level", "fp16", "bf16"),
         lambda s: s.training.fp16_opt_level == "O2" and not (s.training.fp16 or s.training.bf16),
-        'O2 needs "bf16": true or "fp16": true',
+        'O2 needs "bf16": true or "fp16": true; without either write "fp16_opt_level": "O1"',
     ),
     (
         ("lora", "freeze_include"),
