@@ -57,5 +57,6 @@ def test_paddle_serves_one_row_many_rows_gradients_and_small_or_odd_weights():
         assert few_rows.product(x[:1], weight) is None
         assert few_rows.product(paddle.concat([x, x, x]), weight) is None
         assert few_rows.product(x, weight[:, :64]) is None
+        assert few_rows.product(x.reshape([8, 256]), weight) is None  # another width: an error of paddle's
         assert few_rows.product(x, paddle.to_tensor(drawn(512, 529))) is None
         assert few_rows.product(x.astype("float64"), weight.astype("float64")) is None

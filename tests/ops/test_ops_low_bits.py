@@ -67,6 +67,14 @@ def test_products_equal_those_of_the_widened_weights(kernel: type, bits: int) ->
             assert (np.abs(found - wanted) <= limit).all(), (out, width, rows)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_of_another_width_are_refused(kernel: type) -> None:
+    held = kernel([form.packed(drawn(6, 40), (6, 40), 8)])
+    for width in (20, 39, 80):
+        with pytest.raises(ValueError, match=f"rows of {width} values for a weight of 40 inputs"):
+            held.product(paddle.zeros([2, width]))
+
+
 @needs_compiler
 @pytest.mark.parametrize("bits", form.BITS)
 def test_a_row_has_the_same_product_alone_among_others_and_by_several_threads(

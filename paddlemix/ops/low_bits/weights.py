@@ -49,7 +49,10 @@ class Weights(Protocol):
     parts: Sequence[Packed]
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x`` [..., in] times the weights, plus ``bias`` [out], to [..., out] in the dtype of x."""
+        """``x`` [..., in] times the weights, plus ``bias`` [out], to [..., out] in the dtype of x.
+
+        On a CPU ValueError: x has rows of another width.
+        """
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of the weight that int64 ``ids`` [...] name: float32 [..., in]. ValueError: there is no such row."""
@@ -65,6 +68,7 @@ class _OnCpu:
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See ``Weights``."""
+        self._check(x)
         width = self.shape[1]
         flat = x.reshape([-1, width])
         pieces = []
@@ -76,6 +80,10 @@ class _OnCpu:
         out = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=-1)
         out = out.reshape([*x.shape[:-1], self.shape[0]])
         return out if bias is None else out + bias
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"rows of {x.shape[-1]} values for a weight of {self.shape[1]} inputs")
 
     def widened(self, number: int, first: int, count: int) -> Tensor:
         """Rows ``first`` to ``first + count`` of part ``number`` as float32 [count, in]."""
@@ -120,6 +128,7 @@ class Compiled(_OnCpu):
         if not paddle.in_dynamic_mode():
             raise BackendError(f"a weight of {self.bits} bits is not traced into a static graph; export the floats")
         before = x.shape[:-1]
+        self._check(x)  # the kernel would read past the rows
         rows = math.prod(before)  # x.size would be an operator
         if rows > FEW_ROWS or x.dtype != paddle.float32:
             return super().product(x, bias)
