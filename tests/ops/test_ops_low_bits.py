@@ -123,9 +123,14 @@ def test_a_flag_chooses_the_kernel_and_none_is_chosen_without_a_compiler(monkeyp
     forced = Runtime("cpu", {weights.NAME: Choice("plain", by="PADDLEMIX_LOW_BITS=plain")})
     assert type(hold(forced, [held])) is Plain
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    warnings: list[str] = []
+    monkeypatch.setattr(weights, "get_logger", lambda name: type("L", (), {"warning": staticmethod(warnings.append)}))
+    weights._tell_slow.cache_clear()
     build._found.cache_clear()
     try:
-        assert type(hold(Runtime("cpu"), [held])) is Plain
+        assert [type(hold(Runtime("cpu"), [held])) for _ in range(2)] == [Plain] * 2
+        (told,) = warnings
+        assert "several times slower than float32: no C compiler (cc, gcc or clang) is on the PATH" in told
         wanted = Runtime("cpu", {weights.NAME: Choice("compiled", by="PADDLEMIX_LOW_BITS=compiled")})
         with pytest.raises(BackendError, match=r"PADDLEMIX_LOW_BITS=compiled: no C compiler \(cc, gcc or clang\)"):
             hold(wanted, [held])
@@ -151,8 +156,13 @@ def test_processes_that_compile_at_once_leave_one_library_in_a_folder_of_their_o
     monkeypatch.setenv("PPMIX_HOME", str(tmp_path))
     warnings: list[str] = []
     monkeypatch.setattr(build, "get_logger", lambda name: type("L", (), {"warning": staticmethod(warnings.append)}))
-    made.write_bytes(b"no library")
-    assert build._load().paddlemix_small() == 1, "a broken file gives way to a new one"
+    whole = made.read_bytes()
+    for cut in (0, 4096):  # loading the second would end the process
+        made.unlink()  # and so would cutting what is loaded
+        made.write_bytes(whole[:cut])
+        made.chmod(0o700)
+        assert build._load().paddlemix_small() == 1, "a broken file gives way to a new one"
+        assert [path.read_bytes() == whole for path in folder.iterdir()] == [True]
     assert not warnings
     folder.chmod(0o777)
     before = made.stat().st_mtime_ns

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile a file of kernels (``kernels.c``) with this machine's C compiler, once, and load it.
 
-The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made of: source, compiler, flags and
-processor. The folder has to belong to the user alone, since what lies there is run; where it cannot be used the
-library is compiled into a temporary folder for this process.
+The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made of (source, compiler, flags and
+processor), and that of its bytes. The folder has to belong to the user alone, since what lies there is run; where it
+cannot be used the library is compiled into a temporary folder for this process.
 """
 
 import contextlib
@@ -65,20 +65,26 @@ def _load(source: Path | None = None) -> ctypes.CDLL:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
-    name = f"{source.stem}-{_digest(compiler, source)}.so"
+    name = f"{source.stem}-{_digest(compiler, source)}"
     folder = Path(expanded(env.get("PPMIX_HOME"))) / "kernels"
     reason = _unusable(folder)
     if reason is None:
-        with contextlib.suppress(OSError):  # an older or broken file gives way to a new one
-            if _is_ours(folder / name):
-                return ctypes.CDLL(str(folder / name))
+        for kept in folder.glob(f"{name}-*.so"):
+            if _is_ours(kept) and kept == folder / _named(name, kept):
+                return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
-            made = _compiled(compiler, source, Path(place) / name)
-            os.replace(made, folder / name)
-        return ctypes.CDLL(str(folder / name))
+            made = _compiled(compiler, source, Path(place) / f"{name}.so")
+            kept = folder / _named(name, made)
+            os.replace(made, kept)
+        return ctypes.CDLL(str(kept))
     get_logger(__name__).warning(f"kernels ({source.name}) are compiled for this process alone, since {reason}")
     with tempfile.TemporaryDirectory(prefix="paddlemix-kernels-") as place:
-        return ctypes.CDLL(str(_compiled(compiler, source, Path(place) / name)))
+        return ctypes.CDLL(str(_compiled(compiler, source, Path(place) / f"{name}.so")))
+
+
+def _named(name: str, library: Path) -> str:
+    """The name of a kept library, with the digest of its bytes: one that was cut would end the process by SIGBUS."""
+    return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _digest(compiler: str, source: Path) -> str:

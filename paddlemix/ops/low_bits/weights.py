@@ -9,6 +9,7 @@ file too. Many rows at once are multiplied by paddle's own product, a portion of
 """
 
 import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,7 @@ from paddlemix.ops.low_bits.form import Packed
 from paddlemix.ops.npu import library
 from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import BackendError
+from paddlemix.utils.logging import get_logger
 
 NAME = "LOW_BITS"
 
@@ -237,6 +239,14 @@ def _no_row(ids: np.ndarray, count: int) -> str:
     return f"id {wrong}: the table has rows 0 to {count - 1}"
 
 
+@functools.cache
+def _tell_slow(reason: str) -> None:
+    get_logger(__name__).warning(
+        f"weights of few bits are widened by numpy, several times slower than float32: {reason}; with a C compiler "
+        "(gcc, clang) on the PATH they are faster"
+    )
+
+
 def _why_not_compiled(runtime: Runtime, request: Request) -> str | None:
     return build.why_not()
 
@@ -283,4 +293,7 @@ def hold(runtime: Runtime, parts: Sequence[Packed]) -> Weights:
     """``parts`` of one width and number of bits, side by side, by the kernel that serves them on this device."""
     request = Request(parts[0].bits, tuple(part.shape for part in parts))
     kernel = runtime.keep((NAME, request), lambda: LOW_BITS.choose(runtime, request))
+    reason = build.why_not() if kernel.call is Plain and not runtime.choice(NAME).forced else None
+    if reason is not None:
+        _tell_slow(reason)
     return kernel.call(parts)
