@@ -53,12 +53,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One row of the table: counts are in numbers (scalars), ``learning_rate`` is None where nothing trains."""
+    """One row of the table: counts are in numbers (scalars), ``learning_rate`` is None where nothing trains.
+
+    ``rate_of_b``: of adapters whose B has a rate of its own (LoRA+).
+    """
 
     name: str
     total: int
     trainable: int
     learning_rate: float | None
+    rate_of_b: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class StagePlan:
         """The table as text: part, parameters, trainable, learning rate; the last row is the sum."""
         for part in self.parts:
             rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
+            if part.rate_of_b is not None:
+                rate += f", B {part.rate_of_b:g}"
             yield part.name, f"{part.total:,}", f"{part.trainable:,}", rate
         total = sum(part.total for part in self.parts)
         trainable = sum(part.trainable for part in self.parts)
@@ -352,6 +358,7 @@ def counted_parts(
 def _counted(sizes: dict[str, int], rate_of: dict[str, float]) -> Iterator[ModelPart]:
     counts: dict[str, list[int]] = {}
     rates: dict[str, float] = {}
+    rate_of_b = None
     for name, size in sizes.items():
         part = part_of(name)
         count = counts.setdefault(part, [0, 0])
@@ -359,6 +366,9 @@ def _counted(sizes: dict[str, int], rate_of: dict[str, float]) -> Iterator[Model
         if name in rate_of:
             count[1] += size
             rates.setdefault(part, rate_of[name])  # of adapters, that of A
+            if part == ADAPTERS_PART and name.endswith(".lora_B"):
+                rate_of_b = rate_of[name]
     order = [part for part, _ in _PARTS] + [ADAPTERS_PART]
     for part in sorted(counts, key=order.index):
-        yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part))
+        own = rate_of_b if part == ADAPTERS_PART and rate_of_b != rates.get(part) else None
+        yield ModelPart(part, counts[part][0], counts[part][1], rates.get(part), own)

@@ -191,8 +191,10 @@ def _check_clean(parts: list[_Part], target: Path | None) -> None:
             f"--write-clean {target}: the images are in {own[0]} itself; leave the flag out, and train with "
             '"on_bad_sample": "skip"'
         )
+    if parts[0].name != "train":
+        raise ConfigError(f'--write-clean {target}: it takes the rows of the training; leave it out without "do_train"')
     roots = sorted({entry.image_folder or "" for entry in parts[0].entries})
-    if parts[0].name != "train" or len(roots) > 1:
+    if len(roots) > 1:
         raise ConfigError(
             f"--write-clean {target}: one file cannot hold rows with {len(roots)} image folders ({', '.join(roots)}); "
             'look at one entry at a time: give its file with "--data_path"'

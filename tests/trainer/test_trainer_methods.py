@@ -63,6 +63,7 @@ def test_lora_plus_gives_b_its_own_rate(tmp_path: Path) -> None:
     assert {rate for name, rate in rates.items() if name.endswith("lora_B")} == {16 * 1e-4}
     assert {rate for name, rate in rates.items() if "mm_projector" in name} == {2e-5}
     assert next(part for part in plan.parts if part.name == "LoRA adapters").learning_rate == 1e-4
+    assert [row[-1] for row in plan.rows() if row[0] == "LoRA adapters"] == ["0.0001, B 0.0016"]
 
 
 def test_the_first_update_of_b_is_sixteen_times_as_large(place: Path, tmp_path: Path) -> None:

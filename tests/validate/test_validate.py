@@ -245,7 +245,7 @@ def test_the_steps_are_those_that_a_training_of_a_part_of_an_epoch_takes(place: 
     assert (found["steps_an_epoch"], found["steps"]) == (4, 5)  # the trainer rounds 5.2 down
 
 
-def test_the_steps_of_a_mixture_are_those_of_its_training(place: Path, tmp_path: Path) -> None:
+def test_the_steps_of_a_mixture_are_those_of_its_training(place: Path, tmp_path: Path, capsys: Any) -> None:
     for name, count in (("much", 7), ("little", 4)):
         (place / f"{name}.json").write_text(json.dumps([row(None)] * count + [row(None, "")]))
     parts = [
@@ -260,6 +260,9 @@ def test_the_steps_of_a_mixture_are_those_of_its_training(place: Path, tmp_path:
     cost = json.loads((tmp_path / "summary.json").read_text())["cost"]
     assert (cost["rows_an_epoch"], cost["rows_a_step"], cost["steps"]) == (37, 8, 10)
     assert "cost" not in json.loads((tmp_path / "summary_eval.json").read_text())
+    argv[argv.index("--do_train") + 1] = "false"
+    assert validate_data.main([*argv, "--write-clean", str(tmp_path / "clean.json")]) == 2
+    assert 'leave it out without "do_train"' in capsys.readouterr().err
 
 
 def test_the_header_of_an_image_is_read_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
