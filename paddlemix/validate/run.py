@@ -4,6 +4,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,19 @@ def _write_clean(part: _Part, bad: set[str], target: Path) -> None:
                 count += 1
         stream.write((behind if count or not lines else "").encode())
     say(f"{count:,} rows that can be used: {target}")
+    if keys := sorted({key for entry in part.entries for key in _choosing(entry)}):
+        say(
+            f"note: these are the rows that {', '.join(keys)} leave for training, each of them once, "
+            "without those held out; a file of each entry keeps the mixture"
+        )
+
+
+def _choosing(entry: DatasetEntry) -> Iterator[str]:
+    """The keys of an entry that say which of its rows are read, and how often."""
+    selection, portion = entry.selection, entry.portion
+    used = {
+        "sampling_strategy": selection.strategy != "all", "max_samples": selection.max_samples is not None,
+        "eval_split": selection.eval_split is not None, "repeat": portion.repeat != 1,
+        "weight": portion.weight is not None,
+    }  # fmt: skip
+    return (key for key, there in used.items() if there)

@@ -256,7 +256,8 @@ def test_the_steps_of_a_mixture_are_those_of_its_training(place: Path, tmp_path:
     argv = flags(place, place / "much.json", "--do_eval", "true", "--num_train_epochs", "2", folder=tmp_path)
     at = argv.index("--data_path")
     argv[at : at + 2] = ["--dataset", json.dumps(told)]
-    assert validate_data.main(argv) == 3
+    assert validate_data.main([*argv, "--write-clean", str(tmp_path / "clean.json")]) == 3
+    assert "the rows that repeat leave for training, each of them once" in " ".join(capsys.readouterr().out.split())
     cost = json.loads((tmp_path / "summary.json").read_text())["cost"]
     assert (cost["rows_an_epoch"], cost["rows_a_step"], cost["steps"]) == (37, 8, 10)
     assert "cost" not in json.loads((tmp_path / "summary_eval.json").read_text())
