@@ -6,7 +6,6 @@ or model, and ends all. SIGTERM goes to all and lets open answers end; a second 
 paddle.
 """
 
-import ctypes
 import os
 import re
 import secrets
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from paddlemix.serve.access import keys_of
+from paddlemix.serve.parent import end_with_parent
 from paddlemix.utils.addresses import free_ports
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.npu_environment import count_cards
@@ -34,8 +34,6 @@ STEADY = 300.0
 LISTENING = re.compile(r"listening at (http://\S+)")
 _LOOK = 0.1
 _HARD = 143
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Child:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C in the terminal is for the process that was started there
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         threading.Thread(target=self._hand_on, args=(self.process,), name=self.name, daemon=True).start()
 
@@ -159,10 +157,6 @@ def say(name: str, text: str) -> None:
     """A line of the log, with the name of whose it is."""
     sys.stderr.write(f"{name}: {text}\n")
     sys.stderr.flush()
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def serve_cards(cards: Sequence[str], args: Namespace, argv: Sequence[str]) -> int:

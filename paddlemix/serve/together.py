@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from paddlemix.serve.parent import end_with_parent
 from paddlemix.utils.commands import ROOT, interpreter, near
 from paddlemix.utils.errors import ConfigError
 
@@ -65,7 +66,13 @@ def run_together(worker: Sequence[str], page: Sequence[str]) -> int:
 def _started(words: Sequence[str], stderr: int | None = None) -> "subprocess.Popen[str]":
     # A group of its own: Ctrl-C of the terminal comes to this process, which tells both.
     return subprocess.Popen(  # noqa: S603
-        words, stdin=subprocess.DEVNULL, stderr=stderr, text=True, errors="replace", start_new_session=True
+        words,
+        stdin=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=end_with_parent,
     )
 
 

@@ -3,11 +3,13 @@
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -509,6 +511,32 @@ WORKER = "import sys, time; print('listening at http://127.0.0.1:5', file=sys.st
 )
 def test_worker_and_page_end_together(worker: str, page: str, code: int) -> None:
     assert run_together([sys.executable, "-c", worker], [sys.executable, "-c", page]) == code
+
+
+def test_worker_and_page_end_when_the_command_is_killed(tmp_path: Path) -> None:
+    mark = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch();"
+    words = [[sys.executable, "-c", mark + WORKER.format(60)]] * 2
+    code = f"from paddlemix.serve.together import run_together; run_together(*{words!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 20
+        while len(found := list(tmp_path.iterdir())) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.kill()
+        process.wait(20)
+        while any(alive(int(file.name)) for file in found):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.kill()
+
+
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return ") Z " not in stat.read_text()
+    return False
 
 
 def test_a_missing_gradio_is_a_line_with_an_environment_of_its_own(
