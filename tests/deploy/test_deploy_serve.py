@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What deploy/serve holds fits the commands: flags, ports, times, and the form of each file."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from paddlemix.serve.access import token_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
 DOCKERFILES = ["Dockerfile", "Dockerfile.npu"]
+OF_THE_SLIM_IMAGE = {"libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "librt.so.1",
+                     "libstdc++.so.6"}  # fmt: skip
+"""Libraries that python:3.11-slim has."""
 STEP = 10
 """Seconds that a worker gives a step after its time for open answers (``running.serve``)."""
 
@@ -154,3 +158,16 @@ def token_of_first(keys: Path) -> str:
     file = keys.with_name("first")
     file.write_text(keys.read_text().splitlines()[1])
     return token_of(file)
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd")
+def test_the_slim_image_gets_the_libraries_that_paddle_asks_the_system_for() -> None:
+    paddle = Path(importlib.util.find_spec("paddle").submodule_search_locations[0])
+    library = str(paddle / "base" / "libpaddle.so")
+    said = subprocess.run(["ldd", library], capture_output=True, text=True, timeout=60, check=True).stdout
+    needed = {
+        Path(found).name for found in re.findall(r"=> (/\S+)", said) if paddle not in Path(found).resolve().parents
+    }
+    installed = re.search(r"apt-get install (.*?) &&", (FOLDER / "Dockerfile").read_text())
+    packages = {name.replace(".so.", "") for name in needed - OF_THE_SLIM_IMAGE}
+    assert packages <= set(installed[1].split() if installed else [])
