@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--encode_text", action="store_true", help="only the decoder")
     found.add_argument("--onnx", action="store_true", help="tower and projector also as ONNX (extra onnx)")
     model_flags(found, base=("model_base",), dash="_")
-    device_flags(found, cards=False)
+    device_flags(found, graphs=True)
     return found
 
 

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
                        help="end the answer in front of this text")  # fmt: skip
     answer_flags(found, temperature=None)
     sampling_flags(found)
-    device_flags(found, cards=False)
+    device_flags(found, graphs=True)
     return found
 
 

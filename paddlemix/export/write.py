@@ -23,6 +23,7 @@ from paddlemix.text.model_template import CHAT_TEMPLATE, file_of
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.vocabulary import fit_rows
 from paddlemix.utils import device as devices
+from paddlemix.utils import options
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.files import publish_folder
 
@@ -58,11 +59,13 @@ def export_model(
     """Write ``save_path/encode_image`` and ``save_path/encode_text``; a part that is there already is replaced.
 
     ``path`` and what follows ``dtype``: as ``checkpoint.load.load_model`` takes them. ``onnx``: the image part as ONNX,
-    too. ConfigError for the image part of a model that has no vision tower.
+    too. ConfigError for the image part of a model that has no vision tower, and where anything else is in the way.
     """
     if onnx:
         require_packages()
     save_path = Path(save_path)
+    for part in parts:
+        _require_own(save_path / part)
     chosen = devices.choose(device, dtype)
     paddle.set_device(chosen.name)
     loaded = load_model(path, dtype=chosen.dtype, base=base, vision_tower=vision_tower, projector=projector)
@@ -111,6 +114,15 @@ def _write_text_files(staging: Path, loaded: Loaded) -> None:
     if template is not None:
         ChatTemplate(template, str(loaded.template_folder / CHAT_TEMPLATE))
         write_json(staging / CHAT_TEMPLATE, template)
+
+
+def _require_own(folder: Path) -> None:
+    """ConfigError when ``folder`` holds what no export wrote: replacing it would delete it."""
+    if (folder / FACTS).is_file() or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise ConfigError(
+        f"{folder}: is there, and no export ({FACTS} is missing); choose {options.current().target} or remove it"
+    )
 
 
 def fingerprint(model: LlavaForCausalLM) -> str:

@@ -87,17 +87,17 @@ def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash
     parser.add_argument(f"--strict{dash}config", action="store_true", help=strict)
 
 
-def device_flags(parser: ArgumentParser, *, cards: bool = True) -> None:
-    """Where a model computes, whether on several ``cards``, and whether in float16."""
+def device_flags(parser: ArgumentParser, *, graphs: bool = False) -> None:
+    """Where a model computes, and in float16 or not; but for static ``graphs`` on how many cards and in few bits."""
     best = "cpu, gpu, npu, or one of them with :N (default: the best there is)"
     parser.add_argument("--device", help=best)
-    if cards:
+    if not graphs:
         share = "cards that share the model, which are then the first of their kind (default 1)"
         parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=share)
+        few = "hold the weights in 8 or 4 bits (a folder that has them needs no flag)"
+        parser.add_argument("--load-bits", type=int, choices=(8, 4), help=few)
     half = "compute in float16 (default: bfloat16 where the device has it)"
     parser.add_argument("--fp16", action="store_true", help=half)
-    few = "hold the weights in 8 or 4 bits (a folder that has them needs no flag)"
-    parser.add_argument("--load-bits", type=int, choices=(8, 4), help=few)
 
 
 def answer_flags(

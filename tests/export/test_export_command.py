@@ -119,3 +119,18 @@ def test_an_export_that_cannot_be_ends_with_code_2_and_writes_nothing(
     assert export(["--model_name_or_path", str(twins.folder), *target, "--encode_text", "--onnx"]) == 2
     assert "--onnx: is about tower and projector" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "encode_text").mkdir(parents=True)
+    thesis = tmp_path / "out" / "encode_text" / "thesis.txt"
+    thesis.write_text("years of work")
+    assert export(["--model_name_or_path", str(twins.folder), *target]) == 2
+    assert "encode_text: is there, and no export (export.json is missing)" in capsys.readouterr().err
+    assert [item.name for item in (tmp_path / "out").rglob("*")] == ["encode_text", "thesis.txt"]
+
+
+def test_flags_that_graphs_cannot_follow_are_unknown(twins: Twins, run: Any, export: Any, capsys: Any) -> None:
+    commands = [(run, parts(twins)), (export, ["--model_name_or_path", str(twins.folder), "--save_path", "/nowhere"])]
+    for command, given in commands:
+        with pytest.raises(SystemExit) as ended:
+            command([*given, "--load-bits", "8"])
+        assert ended.value.code == 2
+        assert "unrecognized arguments: --load-bits" in capsys.readouterr().err
