@@ -81,7 +81,7 @@ class Group:
         for ready in self._ready:
             ready.wait()
 
-    def send(self, *message: Any) -> None:
+    def send(self, *message: object) -> None:
         """Tell all followers. GroupLostError when one is not there any more."""
         data = pickle.dumps(message, _HIGHEST)
         for card, process in enumerate(self._followers, start=1):
@@ -191,6 +191,6 @@ def in_step() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _write(process: "subprocess.Popen[bytes]", message: Any) -> None:
+def _write(process: "subprocess.Popen[bytes]", message: object) -> None:
     process.stdin.write(pickle.dumps(message, _HIGHEST))
     process.stdin.flush()

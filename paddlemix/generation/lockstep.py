@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import paddle
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from paddlemix.generation.predictor import Opening
+
+T = TypeVar("T")
 
 
 def lead(path: str | Path, cards: int, **opening: "Unpack[Opening]") -> "LeadingPredictor":
@@ -90,14 +92,14 @@ class LeadingPredictor(Predictor):
         self._encoded_as: weakref.WeakKeyDictionary[Picture, int] = weakref.WeakKeyDictionary()
         self._gone: deque[tuple[str, int]] = deque()
 
-    def tell(self, *message: Any) -> None:
+    def tell(self, *message: object) -> None:
         """Send a command, after those that let go of what nobody here holds any more."""
         with in_step():
             while self._gone:
                 self.group.send(*self._gone.popleft())
             self.group.send(*message)
 
-    def together(self, work: Callable[[], Any], *message: Any) -> Any:
+    def together(self, work: Callable[[], T], *message: object) -> T:
         """``work`` here and what ``message`` means there, as one. GroupLostError when it cannot be finished."""
         with in_step():
             self.tell(*message)
@@ -109,7 +111,7 @@ class LeadingPredictor(Predictor):
                 self.group.lost()
                 raise GroupLostError(f"the cards are no longer in step: {type(error).__name__}: {error}") from error
 
-    def hold(self, thing: Any, number: int, ending: str) -> None:
+    def hold(self, thing: object, number: int, ending: str) -> None:
         """The others hold something under a number as long as this process holds ``thing``."""
         weakref.finalize(thing, self._gone.append, (ending, number))
 
@@ -121,7 +123,7 @@ class LeadingPredictor(Predictor):
         self.hold(found, number, "forget")
         return found
 
-    def shown(self, prompt: Prompt) -> tuple[Any, ...]:
+    def shown(self, prompt: Prompt) -> tuple[object, ...]:
         """A prompt for the others: they have the features of its images already."""
         return prompt.ids, prompt.text, [
             (picture.key, picture.layout, self._encoded_as[picture]) for picture in prompt.pictures
