@@ -14,10 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from paddlemix.generation.sampling import Decoding
+from paddlemix.imaging.layout import Layout
 from paddlemix.ops.parallel import TensorParallel
 from paddlemix.utils import addresses, env, options
 from paddlemix.utils.errors import ConfigError, PaddleMixError
@@ -30,6 +34,10 @@ READY = b"r"
 """What a process writes in place of a sign of life when it has."""
 EVERY = 1.0
 """Seconds between two signs of life."""
+Shown = tuple[Sequence[int], str, list[tuple[bytes, Layout, int]]]
+"""A prompt as the others get it: ids, text, and of each image its key, its layout and the number of its features."""
+Value = str | int | np.ndarray | Sequence[int] | Decoding | Shown | Sequence[Shown] | None
+"""What a command of the first card is made of."""
 _ROOT = Path(__file__).resolve().parents[2]
 _HIGHEST = pickle.HIGHEST_PROTOCOL
 _STARTED = threading.Event()
@@ -81,7 +89,7 @@ class Group:
         for ready in self._ready:
             ready.wait()
 
-    def send(self, *message: object) -> None:
+    def send(self, *message: Value) -> None:
         """Tell all followers. GroupLostError when one is not there any more."""
         data = pickle.dumps(message, _HIGHEST)
         for card, process in enumerate(self._followers, start=1):
@@ -191,6 +199,6 @@ def in_step() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _write(process: "subprocess.Popen[bytes]", message: object) -> None:
+def _write(process: "subprocess.Popen[bytes]", message: Mapping[str, Any]) -> None:
     process.stdin.write(pickle.dumps(message, _HIGHEST))
     process.stdin.flush()

@@ -22,7 +22,7 @@ from paddlemix.generation.answers import AnswerReader, AnswerStream
 from paddlemix.generation.continuous import ContinuousBatch, Row
 from paddlemix.generation.engine import encode_images
 from paddlemix.generation.features import Picture
-from paddlemix.generation.group import Group, GroupLostError, in_step
+from paddlemix.generation.group import Group, GroupLostError, Shown, Value, in_step
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.prefix import PrefixCache
 from paddlemix.generation.prefix_store import PrefixStore
@@ -92,14 +92,14 @@ class LeadingPredictor(Predictor):
         self._encoded_as: weakref.WeakKeyDictionary[Picture, int] = weakref.WeakKeyDictionary()
         self._gone: deque[tuple[str, int]] = deque()
 
-    def tell(self, *message: object) -> None:
+    def tell(self, *message: Value) -> None:
         """Send a command, after those that let go of what nobody here holds any more."""
         with in_step():
             while self._gone:
                 self.group.send(*self._gone.popleft())
             self.group.send(*message)
 
-    def together(self, work: Callable[[], T], *message: object) -> T:
+    def together(self, work: Callable[[], T], *message: Value) -> T:
         """``work`` here and what ``message`` means there, as one. GroupLostError when it cannot be finished."""
         with in_step():
             self.tell(*message)
@@ -111,7 +111,7 @@ class LeadingPredictor(Predictor):
                 self.group.lost()
                 raise GroupLostError(f"the cards are no longer in step: {type(error).__name__}: {error}") from error
 
-    def hold(self, thing: object, number: int, ending: str) -> None:
+    def hold(self, thing: "LeadingBatch | Picture", number: int, ending: str) -> None:
         """The others hold something under a number as long as this process holds ``thing``."""
         weakref.finalize(thing, self._gone.append, (ending, number))
 
@@ -123,7 +123,7 @@ class LeadingPredictor(Predictor):
         self.hold(found, number, "forget")
         return found
 
-    def shown(self, prompt: Prompt) -> tuple[object, ...]:
+    def shown(self, prompt: Prompt) -> Shown:
         """A prompt for the others: they have the features of its images already."""
         return prompt.ids, prompt.text, [
             (picture.key, picture.layout, self._encoded_as[picture]) for picture in prompt.pictures
@@ -150,7 +150,7 @@ class LeadingPredictor(Predictor):
         return _LeadingStream(self, prompt, decoding, reader, cache=cache, cancel=cancel, draw=draw)
 
     def scores(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """As ``Predictor`` has it, on all cards."""
+        """As ``Predictor`` has it [prompts, words], on all cards."""
         shown = [self.shown(prompt) for prompt in prompts]
         return self.together(lambda: super(LeadingPredictor, self).scores(prompts), "scores", shown)
 
@@ -254,7 +254,7 @@ class Follower:
             getattr(self, f"do_{command}")(*values)
 
     def do_encode(self, number: int, pixels: np.ndarray) -> None:
-        """Features of an image, kept under a number."""
+        """Features of an image (pixels [N, 3, S, S]), kept under a number."""
         self._features[number] = encode_images(self._predictor.model, pixels)
 
     def do_forget(self, number: int) -> None:
@@ -272,7 +272,7 @@ class Follower:
         """A batch that nobody asks any more."""
         del self._batches[number], self._rows[number]
 
-    def do_submit(self, batch: int, number: int, shown: Any, decoding: Decoding, draw: Sequence[int]) -> None:
+    def do_submit(self, batch: int, number: int, shown: Shown, decoding: Decoding, draw: Sequence[int]) -> None:
         """A row for a batch."""
         self._rows[batch][number] = self._batches[batch].submit(self._prompt(shown), decoding, draw)
 
@@ -287,10 +287,10 @@ class Follower:
         for number in [number for number, row in rows.items() if not row.open]:
             del rows[number]
 
-    def do_scores(self, shown: Sequence[Any]) -> None:
+    def do_scores(self, shown: Sequence[Shown]) -> None:
         """The scores behind some prompts, which the first process reads."""
         self._predictor.scores([self._prompt(prompt) for prompt in shown])
 
-    def _prompt(self, shown: Any) -> Prompt:
+    def _prompt(self, shown: Shown) -> Prompt:
         ids, text, pictures = shown
         return Prompt(ids, text, tuple(Picture(key, layout, self._features[at]) for key, layout, at in pictures))

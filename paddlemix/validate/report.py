@@ -55,7 +55,7 @@ def summary(
 def cost(found: Survey, settings: TrainingSettings, processes: int, drawn: np.ndarray) -> dict[str, Any]:
     """Steps and tokens of the run, and which share of the positions of its batches is no padding in each order.
 
-    ``drawn`` as in ``summary``.
+    ``drawn`` [rows of a pass] as in ``summary``.
     """
     training = settings.training
     lengths = found.column("length")[drawn].tolist()

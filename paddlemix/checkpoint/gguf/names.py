@@ -105,7 +105,7 @@ def pairs_together(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def halves_apart(values: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of ``pairs_together``."""
+    """The inverse of ``pairs_together``: ``values`` ``[heads * head_dim, ...]``."""
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 

@@ -131,7 +131,10 @@ class KVCache:
         return list(self._keys), list(self._values)
 
     def borrow(self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
-        """Go on behind the first ``length`` places of what another cache of one row lent; that is not written to."""
+        """Go on behind the first ``length`` places of what another cache of one row lent; that is not written to.
+
+        A layer's keys and values have the shape that ``held`` tells.
+        """
         self._keys, self._values = list(keys), list(values)
         self._lent = set(range(2 * len(self._keys)))
         self.length = length

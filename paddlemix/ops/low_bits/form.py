@@ -82,7 +82,7 @@ def blocks_of(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def packed(values: np.ndarray | Callable[[slice], np.ndarray], shape: tuple[int, int], bits: int) -> Packed:
-    """A weight ``(out, in)`` of float32 values, or of what ``values`` gives for a slice of its rows, in ``bits``.
+    """A weight ``[out, in]`` of float32 values, or of what ``values`` gives for a slice of its rows, in ``bits``.
 
     ValueError when a value is NaN or infinite. Beyond the result it needs the memory of a portion.
     """

@@ -96,11 +96,11 @@ class Plain(_OnCpu):
     """By numpy and paddle alone: correct everywhere, and several times slower than float32."""
 
     def widened(self, number: int, first: int, count: int) -> Tensor:
-        """See ``_OnCpu``."""
+        """See ``_OnCpu``: float32 [count, in]."""
         return paddle.to_tensor(self.parts[number].rows(first, first + count))
 
     def rows(self, ids: Tensor) -> Tensor:
-        """See ``Weights``."""
+        """See ``Weights``: float32 [..., in]."""
         (part,) = self.parts
         chosen = ids.numpy().reshape(-1)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.shape[0]:
@@ -125,7 +125,7 @@ class Compiled(_OnCpu):
         self._device = paddle.CPUPlace()
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See ``Weights``."""
+        """See ``Weights``: float32 [..., out]."""
         out, width = self.shape
         if not paddle.in_dynamic_mode():
             raise BackendError(f"a weight of {self.bits} bits is not traced into a static graph; export the floats")
@@ -147,7 +147,7 @@ class Compiled(_OnCpu):
         return y
 
     def widened(self, number: int, first: int, count: int) -> Tensor:
-        """See ``_OnCpu``."""
+        """See ``_OnCpu``: float32 [count, in]."""
         y = paddle.empty([count, self.shape[1]], dtype="float32")
         codes, scales, _ = self._places[number]
         bits, width = self.parts[number].bits, self.shape[1]
@@ -155,7 +155,7 @@ class Compiled(_OnCpu):
         return y
 
     def rows(self, ids: Tensor) -> Tensor:
-        """See ``Weights``."""
+        """See ``Weights``: float32 [..., in]."""
         ids = ids.astype("int64").contiguous()
         y = paddle.empty([*ids.shape, self.shape[1]], dtype="float32")
         codes, scales, out = self._places[0]
@@ -204,7 +204,7 @@ class OnCard:
         self.parts = []  # what the card holds now
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See ``Weights``."""
+        """See ``Weights``: float32 [..., out]."""
         return self._linear(
             x, self._codes, bias=bias, weight_scale=self._scales.astype(x.dtype), weight_dtype=f"int{self.bits}",
             group_size=self.group,
