@@ -134,6 +134,10 @@ def _require_known(data: dict[str, Any], where: str) -> None:
                 raise CheckpointError(
                     f"{where}: its {part} has the step {str(kind)!r}; byte-level ones with {', '.join(known)} are read"
                 )
+            if step.get("behavior") == "Removed":
+                raise CheckpointError(
+                    f'{where}: its {part} has a step that takes characters out ("Removed"); {_REMEDY}'
+                )
             if step.get("add_prefix_space") and kind == "ByteLevel" and part == "pre_tokenizer":
                 raise CheckpointError(f"{where}: a space in front of every text (add_prefix_space) is not supported")
 

@@ -250,6 +250,14 @@ def test_the_full_strategy_keeps_the_class_token(hub):
     assert load_config(hub.model(HF, vision_feature_select_strategy="full")).vision.select_feature == "cls_patch"
 
 
+def test_a_list_of_ids_that_end_a_text_is_read(hub):
+    """As Llama-3.1's own config.json has it."""
+    ends = [128001, 128008, 128009]
+    assert load_config(hub.model(eos_token_id=ends)).text.eos_token_id == 128001
+    assert load_config(hub.model(HF, text_config={"eos_token_id": ends})).text.eos_token_id == 128001
+    assert '"eos_token_id" is []: expected an int, or a list of them' in told(hub.model(eos_token_id=[]))
+
+
 def test_a_list_of_one_layer_is_that_layer_and_one_of_several_is_refused_by_name(hub):
     assert load_config(hub.model(HF, vision_feature_layer=[-1])).vision.select_layer == -1
     text = told(hub.model(HF, vision_feature_layer=[-3, -1]))

@@ -146,6 +146,7 @@ def test_vocab_json_and_merges_txt_are_read_as_qwen_s(tmp_path):
         (lambda data: data.update(normalizer={"type": "Lowercase"}), "normalizer has the step 'Lowercase'"),
         (lambda data: data.update(decoder={"type": "WordPiece"}), "decoder has the step 'WordPiece'"),
         (lambda data: data.update(pre_tokenizer=None, normalizer=None), "no step in front turns a text into bytes"),
+        (lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "takes characters out"),
         (lambda data: data["added_tokens"].clear(), "tokenizer.json and tokenizer_config.json do not belong together"),
         (lambda data: data["model"].update(merges=[["zz", "yy"]]), "tokenizers cannot read it"),
     ],

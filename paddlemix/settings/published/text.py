@@ -4,6 +4,7 @@
 import math
 from typing import Any
 
+from paddlemix.settings.decoders.base import Fact
 from paddlemix.settings.decoders.table import DECODERS
 from paddlemix.settings.model import TextConfig
 from paddlemix.settings.published.reader import KeyReader
@@ -28,6 +29,9 @@ def read_text(reader: KeyReader, family: str, *, complete: bool) -> TextConfig:
     for name, default in decoder.defaults.items():
         kind = int if default is None else type(default)
         needed = complete and name in _CORE
+        if name == "eos_token_id":
+            values[name] = _first_end(reader, default)
+            continue
         values[name] = reader.need(name, kind) if needed else reader.take(name, kind, default)
     if "sliding_window" in reader.data and reader.data["sliding_window"] is None:
         values["sliding_window"] = None
@@ -46,6 +50,18 @@ def read_text(reader: KeyReader, family: str, *, complete: bool) -> TextConfig:
         reader.expect(name, False, why="fused weights cannot be read; save the model with separate ones")
     _check_text(reader, values)
     return TextConfig(model_type=family, **values)
+
+
+def _first_end(reader: KeyReader, default: Fact) -> Fact:
+    """The id that ends a text: of a list (Llama-3.1 and newer) the first, as its tokenizer and the conversation
+    template name the end of an answer.
+    """
+    value = reader.take("eos_token_id", (int, list), default)
+    if isinstance(value, list):
+        if not value or any(type(number) is not int for number in value):
+            reader.wrong("eos_token_id", value, "expected an int, or a list of them")
+        return value[0]
+    return value
 
 
 def _check_text(reader: KeyReader, values: dict[str, Any]) -> None:
