@@ -125,7 +125,7 @@ class Controller:
             fields.whole("queue_length", 0, 1 << 31, 0) or 0,
             beats=body.get("check_heart_beat") is not False,
         )
-        return {}
+        return {"heart_beat_seconds": self.workers.expires / 2}
 
     def _beat(self, body: dict[str, Any]) -> dict[str, Any]:
         queue = Fields(body).whole("queue_length", 0, 1 << 31, 0) or 0

@@ -32,6 +32,7 @@ class HeartBeat:
     def __init__(self, registration: Registration, status: Callable[[], dict[str, Any]]) -> None:
         self._registration = registration
         self._status = status
+        self._seconds = registration.seconds
         self._ended = threading.Event()
         self._known = False
         self._told = ""
@@ -52,7 +53,7 @@ class HeartBeat:
                 if str(error) != self._told:  # once, and not at every beat
                     self._told = str(error)
                     get_logger(__name__).warning(f"the controller cannot be told of this worker: {error}")
-            self._ended.wait(self._registration.seconds)
+            self._ended.wait(self._seconds)
 
     def _beat(self) -> None:
         name, status = self._registration.worker, self._status()
@@ -61,8 +62,17 @@ class HeartBeat:
             self._known = bool(self._post("/receive_heart_beat", beat).get("exist"))
         if not self._known:
             body = {"worker_name": name, "check_heart_beat": True, "worker_status": status}
-            self._post("/register_worker", body)
+            self._seconds = self._told_seconds(self._post("/register_worker", body))
             self._known = True
+
+    def _told_seconds(self, answer: dict[str, Any]) -> float:
+        """How often the controller wants to hear of its workers. LLaVA's does not say."""
+        told = answer.get("heart_beat_seconds")
+        return (
+            min(self._registration.seconds, max(0.1, told))
+            if type(told) in (int, float)
+            else self._registration.seconds
+        )
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._registration.token}"}

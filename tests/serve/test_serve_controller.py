@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from paddlemix.serve.forwarding import answer_of
+from paddlemix.serve.registering import HeartBeat, Registration
 from tests.serve.controller_kit import TOKEN, Ruling, post
 from tests.serve.serve_kit import NAME, Running, chat, idle, image, running, words
 
@@ -202,3 +203,21 @@ def test_a_client_that_leaves_ends_the_answer_at_the_worker(
     assert idle(server)
     assert server.engine.metrics.registry.get_sample_value("paddlemix_cancelled_total") >= 1
     assert ruling.controller.gate.requests == 0
+
+
+def test_a_worker_beats_as_often_as_its_controller_wants() -> None:
+    ruling = Ruling(beat=0.2)
+    status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+    beat = HeartBeat(Registration(ruling.url, "http://127.0.0.1:1", TOKEN), lambda: status)
+    try:
+        until = time.monotonic() + 10
+        while not (known := ruling.workers.alive().get("http://127.0.0.1:1")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        first = known.seen
+        while known.seen == first:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        beat.stop()
+        ruling.stop()
