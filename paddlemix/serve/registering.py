@@ -67,12 +67,8 @@ class HeartBeat:
 
     def _told_seconds(self, answer: dict[str, Any]) -> float:
         """How often the controller wants to hear of its workers. LLaVA's does not say."""
-        told = answer.get("heart_beat_seconds")
-        return (
-            min(self._registration.seconds, max(0.1, told))
-            if type(told) in (int, float)
-            else self._registration.seconds
-        )
+        told, own = answer.get("heart_beat_seconds"), self._registration.seconds
+        return min(own, max(0.1, told)) if type(told) in (int, float) else own
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._registration.token}"}
