@@ -66,7 +66,10 @@ def model_tensors(model: nn.Layer, read: ReadValues = plain_values) -> list[Stor
     """Every parameter under the name it is saved by. CheckpointError for a name our form does not have."""
     bits = getattr(model, "bits", None)
     if bits is not None:
-        raise CheckpointError(f"the model holds weights of {bits} bits, which are not saved; convert writes them")
+        raise CheckpointError(
+            f"the model holds weights of {bits} bits, which are not saved; load the folder of floats that they were "
+            "made of"
+        )
     tensors = []
     for name, parameter in model.named_parameters():
         if keymap.theirs(name, "paddlemix") is None:

@@ -157,7 +157,7 @@ def test_what_few_bits_cannot_do_is_refused_by_name(folders: dict[int, Path], tm
     loaded = load_model(folders[8])
     with pytest.raises(ConfigError, match="weights of 8 bits, which do not train"):
         loaded.model.train()
-    with pytest.raises(CheckpointError, match="weights of 8 bits, which are not saved"):
+    with pytest.raises(CheckpointError, match="weights of 8 bits, which are not saved; load the folder of floats"):
         save_model(tmp_path / "again", loaded.model, loaded.config, None)
     for to in ("llava-hf", "own"):
         with pytest.raises(CheckpointError, match="its weights have 8 bits, which serve inference alone"):
