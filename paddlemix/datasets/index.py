@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddlemix.utils import env
+from paddlemix.utils import paths
 from paddlemix.utils.errors import PaddleMixError
 from paddlemix.utils.files import atomic_write
-from paddlemix.utils.paths import expanded
 
 LINES = (".jsonl", ".ndjson")
 
@@ -234,7 +233,7 @@ def _identity(handle: int, lines: bool) -> dict[str, int | bool]:
 def _place(path: str) -> Path | None:
     name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()
     try:
-        return Path(expanded(env.get("PPMIX_HOME"))) / "row_index" / f"{name[:32]}.index"
+        return paths.home("row_index", f"{name[:32]}.index")
     except PaddleMixError:
         return None
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.utils import env, leftovers
+from paddlemix.utils import leftovers, paths
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.files import explained_when_full
 from paddlemix.utils.logging import get_logger
-from paddlemix.utils.paths import expanded
 
 ROWS, IMAGES = "rows.jsonl", "images"
 
@@ -53,7 +52,7 @@ def _place(path: str, kind: str) -> Path:
     stat = os.stat(path)
     facts = [os.path.realpath(path), _FORMAT, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     name = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
-    return Path(expanded(env.get("PPMIX_HOME"))) / kind / name[:32]
+    return paths.home(kind, name[:32])
 
 
 def _write(rows: Rows, path: str, target: Path) -> None:

@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.ops.low_bits import build
-from paddlemix.utils import env
+from paddlemix.utils import device
 from paddlemix.utils.logging import get_logger
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -52,7 +52,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
 @functools.cache
 def _kernel() -> Callable[[int, int, int, int, int, int], None] | None:
     """Called with the addresses of x, weight and result, and their sizes. None where there is none, told once."""
-    if env.get("PADDLEMIX_CPU_TUNING") == "0":
+    if not device.tunes_cpu():
         return None
     try:
         call = build.library(SOURCE).paddlemix_few_rows

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from paddlemix.utils import env
+from paddlemix.utils import env, paths
 from paddlemix.utils.paths import expanded, machine_path
 
 _LEVELS = 4
@@ -46,7 +46,7 @@ def downloaded(name: str) -> list[Path]:
 
 def cache() -> Path:
     """Folder of downloaded models."""
-    return Path(expanded(env.get("PPMIX_HOME"))) / "models"
+    return paths.home("models")
 
 
 def snapshot_of(folder: Path) -> Path:

@@ -219,6 +219,11 @@ def _gpu_count() -> int:
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
 
 
+def tunes_cpu() -> bool:
+    """Whether this process may be made faster on a CPU at all (``PADDLEMIX_CPU_TUNING``)."""
+    return env.get("PADDLEMIX_CPU_TUNING") != "0"
+
+
 @functools.cache
 def tune_cpu() -> str:
     """Set what makes paddle fast on a CPU, once per process and before the first matrix product.
@@ -230,7 +235,7 @@ def tune_cpu() -> str:
     MKL's path, so on AMD only. ``PADDLEMIX_CPU_TUNING=0`` leaves the process alone. Returns and logs one line that
     says what was set and why.
     """
-    if env.get("PADDLEMIX_CPU_TUNING") == "0":
+    if not tunes_cpu():
         return "cpu tuning: off (PADDLEMIX_CPU_TUNING=0)"
     done = [part for part in (_tune_mkl(), _tune_strides(), _tune_allocator()) if part]
     line = "cpu tuning: " + ("; ".join(done) or "nothing to set")
@@ -245,7 +250,7 @@ def tune_graphs() -> None:
     (measured on a CPU). ``PADDLEMIX_CPU_TUNING=0`` and a flag that the user has set leave it so.
     """
     paddle: Any = sys.modules["paddle"]
-    if env.get("PADDLEMIX_CPU_TUNING") != "0" and env.set_default("FLAGS_eager_delete_tensor_gb", "0.01"):
+    if tunes_cpu() and env.set_default("FLAGS_eager_delete_tensor_gb", "0.01"):
         paddle.set_flags({"FLAGS_eager_delete_tensor_gb": 0.01})
 
 

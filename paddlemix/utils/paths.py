@@ -30,6 +30,11 @@ def expanded(name: str | os.PathLike[str]) -> str:
     return os.path.expanduser(_VARIABLE.sub(value, text))
 
 
+def home(*parts: str) -> Path:
+    """``$PPMIX_HOME`` (``~/.paddlemix``), where downloads and what is made once are kept, or a place below it."""
+    return Path(expanded(env.get("PPMIX_HOME")), *parts)
+
+
 def path_at(name: str) -> Path:
     """``expanded`` as a Path, for flags: ``type=path_at``."""
     return Path(expanded(name))

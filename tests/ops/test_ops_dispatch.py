@@ -224,7 +224,7 @@ def sources(*rooms: str) -> dict[str, ast.Module]:
 
 
 def test_nothing_asks_a_tensor_where_it_lies() -> None:
-    """It lies nowhere while a graph is traced."""
+    """It lies nowhere while a graph is traced. A kernel that is handed an address serves no graph, and must know."""
     words = {"place", "is_cpu_place", "is_gpu_place", "is_custom_place", "custom_device_type"}
     found = {
         (name, node.attr)
@@ -232,7 +232,7 @@ def test_nothing_asks_a_tensor_where_it_lies() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in words
     }
-    assert found == set()
+    assert {name for name, _ in found} == {"ops/few_rows.py"}
 
 
 def test_flags_are_read_in_one_file_of_the_operators_and_models() -> None:

@@ -18,9 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from paddlemix.utils import env
+from paddlemix.utils import paths
 from paddlemix.utils.logging import get_logger
-from paddlemix.utils.paths import expanded
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
@@ -66,7 +65,7 @@ def _load(source: Path | None = None) -> ctypes.CDLL:
     if compiler is None:
         raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
     name = f"{source.stem}-{_digest(compiler, source)}"
-    folder = Path(expanded(env.get("PPMIX_HOME"))) / "kernels"
+    folder = paths.home("kernels")
     reason = _unusable(folder)
     if reason is None:
         for kept in folder.glob(f"{name}-*.so"):
