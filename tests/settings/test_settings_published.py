@@ -321,6 +321,8 @@ ROPE = [
     ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}, 5e5,
      {"rope_type": "linear", "factor": 2.0}),
     ({"rope_parameters": {"rope_type": "default"}}, 10000.0, None),
+    ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0},
+      "rope_scaling": {"type": "linear", "factor": 2.0}}, 5e5, {"rope_type": "linear", "factor": 2.0}),
     ({"rope_theta": 2e4, "rope_scaling": {"type": "linear", "factor": 4}}, 2e4, {"type": "linear", "factor": 4}),
     ({"rope_scaling_type": "linear", "rope_scaling_factor": 3.0}, 10000.0, {"type": "linear", "factor": 3.0}),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, 10000.0,
@@ -363,6 +365,13 @@ def test_rotary_settings_of_every_program_and_version(hub, changes, theta, scali
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, '"low_freq_factor" is to be a number'),
         ({"rope_parameters": {"rope_theta": -1.0}}, '"rope_parameters/rope_theta" is -1.0: expected a number above 0'),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "only whole heads are turned"),
+        (
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            'another one stands in "rope_parameters"',
+        ),
         ({"torch_dtype": "float8"}, "expected one of float32, float16, bfloat16"),
         ({"mm_vision_select_layer": "REMOVED"}, '"mm_vision_select_layer" is missing'),
         ({"mm_vision_select_layer": -5}, "layer -5 of a vision tower with 3 layers"),

@@ -93,7 +93,8 @@ def _rope(reader: KeyReader, theta: float, longest: int) -> tuple[float, dict[st
         theta = inner.take("rope_theta", float, theta)
         inner.positive({"rope_theta": theta}, "rope_theta")
         inner.expect("partial_rotary_factor", 1.0, why="only whole heads are turned")
-        scaling = {key: value for key, value in newest.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        _require_alike(reader, scaling, newest)
+        scaling = {key: value for key, value in newest.items() if key not in _NO_SCALING}
     if kind is not None and scaling is None:
         scaling = {"type": kind, "factor": factor}
     if scaling is None:
@@ -116,6 +117,19 @@ def _rope(reader: KeyReader, theta: float, longest: int) -> tuple[float, dict[st
     return theta, None if newest is not None and kind == "default" else scaling
 
 
+def _require_alike(reader: KeyReader, older: dict[str, Any] | None, newest: dict[str, Any]) -> None:
+    """``rope_scaling`` beside ``rope_parameters`` says the same: which of two a program takes depends on its version."""
+
+    def spelled(scaling: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in scaling.items() if key not in ("type", *_NO_SCALING)}
+        return {"rope_type": scaling.get("type"), **kept}
+
+    if older is not None and spelled(older) != spelled(newest):
+        reader.wrong("rope_scaling", older, 'another one stands in "rope_parameters"; take the wrong one out')
+
+
+_NO_SCALING = ("rope_theta", "partial_rotary_factor")
+"""What ``rope_parameters`` holds beside the scaling."""
 _ROPE_NUMBERS = {
     "default": (),
     "linear": ("factor",),
