@@ -61,7 +61,7 @@ class Demo:
 
     def __init__(self, out: Path, language_model: Path, seeing: Path | None, seed: int, size: Size) -> None:
         self.out, self.language_model, self.seeing, self.seed, self.size = out, language_model, seeing, seed, size
-        self.data, self.tower = out / "data", out / "clip" / "vision_tower"
+        self.data, self.tower = out / "data", out / "small" / "vision_tower"
         self.projector, self.adapter = out / "pretrain" / "mm_projector.safetensors", out / "lora"
         self.started = time.monotonic()
         self.results: dict[str, Any] = {"seed": seed}
@@ -95,7 +95,7 @@ class Demo:
                 f"{self.language_model}: no language model is there; make it with "
                 f'"python tools/fetch_smollm2.py {self.language_model}", or name one with --language-model'
             )
-        made = [self.out / name for name in ("tower", "clip", "data", "pretrain", "lora")]
+        made = [self.out / name for name in ("tower", "small", "data", "pretrain", "lora")]
         old = [path for path in made if path.exists()]
         if old and not (self.out / MARK).is_file():
             raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
@@ -115,7 +115,7 @@ class Demo:
             "--src",
             self.seeing or self.out / "tower" / "model",
             "--dst",
-            self.out / "clip",
+            self.out / "small",
             "--to",
             "original",
         )

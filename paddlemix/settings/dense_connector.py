@@ -13,7 +13,6 @@ NO_CONNECTOR = "none"
 CONNECTORS = (NO_CONNECTOR, "sti", "sci", "dci")
 POOLED = 8
 """Patches that ``sti`` averages into one row; what is left over at the end is not used."""
-TOWERS_THAT_JOIN = ("clip_vision_model", "siglip_vision_model")
 _TWO = (7, 15)
 
 

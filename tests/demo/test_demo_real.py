@@ -90,7 +90,7 @@ def test_the_base_is_left_as_it_was_and_the_adapter_answers(ran, language_model)
 
     out, _, _ = ran
     assert kind_of(out / "lora") != kind_of(language_model)
-    assert {path.name for path in (out / "clip" / "vision_tower").iterdir()} >= {
+    assert {path.name for path in (out / "small" / "vision_tower").iterdir()} >= {
         "config.json",
         "preprocessor_config.json",
     }

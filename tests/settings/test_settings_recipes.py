@@ -48,7 +48,7 @@ def test_every_recipe_names_the_template_that_it_trains_with(path):
 
 
 def test_the_recipes_of_the_demo_pass_the_loader():
-    assert len(list(DEMO.glob("*.json"))) == 3
+    assert len(list(DEMO.glob("*.json"))) == 5
     for path in DEMO.glob("*.json"):
         data = load_settings([str(path)]).data
         assert "demo_out/" in str((data.image_folder, data.dataset))

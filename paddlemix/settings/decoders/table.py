@@ -10,6 +10,8 @@ from paddlemix.utils.registry import Registry
 DECODERS: Registry[Decoder] = Registry("decoder")
 LLAVA_DECODER = llama.DECODER
 """The decoder of a config.json that does not say which."""
+ONEVISION_DECODER = qwen2.DECODER
+"""The same of transformers' LLaVA-OneVision."""
 
 
 def register(decoder: Decoder) -> None:

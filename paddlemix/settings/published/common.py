@@ -2,10 +2,11 @@
 """What the readers of the published layouts share: choices, image settings, the template, and checks of the whole."""
 
 from paddlemix.settings.decoders.table import DECODERS
-from paddlemix.settings.dense_connector import NO_CONNECTOR, TOWERS_THAT_JOIN, joined_layers
+from paddlemix.settings.dense_connector import NO_CONNECTOR, joined_layers
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.tower import Pixels
+from paddlemix.settings.towers.table import TOWERS
 from paddlemix.utils.errors import CheckpointError
 from paddlemix.utils.registry import nearest
 
@@ -77,7 +78,7 @@ def _check_connector(vision: VisionConfig, image: ImageConfig | None, reader: Ke
     kind, depth = vision.dense_connector, vision.num_hidden_layers
     highest = max(layer for group in joined_layers(kind, depth) for layer in group)
     why = None
-    if vision.model_type not in TOWERS_THAT_JOIN:
+    if not TOWERS.get(vision.model_type).joins_layers:
         why = f"is made for CLIP and SigLIP towers, and this one is a {vision.model_type}"
     elif vision.select_feature != "patch":
         why = f'joins patches, so "mm_vision_select_feature" has to be patch, and it is {vision.select_feature}'

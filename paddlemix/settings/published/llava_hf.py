@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.settings.decoders.table import DECODERS
+from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER, ONEVISION_DECODER
 from paddlemix.settings.model import LlavaConfig, VisionConfig
 from paddlemix.settings.published.common import TEMPLATE_KEY, checked, choice, default_template, image_config
 from paddlemix.settings.published.grid import read_aspect
@@ -31,10 +31,16 @@ class _Class:
 
 _SIDES = tuple(range(384, 2305, 384))
 _CLASSES = {
-    "llava": _Class("llama", LLAVA_HF_VISION),
-    "llava_next": _Class("llama", LLAVA_HF_VISION, grid=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))),
+    "llava": _Class(LLAVA_DECODER.kind, LLAVA_HF_VISION),
+    "llava_next": _Class(
+        LLAVA_DECODER.kind, LLAVA_HF_VISION, grid=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+    ),
     "llava_onevision": _Class(
-        "qwen2", ONEVISION_HF_VISION, "full", -1, tuple((height, width) for height in _SIDES for width in _SIDES)
+        ONEVISION_DECODER.kind,
+        ONEVISION_HF_VISION,
+        "full",
+        -1,
+        tuple((height, width) for height in _SIDES for width in _SIDES),
     ),
 }
 """The defaults of transformers' configuration_llava*.py (5.24.0), by ``model_type``."""

@@ -118,7 +118,7 @@ def _rope(reader: KeyReader, theta: float, longest: int) -> tuple[float, dict[st
 
 
 def _require_alike(reader: KeyReader, older: dict[str, Any] | None, newest: dict[str, Any]) -> None:
-    """``rope_scaling`` beside ``rope_parameters`` says the same: which of two a program takes depends on its version."""
+    """``rope_scaling`` beside ``rope_parameters`` says the same: which one is taken depends on the reader."""
 
     def spelled(scaling: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in scaling.items() if key not in ("type", *_NO_SCALING)}

@@ -75,6 +75,8 @@ class Tower:
     """Switches of config.json that only this kind has, with their defaults; they go to ``VisionConfig.extra``."""
     known_by_extra: bool = False
     """Another tower has the same ``file_type``; any key of ``extra`` in the file tells that it is this one."""
+    joins_layers: bool = False
+    """Whether the features of several layers can be joined (``settings.dense_connector``)."""
     activations: tuple[str, ...] = ("quick_gelu", "gelu")
     expected: Mapping[str, tuple[Fact, str]] = field(default_factory=dict)
     """Keys of which one value only is supported: the value, and why."""

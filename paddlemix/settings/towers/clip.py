@@ -66,6 +66,7 @@ CLIP_START = (
 
 TOWER = Tower(
     kind="clip_vision_model",
+    joins_layers=True,
     encoder="paddlemix.models.vision.clip:ClipEncoder",
     defaults=CLIP_DEFAULTS,
     rows=CLIP_ROWS,

@@ -14,6 +14,7 @@ SO400M = {
 
 TOWER = Tower(
     kind="siglip_vision_model",
+    joins_layers=True,
     encoder="paddlemix.models.vision.siglip:SiglipEncoder",
     # Defaults of transformers' SiglipVisionConfig.
     defaults={
