@@ -98,13 +98,14 @@ def cosine(ours: list[list[float]], theirs: list[list[float]]) -> float:
 
 def main(argv: list[str]) -> int:
     """Run and print."""
+    from paddlemix.utils.paths import new_file
     from tools.bench import SHAPES, Contestant
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep the models there, and use those that are (default: removed)")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=new_file, help="also write the result to this file")
     args = parser.parse_args(argv)
     shape = SHAPES[args.shape]
     worker = [sys.executable, str(Path(__file__).with_name("bench.py")), "--worker"]

@@ -204,6 +204,7 @@ def report(method: str, found: dict[str, list[dict[str, float]]]) -> Iterator[st
 
 def main(argv: list[str]) -> int:
     """Run and print."""
+    from paddlemix.utils.paths import new_file
     from tools.bench import SHAPES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,7 +213,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--labelled", type=int, help="places that have a label (default: all text behind the image)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peer", help="interpreter with torch, transformers and peft")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--json", type=new_file, help="write all figures there")
     args = parser.parse_args(argv)
     spec: dict[str, Any] = dict(SHAPES[args.shape])
     text = spec["prompt"] - (spec["image"] // spec["patch"]) ** 2 - 1

@@ -60,11 +60,13 @@ def line(case: Case) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; 0 when nothing failed, 1 on a failure, 2 when FOLDER holds no known data."""
+    from paddlemix.utils.paths import new_file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", help="only families or cases whose name holds this text")
     parser.add_argument("--list", action="store_true", help="list the families and stop")
-    parser.add_argument("--json", type=Path, help="also write the cases to this file")
+    parser.add_argument("--json", type=new_file, help="also write the cases to this file")
     parser.add_argument("--failures", action="store_true", help="print only what is not ok")
     args = parser.parse_args(argv)
     if args.list:

@@ -25,6 +25,12 @@ LANES = 16
 """Columns of a weight are a multiple of it: what is left over would be added up one by one."""
 
 
+def prepare() -> None:
+    """Compile now what the first step with several rows would wait for, where it computes on a CPU."""
+    if paddle.get_device() == "cpu":
+        _kernel()
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor | None:
     """Float32 ``x`` [..., in] times ``weight`` [in, out], to [..., out]; None: paddle's own product is to serve.
 

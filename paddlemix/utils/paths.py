@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paths as people write them: ``~`` and ``$NAME`` mean the same for every key and flag."""
 
+import argparse
 import os
 import re
 from pathlib import Path, PureWindowsPath
@@ -33,6 +34,14 @@ def expanded(name: str | os.PathLike[str]) -> str:
 def home(*parts: str) -> Path:
     """``$PPMIX_HOME`` (``~/.paddlemix``), where downloads and what is made once are kept, or a place below it."""
     return Path(expanded(env.get("PPMIX_HOME")), *parts)
+
+
+def new_file(name: str) -> Path:
+    """A file to be written at the end of long work, for flags: its folder has to be there at the start."""
+    path = Path(expanded(name))
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.absolute().parent} to write {path.name} into")
+    return path
 
 
 def path_at(name: str) -> Path:

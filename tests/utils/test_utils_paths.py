@@ -1,11 +1,12 @@
 """~ and $NAME mean the same wherever a path is named."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 from paddlemix.utils.errors import ConfigError, PaddleMixError
-from paddlemix.utils.paths import begins_at, expanded
+from paddlemix.utils.paths import begins_at, expanded, new_file
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,11 @@ def test_whatever_is_not_there_the_error_says_where_a_relative_path_begins(what,
         with pytest.raises(PaddleMixError) as absolute:
             opens(str(tmp_path / "mistyped.json"))
         assert "relative paths" not in str(absolute.value)
+
+
+def test_a_file_for_the_end_of_long_work_needs_its_folder_at_the_start(tmp_path):
+    assert new_file(str(tmp_path / "found.json")) == tmp_path / "found.json"
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=f"there is no folder {tmp_path}/missing to write found.json into"
+    ):
+        new_file(str(tmp_path / "missing" / "found.json"))
