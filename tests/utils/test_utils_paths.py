@@ -93,7 +93,5 @@ def test_whatever_is_not_there_the_error_says_where_a_relative_path_begins(what,
 
 def test_a_file_for_the_end_of_long_work_needs_its_folder_at_the_start(tmp_path):
     assert new_file(str(tmp_path / "found.json")) == tmp_path / "found.json"
-    with pytest.raises(
-        argparse.ArgumentTypeError, match=f"there is no folder {tmp_path}/missing to write found.json into"
-    ):
+    with pytest.raises(argparse.ArgumentTypeError, match="missing to write found.json into"):
         new_file(str(tmp_path / "missing" / "found.json"))
