@@ -268,7 +268,7 @@ def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--to", "own", "--bits", "8"], "--bits 8: belongs to --to gguf"),
+        (["--to", "original", "--bits", "8"], "--bits 8: belongs to --to own and --to gguf"),
         (["--to", "gguf", "--dtype", "float16"], "--to gguf takes --bits 32, 16 or 8"),
         (["--to", "gguf", "--delta-base", "x"], "write the sum with --to own first"),
     ],
