@@ -2,12 +2,14 @@
 """A worker from its socket to its end."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 
 from paddlemix.generation.predictor import Predictor
 from paddlemix.serve.access import Access
@@ -53,7 +55,8 @@ def serve(
     # How long the engine's thread may keep the interpreter while a request waits for the event loop (default: 5 ms).
     sys.setswitchinterval(0.001)
     engine = Engine(load, slots=serving.limits.slots, metrics=Metrics(), adapters=adapters)
-    engine.start()
+    with _leaving_at_once():
+        engine.start()
     for predictor in engine.predictors.values():
         sys.stderr.write(fit(predictor.about) + "\n")
     sys.stderr.write(f"model names: {', '.join((*serving.names, *(adapters or ())))}\n")
@@ -68,6 +71,25 @@ def serve(
         sys.stderr.flush()
         os._exit(HARD)
     return 0
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """SIGTERM ends the process while the model is loaded.
+
+    It would anyhow, but not in a container: the kernel drops a signal that the first process there does not handle.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write("stopped before the model was loaded\n")
+        sys.stderr.flush()
+        os._exit(HARD)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _serve(serving: Serving, engine: Engine, listener: Listener) -> Server:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.generation.continuous import ContinuousBatch
+from paddlemix.generation.predictor import Predictor
 from paddlemix.serve import model_worker
 from paddlemix.serve.access import access_of
 from paddlemix.serve.clean import CleanText
@@ -77,6 +78,28 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, usual_signals: None) -> N
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 143
+
+
+def test_sigterm_ends_a_worker_that_still_loads_its_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a handler of its own: the first process of a container gets no signal without one."""
+
+    def left(code: int) -> None:
+        raise SystemExit(code)
+
+    def load() -> Predictor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        raise AssertionError("the worker went on")
+
+    monkeypatch.setattr(os, "_exit", left)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        serve(Serving("127.0.0.1", 0, ("tiny",), LIMITS, access_of("127.0.0.1", [], None)), load)
+    assert ended.value.code == 143
+    assert "stopped before the model was loaded" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_worker_whose_engine_has_ended_leaves(
