@@ -13,7 +13,7 @@ PAIR_LEAVES := $(addprefix --ignore=tests/trainer/test_trainer_,memory.py prefer
   workers.py sample_answers.py inputs.py reports.py) --ignore=tests/models/test_models_bench.py
 # Runs of several processes, most of them on the stand-in device, and whole trainings in each precision: ``make test`` leaves them to the NPU pair, whose
 # paddle is the one that NPU users have, and takes them where there is no Python 3.10 for that pair.
-PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py answers.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py) \
+PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py answers.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py fallback.py) tests/npu/test_npu_limits.py \
   $(addprefix tests/trainer/test_trainer_,ranks.py processes.py)
 LEFT_OUT = $(if $(shell .ci/python310 2>/dev/null),$(addprefix --ignore=,$(PAIR_ONLY)))
 PLAIN := not slow and not reference and not gpu and not npu
