@@ -2,7 +2,6 @@
 """The demo on a real language model, step by step. Everything that trains is a command that a user would type."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from paddlemix.demo import data, sheets
 from paddlemix.demo.data import Answer, accuracy, by_kind
 from paddlemix.demo.real_data import CAPTION, FACTS, KEPT, SENTENCE, TALK, TOLD, add_text, facts_told
-from paddlemix.demo.run import MARK, read_losses
-from paddlemix.demo.steps import run, say, say_command, title
+from paddlemix.demo.run import read_losses
+from paddlemix.demo.steps import clear, run, say, say_command, title
 from paddlemix.demo.verdict import verdict
 from paddlemix.text.scores import rouge_l
 from paddlemix.utils import device
@@ -96,29 +95,16 @@ class Demo:
                 f'"python tools/fetch_smollm2.py {self.language_model}", or name one with --language-model'
             )
         made = [self.out / name for name in ("tower", "small", "data", "pretrain", "lora")]
-        old = [path for path in made if path.exists()]
-        if old and not (self.out / MARK).is_file():
-            raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
-        for folder in old:
-            shutil.rmtree(folder)
-        self.data.mkdir(parents=True)
-        names = ", ".join(path.name for path in made)
-        (self.out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
+        clear(self.out, made)
+        self.data.mkdir()
 
     def _train_tower(self) -> None:
         self._title("1", "A vision tower: the small demo trains it from random weights")
         began = time.monotonic()
         if self.seeing is None:
             run("demo", "--out", self.out / "tower", "--seed", self.seed, "--no-lora", "--no-chat", *self.size.tower)
-        run(
-            "convert",
-            "--src",
-            self.seeing or self.out / "tower" / "model",
-            "--dst",
-            self.out / "small",
-            "--to",
-            "original",
-        )
+        seeing = self.seeing or self.out / "tower" / "model"
+        run("convert", "--src", seeing, "--dst", self.out / "small", "--to", "original")
         self.results["tower_seconds"] = round(time.monotonic() - began, 1)
 
     def _draw(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 """The demo from the first image to the last answer. Training and merging are the commands that a user would type."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,19 +13,17 @@ from paddlemix.demo import data, sheets
 from paddlemix.demo.benchmarks import write_benchmarks
 from paddlemix.demo.data import LONGEST, Answer, accuracy, by_kind
 from paddlemix.demo.shapes import PLACES
-from paddlemix.demo.steps import run, say, say_command, title
+from paddlemix.demo.steps import clear, run, say, say_command, title
 from paddlemix.demo.verdict import verdict
 from paddlemix.utils import device
 from paddlemix.utils.commands import ROOT, shown
-from paddlemix.utils.errors import ConfigError, TrainingError
+from paddlemix.utils.errors import TrainingError
 from paddlemix.utils.files import atomic_write
 
 RECIPES = ROOT / "paddlemix" / "config" / "demo"
 
 BENCHMARKS = ("vqav2", "gqa", "vizwiz", "custom")
 """Those with open questions of the kinds that the model has learnt. The first three are scored by their own rules."""
-
-MARK = "made_by_the_demo.txt"
 
 CLOSE = 1e-3
 """Largest difference of a logit between adapter and merged model: the same sums in another order."""
@@ -128,15 +125,8 @@ class Demo:
     def _clear(self) -> None:
         """Take away the folders of an earlier demo. Folders of these names that no demo made are left alone."""
         paths = self.paths
-        made = (paths.data, paths.start, paths.model, paths.adapter, paths.merged, paths.scores)
-        old = [path for path in made if path.exists()]
-        if old and not (paths.out / MARK).is_file():
-            raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
-        for folder in old:
-            shutil.rmtree(folder)
-        paths.data.mkdir(parents=True)
-        names = ", ".join(path.name for path in made)
-        (paths.out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
+        clear(paths.out, (paths.data, paths.start, paths.model, paths.adapter, paths.merged, paths.scores))
+        paths.data.mkdir()
 
     def _draw(self) -> None:
         self._title("1", "Images, questions, a vocabulary and random weights")

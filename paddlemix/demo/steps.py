@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the demos do between their steps: say something, and run the project's own commands as a user would."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from paddlemix.utils.commands import COMMANDS, near, shown
-from paddlemix.utils.errors import TrainingError
+from paddlemix.utils.errors import ConfigError, TrainingError
 from paddlemix.utils.logging import console
+
+MARK = "made_by_the_demo.txt"
+"""File beside the folders of a demo: these may be replaced."""
+
+
+def clear(out: Path, made: Sequence[Path]) -> None:
+    """Take away the folders ``made`` of an earlier demo. ConfigError for folders of these names that no demo made."""
+    old = [path for path in made if path.exists()]
+    if old and not (out / MARK).is_file():
+        raise ConfigError(f"{old[0]} is there already, and no demo made it; name another folder with --out")
+    for folder in old:
+        shutil.rmtree(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    names = ", ".join(path.name for path in made)
+    (out / MARK).write_text(f"The demo made the folders {names}, and the next demo replaces them.\n")
 
 
 def say(line: str) -> None:

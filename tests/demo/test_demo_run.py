@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.demo.run import FULL, MARK, QUICK, Demo, Paths
+from paddlemix.demo.run import FULL, QUICK, Demo, Paths
+from paddlemix.demo.steps import MARK
 from paddlemix.demo.verdict import PROMISED
 from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import TrainingError
