@@ -14,6 +14,9 @@ from paddlemix.text.messages import TAGGED_IMAGE, Message
 from paddlemix.text.templates import SYSTEM_MARK, Template, prompt_text
 from paddlemix.utils.constants import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 
+_MEDIA, _MEDIA_END = "<__media", "__>"
+"""How the marks begin and end that llama.cpp puts into a message in place of its pictures."""
+
 _ROLES = (
     '{%- if messages and messages[0]["role"] == "system" -%}'
     "{%- set system = words(messages[0]) -%}{%- set turns = messages[1:] -%}"
@@ -25,22 +28,46 @@ _ROLES = (
 """``system`` (none without a system message) and ``turns``."""
 
 
-def chat_jinja(template: Template | ChatTemplate, *, use_im_start_end: bool = False) -> str:
-    """The program. ``use_im_start_end``: the model has marks around every image."""
+def chat_jinja(
+    template: Template | ChatTemplate, *, use_im_start_end: bool = False, media_markers: bool = False
+) -> str:
+    """The program. ``use_im_start_end``: the model has marks around every image.
+
+    ``media_markers``: for llama.cpp, which hands over a message as one text, a mark of its own in it for every image.
+    The marks come first as well, with the newline behind each; a template with rounds for the images leaves them.
+    """
     place = f"{IMAGE_START_TOKEN}{IMAGE_TOKEN}{IMAGE_END_TOKEN}" if use_im_start_end else IMAGE_TOKEN
     body = _of_file(template) if isinstance(template, ChatTemplate) else _of_table(template, place)
     mark = "" if template.mmtag else f"{place}\n"
-    return _words(mark) + body
+    return _words(mark, media_markers=media_markers and bool(mark)) + body
 
 
-def _words(mark: str) -> str:
+def _words(mark: str, *, media_markers: bool) -> str:
     """The macro that gives the text of a message; ``mark`` stands there for every image."""
+    macros, text = _around_media(mark) if media_markers else ("", '{{- message["content"] -}}')
     return (
-        '{%- macro words(message) -%}{%- if message["content"] is string -%}{{- message["content"] -}}{%- else -%}'
+        macros + '{%- macro words(message) -%}{%- if message["content"] is string -%}' + text + "{%- else -%}"
         '{%- for part in message["content"] if part["type"] == "image" -%}{{- ' + _quote(mark) + " -}}{%- endfor -%}"
         '{{- message["content"] | selectattr("type", "equalto", "text") | map(attribute="text") | join("") | trim -}}'
         "{%- endif -%}{%- endmacro -%}"
     )
+
+
+def _around_media(mark: str) -> tuple[str, str]:
+    """A macro, and what writes a text with llama.cpp's marks in it: each as in ``mark``, then the rest."""
+    before, _, after = mark.partition(IMAGE_TOKEN)
+    begin, end = _quote(_MEDIA), _quote(_MEDIA_END)
+    rest = (
+        "{%- macro behind(pieces) -%}{{- pieces[0] -}}{%- for piece in pieces[1:] -%}"
+        f"{{{{- piece.split({end})[1:] | join({end}) -}}}}{{%- endfor -%}}{{%- endmacro -%}}"
+    )
+    text = (
+        f'{{%- set pieces = message["content"].split({begin}) -%}}'
+        '{%- if pieces | length == 1 -%}{{- message["content"] -}}{%- else -%}{%- for piece in pieces[1:] -%}'
+        f"{_write(before + _MEDIA)}{{{{- piece.split({end})[0] -}}}}{_write(_MEDIA_END + after)}"
+        "{%- endfor -%}{{- behind(pieces) | trim -}}{%- endif -%}"
+    )
+    return rest, text
 
 
 def _of_table(template: Template, place: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoint.convert.layouts import convert
-from paddlemix.checkpoint.gguf import names, rope
+from paddlemix.checkpoint.gguf import names, rope, vocabulary
 from paddlemix.checkpoint.gguf.package import Item, write_file
 from paddlemix.checkpoint.gguf.read import folder_of_gguf
 from paddlemix.checkpoint.gguf.write import convert_to_gguf
@@ -20,6 +20,8 @@ from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.tools import convert_weights
 from paddlemix.utils.errors import CheckpointError
 from tests.checkpoint.gguf_kit import KINDS, MISSING, fields_in, folder_of, made, tensors_in
+from tests.text.text_tools import folder as llama_folder
+from tests.text.text_tools import model_bytes
 from tests.tiny import tiny_config, tiny_tokenizer_folder
 
 pytestmark = pytest.mark.skipif(MISSING, reason="the package gguf is not installed")
@@ -81,7 +83,9 @@ def weights(folder):
 def test_the_tower_has_the_names_shapes_and_fields_of_llama_cpps_script(generation, tmp_path):
     changes = {"image": ANYRES, "has_image_newline": True}
     folder = made("llama") if generation == "1.5" else folder_of(tmp_path / "model", "llama", **changes)
-    convert_to_gguf(folder, tmp_path / "gguf")
+    told = " ".join(convert_to_gguf(folder, tmp_path / "gguf").notes)
+    assert "its issue 25814" in told
+    assert ("tiles of LLaVA-1.6 before the whole image" in told) == (generation == "1.6")
     path = tmp_path / "gguf" / "mmproj-model-f16.gguf"
     more = {"model.image_newline": (32,)} if generation == "1.6" else {}
     found = tensors_in(path)
@@ -167,6 +171,18 @@ def test_a_sentencepiece_vocabulary_keeps_pieces_scores_and_kinds(tmp_path):
     assert fields[prefix + "token_type"][-1] == 5
     assert (fields[prefix + "bos_token_id"], fields[prefix + "eos_token_id"]) == (1, 2)
     assert fields[prefix + "add_bos_token"] is True
+
+
+def test_pieces_that_are_never_split_have_spaces_as_a_text_has_them_and_are_told():
+    tokenizer, notes = load_tokenizer(llama_folder(model_bytes(symbols=("\u2581red\u2581mat", "?")))), []
+    fields = vocabulary.tokenizer_fields(tokenizer, 512, notes)
+    number = tokenizer.token_id("\u2581red\u2581mat")
+    assert fields["tokenizer.ggml.tokens"][number] == " red mat"
+    assert fields["tokenizer.ggml.token_type"][number] == 4
+    assert "\u2581the" in fields["tokenizer.ggml.tokens"]
+    assert "sets a space behind the 2 pieces that are never split" in notes[0]
+    vocabulary.tokenizer_fields(load_tokenizer(llama_folder(model_bytes())), 512, rest := [])
+    assert not rest
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama3"])

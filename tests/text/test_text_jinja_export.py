@@ -85,6 +85,22 @@ def test_pictures_stand_where_a_chat_of_ours_puts_them(name, images, marks):
     assert found == prompt_text(template, ours, answer_open=True)
 
 
+@pytest.mark.parametrize("marks", [False, True])
+@pytest.mark.parametrize("name", ["vicuna_v1", "llava_llama_3", "chatml_direct"])
+def test_llama_cpps_marks_come_first_with_a_newline_wherever_they_are(name, marks):
+    program = chat_jinja(TEMPLATES[name], use_im_start_end=marks, media_markers=True)
+    ours = prompt_text(
+        TEMPLATES[name], first_turn_with_images("a __> b? c", 2, use_im_start_end=marks), answer_open=True
+    )
+    for content in ("<__media_x1__><__media_x1__>a __> b? c", " a __><__media_x1__> b?<__media_x1__> c\n"):
+        found = written(program, [{"role": "user", "content": content}], add_generation_prompt=True)
+        assert found.replace("<__media_x1__>", "<image>") == ours
+    plain = [{"role": "user", "content": " a __> b\n"}]
+    assert written(program, plain, add_generation_prompt=True) == written(
+        chat_jinja(TEMPLATES[name]), plain, add_generation_prompt=True
+    )
+
+
 def test_turns_out_of_order_are_an_error_and_the_program_is_one_text():
     program = chat_jinja(TEMPLATES["vicuna_v1"])
     assert json.loads(json.dumps(program)) == program

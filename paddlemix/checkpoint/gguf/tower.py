@@ -18,6 +18,13 @@ _PROJECTION = 768
 """Width of CLIP's joint space (ViT-L/14). LLaVA does not use it, but every reader asks for the number."""
 
 
+_CLASS_TOKEN = (
+    "llama.cpp's newer readers (one of October 2026 too) take CLIP's class token for the last patch, its issue 25814: "
+    "answers about images are worse there than here until that is mended; docs/checkpoints.md says more"
+)
+_TILES = "llama.cpp puts the tiles of LLaVA-1.6 before the whole image and has no rows between their lines"
+
+
 def require_known(config: LlavaConfig) -> None:
     """CheckpointError for a model that llama.cpp's LLaVA reader would not run, or would run otherwise."""
     vision, image = config.vision, config.image
@@ -40,6 +47,12 @@ def require_known(config: LlavaConfig) -> None:
         wrong = "images cut up as LLaVA-OneVision does" if image.max_tiles else f'images as "{image.aspect}"'
     if wrong:
         raise CheckpointError(f"llama.cpp's LLaVA reader has no form for {wrong}")
+
+
+def notes(config: LlavaConfig) -> list[str]:
+    """What llama.cpp makes of the file otherwise than the model does (``test_checkpoint_gguf_images_reference.py``)."""
+    image = config.image
+    return [_CLASS_TOKEN, *([_TILES] if image is not None and image.aspect == "anyres" else [])]
 
 
 def tower_fields(config: LlavaConfig) -> dict[str, Field]:

@@ -9,9 +9,11 @@ from paddlemix.settings.decoders import qwen2
 from paddlemix.settings.decoders.table import LLAVA_DECODER
 from paddlemix.text import spm
 from paddlemix.text.byte_files import steps_of
+from paddlemix.text.spm_export import SPACE
 from paddlemix.text.tokenizer import BYTES, Tokenizer
 from paddlemix.text.vocabulary import rowless
 from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.shown import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """llama.cpp's kinds of tokens. Sentencepiece numbers its pieces alike, and has 6 for a byte."""
@@ -81,14 +83,25 @@ def _sentencepiece(tokenizer: Tokenizer, notes: list[str]) -> dict[str, Field]:
         )
     if settings.charsmap or settings.removes_spaces or not settings.escapes_spaces:
         notes.append(f"{tokenizer.files.where}: it changes a text before it splits it, which llama.cpp does not do")
+    whole = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    if whole:
+        notes.append(
+            f"{tokenizer.files.where}: llama.cpp sets a space behind the {len(whole)} pieces that are never split "
+            f"({shown(whole[0])}, ...), so texts with them have other ids there"
+        )
     return {
         f"{PREFIX}model": LLAVA_DECODER.kind,  # llama.cpp names every sentencepiece BPE model after Llama
         f"{PREFIX}pre": "default",
-        f"{PREFIX}tokens": [piece.text for piece in pieces],
+        f"{PREFIX}tokens": [_written(piece) for piece in pieces],
         f"{PREFIX}scores": [piece.score for piece in pieces],
         f"{PREFIX}token_type": [piece.kind for piece in pieces],
         f"{PREFIX}add_space_prefix": settings.dummy_prefix,
     }
+
+
+def _written(piece: spm.Piece) -> str:
+    """The text of a piece. llama.cpp looks for a user-defined one in the text before it marks the spaces."""
+    return piece.text.replace(SPACE, " ") if piece.kind == USER_DEFINED else piece.text
 
 
 def _byte_level(tokenizer: Tokenizer) -> dict[str, Field]:

@@ -71,6 +71,7 @@ def convert_to_gguf(
             form = "f32" if bits == 32 else "f16"
             fields = {**_general(sources, form), **tower.tower_fields(sources.config)}
             path = staging / f"mmproj-model-{form}.gguf"
+            notes += tower.notes(sources.config)
             written += write_file(
                 path, str(TOWERS.get(sources.config.vision.model_type).gguf), fields, _tower_items(sources, form)
             )
@@ -134,7 +135,8 @@ def _tokenizer_fields(sources: Sources, notes: list[str]) -> dict[str, Field]:
     if end is not None:
         fields[f"{PREFIX}eot_token_id"] = end
     try:
-        fields["tokenizer.chat_template"] = chat_jinja(layout, use_im_start_end=config.use_im_start_end)
+        marks = config.use_im_start_end
+        fields["tokenizer.chat_template"] = chat_jinja(layout, use_im_start_end=marks, media_markers=True)
     except DataError as error:
         notes.append(f"{error}; the file has no chat template")
     return fields
