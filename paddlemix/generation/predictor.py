@@ -33,6 +33,7 @@ from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.load import OWN_LIMITS, ImageSource, load_image
 from paddlemix.imaging.processor import Frames, ImageProcessor, Processed
 from paddlemix.models.answering import AnsweringModel
+from paddlemix.ops import few_rows
 from paddlemix.ops.parallel import ALONE, TensorParallel
 from paddlemix.text.chat_template import ChatTemplate
 from paddlemix.text.messages import Conversation, Message, placed_messages, question
@@ -113,6 +114,7 @@ class Predictor:
         paddle.set_device(chosen.name)
         share = None if beside is None else beside.loaded
         loaded = load_model(path, dtype=chosen.dtype, beside=share, parallel=parallel, **opening)
+        few_rows.prepare(loaded.model.parameters())
         if lora == "merge":
             loaded.model.prepare_inference()
         config, tokenizer = loaded.config, load_tokenizer(loaded.tokenizer_folder)

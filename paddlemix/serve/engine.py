@@ -22,7 +22,6 @@ from paddlemix.generation.features import Picture
 from paddlemix.generation.group import GroupLostError
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import TokenLogprob
-from paddlemix.ops import few_rows
 from paddlemix.serve.clean import CleanText
 from paddlemix.serve.faults import RequestError, failed, refused, unavailable
 from paddlemix.serve.metrics import Metrics
@@ -173,8 +172,6 @@ class Engine:
         for predictor in self.predictors.values():  # all of them keep no more than one would
             predictor.features.max_bytes //= len(self.predictors)
             predictor.prefixes.max_bytes //= len(self.predictors)
-        if self.slots > 1:
-            few_rows.prepare()
         self._lanes = {name: _Lane(found, self._new_batch(found)) for name, found in self.predictors.items()}
 
     def _new_batch(self, predictor: Predictor) -> ContinuousBatch:
