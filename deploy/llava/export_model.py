@@ -17,29 +17,23 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from paddlemix.utils.entry_point import run_command
-from paddlemix.utils.options import FLAGS, command_parser, device_flags, model_flags, strict_config
-from paddlemix.utils.paths import expanded
+from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags, model_flags, strict_config
+from paddlemix.utils.paths import named
 
-OPTIONS = replace(
-    FLAGS,
-    base="--model_base FOLDER",
-    vision_tower="--vision_tower FOLDER",
-    target="another --save_path",
-    strict_config="--strict_config",
-)
+OPTIONS = replace(FLAGS, base="--model-base FOLDER", target="another --save-path")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of PaddleMIX's command, and ours."""
+    """The flags of PaddleMIX's command, and ours; dashes and underscores are the same."""
     found = command_parser(__doc__)
     found.add_argument(
-        "--model_name_or_path", required=True, type=expanded, help="model or adapter folder, or a known name"
+        "--model-name-or-path", required=True, type=named, help="model or adapter folder, or a known name"
     )
-    found.add_argument("--save_path", required=True, type=expanded, help="folder that the parts are written into")
-    found.add_argument("--encode_image", action="store_true", help="only tower and projector")
-    found.add_argument("--encode_text", action="store_true", help="only the decoder")
+    found.add_argument("--save-path", required=True, type=named, help="folder that the parts are written into")
+    found.add_argument("--encode-image", action="store_true", help="only tower and projector")
+    found.add_argument("--encode-text", action="store_true", help="only the decoder")
     found.add_argument("--onnx", action="store_true", help="tower and projector also as ONNX (extra onnx)")
-    model_flags(found, base=("model_base",), dash="_")
+    model_flags(found, base=("model-base",))
     device_flags(found, graphs=True)
     return found
 
@@ -50,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_args(dashed(argv))
     from paddlemix.utils import device
     from paddlemix.utils.errors import ConfigError
 

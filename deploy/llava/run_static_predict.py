@@ -22,19 +22,21 @@ from paddlemix.generation.terminal import Chat, asked, decoding_of, prepare_stre
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.logging import fit
 from paddlemix.utils.options import FLAGS, answer_flags, command_parser, dashed, device_flags, sampling_flags
-from paddlemix.utils.paths import expanded
+from paddlemix.utils.paths import expanded, named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-OPTIONS = replace(FLAGS, template="--conv_mode NAME")
+OPTIONS = replace(
+    FLAGS, template="--conv_mode NAME", vision_graph="--first_model_path", text_graph="--second_model_path"
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of PaddleMIX's command and those of our chat; dashes and underscores are the same."""
     found = command_parser(__doc__, debug="show each prompt and answer as they are, and what was reused")
-    found.add_argument("--first-model-path", type=expanded, help="tower and projector; leave out to ask without images")
-    found.add_argument("--second-model-path", required=True, type=expanded, help="decoder")
+    found.add_argument("--first-model-path", type=named, help="tower and projector; leave out to ask without images")
+    found.add_argument("--second-model-path", required=True, type=named, help="decoder")
     found.add_argument("--model-name-or-path", help="accepted for PaddleMIX's commands; the export holds all of it")
     found.add_argument("--image-file", action="append", nargs="+", default=[], metavar="FILE",
                        help="path or URL; several may follow")  # fmt: skip

@@ -52,9 +52,15 @@ class Facts:
 
 def part_folder(path: Path, part: Part) -> Path:
     """The folder of a part: ``path`` itself, the export that holds it, or the prefix of its files (``.../clip``)."""
-    for found in (path, path / part, path.parent):
+    for found in (path, path / part):
         if (found / FACTS).is_file():
             return found
+    stem = path.name.split(".")[0]
+    if (path.parent / FACTS).is_file() and not path.is_dir():
+        # A graph of the other part: read_facts says what lies there.
+        if stem == STEMS[part] or (stem in STEMS.values() and (path.parent / f"{stem}.json").is_file()):
+            return path.parent
+        raise CheckpointError(f"{path}: there is no graph of this name; give {path.parent / STEMS[part]}")
     raise CheckpointError(
         f"{path}: holds no exported {part} (no {FACTS}); give OUT/{part}/{STEMS[part]}, or export the model: {EXPORT}"
     )

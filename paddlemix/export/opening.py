@@ -14,6 +14,7 @@ from paddlemix.settings.published.config import load_config
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.utils import device as devices
 from paddlemix.utils.errors import CheckpointError, ConfigError
+from paddlemix.utils.options import current
 
 
 def open_static(
@@ -29,8 +30,9 @@ def open_static(
     ``dtype`` is only compared: a graph computes in the dtype that it was exported in. Everything about the folders is
     checked before weights are read.
     """
-    folder, facts = _read(text, "encode_text")
-    seen = None if vision is None else _read(vision, "encode_image")
+    names = current()
+    folder, facts = _read(text, "encode_text", names.text_graph)
+    seen = None if vision is None else _read(vision, "encode_image", names.vision_graph)
     if seen is not None and seen[1].model != facts.model:
         raise CheckpointError(
             f"{seen[0]} and {folder} are parts of different models (fingerprints {seen[1].model[:12]} and "
@@ -56,9 +58,12 @@ def open_static(
     )
 
 
-def _read(path: str | Path, part: Part) -> tuple[Path, Facts]:
-    folder = part_folder(Path(path), part)
-    return folder, read_facts(folder, part)
+def _read(path: str | Path, part: Part, name: str) -> tuple[Path, Facts]:
+    try:
+        folder = part_folder(Path(path), part)
+        return folder, read_facts(folder, part)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _require_dtype(facts: Facts, wanted: str) -> None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,11 @@ def _write_text_files(staging: Path, loaded: Loaded) -> None:
 
 
 def _require_own(folder: Path) -> None:
-    """ConfigError when ``folder`` holds what no export wrote: replacing it would delete it."""
+    """ConfigError when ``folder`` holds what no export wrote (replacing it would delete it), or cannot be made."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission to write there" if existing.is_dir() else "is a file"
+        raise ConfigError(f"{existing}: {reason}; choose {options.current().target}")
     if (folder / FACTS).is_file() or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     raise ConfigError(

@@ -37,6 +37,10 @@ class Options:
     """How a new projector is asked for; None where nothing trains."""
     cards: str = "cards"
     """How the number of cards that share a model is given."""
+    vision_graph: str = "vision"
+    """How the exported tower is given."""
+    text_graph: str = "text"
+    """How the exported decoder is given."""
     strict_config: str = "paddlemix.utils.options.strict_config"
     """How unknown keys of a model's config.json are made errors."""
 

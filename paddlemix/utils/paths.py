@@ -44,6 +44,13 @@ def new_file(name: str) -> Path:
     return path
 
 
+def named(name: str) -> str:
+    """``expanded``, for flags that must name something: an empty text would mean the current folder."""
+    if not name.strip():
+        raise argparse.ArgumentTypeError("the path is empty (a shell variable that is not set?)")
+    return expanded(name)
+
+
 def path_at(name: str) -> Path:
     """``expanded`` as a Path, for flags: ``type=path_at``."""
     return Path(expanded(name))

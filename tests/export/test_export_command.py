@@ -81,16 +81,45 @@ def test_one_question_by_a_flag_is_answered_as_by_the_dynamic_model(twins: Twins
         (["--device", "xpu"], 'device "xpu": expected cpu, gpu'),
         (["--temperature", "-1"], "temperature is -1"),
         (["--conv_mode", "none_such"], "none_such"),
-        (["--second_model_path", "/nowhere"], "/nowhere: holds no exported encode_text"),
+        (["--second_model_path", "/nowhere"], "--second_model_path: /nowhere: holds no exported encode_text"),
+        (
+            ["--second_model_path", "OUT/encode_text/TYPO"],
+            "--second_model_path: OUT/encode_text/TYPO: there is no graph",
+        ),
+        (["--second_model_path", "OUT/encode_text/clip"], "of this name; give OUT/encode_text/llama"),
+        (
+            ["--first_model_path", "OUT/encode_image/TYPO"],
+            "--first_model_path: OUT/encode_image/TYPO: there is no graph",
+        ),
+        (["--first_model_path", "OUT/encode_text/llama"], "this is encode_text; encode_image was expected here"),
     ],
 )
 def test_what_cannot_be_used_ends_with_code_2_and_one_line(
     twins: Twins, run: Any, flags: list[str], said: str, capsys: Any
 ) -> None:
-    assert run([*parts(twins), "--query", "x", *flags]) == 2
+    assert run([*parts(twins), "--query", "x", *(word.replace("OUT", str(twins.export)) for word in flags)]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert said.replace("OUT", str(twins.export)) in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("end", ["", "encode_text", "encode_text/llama.json", "encode_text/llama.pdmodel"])
+def test_a_graph_is_named_by_its_folder_or_by_its_files(twins: Twins, run: Any, end: str) -> None:
+    more = ["--query", "x", "--device", "cpu", "--max-new-tokens", "1"]
+    assert run(["--second_model_path", str(twins.export / end), *more]) == 0
+
+
+def test_a_path_that_a_shell_left_empty_is_an_error(twins: Twins, run: Any, export: Any, capsys: Any) -> None:
+    given = [
+        (run, [*parts(twins), "--second_model_path", ""]),
+        (run, [*parts(twins), "--first_model_path", " "]),
+        (export, ["--model_name_or_path", str(twins.folder), "--save_path", ""]),
+    ]
+    for command, flags in given:
+        with pytest.raises(SystemExit) as ended:
+            command(flags)
+        assert ended.value.code == 2
+        assert "the path is empty" in capsys.readouterr().err
 
 
 def test_images_want_the_first_path(twins: Twins, run: Any, image: str, capsys: Any) -> None:
@@ -119,6 +148,10 @@ def test_an_export_that_cannot_be_ends_with_code_2_and_writes_nothing(
     assert export(["--model_name_or_path", str(twins.folder), *target, "--encode_text", "--onnx"]) == 2
     assert "--onnx: is about tower and projector" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "a file").write_text("x")
+    for path in (tmp_path / "a file", tmp_path / "a file" / "below"):
+        assert export(["--model-name-or-path", str(twins.folder), "--save-path", str(path), "--device", "cpu"]) == 2
+        assert f"{tmp_path / 'a file'}: is a file; choose another --save-path" in capsys.readouterr().err
     (tmp_path / "out" / "encode_text").mkdir(parents=True)
     thesis = tmp_path / "out" / "encode_text" / "thesis.txt"
     thesis.write_text("years of work")
