@@ -4,13 +4,18 @@
 import contextlib
 import importlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
+from paddlemix.export.graphs import save_vision
 from paddlemix.export.static_model import Graph
+from paddlemix.models.llava import LlavaForCausalLM
+from paddlemix.ops.activation import gelu_tanh, gelu_tanh_in_parts
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils.errors import BackendError, ConfigError
 
@@ -32,8 +37,8 @@ def require_packages() -> None:
             raise ConfigError(f'--onnx: {name} is missing ({error}); pip install "paddlemix[onnx]"') from error
 
 
-def write_tower(prefix: Path, config: LlavaConfig) -> float:
-    """Write ``prefix.onnx`` beside the graph; the largest difference to it relative to its largest value.
+def write_tower(prefix: Path, model: LlavaForCausalLM) -> float:
+    """Write ``prefix.onnx`` beside the graph of ``model``; the largest difference to it relative to its largest value.
 
     Input ``pixels`` float32 ``[N, 3, S, S]``, output ``[N, P, D]``, N of any size. ConfigError when the weights are too
     large for one file; BackendError when the converter fails, or what it wrote computes something else.
@@ -49,14 +54,36 @@ def write_tower(prefix: Path, config: LlavaConfig) -> float:
 
     # Without another optimizer: the one that paddle2onnx uses by itself installs packages on its own.
     options = {"opset_version": OPSET, "enable_onnx_checker": True, "optimize_tool": "none"}
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        _as_it_converts(prefix, model) as source,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
         try:
-            paddle2onnx.export(f"{prefix}.json", f"{prefix}.pdiparams", str(target), **options)
+            paddle2onnx.export(f"{source}.json", f"{source}.pdiparams", str(target), **options)
         except (RuntimeError, UnboundLocalError) as error:  # the latter follows a failure that it only prints
             raise BackendError(_failed(f"does not convert this tower ({error}); its message is above")) from error
     if not target.is_file():
         raise BackendError(_failed("wrote nothing"))
-    return _difference(prefix, target, config)
+    return _difference(prefix, target, model.config)
+
+
+@contextlib.contextmanager
+def _as_it_converts(prefix: Path, model: LlavaForCausalLM) -> Iterator[Path]:
+    """The graph that is converted: that of ``prefix``, or for SigLIP's activation another one of the same function."""
+    layers: list[Any] = [layer for layer in model.sublayers() if getattr(layer, "act", None) is gelu_tanh]
+    if not layers:
+        yield prefix
+        return
+    with tempfile.TemporaryDirectory(dir=prefix.parent) as folder:
+        for layer in layers:
+            layer.act = gelu_tanh_in_parts
+        try:
+            save_vision(model, Path(folder, prefix.name))
+        finally:
+            for layer in layers:
+                layer.act = gelu_tanh
+        yield Path(folder, prefix.name)
 
 
 def _failed(what: str) -> str:

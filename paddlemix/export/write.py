@@ -91,7 +91,7 @@ def export_model(
             saved = save(loaded.model, staging / STEMS[part])
             if part == "encode_image":
                 write_side_files(staging, loaded.config, None)
-                difference = write_tower(staging / STEMS[part], loaded.config) if onnx else None
+                difference = write_tower(staging / STEMS[part], loaded.model) if onnx else None
             else:
                 _write_text_files(staging, loaded)
             facts = _facts(part, mark, chosen.kind, loaded.model.dtype, saved)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activations by the names that published config files use."""
 
+import math
 from collections.abc import Callable
 
 import paddle
@@ -44,6 +45,12 @@ def gelu(x: Tensor) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU (any shape, in the dtype of x) by its approximation with the hyperbolic tangent; SigLIP was trained so."""
     return functional.gelu(x, approximate=True)
+
+
+def gelu_tanh_in_parts(x: Tensor) -> Tensor:
+    """``gelu_tanh`` of plain operators, for paddle2onnx 2.1, which writes the error function in its place."""
+    inner = x * (1.0 + 0.044715 * x * x) * math.sqrt(2.0 / math.pi)
+    return x * (1.0 + paddle.tanh(inner)) * 0.5
 
 
 @ACTIVATIONS.add("silu", "swish")

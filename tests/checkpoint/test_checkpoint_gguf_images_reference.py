@@ -28,7 +28,7 @@ from paddlemix.text.messages import Message, first_turn_with_images
 from paddlemix.text.model_template import template_for
 from paddlemix.text.templates import prompt_text
 from paddlemix.text.tokenizer import load_tokenizer
-from tests.checkpoint.gguf_kit import MISSING, folder_of, made
+from tests.checkpoint.gguf_kit import KINDS, MISSING, folder_of, made
 from tests.checkpoint.test_checkpoint_gguf import ANYRES
 
 pytestmark = [pytest.mark.reference, pytest.mark.timeout(300), pytest.mark.skipif(MISSING, reason="no package gguf")]
@@ -91,12 +91,13 @@ def pictures(place: Path, sizes: list[tuple[int, int]]) -> list[Path]:
     return paths
 
 
-def test_llava_1_5_answers_about_pictures_as_here_but_for_the_class_token(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_llava_1_5_answers_about_pictures_as_here_but_for_the_class_token(kind, tmp_path, monkeypatch):
     # Squares: another image is scaled there before it is padded, and here after it.
-    images = pictures(tmp_path, [(28, 28), (28, 28), (56, 56), (60, 60)])
-    convert_to_gguf(made("llama"), tmp_path / "gguf", 32)
+    images = pictures(tmp_path, [(28, 28), (28, 28), (56, 56)])
+    convert_to_gguf(made(kind), tmp_path / "gguf", 32)
     theirs = in_llama_cpp(tmp_path / "gguf", tmp_path, images)["answers"]
-    known = [answers(made("llama"), image, monkeypatch) for image in images]
+    known = [answers(made(kind), image, monkeypatch) for image in images]
     assert all(one["ours"] != one["class token last"] for one in known)
     orders = {name for name in ("ours", "class token last") if theirs == [one[name] for one in known]}
     assert len(orders) == 1, (theirs, known)

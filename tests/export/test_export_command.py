@@ -140,6 +140,15 @@ def test_one_part_is_written_and_as_onnx_when_asked(twins: Twins, export: Any, t
     assert "float16 was asked for" in said.err
 
 
+def test_siglips_activation_is_the_same_function_as_onnx(export: Any, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = Path(__file__).resolve().parents[1] / "data" / "onevision" / "onevision"
+    given = ["--model-name-or-path", str(folder), "--save-path", str(tmp_path / "out"), "--device", "cpu"]
+    assert export([*given, "--encode-image", "--onnx"]) == 0
+    assert "in onnxruntime" in capsys.readouterr().out
+    assert not [item for item in (tmp_path / "out" / "encode_image").iterdir() if item.is_dir()]
+
+
 def test_an_export_that_cannot_be_ends_with_code_2_and_writes_nothing(
     twins: Twins, export: Any, tmp_path: Path, capsys: Any
 ) -> None:
