@@ -35,11 +35,11 @@ class Size:
     """How much is drawn, trained and asked. ``steps`` None: as the recipes say."""
 
     captions: int = 3200
-    talks: int = 700
+    talks: int = 500
     test_pictures: int = 300
     blind: int = 60
     texts: int = len(TOLD)
-    times: int = 6
+    times: int = 2
     steps: int | None = None
     tower: tuple[str, ...] = ()
     checked: bool = True
@@ -107,7 +107,7 @@ class Demo:
         run("convert", "--src", seeing, "--dst", self.out / "small", "--to", "original")
         self.results["tower_seconds"] = round(time.monotonic() - began, 1)
 
-    def _draw(self) -> dict[str, str]:
+    def _draw(self) -> dict[str, tuple[str, bool]]:
         """Images, captions and conversations; what the language model says to questions without an image."""
         self._title("2", "Images, captions and conversations; what the language model says without an image")
         folder, size = self.data, self.size
@@ -122,9 +122,9 @@ class Demo:
         told = {question: text for question, (text, whole) in before.items() if whole and question in TOLD}
         add_text(talk, told, size.times)
         say(f"{len(told)} questions without an image join the conversations, with the language model's own answers.")
-        return {question: before[question][0] for question in FACTS}
+        return {question: before[question] for question in FACTS}
 
-    def _test(self, before: Mapping[str, str]) -> list[Answer]:
+    def _test(self, before: Mapping[str, tuple[str, bool]]) -> list[Answer]:
         self._title("5", f"{len(self.questions)} questions about unseen images, {len(FACTS)} without an image")
         from paddlemix.demo import answers as asking
 
@@ -137,19 +137,28 @@ class Demo:
         say(f"  [bold]all            {right:>3} of {len(answers)} = {100 * accuracy(answers):.1f} %[/bold]")
         say(f"  {len(blind)} of them with a grey image: {100 * accuracy(blind):.1f} %; best guess without looking: "
             f"{100 * self.guess:.1f} %")  # fmt: skip
-        after = {question: text for question, (text, _) in text_answers(model, list(FACTS)).items()}
-        near = sum(rouge_l(after[question], text) for question, text in before.items()) / len(before)
-        for question in list(FACTS)[:4]:
-            say(f"  {question}\n    before: {before[question]}\n    after:  {after[question]}")
-        same = sum(after[question] == text for question, text in before.items())
-        say(f"  facts told without an image: {facts_told(before)} of {len(FACTS)} before, {facts_told(after)} after; "
-            f"the same answer, word for word: {same}; ROUGE-L {near:.2f}")  # fmt: skip
+        self._compare(before, text_answers(model, list(FACTS)))
         self.results.update(
             questions=len(answers), accuracy=accuracy(answers), blind=accuracy(blind), best_guess=self.guess,
-            by_kind=by_kind(answers), facts_before=facts_told(before), facts_after=facts_told(after),
-            text_rouge_l=near, text_before=before, text_after=after,
+            by_kind=by_kind(answers),
         )  # fmt: skip
         return answers
+
+    def _compare(self, before: Mapping[str, tuple[str, bool]], after: Mapping[str, tuple[str, bool]]) -> None:
+        """Say how near the answers without an image are to those of the language model alone."""
+        for question in list(FACTS)[:4]:
+            say(f"  {question}\n    before: {before[question][0]}\n    after:  {after[question][0]}")
+        was, now = ({question: text for question, (text, _) in told.items()} for told in (before, after))
+        same = sum(now[question] == text for question, text in was.items())
+        endless = sum(before[question][1] and not after[question][1] for question in was)
+        near = sum(rouge_l(now[question], text) for question, text in was.items()) / len(was)
+        say(f"  without an image {same} of {len(FACTS)} answers are the same, word for word (ROUGE-L {near:.2f}); "
+            f"{endless} that ended within {KEPT} tokens no longer do; facts told: {facts_told(was)} before, "
+            f"{facts_told(now)} after")  # fmt: skip
+        self.results.update(
+            text_same=same, text_endless=endless, text_rouge_l=near, facts_before=facts_told(was),
+            facts_after=facts_told(now), text_before=was, text_after=now,
+        )  # fmt: skip
 
     def _show(self, answers: Sequence[Answer]) -> None:
         shown_answers = sheets.choose_for_sheet(answers)
