@@ -197,7 +197,7 @@ PUBLISHED: dict[str, tuple[Config, str]] = {
         ROUND.replace("pad", "square")),
     "llava-hf/bakLlava-v1-hf": (
         _hf({**_MISTRAL_HF, "rope_theta": 10000.0, "max_position_embeddings": 32768, "sliding_window": 4096}),
-        "mistral mlp2x_gelu square flat mistral_instruct 336 -2"),
+        "mistral mlp2x_gelu square flat vicuna_v1 336 -2"),
     "llava-hf/llava-v1.6-mistral-7b-hf": (
         _hf_next(_MISTRAL_HF), "mistral mlp2x_gelu anyres spatial_unpad mistral_instruct 336 -2"),
     "llava-hf/llava-v1.6-vicuna-7b-hf": (_hf_next(_VICUNA_HF), NEXT),

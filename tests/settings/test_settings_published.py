@@ -220,6 +220,51 @@ def test_what_text_config_leaves_out_is_the_default_of_transformers(hub):
     assert (mistral.intermediate_size, mistral.num_key_value_heads, mistral.sliding_window) == (14336, 8, 4096)
 
 
+CHATML = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% endfor %}"
+CAPITALS = "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "kind", "file", "program", "wanted"),
+    [
+        ("llama", "llava", "chat_template.jinja", CHATML, "qwen_1_5"),
+        ("llama", "llava", "chat_template.json", CHATML.replace("{{", "You are SmolLM.{{"), "smollm2"),
+        ("llama", "llava_next", "tokenizer_config.json", CHATML, "qwen_1_5"),
+        ("mistral", "llava_next", "chat_template.json", CAPITALS, "vicuna_v1"),
+        ("mistral", "llava", "chat_template.json", "{{ '[INST] ' }}", "mistral_instruct"),
+        ("llama", "llava", "tokenizer_config.json", [{"name": "default", "template": CHATML}], "qwen_1_5"),
+    ],
+)
+def test_turns_that_a_folder_writes_in_another_way_decide_its_template(
+    hub, capsys, decoder, kind, file, program, wanted
+):
+    text = {"model_type": decoder, "vocab_size": 128}
+    folder = hub.model(HF, model_type=kind, text_config=text)
+    (folder / file).write_text(program if file.endswith("jinja") else json.dumps({"chat_template": program}))
+    assert load_config(folder).template == wanted
+    assert f'the template "{wanted}" is used, because {file} writes turns in that way' in (
+        said := " ".join(capsys.readouterr().err.split())
+    )
+    assert 'conv_mode=NAME or "paddlemix_template"' in said
+    (folder / "config.json").write_text(
+        json.dumps(HF | {"model_type": kind, "text_config": text, "paddlemix_template": "v1"})
+    )
+    assert load_config(folder).template == "v1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("llava", "vicuna_v1"), ("llava_next", "mistral_instruct")], ids=["bakLlava", "next"]
+)
+def test_a_mistral_of_llava_1_5_is_asked_as_llava_1_5_is(hub, capsys, kind, wanted):
+    folder = hub.model(HF, model_type=kind, text_config={"model_type": "mistral", "vocab_size": 128})
+    assert load_config(folder).template == wanted
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CAPITALS if kind == "llava" else "[INST]"}))
+    assert load_config(folder).template == wanted
+    (folder / "chat_template.json").write_text(json.dumps({"conversation": ["", ""]}))  # PaddleNLP's file
+    assert load_config(folder).template == wanted
+    assert not capsys.readouterr().err
+
+
 def test_a_sliding_window_of_null_is_no_window(hub):
     text = load_config(hub.model(HF, text_config={"model_type": "mistral", "sliding_window": None})).text
     assert text.sliding_window is None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.settings.decoders.table import DECODERS, LLAVA_DECODER, ONEVISION_DECODER
-from paddlemix.settings.model import LlavaConfig, VisionConfig
+from paddlemix.settings.model import LlavaConfig, TextConfig, VisionConfig
+from paddlemix.settings.published.asked import folder_template
 from paddlemix.settings.published.common import TEMPLATE_KEY, checked, choice, default_template, image_config
 from paddlemix.settings.published.grid import read_aspect
 from paddlemix.settings.published.reader import KeyReader
@@ -81,7 +82,7 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
         aspect, most = read_aspect(KeyReader({"image_aspect_ratio": named}, reader.file), "")
         if most is None:
             reader.wrong("vision_aspect_ratio", named, "expected anyres_max_N")
-    template = reader.take(TEMPLATE_KEY, str, default_template(text))
+    template = reader.take(TEMPLATE_KEY, str, None) or folder_template(root, _usual_template(text, kind))
     reader.ignore(LLAVA_HF, ANYWHERE)
     reader.finish()
     image = image_config(pixels, aspect, "spatial_unpad" if next_model else "flat", grid)
@@ -97,6 +98,15 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
         dtype=dtype,
     )
     return checked(config, reader)
+
+
+def _usual_template(text: TextConfig, kind: str) -> str:
+    """The template of a folder that says nothing of it.
+
+    BakLLaVA, the one published LLaVA-1.5 on Mistral (llava-hf/bakLlava-v1-hf), learnt from LLaVA-1.5's conversations:
+    its turns begin with USER and ASSISTANT. Mistral's own marks came with LLaVA-1.6.
+    """
+    return "vicuna_v1" if (kind, text.model_type) == ("llava", "mistral") else default_template(text)
 
 
 def _hf_vision(reader: KeyReader, silent: _Class) -> VisionConfig:

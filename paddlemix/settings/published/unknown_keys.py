@@ -121,6 +121,11 @@ def tell(where: str, found: Mapping[str, Unread]) -> None:
         f"{where}: not used, because nothing here knows {'them' if len(found) > 1 else 'it'}: {listed}. Compare an "
         f"answer with the original's; {options.current().strict_config} makes this an error"
     )
+    warn_once(text)
+
+
+def warn_once(text: str) -> None:
+    """A warning about a file, unless this process gave it before."""
     if text not in _TOLD:
         _TOLD.add(text)
         get_logger(__name__).warning(text)
