@@ -265,6 +265,26 @@ def test_a_mistral_of_llava_1_5_is_asked_as_llava_1_5_is(hub, capsys, kind, want
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"126": {"content": "<pad>"}, "127": {"content": "<image>"}}},
+        ),
+        ("added_tokens.json", {"<image>": 127}),
+    ],
+)
+def test_an_image_token_with_two_ids_is_told(hub, capsys, name, content):
+    folder = hub.model(HF, image_token_index=127)
+    (folder / name).write_text(json.dumps(content))
+    load_config(folder)
+    assert not capsys.readouterr().err
+    load_config(hub.model(HF, image_token_index=99))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f'"image_token_index" is 99, but "<image>" has the id 127 in {folder / name}' in said
+
+
 def test_a_sliding_window_of_null_is_no_window(hub):
     text = load_config(hub.model(HF, text_config={"model_type": "mistral", "sliding_window": None})).text
     assert text.sliding_window is None

@@ -2,7 +2,7 @@
 """The layout of llava-hf (transformers' classes Llava, LlavaNext and LlavaOnevision) -> ``LlavaConfig``."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,13 @@ from paddlemix.settings.published.grid import read_aspect
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.text import read_text
 from paddlemix.settings.published.tower import pixels_for, vision_of, with_feature
+from paddlemix.settings.published.unknown_keys import warn_once
 from paddlemix.settings.published.unused_keys import ANYWHERE, LLAVA_HF
+from paddlemix.settings.strict_json import read_object
 from paddlemix.settings.towers.table import LLAVA_HF_VISION, ONEVISION_HF_VISION
+from paddlemix.utils.constants import IMAGE_TOKEN
+from paddlemix.utils.errors import CheckpointError
+from paddlemix.utils.shown import as_json
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
         aspect, most = read_aspect(KeyReader({"image_aspect_ratio": named}, reader.file), "")
         if most is None:
             reader.wrong("vision_aspect_ratio", named, "expected anyres_max_N")
+    _check_image_token(reader, root)
     template = reader.take(TEMPLATE_KEY, str, None) or folder_template(root, _usual_template(text, kind))
     reader.ignore(LLAVA_HF, ANYWHERE)
     reader.finish()
@@ -107,6 +113,37 @@ def _usual_template(text: TextConfig, kind: str) -> str:
     its turns begin with USER and ASSISTANT. Mistral's own marks came with LLaVA-1.6.
     """
     return "vicuna_v1" if (kind, text.model_type) == ("llava", "mistral") else default_template(text)
+
+
+def _check_image_token(reader: KeyReader, root: Path) -> None:
+    """A warning where config.json and the tokenizer's files give ``<image>`` different ids.
+
+    Nothing here uses the id, but transformers puts the features of an image where its token stands.
+    """
+    key = next((key for key in ("image_token_id", "image_token_index") if reader.data.get(key) is not None), None)
+    if key is None:
+        return
+    for name, ids in _image_ids(root):
+        if reader.data[key] not in ids:
+            warn_once(
+                f'{reader.file}: "{key}" is {as_json(reader.data[key])}, but "{IMAGE_TOKEN}" has the id {ids[0]} in '
+                f"{root / name}. Images are put in place of that text here, whatever its id; transformers goes by the "
+                f"id: write {ids[0]} there, or take the file that belongs to these weights"
+            )
+
+
+def _image_ids(root: Path) -> Iterator[tuple[str, list[int]]]:
+    """(file, ids) of ``<image>`` in the small files of a tokenizer that name it."""
+    path = root / "tokenizer_config.json"
+    added = read_object(path, CheckpointError).get("added_tokens_decoder") if path.is_file() else None
+    if isinstance(added, dict):
+        rows = [(number, row) for number, row in added.items() if isinstance(row, dict) and number.isdecimal()]
+        if ids := [int(number) for number, row in rows if row.get("content") == IMAGE_TOKEN]:
+            yield path.name, ids
+    path = root / "added_tokens.json"
+    found = read_object(path, CheckpointError).get(IMAGE_TOKEN) if path.is_file() else None
+    if type(found) is int:
+        yield path.name, [found]
 
 
 def _hf_vision(reader: KeyReader, silent: _Class) -> VisionConfig:
