@@ -24,7 +24,7 @@ READY, NOT_READY = 0, 1
 
 COLUMNS = 120
 
-PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", versions.PLUGIN, "paddlenlp", "numpy")
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", versions.PLUGIN, "paddlenlp", "numpy", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ def _packages(on_npu: bool) -> list[Finding]:
                 "paddle", f"paddle is not installed; for a card see docs/install.md, for a CPU:\n{install_line('cpu')}"
             )
         )
+    if (old := versions.judge_tokenizers(installed["tokenizers"])) is not None:
+        found.append(old)
     plugin = installed[versions.PLUGIN]
     if plugin is None and on_npu and not env.raw("CUSTOM_DEVICE_ROOT"):
         found.append(fail("plug-in", f"{versions.PLUGIN} is not installed; it is on paddle's own package index only"))

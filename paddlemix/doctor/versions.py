@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paddlemix.doctor.findings import Finding, note, ok
+from paddlemix.doctor.findings import Finding, note, ok, warn
 
 PLUGIN = "paddle-custom-npu"
+LOWEST_TOKENIZERS = "0.19"
+"""As in setup.py: ``ignore_merges``, which Llama-3's files have, came with it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ def judge(found: Mapping[str, str | None]) -> Finding:
             f"the same version; {want}",
         )
     return note("combination", f"not in the table of known combinations; {want}; the self-check decides")
+
+
+def judge_tokenizers(installed: str | None) -> Finding | None:
+    """A line about a library ``tokenizers`` that is missing or too old for byte-level vocabularies; else None.
+
+    Nothing asks for its version later: an older one passes over what a ``tokenizer.json`` says of merges.
+    """
+    numbers = [int(part) for part in re.findall(r"\d+", installed or "0")[:2]]
+    if numbers >= [int(part) for part in LOWEST_TOKENIZERS.split(".")]:
+        return None
+    what = f"is {installed}" if installed else "is not installed"
+    text = f"{what}; models with a byte-level vocabulary (Llama-3, Qwen, SmolLM) need {LOWEST_TOKENIZERS} or newer"
+    return warn("tokenizers", f'{text}: pip install "tokenizers>={LOWEST_TOKENIZERS}"')
 
 
 def release(version: str) -> str:

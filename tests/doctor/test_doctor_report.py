@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.doctor import findings, imports, machine, versions
+from paddlemix.doctor import findings, imports, machine, report, versions
 from paddlemix.doctor.machine import card_findings
 from paddlemix.doctor.report import Report, Wanted, examine
 from paddlemix.tools import doctor
@@ -136,6 +136,17 @@ def test_every_known_combination_has_a_source_with_a_date():
     # What the setup asks for first has to be told in full.
     assert versions.RECOMMENDED.cann
     assert versions.RECOMMENDED.python == "3.10"
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [("0.19.1", None), ("0.22.2", None), ("1.0.0rc1", None), ("0.15.2", "is 0.15.2"), (None, "is not installed")],
+)
+def test_tokenizers_that_would_misread_a_vocabulary_are_told(monkeypatch, installed, words):
+    monkeypatch.setattr(report, "_installed", lambda name: installed if name == "tokenizers" else "3.0.0")
+    told = [finding for finding in report._packages(False) if finding.name == "tokenizers"]
+    assert [(finding.state, words in finding.text) for finding in told] == ([("WARN", True)] if words else [])
+    assert all('pip install "tokenizers>=0.19"' in finding.text for finding in told)
 
 
 @pytest.mark.parametrize(
