@@ -259,6 +259,20 @@ def test_what_peft_has_no_place_for_in_llava_hf_is_an_error(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("form", ["original", "paddlemix"])
+def test_an_adapter_whose_base_names_no_tower_says_how_it_is_opened(tmp_path, form):
+    model = tiny_model(2)
+    base = save_model(tmp_path / "base", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    hf = convert(base, tmp_path / "hf", "llava-hf").folder
+    add_lora(model, ["llama.layers.*q_proj"], 2, 4)
+    source = save_adapter(tmp_path / "lora", model, model.config, load_tokenizer(base), base=hf)
+    done = convert(source, tmp_path / "out", form, base=hf)
+    assert any("open it with --vision-tower FOLDER" in note for note in done.notes)
+    convert(hf, tmp_path / "opened", "original")
+    tower = tmp_path / "opened" / "vision_tower"
+    assert load_model(done.folder, base=hf, vision_tower=tower).config.vision is not None
+
+
 @pytest.mark.parametrize("kind", ["original", "own", "llava-hf", "peft"])
 def test_the_projector_of_any_folder_becomes_a_file(kind, tmp_path):
     model = tiny_model(2)

@@ -62,12 +62,12 @@ def write_adapter(
     adapter = read_adapter(folder)
     named = adapter.base if base is None else str(base)
     if to == "original":
-        return _write_peft(adapter, staging, dtype, named, _config_folder(adapter, base))
+        return _write_peft(adapter, staging, dtype, named, _config_folder(adapter, base), notes)
     if to == "llava-hf":
         return _write_peft_hf(adapter, staging, dtype, named)
     sources = find_sources(folder, base=base) if to == "own" else None
     notes += sources.plan.report.warnings if sources is not None else []
-    return _write_paddle(adapter, staging, target, dtype, sources, base)
+    return _write_paddle(adapter, staging, target, dtype, sources, base, notes)
 
 
 def _config_folder(adapter: Adapter, base: str | Path | None) -> Path:
@@ -75,14 +75,16 @@ def _config_folder(adapter: Adapter, base: str | Path | None) -> Path:
     return adapter.folder if (adapter.folder / CONFIG).is_file() else adapter.find_base(base)
 
 
-def _write_peft(adapter: Adapter, staging: Path, dtype: str | None, base: str | None, model: Path) -> list[Stored]:
+def _write_peft(
+    adapter: Adapter, staging: Path, dtype: str | None, base: str | None, model: Path, notes: list[str]
+) -> list[Stored]:
     halves = _halves(adapter, "peft", dtype)
     others = list(_others(adapter, "peft", dtype))
     write_safetensors(staging / "adapter_model.safetensors", halves, {"format": "pt"})
     if others:
         write_torch(staging / "non_lora_trainables.bin", others)
     _write_peft_config(adapter, staging, _peft_data(adapter, base, _modules(adapter), None))
-    write_json(staging / CONFIG, _original_config(model))
+    _write_original_config(model, staging, notes)
     _keep_template(model, staging)
     _copy_tokenizer(adapter.folder, staging)
     return [*halves, *others]
@@ -176,7 +178,13 @@ def _peft_data(adapter: Adapter, base: str | None, modules: list[str], saved: li
 
 
 def _write_paddle(
-    adapter: Adapter, staging: Path, target: Path, dtype: str | None, sources: Sources | None, base: str | Path | None
+    adapter: Adapter,
+    staging: Path,
+    target: Path,
+    dtype: str | None,
+    sources: Sources | None,
+    base: str | Path | None,
+    notes: list[str],
 ) -> list[Stored]:
     """Our form when ``sources`` are given, else PaddleMIX's, which knows no DoRA and has PiSSA as plain LoRA."""
     plain = sources is None
@@ -209,7 +217,7 @@ def _write_paddle(
     if sources is None:
         write_pdparams(staging / PADDLE_WEIGHTS, tensors)
         model = _config_folder(adapter, base)
-        write_json(staging / CONFIG, _original_config(model))
+        _write_original_config(model, staging, notes)
         _keep_template(model, staging)
         _copy_tokenizer(adapter.folder, staging)
     else:
@@ -294,6 +302,17 @@ def _original_config(folder: Path) -> dict[str, Any]:
     if config.template != default_template(config.text):
         data[TEMPLATE_KEY] = config.template
     return {key: value for key, value in data.items() if value is not None}
+
+
+def _write_original_config(folder: Path, staging: Path, notes: list[str]) -> None:
+    """``_original_config`` beside an adapter, with a note where it cannot name a tower."""
+    data = _original_config(folder)
+    write_json(staging / CONFIG, data)
+    if data.get("mm_projector_type") and not data.get("mm_vision_tower"):
+        notes.append(
+            "the base has its vision tower inside and names none, so config.json of the adapter names none: open "
+            'it with --vision-tower FOLDER ("paddlemix convert --to original" of the base writes one, vision_tower)'
+        )
 
 
 def _keep_template(folder: Path, staging: Path) -> None:
