@@ -21,6 +21,7 @@ from paddlemix.checkpoint.save import save_model
 from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.folder import processor_for
 from paddlemix.generation.sampling import Decoding
+from paddlemix.settings.published.config import load_config
 from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.text.tokenizer import load_tokenizer
 from tests.checkpoint.test_checkpoint_gguf import ANYRES
@@ -31,19 +32,26 @@ pytestmark = [pytest.mark.reference, pytest.mark.timeout(300)]
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PROMPT = "a cat USER: <image>\nwhat is shown? ASSISTANT:"
 NEW = 12
-GENERATIONS = {"1.5": {}, "1.6": {"image": ANYRES, "has_image_newline": True}}
+ONEVISION = Path(__file__).parents[1] / "data" / "onevision"
+GENERATIONS = ("1.5", "1.6", "interleave", "onevision")
 
 
-def folder_of(root: Path, changes: dict) -> Path:
+def folder_of(root: Path, generation: str) -> Path:
     """A model whose heads are 32 wide: the narrowest that vLLM's attention has on a CPU."""
-    config = tiny_config(**changes)
+    if generation in ("1.5", "1.6"):
+        changes = {"image": ANYRES, "has_image_newline": True} if generation == "1.6" else {}
+        config, tokenizer = tiny_config(template="vicuna_v1", **changes), llama_tokenizer(legacy=False)
+    else:
+        config, tokenizer = load_config(ONEVISION / generation), ONEVISION / generation
+    if generation == "onevision":  # vLLM counts the places of an image for the published value alone
+        config = config.with_changes(image=replace(config.image, max_tiles=9))
     config = config.with_changes(text=replace(config.text, hidden_size=128, intermediate_size=256))
-    model = tiny_model(config=config.with_changes(template="vicuna_v1"))
+    model = tiny_model(config=config)
     with paddle.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:  # wider than tiny_model thinks of
                 parameter.set_value(parameter * (0.6 if "vision" not in name and "mm_" not in name else 0.3))
-    return save_model(root, model, model.config, load_tokenizer(llama_tokenizer(legacy=False)))
+    return save_model(root, model, model.config, load_tokenizer(tokenizer))
 
 
 def ours(folder: Path, images: list[Path]) -> list[list[int]]:
@@ -62,7 +70,7 @@ def test_vllm_gives_our_greedy_ids(generation, tmp_path):
     python = os.environ.get("PADDLEMIX_VLLM_PYTHON")
     if not python:
         pytest.skip("PADDLEMIX_VLLM_PYTHON names no interpreter with vLLM")
-    folder = folder_of(tmp_path / "model", GENERATIONS[generation])
+    folder = folder_of(tmp_path / "model", generation)
     convert(folder, tmp_path / "hf", "llava-hf")
     images = []
     for number, size in enumerate([(28, 28), (56, 56), (60, 40)]):
