@@ -13,6 +13,9 @@ from typing import Any
 
 import paddle
 
+from paddlemix.utils import env
+from paddlemix.utils.addresses import free_ports
+
 PLACES: dict[str, tuple[str, ...]] = {
     "swiglu": ("paddle.nn.functional", "paddle.incubate.nn.functional"),
 }
@@ -53,3 +56,36 @@ def sdpa_asks_its_kernels() -> bool:
 def gpu_capability() -> int:
     """First number of the compute capability of the current GPU (8 for an A100)."""
     return paddle.device.cuda.get_device_capability()[0]
+
+
+@functools.cache
+def keep_gloo_groups_apart() -> None:
+    """Let every gloo group of this process from now on find its members through a store of its own (collective).
+
+    2026-11, paddle 3.0 to 3.3: the members of a group connect twice, first by addresses that lie under the group's
+    id in the one store of all processes, then (``CommContextManager``) by others under "0", "1", ..., whatever its id
+    is. A process that is a little ahead there reads an address of the group before. It is refused ("connect ...:
+    Connection refused") or both wait for each other ("TIMEOUT self_rank"): once in about 100 groups on busy
+    processors, more often among three processes.
+    """
+    groups = paddle.base.core.ProcessGroupGloo
+    create = groups.create
+
+    def with_own_store(store: Any, rank: int, size: int, number: int = 0) -> Any:
+        return create(store if size == 1 else _own_store(store, rank, f"paddlemix/gloo/{number}"), rank, size, number)
+
+    groups.create = staticmethod(with_own_store)
+
+
+def _own_store(common: Any, rank: int, key: str) -> Any:
+    """A new store of the members of a group, whose first one holds it and tells the others where under ``key``."""
+    stores = paddle.base.core.TCPStore
+    seconds = 900  # as paddle waits for the common one
+    if rank:
+        host, _, port = common.get(key).decode().rpartition(":")
+        return stores(host, int(port), False, 1, seconds)
+    host = env.endpoint().rpartition(":")[0] or "127.0.0.1"
+    port = free_ports(1)[0]
+    own = stores(host, port, True, 1, seconds)
+    common.set(key, f"{host}:{port}")
+    return own

@@ -104,6 +104,10 @@ def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "Trai
     }
     training = settings.training
     on_cpu = device == "cpu"
+    if on_cpu and env.processes() > 1:
+        from paddlemix.ops.compat import keep_gloo_groups_apart
+
+        keep_gloo_groups_apart()  # before fleet makes its groups
     values.update(
         device=device,
         disable_tqdm=True,

@@ -139,6 +139,11 @@ def processes() -> int:
     return int(raw("PADDLE_TRAINERS_NUM") or "1")
 
 
+def endpoint() -> str:
+    """``HOST:PORT`` of this process, as the launcher says; empty without a launcher."""
+    return raw("PADDLE_CURRENT_ENDPOINT") or ""
+
+
 def names(prefix: str) -> list[str]:
     """Names of all variables of this process that begin with ``prefix``."""
     return sorted(name for name in os.environ if name.startswith(prefix))

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the supported versions of paddle keep in different places is found in the one that runs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import paddle
 import pytest
 
@@ -23,3 +28,20 @@ def test_swiglu_is_the_same_function_wherever_it_stands():
     wanted = (paddle.nn.functional.silu(gate) * up).numpy()
     assert compat.find("swiglu")(gate, up).numpy() == pytest.approx(wanted, abs=1e-6)
     assert compat.find("swiglu")(paddle.concat([gate, up], -1), None).numpy() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(120)
+def test_gloo_groups_do_not_overwrite_each_others_addresses(tmp_path):
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    worker = Path(__file__).with_name("gloo_worker.py")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])}
+
+    done = subprocess.run(
+        [*launcher, "--log_dir", str(tmp_path), str(worker)], capture_output=True, timeout=100, env=env
+    )
+
+    said = [(tmp_path / f"workerlog.{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert done.returncode == 0, said
+    assert [text.count("sum 3.0") for text in said] == [2, 2]
+    assert all("addresses: those of the first group" in text for text in said), said
