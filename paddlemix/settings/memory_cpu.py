@@ -5,8 +5,9 @@ It follows the operators of the models and what each keeps for its backward pass
 tests/trainer/test_trainer_memory.py holds it against runs). In units of 4 bytes and of rows x width:
 
     decoder layer   2 rows of inputs of its norms, 2 of their outputs; in heads: queries, keys, values, the answer;
-                    the softmax of every block of 128 queries; 3 rows of the MLP (gate, up, their product)
-    tower layer     the same by layer norm and in one block, where it trains; else one layer, while it is computed
+                    3 rows of the MLP (gate, up, their product)
+    tower layer     the same by layer norm, where it trains; else one layer, while it is computed
+    attention       the softmax of one block of 128 queries (a tower: of all) and its gradient, while it is computed
     around          embeddings, tables of positions, final norm; pixels, features, projector, merged table
     head and loss   logits of a portion (become their own gradient), gradient of a head that trains, rows; in
                     preference tuning three times the logits of a portion
@@ -80,10 +81,12 @@ def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchS
     if training.recompute:
         going = (text.num_hidden_layers - 1) * batch.positions * text.hidden_size
         slopes = batch.positions * (text.intermediate_size + text.hidden_size) - _head(text, settings, batch)
-        kept += going + layer + max(slopes, 0)
+        # Its attention goes backward when the rows of its MLP are free.
+        scores = _scores(text, batch) - 3 * batch.positions * text.intermediate_size
+        kept += going + layer + max(slopes, scores, 0)
     else:
         going = text.num_hidden_layers * layer
-        kept += going
+        kept += going + _scores(text, batch)
     tower = _tower(config.vision, settings, batch, trains_tower) if config.vision is not None else 0
     kept = kept + tower if trains_tower else max(kept, tower)
     logits, gradients = _head(text, settings, batch), numbers.trained
@@ -101,14 +104,13 @@ def memory_on_cpu(config: LlavaConfig, settings: TrainingSettings, batch: BatchS
 
 def _layer(text: TextConfig, batch: BatchSize) -> int:
     heads, keys = text.num_attention_heads * text.width_per_head, text.num_key_value_heads * text.width_per_head
-    ends = [min(first + BLOCK, batch.length) for first in range(0, batch.length, BLOCK)]
-    scores = (
-        batch.rows
-        * text.num_attention_heads
-        * sum((end - first) * end for first, end in zip([0, *ends], ends, strict=False))
-    )
-    rows = 4 * text.hidden_size + 2 * heads + 2 * keys + 3 * text.intermediate_size
-    return batch.positions * rows + scores
+    return batch.positions * (4 * text.hidden_size + 2 * heads + 2 * keys + 3 * text.intermediate_size)
+
+
+def _scores(text: TextConfig, batch: BatchSize) -> int:
+    """Softmax, its gradient and that of the scores, of the last block of queries of one layer."""
+    rows = 1 if batch.packed else batch.rows  # rows with a mask of their own are computed one by one
+    return 3 * rows * text.num_attention_heads * min(BLOCK, batch.length) * batch.length
 
 
 def _dropped(text: TextConfig, batch: BatchSize) -> int:
@@ -141,10 +143,10 @@ def _tower(vision: VisionConfig, settings: TrainingSettings, batch: BatchSize, t
     if not trains:  # one layer: its attention, or its MLP
         return pixels + rows * 2 * width + max(rows * 5 * width + 3 * scores, rows * 3 * inner)
     layers = vision.num_hidden_layers - max(settings.model.tune_vit_from_layer or 0, 0)
-    layer = rows * (10 * width + 3 * inner) + scores
+    layer = rows * (10 * width + 3 * inner)
     if settings.training.recompute:
-        return pixels + layers * rows * width + layer
-    return pixels + layers * layer
+        return pixels + layers * rows * width + layer + 3 * scores
+    return pixels + layers * layer + 3 * scores
 
 
 def _head(text: TextConfig, settings: TrainingSettings, batch: BatchSize) -> int:

@@ -172,28 +172,25 @@ def _joined(blocks: list[Tensor], shape: list[int]) -> Tensor:
 
 
 class _Lean(PyLayer):
-    """``_rows`` in float32 that keeps the softmax of each block, but no copies of the keys and values it sees."""
+    """``_rows`` in float32 that keeps q, k and v alone: the softmax of each block is computed again."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> Tensor:
-        kept = [weights for _, weights in _weights(q, k, mask, dense)]
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v)
         ctx.needs = [not one.stop_gradient for one in (q, k, v)]
-        ctx.dense = dense is not None
-        return _joined([_answer(weights, v) for weights in kept], q.shape)
+        ctx.mask, ctx.dense = mask, dense
+        return _joined([_answer(weights, v) for _, weights in _weights(q, k, mask, dense)], q.shape)
 
     @staticmethod
     def backward(ctx: PyLayerContext, slope: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensor()
+        q, k, v = ctx.saved_tensor()
         batch, heads, q_len, width = q.shape
         kv_heads = k.shape[1]
-        grouped = [batch, kv_heads, heads // kv_heads, q_len, width]
-        q, slope = q.reshape(grouped), slope.reshape(grouped)
+        slope = slope.reshape([batch, kv_heads, heads // kv_heads, q_len, width])
         of_q, of_k, of_v, first = [], _Places(), _Places(), 0
-        for weights in kept:
+        for part, weights in _weights(q, k, ctx.mask, ctx.dense):
             last = first + weights.shape[2] * kv_heads // heads
-            rows = [batch, kv_heads, -1, width]
-            part, back = (x[:, :, :, first:last].reshape(rows) for x in (q, slope))
+            back = slope[:, :, :, first:last].reshape([batch, kv_heads, -1, width])
             seen = weights.shape[-1]
             of_v.add(paddle.matmul(weights, back, transpose_x=True))
             back = paddle.matmul(back, _seen(v, seen), transpose_y=True)
@@ -203,7 +200,7 @@ class _Lean(PyLayer):
             first = last
         sums = _joined(of_q, [batch, heads, q_len, width]), of_k.sum(k.shape[2]), of_v.sum(k.shape[2])
         found = [each if needed else None for each, needed in zip(sums, ctx.needs, strict=True)]
-        return tuple([*found, None] if ctx.dense else found)
+        return tuple(found if ctx.dense is None else [*found, None])
 
 
 class _Places:
