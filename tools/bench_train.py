@@ -109,9 +109,10 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """A trainer over random rows; the returned function takes one step: seconds, and bytes of the process' peak."""
     import numpy as np
 
-    from paddlemix.utils.device import tune_cpu
+    from paddlemix.utils.device import lasting_blocks, tune_cpu, tune_training
 
     tune_cpu()
+    tune_training()
     import paddle
 
     from paddlemix.datasets.build import make_collator
@@ -132,7 +133,8 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
         keys |= {"lora": True, "lora_rank": spec["rank"], "lora_alpha": spec["alpha"], "lora_dropout": 0.0}
     run = TrainingSettings().with_changes(**keys, weight_decay=0.0, max_grad_norm=1.0, lr_scheduler_type="constant")
     model = build_empty(model_config(spec))
-    init_weights(model, seed=0)
+    with lasting_blocks():
+        init_weights(model, seed=0)
     if run.model.lora:
         add_adapters(model, run)
     plan = plan_stage(model, run)

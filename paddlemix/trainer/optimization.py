@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from paddle import nn
 from paddle.optimizer import AdamW
@@ -12,6 +13,7 @@ from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.clip import GlobalNormClip
 from paddlemix.trainer.divided import SLICE
 from paddlemix.trainer.stages import StagePlan
+from paddlemix.utils.device import lasting_blocks
 from paddlemix.utils.errors import ConfigError
 
 
@@ -107,7 +109,7 @@ def build_optimizer(
         parameter.optimize_attr["learning_rate"] = _ratio(rule.learning_rate, training.learning_rate)
         if rule.decay:
             decayed.add(parameter.name)
-    return AdamW(
+    return _Lasting(
         learning_rate=schedule,
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,
@@ -119,6 +121,14 @@ def build_optimizer(
         grad_clip=clip or GlobalNormClip(training.max_grad_norm),
         multi_precision=multi_precision,
     )
+
+
+class _Lasting(AdamW):
+    """AdamW whose moments, which the first step makes, lie outside the heap that the gradients come from and go to."""
+
+    def _create_accumulators(self, *arguments: Any) -> None:
+        with lasting_blocks():
+            super()._create_accumulators(*arguments)
 
 
 def _ratio(rate: float, learning_rate: float) -> float:

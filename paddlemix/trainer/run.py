@@ -228,6 +228,7 @@ class TrainingRun:
         if chosen.kind == "cpu":
             refuse_on_cpu(training)
             devices.tune_cpu()
+            devices.tune_training()
         import paddle
 
         paddle.set_device(chosen.name)  # else the first card there is, also for a run on the CPU
@@ -245,14 +246,15 @@ class TrainingRun:
             if line is not None:
                 self._say(line)
         name, folders = model_arguments(self.settings)
-        self.loaded = load_model(
-            name,
-            **folders,
-            dtype=device.dtype if training.fp16_opt_level == "O2" else "float32",
-            lora="keep" if self.settings.model.lora_path else "merge",
-            seed=training.seed,
-            parallel=place_in_group(self.args),
-        )
+        with devices.lasting_blocks():
+            self.loaded = load_model(
+                name,
+                **folders,
+                dtype=device.dtype if training.fp16_opt_level == "O2" else "float32",
+                lora="keep" if self.settings.model.lora_path else "merge",
+                seed=training.seed,
+                parallel=place_in_group(self.args),
+            )
         self._say(self.loaded.report.summary())
         if self.loaded.report.initialised:
             names = ", ".join(sorted(self.loaded.report.initialised))

@@ -108,6 +108,62 @@ def test_tuning_leaves_what_the_user_has_set():
     assert _python(_TUNE, FLAGS_use_stride_kernel="1").stdout.strip() == "1"
 
 
+_HEAP = """
+import ctypes, sys
+from paddlemix.utils import device
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+
+def in_heap():
+    place = libc.malloc(2 << 20)
+    spans = [line.split()[0].split("-") for line in open("/proc/self/maps") if "[heap]" in line]
+    return any(int(first, 16) <= place < int(last, 16) for first, last in spans)
+
+device.tune_cpu()
+before = in_heap()
+with device.lasting_blocks():
+    within = in_heap()
+print(before, within, in_heap())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's malloc is tuned")
+def test_what_lasts_lies_outside_the_heap_and_what_follows_in_it():
+    assert _python(_HEAP).stdout.split() == ["True", "False", "True"]
+    assert _python(_HEAP, PADDLEMIX_CPU_TUNING="0").stdout.split() == ["False"] * 3, "the process is left alone"
+
+
+_PIECES = """
+import ctypes
+from paddlemix.utils import device
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.mallopt(-3, 1 << 30)
+device.tune_training()
+device.tune_training()
+
+def block():
+    place = ctypes.c_void_p()
+    libc.posix_memalign(ctypes.byref(place), 4096, 4 << 20)
+    return place
+
+taken = [libc.malloc(240) for _ in range(20_000)]  # what the interpreter has left free
+reused = 0
+for _ in range(20):
+    first, small = block(), [libc.malloc(240) for _ in range(40)]
+    second, more = block(), [libc.malloc(240) for _ in range(40)]
+    libc.free(first)
+    reused += block().value == first.value
+print(reused)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's malloc is tuned")
+def test_small_objects_leave_the_place_of_a_block_to_the_next_one_of_its_size():
+    assert int(_python(_PIECES).stdout) >= 15
+    assert int(_python(_PIECES, PADDLEMIX_CPU_TUNING="0").stdout) <= 5
+
+
 def test_npu_flags_are_set_before_paddle_and_for_an_npu_only():
     code = "from paddlemix.utils.device import before_paddle as b; print(len(b('cpu')), len(b('npu:0')))"
     assert _python(code).stdout.split() == ["0", str(len(device.NPU_FLAGS))]
