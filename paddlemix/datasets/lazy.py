@@ -231,12 +231,14 @@ def read_all(
     total = sum(map(len, chosen))
     found: list[tuple[int, _Found]] = []
     faults: dict[int, DataError] = {}
+    first_bad: dict[int, str] = {}
     rows = done = 0
     results = forked_map(_read_portion, portions, jobs if total > _FEW else 1)
     for number, start, stop in portions:
         one = _next(results, chosen[number], start)
         for where, text in one.bad:
             bad.add(DataError(text), where)
+            first_bad.setdefault(chosen[number].part, text)
         if one.stop is not None:
             raise one.stop
         unread.add(one.unread)
@@ -247,7 +249,8 @@ def read_all(
             progress(done, total)
         if len(faults) >= ENOUGH_FAULTS and not _job.skips:
             break
-    _require_rows(chosen, [number for number, one in found if len(one.records)], complete=done == total)
+    if done == total:
+        _require_rows(chosen, [number for number, one in found if len(one.records)], first_bad)
     return _joined(chosen, found, look), faults
 
 
@@ -261,9 +264,13 @@ def _next(results: Iterator[_Found], one: Chosen, start: int) -> _Found:
         ) from error
 
 
-def _require_rows(chosen: Sequence[Chosen], used: Sequence[int], *, complete: bool) -> None:
+def _require_rows(chosen: Sequence[Chosen], used: Sequence[int], first_bad: dict[int, str]) -> None:
     there = {chosen[number].part for number in used}
-    for one in chosen if complete else ():
+    for one in chosen:
+        if one.part not in there and one.part in first_bad:
+            raise DataError(
+                f"{', '.join(one.entry.data_files)}: no row can be used; the first one: {first_bad[one.part]}"
+            )
         require_rows(one.part in there, one.entry)
 
 

@@ -31,6 +31,7 @@ from paddlemix.trainer.stages import ADAPTERS_PART, ModelPart, StagePlan, counte
 from paddlemix.utils import env
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.logging import console, say
+from paddlemix.utils.shown import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -149,8 +150,9 @@ def _amounts(rows: Rows, lengths: Sequence[Sequence[int]], settings: TrainingSet
     steps = total_steps(training, len(rows), processes)
     used = [length for lengths_of_batch in lengths for length in lengths_of_batch]
     yield (
-        f"{len(rows):,} rows, {batch} of them x {micro} micro-batches x {processes} processes in a step: "
-        f"{steps:,} steps, {an_epoch // micro:,} an epoch"
+        f"{counted(len(rows), 'row')}, {batch} of them x {counted(micro, 'micro-batch', 'micro-batches')} x "
+        f"{counted(processes, 'process', 'processes')} in a step: {counted(steps, 'step')}, "
+        f"{an_epoch // micro:,} an epoch"
     )
     a_step = sum(used) * settings.preference.answers * processes * micro // max(len(lengths), 1)
     padding = 1 - useful_share(used, range(len(used)), batch)

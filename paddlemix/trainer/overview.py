@@ -17,6 +17,7 @@ from paddlemix.datasets.resumed import ResumedDataset
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.batches import step_counts, total_steps
 from paddlemix.utils.errors import DataError
+from paddlemix.utils.shown import counted
 
 _LOOKED_AT = 64
 """Rows that an estimate is made from, spread evenly."""
@@ -29,10 +30,10 @@ def overview(data: Datasets, settings: TrainingSettings, processes: int) -> Iter
     mixed = own if isinstance(own, MixedDataset) else None
     inner = own if mixed is None else mixed.dataset
     chat = inner.dataset if isinstance(inner, ResumedDataset) else inner
-    packed = f" in {len(rows):,} packs" if isinstance(rows, PackedDataset) else ""
-    held_out = f"; evaluation: {len(data.eval):,} rows" if data.eval is not None else ""
+    packed = f" in {counted(len(rows), 'pack')}" if isinstance(rows, PackedDataset) else ""
+    held_out = f"; evaluation: {counted(len(data.eval), 'row')}" if data.eval is not None else ""
     drawn = "" if mixed is None else f", {len(mixed):,} an epoch"
-    yield f"training data: {len(chat):,} rows{drawn}{packed}{_images(chat)}{held_out}"
+    yield f"training data: {counted(len(chat), 'row')}{drawn}{packed}{_images(chat)}{held_out}"
     batch = training.per_device_train_batch_size
     batches, micro = step_counts(
         len(rows),
@@ -41,15 +42,16 @@ def overview(data: Datasets, settings: TrainingSettings, processes: int) -> Iter
         accumulate=training.gradient_accumulation_steps,
         drop_last=training.dataloader_drop_last,
     )
-    what = "packs" if packed else "rows"
+    what = "pack" if packed else "row"
     yield (
-        f"global batch: {batch * micro * processes:,} {what} ({batch} a process x {micro} micro-batches x {processes} "
-        f"processes); {total_steps(training, len(rows), processes):,} steps, {batches // micro:,} an epoch"
+        f"global batch: {counted(batch * micro * processes, what)} ({batch} a process x "
+        f"{counted(micro, 'micro-batch', 'micro-batches')} x {counted(processes, 'process', 'processes')}); "
+        f"{counted(total_steps(training, len(rows), processes), 'step')}, {batches // micro:,} an epoch"
     )
     tokens = _tokens(rows, chat, mixed if inner is chat else None)
     if tokens is not None:
         mean, looked = tokens
-        share = f" (estimated from {looked} rows)" if looked < len(chat) else ""
+        share = f" (estimated from {counted(looked, 'row')})" if looked < len(chat) else ""
         yield f"about {round(mean * min(batch * micro * processes, len(rows))):,} tokens a step{share}"
 
 
@@ -62,10 +64,10 @@ def _images(chat: ChatDataset) -> str:
     """How many images the rows name; an estimate where the rows are not all in memory."""
     samples = chat.samples
     if isinstance(samples, list | tuple):
-        return f", {sum(len(sample.images) for sample in samples):,} images"
+        return f", {counted(sum(len(sample.images) for sample in samples), 'image')}"
     places = _spread(len(samples))
     mean = sum(len(samples[place].images) for place in places) / max(len(places), 1)
-    return f", about {round(mean * len(samples)):,} images"
+    return f", about {counted(round(mean * len(samples)), 'image')}"
 
 
 def _tokens(

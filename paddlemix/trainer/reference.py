@@ -22,6 +22,7 @@ from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.frozen import frozen_sample
 from paddlemix.trainer.stages import StagePlan, is_adapter
 from paddlemix.utils.journal import Journal
+from paddlemix.utils.shown import amount
 
 FILE = "reference_log_probs.jsonl"
 PORTION = 64
@@ -55,7 +56,7 @@ class Reference:
         """A line about what the reference takes."""
         count = sum(int(np.prod(value.shape)) for value in self.copies.values())
         size = sum(int(np.prod(value.shape)) * value.element_size() for value in self.copies.values())
-        kept = f"a frozen copy of {count:,} numbers, {size / 10**9:.3g} GB on each device"
+        kept = f"a frozen copy of {count:,} numbers, {amount(size)} on each device"
         if not self.off and not count:
             return "reference: the model as it is"
         if not self.off:

@@ -42,6 +42,19 @@ def as_json(value: dict[str, Any] | list[Any] | tuple[Any, ...] | str | float | 
     return text if len(text) <= 80 else text[:76] + "..."
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 row``, ``1,200 rows``; ``many`` where it is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def amount(size: float) -> str:
+    """Bytes as ``8.4 GB``, ``12 MB`` or ``9 kB``: two or three digits, never a power of ten."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale / 10:
+            return f"{size / scale:.{0 if size >= 100 * scale else 1 if size >= scale else 2}f} {unit}"
+    return f"{size:.0f} bytes"
+
+
 def cut(text: str, limit: int) -> str:
     """The beginning and the end of a text that is longer than ``limit`` characters, and how much is missing."""
     if len(text) <= limit:

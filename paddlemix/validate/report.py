@@ -13,6 +13,7 @@ from paddlemix.datasets.sampler import LengthGroupedSampler, shuffled, useful_sh
 from paddlemix.imaging.drawing import CURVE, FAINT, INK, LINE, WRONG, Box, Pen
 from paddlemix.settings.run.training import TrainingSettings
 from paddlemix.trainer.batches import step_counts, total_steps
+from paddlemix.utils.shown import counted
 from paddlemix.validate.survey import Survey
 
 PERCENTILES = (50, 90, 99)
@@ -78,6 +79,13 @@ def cost(found: Survey, settings: TrainingSettings, processes: int, drawn: np.nd
         units, batch, world=processes, accumulate=accumulated, drop_last=training.dataloader_drop_last
     )
     an_epoch = batches // micro
+    shares = {
+        "random": round(useful_share(lengths, order, batch), 4),
+        "group_by_length": grouped(lengths, False),
+        "group_by_modality_length": grouped(signed, True),
+    }
+    if settings.preference.loss_type is None:  # pairs are not packed
+        shares["mixtoken"] = round(useful_share(packs, shuffled(len(packs), training.seed)(0), batch), 4)
     return {
         "processes": processes,
         "rows_an_epoch": len(lengths),
@@ -85,21 +93,17 @@ def cost(found: Survey, settings: TrainingSettings, processes: int, drawn: np.nd
         "steps_an_epoch": an_epoch,
         "steps": total_steps(training, units, processes),
         "tokens_a_step": round(sum(lengths) * settings.preference.answers / max(an_epoch, 1)),
-        "useful_share": {
-            "random": round(useful_share(lengths, order, batch), 4),
-            "group_by_length": grouped(lengths, False),
-            "group_by_modality_length": grouped(signed, True),
-            "mixtoken": round(useful_share(packs, shuffled(len(packs), training.seed)(0), batch), 4),
-        },
-        "packs": len(packs),
+        "useful_share": shares,
+        **({"packs": len(packs)} if "mixtoken" in shares else {}),
     }
 
 
 def lines(data: dict[str, Any]) -> list[str]:
     """The summary for a person."""
     found = [
-        f"{data['rows']:,} rows, {data['bad_rows']:,} of them cannot be used; {data['images']:,} images, "
-        f"{data['rows_without_image']:,} rows without one, {data['turns']:,} answers",
+        f"{counted(data['rows'], 'row')}, {data['bad_rows']:,} of them cannot be used; "
+        f"{counted(data['images'], 'image')}, {counted(data['rows_without_image'], 'row')} without one, "
+        f"{counted(data['turns'], 'answer')}",
         f"{data['tokens']:,} tokens ({data['text_tokens']:,} of text and {data['visual_tokens']:,} visual before the "
         f"cut), {data['learnt_tokens']:,} of them learnt",
         f"max_length {data['max_length']:,}: {data['rows_cut']:,} rows are cut, {data['tokens_cut']:,} tokens",
@@ -118,8 +122,9 @@ def lines(data: dict[str, Any]) -> list[str]:
     share = ", ".join(f"{name} {100 * value:.1f} %" for name, value in price["useful_share"].items())
     return [
         *found,
-        f"{price['steps']:,} steps of {price['rows_a_step']:,} rows on {price['processes']} process(es), about "
-        f"{price['tokens_a_step']:,} tokens each; {price['rows_an_epoch']:,} rows an epoch",
+        f"{counted(price['steps'], 'step')} of {counted(price['rows_a_step'], 'row')} on "
+        f"{counted(price['processes'], 'process', 'processes')}, about {price['tokens_a_step']:,} tokens each; "
+        f"{counted(price['rows_an_epoch'], 'row')} an epoch",
         f"positions that are no padding: {share}",
     ]
 

@@ -174,7 +174,8 @@ def _order(place: str, names: list[str]) -> tuple[int, int]:
 def _bad_row(place: str, reason: str, image: str) -> dict[str, str]:
     found = _PLACE.fullmatch(place)
     file, record = (found["file"], found["record"].strip()) if found else (place, "")
-    return {"file": readable(file), "record": record, "reason": readable(reason), "image": readable(image)}
+    own = reason.removeprefix(place).lstrip(": ") if reason.startswith(place) else reason
+    return {"file": readable(file), "record": record, "reason": readable(own), "image": readable(image)}
 
 
 def _check_clean(parts: list[_Part], target: Path | None) -> None:

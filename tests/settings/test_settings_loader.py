@@ -483,7 +483,7 @@ def test_the_check_leaves_nothing_behind():
     [
         ({"trian": []}, 'unknown key "/dataset/trian", did you mean "train"?'),
         ({"train": {}}, '"/dataset/train" is an object'),
-        ({"train": []}, "expected a list of data sets"),
+        ({"train": []}, "is an empty list; name a data set in it, or take the key away"),
         ({"train": ["x"]}, '"/dataset/train/0" is a text'),
         ({"train": [{"data_files": "a", "chat_templat": "b"}]}, '/chat_templat", did you mean "chat_template"'),
         ({"train": [{"data_files": "a"}, {"data_files": 3}]}, '"/dataset/train/1/data_files" is 3'),

@@ -65,7 +65,7 @@ def test_a_dry_run_imports_no_paddle_writes_nothing_and_says_steps_and_batches(p
     ran = subprocess.run([sys.executable, "-c", code, *rows], capture_output=True, text=True, check=True)
     text = ran.stdout
     assert text.splitlines()[-1] == "False 0"
-    assert "6 rows, 2 of them x 2 micro-batches x 1 processes in a step: 6 steps, 2 an epoch" in text
+    assert "6 rows, 2 of them x 2 micro-batches x 1 process in a step: 6 steps, 2 an epoch" in text
     assert re.search(r"learnt \| .*</s>", text)
     assert re.search(r"masked \| <s>A chat", text)
     assert "visual | <image> x 4" in text

@@ -7,7 +7,7 @@ import pytest
 
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.logging import fit, get_logger
-from paddlemix.utils.shown import MESSAGE, VALUE, cut, escaped, readable, shown
+from paddlemix.utils.shown import MESSAGE, VALUE, amount, counted, cut, escaped, readable, shown
 
 POWERS = {
     "\x1b[2J": "\\x1b[2J",
@@ -69,3 +69,12 @@ def test_an_error_passes_between_processes_as_it_is():
 def test_log_lines_show_escapes(capsys):
     get_logger("test").warning("tensor \x1b[31m")
     assert capsys.readouterr().err == "warning: tensor \\x1b[31m\n"
+
+
+def test_numbers_of_things_and_of_bytes_read_like_a_sentence():
+    assert [counted(1, "row"), counted(1200, "row"), counted(2, "process", "processes")] == [
+        "1 row", "1,200 rows", "2 processes",
+    ]  # fmt: skip
+    assert [amount(size) for size in (12, 8450, 99_000_000, 250_000_000, 3_210_000_000, 140e9)] == [
+        "12 bytes", "8.4 kB", "99.0 MB", "0.25 GB", "3.2 GB", "140 GB",
+    ]  # fmt: skip

@@ -86,7 +86,10 @@ def test_it_finds_what_training_stops_at_in_the_same_words_and_writes_the_rest(
     assert (summary["rows"], summary["bad_rows"], summary["images"], summary["turns"]) == (10, 6, 3, 4)
     for number, bad in enumerate(BAD.values(), start=1):
         alone = [rows[0]] * number + [bad]
-        assert what_training_says(keys(place, alone)) == found[f"/{number}"]["reason"]
+        reason = found[f"/{number}"]["reason"]
+        assert what_training_says(keys(place, alone)).endswith(reason)
+        assert reason
+        assert "mixed.json" not in reason, "file and record have keys of their own"
     assert validate_data.main(flags(place, clean, folder=tmp_path / "again")) == 0
     assert not place.with_name("out").exists()
 
@@ -352,6 +355,7 @@ def test_pairs_of_answers_are_said_to_be_counted_by_the_longer_one(place, tmp_pa
     assert "of the two answers of a row the longer one is counted" in capsys.readouterr().out.replace("\n  ", " ")
     data = json.loads((tmp_path / "summary.json").read_text())
     assert data["cost"]["tokens_a_step"] == 2 * data["tokens"]
+    assert list(data["cost"]["useful_share"]) == ["random", "group_by_length", "group_by_modality_length"], "no packs"
 
 
 def test_an_image_that_was_repaired_after_a_look_is_looked_at_again(place, tmp_path):
@@ -360,3 +364,10 @@ def test_an_image_that_was_repaired_after_a_look_is_looked_at_again(place, tmp_p
     assert validate_data.main(flags(place, rows, folder=tmp_path / "report")) == 3
     Image.new("RGB", (20, 20)).save(place / "late.png")
     assert validate_data.main(flags(place, rows, folder=tmp_path / "report")) == 0
+
+
+def test_a_file_of_which_no_row_can_be_used_is_told_with_the_reason_of_the_first(place, tmp_path, capsys):
+    assert validate_data.main(flags(place, [{"text": "a"}, {"text": "b"}], folder=tmp_path)) == 2
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "no row can be used; the first one: " in told
+    assert '/0: neither "conversations" nor "messages" is there' in told

@@ -21,7 +21,9 @@ def check_dataset(dataset: dict[str, JsonValue], where: str) -> None:
         at = f"/dataset/{part}"
         if part not in _PARTS:
             raise ConfigError(f'{where}: unknown key "{at}"{nearest(part, _PARTS)} (known: {", ".join(_PARTS)})')
-        if not isinstance(entries, list) or not entries:
+        if entries == []:
+            raise ConfigError(f'{where}: "{at}" is an empty list; name a data set in it, or take the key away')
+        if not isinstance(entries, list):
             raise ConfigError(
                 f'{where}: "{at}" is {json_kind(entries)} ({as_json(entries)}); expected a list of data sets'
             )
