@@ -20,7 +20,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.settings.run.loader import load_settings
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.errors import ConfigError
-from paddlemix.utils.options import strict_config
+from paddlemix.utils.options import speaking, strict_config
 from paddlemix.utils.paths import expanded
 
 
@@ -57,6 +57,7 @@ def _run(argv: list[str]) -> int:
         raise SystemExit(0 if argv else 2)
     own, rest = flags.parse_known_args(argv)
     settings = load_settings(rest)
+    from paddlemix.trainer.arguments import names_of_keys
     from paddlemix.validate.run import Options, validate
 
     if own.first_stage:
@@ -65,7 +66,7 @@ def _run(argv: list[str]) -> int:
         raise ConfigError('no rows to look at: set "data_path" or "dataset"')
     clean = None if own.write_clean is None else Path(expanded(own.write_clean))
     options = Options(Path(expanded(own.report)), own.jobs, own.decode, own.processes, clean)
-    with strict_config(settings.model.strict_config):
+    with speaking(names_of_keys(settings)), strict_config(settings.model.strict_config):
         return validate(settings, options, first_stage=own.first_stage)
 
 

@@ -2,6 +2,7 @@
 """``paddlemix validate``: what it finds is what a training would stop at, and what it counts is what is trained on."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -371,3 +372,17 @@ def test_a_file_of_which_no_row_can_be_used_is_told_with_the_reason_of_the_first
     told = capsys.readouterr().err.replace("\n", " ")
     assert "no row can be used; the first one: " in told
     assert '/0: neither "conversations" nor "messages" is there' in told
+
+
+def test_an_unknown_key_of_the_model_is_told_in_the_words_of_the_settings(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = shutil.copytree(Path(__file__).parents[1] / "data" / "onevision" / "onevision", tmp_path / "odd")
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"rope_twist": 1.5}))
+    argv = flags(place, [row("0.png")], "--strict_config", "true", folder=tmp_path / "report")
+    argv[argv.index("--model_name_or_path") + 1] = str(odd)
+    assert validate_data.main(argv) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert '"rope_twist" (1.5) might change' in said
+    assert 'load without "strict_config": true' in said
