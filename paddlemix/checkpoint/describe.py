@@ -16,7 +16,7 @@ from paddlemix.checkpoint.folders import ADAPTERS, CONFIG, MODEL_TYPE, find, kin
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
-from paddlemix.imaging.layout import token_count
+from paddlemix.imaging.layout import token_range
 from paddlemix.settings.dense_connector import NO_CONNECTOR
 from paddlemix.settings.memory import GB, chat_memory, count_parameters, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
@@ -263,9 +263,8 @@ def _say_config(config: LlavaConfig, result: Description) -> None:
     joined = "" if vision.dense_connector == NO_CONNECTOR else f", dense connector {vision.dense_connector}"
     newline = " and a newline row" * config.has_image_newline
     result.facts["projector"] = f"{config.projector_type}{newline}{joined}"
-    sizes = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
-    counts = sorted({token_count(size, image, vision) for size in sizes})
-    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    fewest, most = token_range(image, vision)
+    number = str(most) if fewest == most else f"{fewest} to {most}"
     aspect = image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
     result.facts["images"] = f"{aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
 

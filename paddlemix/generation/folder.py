@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from paddlemix.imaging.layout import token_count
+from paddlemix.imaging.layout import token_range
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig, TextConfig
 from paddlemix.text import model_template, templates
@@ -34,10 +34,8 @@ def picture_tokens(config: LlavaConfig) -> str:
     processor = processor_for(config)
     if processor is None:
         return "no vision tower"
-    side = config.image.crop_size
-    sizes = [(side, side), *((height, width) for width, height in config.image.grid_pinpoints)]
-    counts = sorted({token_count(size, config.image, config.vision) for size in sizes})
-    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    fewest, most = token_range(config.image, config.vision)
+    number = str(most) if fewest == most else f"{fewest} to {most}"
     return f"{number} tokens an image ({config.image.aspect})"
 
 

@@ -237,6 +237,21 @@ def layout_of(size: Size, image: ImageConfig, vision: VisionConfig) -> Layout:
     return layout_for(size, tile_grid(size, image), image, vision)
 
 
+def token_range(image: ImageConfig, vision: VisionConfig) -> tuple[int, int]:
+    """The fewest and the most image tokens of an image that stands alone, its long side up to 200 times the short one.
+
+    Looked for among images that fill canvases of the grid in one direction and a part of them in the other.
+    """
+    canvases = [(image.crop_size, image.crop_size), *((height, width) for width, height in image.grid_pinpoints)]
+    sizes = set()
+    for height, width in canvases:
+        for part in (1 / 200, *(step / 32 for step in range(1, 33))):
+            low, narrow = max(round(part * height), -(-width // 200)), max(round(part * width), -(-height // 200))
+            sizes |= {(low, width), (height, narrow)}
+    counts = [token_count(size, image, vision) for size in sizes]
+    return min(counts), max(counts)
+
+
 def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
     """Image tokens of an image of ``size``: always ``len(layout_of(...).order)``, computed without the order."""
     grid = tile_grid(size, image)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddlemix.imaging.layout import NEWLINE, choose_resolution, layout_for, layout_of, tile_grid, token_count
+from paddlemix.imaging.layout import (
+    NEWLINE,
+    choose_resolution,
+    layout_for,
+    layout_of,
+    tile_grid,
+    token_count,
+    token_range,
+)
 from paddlemix.settings.model import ImageConfig, VisionConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -104,3 +112,13 @@ def test_settings_without_a_rule_are_refused(change, text):
 def test_spatial_merges_refuse_the_class_token():
     with pytest.raises(ConfigError, match='needs mm_vision_select_feature "patch"'):
         layout_of((500, 500), IMAGE, replace(VISION, select_feature="cls_patch"))
+
+
+@pytest.mark.parametrize("most", [None, 1])
+def test_no_image_has_fewer_or_more_tokens_than_the_range_says(most):
+    image = replace(IMAGE, max_tiles=most)
+    sizes = [
+        (short, long) for long in range(1, 1100, 13) for short in {1, *range(1, long + 1, 29)} if long <= 200 * short
+    ]
+    counts = [token_count(size, image, VISION) for size in [*sizes, *((width, height) for height, width in sizes)]]
+    assert token_range(image, VISION) == (min(counts), max(counts))
