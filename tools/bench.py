@@ -266,12 +266,13 @@ def main(argv: list[str] | None = None) -> int:
         from tools.bench_start import main as run
 
         return run(arguments[0], arguments[1:])
+    from paddlemix.utils.options import at_least_one
     from paddlemix.utils.paths import new_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=at_least_one, default=5)
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has torch and transformers")
     parser.add_argument("--json", type=new_file, help="also write the result to this file")
     args = parser.parse_args(arguments)

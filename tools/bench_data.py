@@ -145,11 +145,13 @@ def read_once(path: str, how: str, jobs: int) -> None:
 
 def main(kind: str, arguments: list[str]) -> int:
     """Parse, measure, print."""
+    from paddlemix.utils.options import at_least_one
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000 if kind == "order" else 1_000_000)
+    parser.add_argument("--rows", type=at_least_one, default=100_000 if kind == "order" else 1_000_000)
     parser.add_argument("--lines", action="store_true")
     parser.add_argument("--images", choices=("none", "exists", "header"), default="exists")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--jobs", type=at_least_one, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--read", metavar="FILE", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.read:

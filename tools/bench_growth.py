@@ -128,12 +128,13 @@ def draw_curves(curves: Grown, path: Path, title: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Parse, measure, print, draw."""
+    from paddlemix.utils.options import at_least_one
     from paddlemix.utils.paths import new_file
     from tools.bench import ROOT, SHAPES, Contestant
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=at_least_one, default=3)
     parser.add_argument("--json", type=new_file, help="also write the result to this file")
     parser.add_argument("--png", type=new_file, help="draw the curves into this file (matplotlib)")
     args = parser.parse_args(argv)

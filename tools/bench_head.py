@@ -67,15 +67,16 @@ def work(spec: dict[str, Any]) -> Callable[[], dict[str, float]]:
 
 def main(argv: list[str]) -> int:
     """Run and print."""
+    from paddlemix.utils.options import at_least_one
     from tools.bench import Contestant
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--positions", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--vocab", type=int, default=32000)
+    parser.add_argument("--positions", type=at_least_one, default=4096)
+    parser.add_argument("--width", type=at_least_one, default=1024)
+    parser.add_argument("--vocab", type=at_least_one, default=32000)
     parser.add_argument("--labelled", type=float, default=1.0, metavar="SHARE", help="positions that carry a label")
     parser.add_argument("--frozen", action="store_true", help="the head does not train (LoRA)")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=at_least_one, default=3)
     args = parser.parse_args(argv)
     worker = [sys.executable, str(Path(__file__).with_name("bench.py")), "--worker"]
     with ExitStack() as stack:

@@ -198,12 +198,13 @@ def report(found: dict[str, Any]) -> Iterator[str]:
 
 def main(argv: list[str]) -> int:
     """Run and print."""
+    from paddlemix.utils.options import at_least_one
     from paddlemix.utils.paths import new_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=float, default=0.2, help="GB of each checkpoint's files (real runs: 4 or more)")
     parser.add_argument("--dtypes", default="float16,bfloat16,float32")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=at_least_one, default=3)
     parser.add_argument("--peer", help="interpreter with torch and transformers")
     parser.add_argument("--folder", help="where to put the files (default: the system's temporary folder)")
     parser.add_argument("--json", type=new_file, help="write all figures there")

@@ -215,9 +215,11 @@ def start(folder: Path, args: argparse.Namespace) -> Iterator[str]:
 
 def main(kind: str, arguments: list[str]) -> int:
     """Parse, measure, print."""
+    from paddlemix.utils.options import at_least_one
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000 if kind == "validate" else 1_000_000)
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--rows", type=at_least_one, default=100_000 if kind == "validate" else 1_000_000)
+    parser.add_argument("--jobs", type=at_least_one, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--decode", action="store_true")
     parser.add_argument("--lines", action="store_true")
     parser.add_argument("--kill", default="", help=",".join(KILLS))

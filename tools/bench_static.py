@@ -24,13 +24,14 @@ FORMS = ("dynamic", "static")
 
 def main(argv: list[str]) -> int:
     """Parse, measure, print."""
+    from paddlemix.utils.options import at_least_one
     from paddlemix.utils.paths import new_file
 
     parser = argparse.ArgumentParser(
         prog="tools/bench.py static", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=at_least_one, default=5)
     parser.add_argument("--json", type=new_file, help="also write the result to this file")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

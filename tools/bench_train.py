@@ -206,6 +206,7 @@ def report(method: str, found: dict[str, list[dict[str, float]]]) -> Iterator[st
 
 def main(argv: list[str]) -> int:
     """Run and print."""
+    from paddlemix.utils.options import at_least_one
     from paddlemix.utils.paths import new_file
     from tools.bench import SHAPES
 
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--methods", default="full,lora")
     parser.add_argument("--labelled", type=int, help="places that have a label (default: all text behind the image)")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=at_least_one, default=3)
     parser.add_argument("--peer", help="interpreter with torch, transformers and peft")
     parser.add_argument("--json", type=new_file, help="write all figures there")
     args = parser.parse_args(argv)

@@ -160,7 +160,8 @@ def _look(root: Path, kind: str, result: Description, given: Mapping[str, str | 
     if sources.bits is not None:
         result.facts["bits"] = f"weights of {sources.bits} bits, for inference"
     linear = [name for name, _ in linear_layers(model)]
-    needs = memory_needs(sources.config, {bits: bytes_held(shapes, linear, bits) for bits in (8, 4)})
+    held = {bits: bytes_held(shapes, linear, bits, sources.config.text) for bits in (8, 4)}
+    needs = memory_needs(sources.config, held)
     only = f"chat, {sources.bits} bits"  # codes become no floats and are not trained
     result.memory = needs if sources.bits is None else {only: needs[only]}
     result.notes += sources.plan.report.notes

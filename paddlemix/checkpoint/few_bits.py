@@ -18,38 +18,49 @@ from paddlemix.checkpoint.keymap import PREFIX_PROJECTOR, PREFIX_TOWER
 from paddlemix.checkpoint.plan import LoadEntry
 from paddlemix.ops.low_bits import form
 from paddlemix.ops.low_bits.form import SCALES, Packed
+from paddlemix.settings.model import TextConfig
 from paddlemix.settings.published.config import FEW_BITS
 from paddlemix.utils.errors import CheckpointError
 
 EMBEDDING = "llama.embed_tokens.weight"
+HEAD = "lm_head.weight"
 FEWEST = {16: 16, 8: 8, 4: 8}
-"""Bits of what is small, or decides more: table of tokens, head, projector, keys and values, attention of the tower."""
-_KEYS_AND_VALUES = ("k_proj", "v_proj")
+"""Bits of what is small, or decides more.
+
+That is the projector, the head (the table of tokens where it is one), and keys and values that several heads share.
+"""
+_SHARED = ("k_proj", "v_proj")
 
 
-def bits_of_weights(linear: Iterable[str], bits: int, *, table: bool = True) -> dict[str, int]:
+def bits_of_weights(linear: Iterable[str], bits: int, text: TextConfig, *, table: bool = True) -> dict[str, int]:
     """Bits of each weight that is held in few, by its name, in a model of ``bits`` (16, 8 or 4).
 
     All of the layers ``linear`` (``ops.linear.linear_layers``) and, with ``table``, the table of tokens. The rest
-    (norms, biases, patches, positions) is float.
+    (norms, biases, patches, positions) is float. ``text``: the decoder, which says whether heads share keys and values.
     """
-    found = {EMBEDDING: FEWEST[bits]} if table else {}
-    return found | {f"{name}.weight": _bits_of(name, bits) for name in linear}
+    careful = _SHARED if text.num_key_value_heads < text.num_attention_heads else ()
+    found = {f"{name}.weight": _bits_of(name, bits, careful) for name in linear}
+    if table:
+        found[EMBEDDING] = bits if HEAD in found else FEWEST[bits]
+    return found
 
 
-def bytes_held(shapes: Mapping[str, tuple[int, ...]], linear: Iterable[str], bits: int) -> int:
+def bytes_held(shapes: Mapping[str, tuple[int, ...]], linear: Iterable[str], bits: int, text: TextConfig) -> int:
     """Bytes of parameters of these ``shapes`` on a CPU when the weights are held in ``bits``."""
-    few = bits_of_weights(linear, bits)
+    few = bits_of_weights(linear, bits, text)
     return sum(
         form.nbytes_of(shape_of(name, shape), few[name]) if name in few else 4 * math.prod(shape)
         for name, shape in shapes.items()
     )
 
 
-def _bits_of(name: str, bits: int) -> int:
+def _bits_of(name: str, bits: int, careful: tuple[str, ...]) -> int:
+    """``careful``: ends of names of layers of the decoder."""
     near = f"{name}."
-    careful = near.startswith(PREFIX_PROJECTOR) or name == "lm_head" or name.endswith(_KEYS_AND_VALUES)
-    return FEWEST[bits] if careful or (near.startswith(PREFIX_TOWER) and "attn" in near) else bits
+    if near.startswith(PREFIX_TOWER):
+        return bits
+    decides = near.startswith(PREFIX_PROJECTOR) or f"{name}.weight" == HEAD or name.endswith(careful)
+    return FEWEST[bits] if decides else bits
 
 
 def shape_of(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -78,11 +89,16 @@ def fault(entry: LoadEntry, name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def stored(entry: LoadEntry, name: str, shape: tuple[int, ...]) -> Packed:
-    """The weight as it lies in the file, mapped."""
+    """The weight as it lies in the file, mapped. CheckpointError: a scale is NaN or infinite."""
     parts = []
     for part in (entry.name, entry.name + SCALES):
         mapped = entry.source.mapped(part)
         parts.append(entry.source.read(part) if mapped is None else mapped)
+    if not form.are_finite(parts[1]):
+        info = entry.source.infos()[entry.name + SCALES]
+        raise CheckpointError(
+            f'{info.file}: "{entry.name + SCALES}" holds NaN or infinity; convert or download the weights again'
+        )
     return Packed(entry.bits, shape_of(name, shape), parts[0], parts[1])
 
 

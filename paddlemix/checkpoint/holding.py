@@ -81,7 +81,7 @@ def hold_weights(
     layers, widened = dict(model.named_sublayers()), {}
     if sources.bits is None:
         names = [name for name, _ in linear_layers(model)]
-        chosen = few_bits.bits_of_weights(names, bits, table=runtime.device == "cpu")
+        chosen = few_bits.bits_of_weights(names, bits, model.config.text, table=runtime.device == "cpu")
     else:
         chosen = {name: entry.bits for name, entry in entries.items() if entry.bits is not None}
     for name, number in chosen.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import paddle
 
+from paddlemix.checkpoint.holding import bits_held
 from paddlemix.checkpoint.sources import find_sources
 from paddlemix.generation.answers import AnswerReader, AnswerStream
 from paddlemix.generation.continuous import ContinuousBatch, Row
@@ -54,7 +55,12 @@ def lead(path: str | Path, cards: int, **opening: "Unpack[Opening]") -> "Leading
     if kind != "cpu":
         devices.choose(f"{kind}:{cards - 1}")
     named = {name: opening.get(name) for name in ("base", "vision_tower", "projector")}
-    build_empty(find_sources(path, **named).config, TensorParallel(0, cards, name=name))
+    sources = find_sources(path, **named)
+    in_sixteen = kind == "cpu" and opening.get("dtype") == "bfloat16"
+    bits = bits_held(sources, opening.get("bits") or (16 if in_sixteen else None))
+    if bits is not None:
+        raise ConfigError(f"{path}: weights of {bits} bits are not divided among {cards} cards; leave out {name}")
+    build_empty(sources.config, TensorParallel(0, cards, name=name))
     group = Group(kind, cards, {"path": str(path), "opening": dict(opening)})
     found = LeadingPredictor.load(path, parallel=group.join(), device=name_of(kind, 0), **opening)
     group.wait()

@@ -10,7 +10,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops.dispatch import Kernel, Operator, plain
-from paddlemix.ops.lean import apply_once, is_lean
+from paddlemix.ops.lean import apply_once, is_lean, keeps_nothing
 from paddlemix.ops.npu import fused
 from paddlemix.ops.runtime import FUSED, Runtime
 from paddlemix.utils.registry import Registry
@@ -64,6 +64,9 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runt
 
     Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first.
     """
+    if keeps_nothing(runtime.device):  # where no fused operator is
+        gate, up = _halves(gate, up)
+        return act(gate).multiply_(up)
     if act is not silu:
         return _gated(act, gate, up)
     if up is not None and is_lean(runtime.device, gate, up):
@@ -76,10 +79,16 @@ def swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
     return _gated(silu, gate, up)
 
 
+def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    if up is not None:
+        return gate, up
+    half = gate.shape[-1] // 2
+    gate, up = paddle.split(gate, [half, half], axis=-1)  # with sections: plug-ins of the NPU are known to have it
+    return gate, up
+
+
 def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None) -> Tensor:
-    if up is None:
-        half = gate.shape[-1] // 2
-        gate, up = paddle.split(gate, [half, half], axis=-1)  # with sections: plug-ins of the NPU are known to have it
+    gate, up = _halves(gate, up)
     return act(gate) * up
 
 

@@ -22,6 +22,11 @@ def is_lean(device: str, *tensors: Tensor) -> bool:
     return all(one.dtype == paddle.float32 for one in tensors) and not all(one.stop_gradient for one in tensors)
 
 
+def keeps_nothing(device: str) -> bool:
+    """Whether ``device`` is a CPU that computes without gradients: memory is free as soon as nobody reads it."""
+    return device == "cpu" and not paddle.is_grad_enabled() and paddle.in_dynamic_mode()
+
+
 def apply_once(layer: type[PyLayer], *arguments: Any) -> Tensor:
     """``layer.apply`` whose second backward pass is a RuntimeError.
 

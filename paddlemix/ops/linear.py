@@ -284,6 +284,14 @@ class Fused:
         alike = not any(held) or all(one is not None and one.parts for one in held)
         return alike and all(type(layer) is Linear for layer in layers)
 
+    def serves(self, x: Tensor) -> bool:
+        """Whether one product is better for ``x`` [..., in] than those of the layers.
+
+        Not for many rows and weights of few bits: they go portion by portion anyway, and what was joined would be
+        copied again to be cut.
+        """
+        return self.low_bits is None or self.low_bits.joins(x)
+
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., sum of out]``, in the order of the layers."""
         if self.low_bits is not None:

@@ -74,9 +74,10 @@ class Journal(Generic[Record]):
             raise ConfigError(f"{self.path}: not the journal of a run; remove it, or --restart to begin anew")
         for name in sorted({*former, *settings}):
             if former.get(name) != settings.get(name):
+                before, now = (shown(one[name]) if one.get(name) is not None else None for one in (former, settings))
                 raise ConfigError(
-                    f"{self.path}: the run that stopped here had {name} {shown(former.get(name))}, this one has "
-                    f"{shown(settings.get(name))}; give the same, {self._anew}"
+                    f"{self.path}: the run that stopped here had {f'{name} {before}' if before else f'no {name}'}, "
+                    f"this one has {now or 'none'}; give the same, {self._anew}"
                 )
 
     def add(self, batch: int, records: list[Record]) -> None:

@@ -9,7 +9,7 @@ ask ``current()``. Without a command they speak of the arguments of ``load_model
 """
 
 import contextlib
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -76,6 +76,13 @@ def command_parser(
     found = ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
     found.add_argument("--debug", action="store_true", help=debug)
     return found
+
+
+def at_least_one(text: str) -> int:
+    """For flags that count something: ``type=at_least_one``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def model_flags(parser: ArgumentParser, *, base: Sequence[str] = ("base",), dash: str = "-") -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoint import holding, load
+from paddlemix.checkpoint import few_bits, holding, load
 from paddlemix.checkpoint.convert import layouts
 from paddlemix.checkpoint.convert.layouts import convert
 from paddlemix.checkpoint.describe import describe
@@ -143,6 +143,8 @@ SCALES = f"{WEIGHT}_scales"
             lambda tensors: tensors.update({SCALES: ("float16", tensors[SCALES][1].view("<f2"))}),
             "has scales of float16, not of bfloat16",
         ),
+        (lambda tensors: tensors[SCALES][1].__setitem__((3, 0), 0x7FC0), f'safetensors: "{SCALES}" holds NaN or inf'),
+        (lambda tensors: tensors[SCALES][1].__setitem__((0, 0), 0xFF80), f'safetensors: "{SCALES}" holds NaN or inf'),
     ],
 )
 def test_what_is_wrong_with_codes_and_scales_is_named(
@@ -151,6 +153,17 @@ def test_what_is_wrong_with_codes_and_scales_is_named(
     with pytest.raises(CheckpointError) as caught:
         load_model(edited(folders[8], tmp_path / "wrong", change))
     assert told in str(caught.value)
+
+
+def test_of_four_bits_what_decides_more_has_eight() -> None:
+    linear = ["llama.vision_tower.vision_tower.vision_model.transformer.layers.0.self_attn.k_proj", "lm_head"]
+    linear += ["llama.mm_projector.0", *(f"llama.layers.0.self_attn.{one}_proj" for one in "qkvo")]
+    for kv_heads, keys in ((4, 4), (2, 8)):
+        text = TextConfig(64, 32, 64, 1, 4, kv_heads)
+        found = few_bits.bits_of_weights(linear, 4, text)
+        assert list(found.values()) == [4, 8, 8, 4, keys, keys, 4, 4], "the last one is the table of tokens"
+        tied = few_bits.bits_of_weights([name for name in linear if name != "lm_head"], 4, text)
+        assert tied[few_bits.EMBEDDING] == 8
 
 
 def test_what_few_bits_cannot_do_is_refused_by_name(folders: dict[int, Path], tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import paddle
 import pytest
 
+from paddlemix.checkpoint.convert.layouts import convert
+from paddlemix.generation import lockstep
 from paddlemix.generation.load import load_chat, load_predictor
 from paddlemix.generation.lockstep import common_store
 from paddlemix.generation.prefix import Slot
@@ -153,6 +155,17 @@ def test_cards_with_unequal_parts_keep_the_same_rows() -> None:
 def test_what_cannot_be_divided_is_told_before_a_process_is_started(cards: int, device: str, said: str) -> None:
     with speaking(OPTIONS), pytest.raises(PaddleMixError, match=said):
         load_predictor(MODEL, cards=cards, device=device)
+
+
+def test_weights_of_few_bits_are_refused_before_a_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockstep, "Group", None)
+    convert(MODEL, tmp_path / "8", "own", bits=8)
+    for path, bits, opening in ((tmp_path / "8", 8, {}), (MODEL, 4, {"bits": 4}), (MODEL, 16, {"dtype": "bfloat16"})):
+        said = f"weights of {bits} bits are not divided among 2 cards; leave out --num-gpus"
+        with speaking(OPTIONS), pytest.raises(ConfigError, match=said):
+            load_predictor(path, cards=2, device="cpu", **opening)
 
 
 def test_beams_are_refused_before_a_process_is_started() -> None:

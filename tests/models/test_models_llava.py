@@ -9,6 +9,7 @@ import pytest
 
 from paddlemix.imaging.layout import NEWLINE, Layout
 from paddlemix.models.llava import allocate, build_empty, init_weights
+from paddlemix.models.llm import cache as cache_room
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import add_lora
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
@@ -150,8 +151,22 @@ def test_a_cache_grows_over_its_blocks():
             part = model.decode(embeds[:, first:last], positions[:, first:last], Mask(True, offset=first), cache)
             parts.append(part)
     assert cache.length == 300
-    assert cache.capacity == 384
+    assert cache.capacity == 320
     np.testing.assert_allclose(paddle.concat(parts, axis=1).numpy(), whole, atol=CLOSE)
+
+
+def test_a_large_cache_that_was_made_anew_leaves_no_free_memory_behind(monkeypatch):
+    model, given_back = model_of(), []
+    monkeypatch.setattr(cache_room, "give_memory_back", lambda: given_back.append(cache.length))
+    # One step behind the prompt, which has room for it, and behind the place that no block had room for.
+    for large, wanted in ((1 << 40, []), (1, [126, 130])):
+        monkeypatch.setattr(cache_room, "LARGE", large)
+        with paddle.no_grad():
+            embeds, positions = embedded(model, [row(4, 130)])
+            cache = model.new_cache(1)
+            for first, last in ((0, 64), (64, 126), *((place, place + 1) for place in range(126, 130))):
+                model.decode(embeds[:, first:last], positions[:, first:last], Mask(True, offset=first), cache)
+        assert given_back == wanted
 
 
 def test_a_trimmed_cache_equals_a_fresh_one():

@@ -7,6 +7,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.models.llm import cache as cache_room
+from paddlemix.models.llm.slot_cache import RowCache, SlotCache
 from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import ConfigError
@@ -125,3 +127,21 @@ def test_a_traced_row_without_room_spoils_no_other_row() -> None:
     keys = cache.keys[0].numpy()[:, 0, :, 0]
     assert keys[1].tolist() == [0, 1057, 0, 0, 0, 0]
     assert keys[0, :-1].tolist() == [0] * 5
+
+
+def test_the_step_behind_a_change_of_slots_gives_free_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_room, "LARGE", 1)
+    given_back: list[int] = []
+    monkeypatch.setattr(cache_room, "give_memory_back", lambda: given_back.append(cache.capacity))
+    part = (paddle.zeros([1, 2, 2, WIDTH]),)  # heads or places first
+    row = RowCache(part, part, 2)
+    for device, wanted in (("cpu", [6, 8]), ("gpu", [])):
+        cache = SlotCache(row, 1, 6, Runtime(device))
+        cache.put(0, row)
+        for _ in range(2):
+            cache.advance(1)
+        cache.resize([0], 2, 8)
+        for _ in range(2):
+            cache.advance(1)
+        assert given_back == wanted
+        given_back.clear()

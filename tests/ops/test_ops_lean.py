@@ -100,6 +100,36 @@ def test_less_is_kept_for_the_backward_pass(name, share, monkeypatch):
     assert own <= share * plain
 
 
+def gate_and_up(both: paddle.Tensor) -> paddle.Tensor:
+    return activation.gated(activation.silu, both, None, RUNTIME)
+
+
+WITHOUT = {
+    "swiglu": (CASES["swiglu"][0], [[2, 300, 960]] * 2, 1.5),
+    "swiglu of both": (gate_and_up, [[2, 300, 1920]], 3.5),
+    "attention of all": (attention(Mask(causal=False)), [[1, 600, 4, 16]] * 3, 40),
+}
+"""Name: (function, shapes, most memory beside what is given: in sizes of the result)."""
+
+
+@pytest.mark.parametrize(("call", "shapes", "most"), WITHOUT.values(), ids=WITHOUT)
+def test_without_gradients_the_result_is_the_same_in_less_memory(call, shapes, most):
+    tensors = [paddle.randn(shape) for shape in shapes]
+    before = [tensor.numpy() for tensor in tensors]
+    for tensor in tensors:
+        tensor.stop_gradient = False
+    wanted, core = call(*tensors).numpy(), paddle.base.core
+    with paddle.no_grad():
+        held = core.host_memory_stat_current_value("Allocated", 0)
+        core.host_memory_stat_reset_peak_value("Allocated", 0)
+        found = call(*tensors)
+        taken = core.host_memory_stat_peak_value("Allocated", 0) - held
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6, atol=1e-6)
+    for tensor, values in zip(tensors, before, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), values)
+    assert taken <= 4 * found.size * most
+
+
 def test_what_was_kept_is_free_after_the_backward_pass():
     """Paddle holds a layer's context as long as its loss, were it not told otherwise."""
     gate, up = (paddle.randn([500, 500]) for _ in range(2))

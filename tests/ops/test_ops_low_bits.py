@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of few bits: what rounding keeps, and kernels against numpy on shapes that fit no vector."""
 
+import hashlib
 import inspect
 import os
 import shutil
@@ -68,6 +69,30 @@ def test_products_equal_those_of_the_widened_weights(kernel: type, bits: int) ->
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_many_rows_are_multiplied_portion_by_portion(kernel: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [form.packed(drawn(out, 40), (out, 40), bits) for out, bits in ((50, 4), (7, 8))]
+    x, bias = drawn(FEW_ROWS + 3, 40), drawn(57)
+    wanted = x @ np.concatenate([part.rows(0, part.shape[0]) for part in parts]).T
+    monkeypatch.setattr(weights, "_PORTION", 40 * 8)
+    for added in (None, bias):
+        given = None if added is None else paddle.to_tensor(added)
+        found = kernel(parts).product(paddle.to_tensor(x).reshape([1, -1, 40]), given).numpy()
+        np.testing.assert_allclose(found[0], wanted if added is None else wanted + bias, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_many_rows_need_no_memory_beyond_the_result_and_a_portion(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, x = Compiled([form.packed(drawn(1024, 64), (1024, 64), 8)]), paddle.zeros([512, 64])
+    monkeypatch.setattr(weights, "_PORTION", 64 * 64)
+    core = paddle.base.core
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    core.host_memory_stat_reset_peak_value("Allocated", 0)
+    found = held.product(x, paddle.ones([1024]))
+    taken = core.host_memory_stat_peak_value("Allocated", 0) - before
+    assert taken <= 1.2 * 4 * found.size
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_of_another_width_are_refused(kernel: type) -> None:
     held = kernel([form.packed(drawn(6, 40), (6, 40), 8)])
     for width in (20, 39, 80):
@@ -118,7 +143,10 @@ def test_layers_of_one_input_are_one_product_without_a_copy_of_their_codes(kerne
     assert layers[0](x).shape == [2, 5, 6]
 
 
-def test_a_flag_chooses_the_kernel_and_none_is_chosen_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_chooses_the_kernel_and_none_is_chosen_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPMIX_HOME", str(tmp_path))  # where no library is kept
     held = form.packed(drawn(4, 32), (4, 32), 8)
     forced = Runtime("cpu", {weights.NAME: Choice("plain", by="PADDLEMIX_LOW_BITS=plain")})
     assert type(hold(forced, [held])) is Plain
@@ -163,6 +191,20 @@ def test_processes_that_compile_at_once_leave_one_library_in_a_folder_of_their_o
         made.chmod(0o700)
         assert build._load().paddlemix_small() == 1, "a broken file gives way to a new one"
         assert [path.read_bytes() == whole for path in folder.iterdir()] == [True]
+    assert not warnings
+    tmp_path.chmod(0o777)  # another user could put a folder in its place
+    assert build._load().paddlemix_small() == 1
+    assert warnings.pop().endswith(f"others may write into {tmp_path}, and put another folder in its place")
+    tmp_path.chmod(0o1777)
+    assert build._load().paddlemix_small() == 1
+    tmp_path.chmod(0o755)
+    made.unlink()
+    broken = b"no library"  # as one from a machine with a newer C library
+    (folder / f"{made.stem.rpartition('-')[0]}-{hashlib.sha256(broken).hexdigest()[:16]}.so").write_bytes(broken)
+    assert build._load().paddlemix_small() == 1
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(build.shutil, "which", lambda name: None)
+        assert build._load().paddlemix_small() == 1, "what is kept needs no compiler"
     assert not warnings
     folder.chmod(0o777)
     before = made.stat().st_mtime_ns

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from tools import bench, bench_growth
+from tools import bench, bench_bits, bench_growth
 from tools.bench_limits import shares
 
 LIMITS = {"product": 1.0, "read": 4.0}
@@ -60,3 +60,19 @@ def test_growth_is_drawn_and_told_against_the_first_size(tmp_path):
         "1000.0",
         "(2.00)",
     ]
+
+
+@pytest.mark.parametrize("kind", ["decode", "bits", "all", "head", "load", "static", "train"])
+def test_no_repetition_is_refused_before_anything_is_made(kind, capsys):
+    for count in ("0", "-1", "two"):
+        with pytest.raises(SystemExit) as ended:
+            bench.main([kind, "--repeat", count])
+        assert ended.value.code == 2
+        assert f"--repeat: '{count}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_aims_are_told_for_the_shape_that_they_speak_of():
+    row = {"memory": 8e6, "decode": 0.1, "prefill": 0.1, "vision": 0.1, "cosine": 0.9}
+    assert "8 bits   memory 8 MB, 1.000 x [<= 0.32]" in bench_bits.line_of(8, row, row, bench_bits.AIMS[8])
+    assert "cosine 0.90000 [>= 0.999]" in bench_bits.line_of(8, row, row, bench_bits.AIMS[8])
+    assert "[" not in bench_bits.line_of(8, row, row, {})

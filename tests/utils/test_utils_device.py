@@ -41,6 +41,21 @@ def test_an_unknown_device_is_told_with_the_choices(name, text):
         device.choose(name)
 
 
+@pytest.mark.skipif(device._trim() is None, reason="another C library")
+def test_freed_memory_goes_back_to_the_system():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    device.tune_cpu()  # malloc keeps what is freed from here on
+    blocks = [bytearray(1 << 20) for _ in range(64)]
+    kept = blocks[1::2]  # between holes
+    before = resident()
+    del blocks
+    device.give_memory_back()
+    assert resident() < before - (16 << 20)
+    assert len(kept) == 32
+
+
 def test_an_unknown_dtype_is_told_with_the_choices():
     with pytest.raises(ConfigError, match='dtype "int8": expected one of float32'):
         device.choose("cpu", "int8")

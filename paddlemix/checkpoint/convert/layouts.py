@@ -192,7 +192,7 @@ def _open(
     job = _Job(sources, to, dtype, _memory(sources))
     if bits is not None:
         names = [name for name, _ in linear_layers(model)]
-        found = bits_of_weights(names, bits).items()
+        found = bits_of_weights(names, bits, sources.config.text).items()
         job.bits, job.few = bits, {name: number for name, number in found if name in sources.plan.entries}
         job.dtype = job.dtype or "float32"
     job.notes += [*sources.plan.report.warnings, *sources.plan.report.notes]

@@ -11,10 +11,16 @@ from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.select import cache_keeps_heads_first
 from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import TextConfig
+from paddlemix.utils.device import give_memory_back
 from paddlemix.utils.errors import ConfigError
 
 BLOCK = 128
 """Places that are added at a time. The unused tail is hidden by the causal rule of the mask."""
+BLOCK_ON_CPU = 64
+"""The same for one cache on a CPU, where a step reads the tail too: twice the copying takes what it saves there."""
+
+LARGE = 16 << 20
+"""Bytes of a cache from which on what it leaves behind is worth giving back."""
 
 
 class Cache(Protocol):
@@ -71,10 +77,13 @@ class KVCache:
         self.heads_first = cache_keeps_heads_first(runtime)
         self._on_npu = runtime.device == "npu"
         self._slots: tuple[tuple[int, int, int], Tensor] | None = None
-        self._wanted = _blocks(capacity)
+        self._on_cpu = runtime.device == "cpu"
+        self._block = BLOCK_ON_CPU if self._on_cpu else BLOCK
+        self._wanted = self._blocks(capacity)
         self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
         self._values: list[Tensor | None] = [None] * config.num_hidden_layers
         self._lent: set[int] = set()
+        self._rebuilt = self._leaves_free = False
 
     @property
     def capacity(self) -> int:
@@ -108,8 +117,15 @@ class KVCache:
         return keys, values
 
     def advance(self, count: int) -> None:
-        """``count`` more places are filled in every layer."""
+        """``count`` more places are filled in every layer.
+
+        A step that makes the tensors anew frees the old ones, and a prompt what its many rows took beside them, some of
+        it after this call. It would stay with the process for good, so the next step gives it back.
+        """
         self.length += count
+        if self._leaves_free and not self._rebuilt:
+            give_back_beside(self._keys, self._values)
+        self._leaves_free, self._rebuilt = self._rebuilt and self._on_cpu, False
 
     def trim(self, length: int) -> None:
         """Keep the first ``length`` places. What lies behind is overwritten by the next step."""
@@ -143,11 +159,16 @@ class KVCache:
     def _axis(self) -> int:
         return 2 if self.heads_first else 1
 
+    def _blocks(self, places: int) -> int:
+        return -(-places // self._block) * self._block
+
     def _write(self, held: Tensor | None, new: Tensor, end: int, number: int) -> Tensor:
         size = 0 if held is None else held.shape[self._axis]
+        if end > size and self._on_cpu and new.shape[self._axis] > 1:
+            end += 1  # a prompt is followed by a token, which would copy all of a cache that is just full
         if end > size or new.shape[self._axis] >= BLOCK or number in self._lent:
             self._lent.discard(number)
-            return self._rebuild(held, new, max(_blocks(end), self._wanted, size))
+            return self._rebuild(held, new, max(self._blocks(end), self._wanted, size))
         if self._on_npu:
             return self._put(held, new) if new.shape[1] == 1 else self._rebuild(held, new, size)
         if self.heads_first:
@@ -174,6 +195,7 @@ class KVCache:
 
         The tail is zeros, because a weight of exactly 0 still meets the value: 0 * NaN would be NaN.
         """
+        self._rebuilt = True
         parts = [new.astype(self.dtype)]
         if self.length:
             parts.insert(0, held[:, :, : self.length] if self.heads_first else held[:, : self.length])
@@ -184,8 +206,16 @@ class KVCache:
         return parts[0] if len(parts) == 1 else paddle.concat(parts, axis=self._axis)
 
 
-def _blocks(places: int) -> int:
-    return -(-places // BLOCK) * BLOCK
+def give_back_beside(keys: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> None:
+    """After these tensors (of one shape) took the place of others on a CPU: free memory goes back to the system.
+
+    Small ones leave little behind, and the question itself takes time.
+    """
+    first = keys[0]
+    if first is None or not paddle.in_dynamic_mode():
+        return
+    if (len(keys) + len(values)) * int(first.size) * first.element_size() >= LARGE:
+        give_memory_back()
 
 
 def take_rows(held: Tensor, rows: list[int]) -> Tensor:

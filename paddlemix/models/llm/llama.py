@@ -42,7 +42,8 @@ class LlamaAttention(nn.Layer):
     def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         x = self.parallel.copy_to_ranks(x)
-        q, k, v = self._project(x, tables) if self.fused is None else self._project_fused(x, tables)
+        together = self.fused is not None and self.fused.serves(x)
+        q, k, v = self._project_fused(x, tables) if together else self._project(x, tables)
         heads_first = False
         if cache is not None:
             k, v = cache.append(self.index, k, v)
@@ -94,10 +95,10 @@ class LlamaMLP(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, D]`` to the same shape."""
         x = self.parallel.copy_to_ranks(x)
-        if self.fused is None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
+        if self.fused is not None and self.fused.serves(x):
             gate, up = self.fused(x), None
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(gated(self.act, gate, up, self.parallel.runtime))
 
     def fuse(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from paddlemix.models.llm.cache import give_back_beside
 from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.ops.runtime import Runtime
 from paddlemix.utils.errors import ConfigError
@@ -42,6 +43,7 @@ class SlotCache(StaticCache):
     def __init__(self, row: RowCache, slots: int, capacity: int, runtime: Runtime) -> None:
         """``row`` says how many layers there are, of which shape and dtype; it is not taken in."""
         super().__init__(len(row.keys), capacity, str(row.keys[0].dtype).rpartition(".")[2], runtime)
+        self._on_cpu = self._leaves_free = runtime.device == "cpu"
         self.slots = slots
         self.filled = np.zeros(slots, dtype=np.int64)
         self.active = np.zeros(slots, dtype=bool)
@@ -59,6 +61,7 @@ class SlotCache(StaticCache):
             self.keys[layer] = self._written(self.keys[layer], self._first(keys, row.length), index)
             self.values[layer] = self._written(self.values[layer], self._first(values, row.length), index)
         self.filled[slot], self.active[slot] = row.length, True
+        self._leaves_free = self._on_cpu  # what the prompt took beside its places
         self._set(self.filled.copy())
 
     def take(self, slot: int) -> RowCache:
@@ -81,8 +84,10 @@ class SlotCache(StaticCache):
         ``capacity`` must not be below the length of any of them.
         """
         places, self.capacity = min(capacity, self.capacity), capacity
-        self.keys = [self._resized(held, rows, slots, places) for held in self.keys]
-        self.values = [self._resized(held, rows, slots, places) for held in self.values]
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):  # one of them twice at a time
+            self.keys[layer] = self._resized(keys, rows, slots, places)
+            self.values[layer] = self._resized(values, rows, slots, places)
+        self._leaves_free = self._on_cpu
         spare = slots - len(rows)
         self.filled = np.concatenate([self.filled[rows], np.zeros(spare, dtype=np.int64)])
         self.active = np.concatenate([self.active[rows], np.zeros(spare, dtype=bool)])
@@ -91,6 +96,9 @@ class SlotCache(StaticCache):
 
     def advance(self, count: int) -> None:
         """``count`` more places are filled in every row that is in use."""
+        if self._leaves_free:
+            self._leaves_free = False
+            give_back_beside(self.keys, self.values)
         self.filled = self.filled + count * self.active
         self._set(self.filled.copy())
 

@@ -17,7 +17,7 @@ from paddlemix.ops import compat
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
-from paddlemix.ops.lean import apply_once, is_lean
+from paddlemix.ops.lean import apply_once, is_lean, keeps_nothing
 from paddlemix.ops.runtime import Runtime
 from paddlemix.ops.tracing import contiguous, size
 
@@ -140,7 +140,7 @@ def _weights(q: Tensor, k: Tensor, mask: Mask, dense: Tensor | None) -> Iterator
     batch, heads, q_len, width = q.shape
     kv_heads, k_len = k.shape[1], k.shape[2]
     q = q.reshape([batch, kv_heads, heads // kv_heads, q_len, width])
-    block = BLOCK if mask.causal else q_len
+    block = BLOCK if mask.causal or keeps_nothing("cpu") else q_len
     for first in range(0, q_len, block):
         last = min(first + block, q_len)
         seen = mask.reach(last, k_len)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile a file of kernels (``kernels.c``) with this machine's C compiler, once, and load it.
 
-The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made of (source, compiler, flags and
-processor), and that of its bytes. The folder has to belong to the user alone, since what lies there is run; where it
-cannot be used the library is compiled into a temporary folder for this process.
+The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made for (source, flags and processor), and
+that of its bytes; once it is there no compiler is needed. The folder has to belong to the user alone, since what lies
+there is run; where it cannot be used the library is compiled into a temporary folder for this process.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -61,16 +62,18 @@ def _load(source: Path | None = None) -> ctypes.CDLL:
     source = source or SOURCE
     if sys.byteorder != "little":
         raise NoKernelsError("the processor is big-endian")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
-    name = f"{source.stem}-{_digest(compiler, source)}"
+    name = f"{source.stem}-{_digest(source)}"
     folder = paths.home("kernels")
     reason = _unusable(folder)
     if reason is None:
         for kept in folder.glob(f"{name}-*.so"):
             if _is_ours(kept) and kept == folder / _named(name, kept):
-                return ctypes.CDLL(str(kept))
+                with contextlib.suppress(OSError):  # made on a machine with a newer C library
+                    return ctypes.CDLL(str(kept))
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
+    if reason is None:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
             made = _compiled(compiler, source, Path(place) / f"{name}.so")
             kept = folder / _named(name, made)
@@ -86,9 +89,8 @@ def _named(name: str, library: Path) -> str:
     return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
-def _digest(compiler: str, source: Path) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603
-    facts = (source.read_bytes(), version.stdout, " ".join(FLAGS).encode(), _processor().encode())
+def _digest(source: Path) -> str:
+    facts = (source.read_bytes(), " ".join(FLAGS).encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 
@@ -112,7 +114,19 @@ def _unusable(folder: Path) -> str | None:
         return f"{folder} belongs to another user"
     if facts.st_mode & 0o022:
         return f"others may write into {folder}"
+    for above in folder.resolve().parents:
+        if _others_may_rename(above.stat()):
+            return f"others may write into {above}, and put another folder in its place"
     return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+
+def _others_may_rename(facts: os.stat_result) -> bool:
+    """Whether somebody else may exchange what lies in a folder; a sticky one (/tmp) leaves each his own.
+
+    The user's own group counts as the user: many systems give everybody one, and let it write.
+    """
+    own_group = not hasattr(os, "getegid") or facts.st_gid == os.getegid()
+    return bool(facts.st_mode & (0o002 if own_group else 0o022)) and not facts.st_mode & stat.S_ISVTX
 
 
 def _is_ours(path: Path) -> bool:

@@ -166,6 +166,11 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def are_finite(bits: np.ndarray) -> bool:
+    """Whether bfloat16 values (as uint16, any shape) are numbers: NaN and infinity have all bits of the exponent."""
+    return not bool(((bits & np.uint16(0x7F80)) == np.uint16(0x7F80)).any())
+
+
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     """Finite float32 values (any shape) as bfloat16 (uint16), to nearest even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

@@ -335,6 +335,17 @@ int paddlemix_widen(int bits, const uint8_t *codes, const uint16_t *scales, long
     return 0;
 }
 
+/* y [rows, count] (its rows `stride` floats apart) = piece [rows, count], plus bias [count] or NULL. */
+int paddlemix_put(const float *piece, long rows, long count, float *y, long stride, const float *bias) {
+    for (long m = 0; m < rows; m++, piece += count, y += stride) {
+        if (bias)
+            for (long n = 0; n < count; n++) y[n] = piece[n] + bias[n];
+        else
+            memcpy(y, piece, sizeof(float) * (size_t)count);
+    }
+    return 0;
+}
+
 /* y [count, in] = the rows of the weight [out, in] that `ids` [count] name; 1 when one of them has no row. */
 int paddlemix_rows(int bits, const uint8_t *codes, const uint16_t *scales, const int64_t *ids, long count, long in,
                    long out, float *y) {

@@ -11,7 +11,7 @@ file too. Many rows at once are multiplied by paddle's own product, a portion of
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,6 +56,9 @@ class Weights(Protocol):
         On a CPU ValueError: x has rows of another width.
         """
 
+    def joins(self, x: Tensor) -> bool:
+        """Whether the product of ``x`` [..., in] gains when several weights are side by side."""
+
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of the weight that int64 ``ids`` [...] name: float32 [..., in]. ValueError: there is no such row."""
 
@@ -71,17 +74,22 @@ class _OnCpu:
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See ``Weights``."""
         self._check(x)
-        width = self.shape[1]
-        flat = x.reshape([-1, width])
-        pieces = []
-        step = max(1, _PORTION // width)
-        for number, part in enumerate(self.parts):
-            for first in range(0, part.shape[0], step):
-                wide = self.widened(number, first, min(step, part.shape[0] - first))
-                pieces.append(paddle.matmul(flat, wide, transpose_y=True))
+        pieces = list(self._pieces(x.reshape([-1, self.shape[1]])))
         out = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=-1)
         out = out.reshape([*x.shape[:-1], self.shape[0]])
         return out if bias is None else out + bias
+
+    def joins(self, x: Tensor) -> bool:
+        """See ``Weights``: x is [..., in]."""
+        return math.prod(x.shape[:-1]) <= FEW_ROWS
+
+    def _pieces(self, rows: Tensor) -> Iterator[Tensor]:
+        """``rows`` [N, in] times one portion of the weights after another: [N, n] each."""
+        step = max(1, _PORTION // self.shape[1])
+        for number, part in enumerate(self.parts):
+            for first in range(0, part.shape[0], step):
+                wide = self.widened(number, first, min(step, part.shape[0] - first))
+                yield paddle.matmul(rows, wide, transpose_y=True)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != self.shape[1]:
@@ -116,7 +124,7 @@ class Compiled(_OnCpu):
     def __init__(self, parts: Sequence[Packed]) -> None:
         super().__init__(parts)
         found = build.library()
-        self._product, self._widen, self._rows = (
+        self._product, self._widen, self._rows, self._put = (
             _typed(getattr(found, f"paddlemix_{name}"), kinds) for name, kinds in _ARGUMENTS.items()
         )
         self._fork, self._threads = build.team()
@@ -132,8 +140,10 @@ class Compiled(_OnCpu):
         before = x.shape[:-1]
         self._check(x)  # the kernel would read past the rows
         rows = math.prod(before)  # x.size would be an operator
-        if rows > FEW_ROWS or x.dtype != paddle.float32:
+        if x.dtype != paddle.float32:
             return super().product(x, bias)
+        if rows > FEW_ROWS:
+            return self._of_many(x, bias)
         x = x if x.is_contiguous() else x.contiguous()
         y = paddle._C_ops.empty([*before, out], paddle.float32, self._device)  # paddle.empty takes 3 us more
         place, given, added = y.data_ptr(), x.data_ptr(), None if bias is None else bias.data_ptr()
@@ -142,6 +152,19 @@ class Compiled(_OnCpu):
                 part.bits, codes, scales, given, rows, width, count, place, out, added, self._fork, self._team()
             ):
                 raise MemoryError(f"no memory for {rows} rows of {width} values")
+            place += 4 * count
+            added = None if added is None else added + 4 * count
+        return y
+
+    def _of_many(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Each portion's product goes to its place at once: joined at the end, they would be in memory twice."""
+        flat, out = x.reshape([-1, self.shape[1]]), self.shape[0]
+        rows = flat.shape[0]
+        y = paddle.empty([*x.shape[:-1], out], dtype="float32")
+        place, added = y.data_ptr(), None if bias is None else bias.data_ptr()
+        for piece in self._pieces(flat):
+            count = piece.shape[1]
+            self._put(piece.data_ptr(), rows, count, place, out, added)
             place += 4 * count
             added = None if added is None else added + 4 * count
         return y
@@ -210,6 +233,10 @@ class OnCard:
             group_size=self.group,
         )  # fmt: skip
 
+    def joins(self, x: Tensor) -> bool:
+        """See ``Weights``: x is [..., in]."""
+        return True
+
     def rows(self, ids: Tensor) -> Tensor:
         """A card keeps its table of tokens in 16 bits."""
         raise NotImplementedError
@@ -221,8 +248,9 @@ _ARGUMENTS = {
     "product": (*_WEIGHT, _PLACE, _LONG, _LONG, _LONG, _PLACE, _LONG, _PLACE, _PLACE, _INT),
     "widen": (*_WEIGHT, _LONG, _LONG, _LONG, _PLACE, _PLACE, _INT),
     "rows": (*_WEIGHT, _PLACE, _LONG, _LONG, _LONG, _PLACE),
+    "put": (_PLACE, _LONG, _LONG, _PLACE, _LONG, _PLACE),
 }
-"""Of the functions of ``kernels.c``: bits, codes, scales, then what each is about."""
+"""Of the functions of ``kernels.c``: bits, codes, scales (where there is a weight), then what each is about."""
 
 
 def _typed(function: Any, kinds: tuple[type, ...]) -> Any:
