@@ -128,19 +128,24 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dense: Tensor | None) -> 
     """q ``[B, H, Lq, D]`` over k and v ``[B, Hk, Lk, D]``; ``dense`` [Lq, Lk] replaces the plain causal rule."""
     if is_lean("cpu", q, k, v):
         return apply_once(_Lean, q, k, v, mask, dense)
-    outs = [_answer(weights, v) for _, weights in _weights(q, k, mask, dense)]
+    block = BLOCK if mask.causal or keeps_nothing("cpu") else q.shape[2]
+    outs = [_answer(weights, v) for _, weights in _weights(q, k, mask, dense, block)]
     return _joined(outs, q.shape)
 
 
-def _weights(q: Tensor, k: Tensor, mask: Mask, dense: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _weights(
+    q: Tensor, k: Tensor, mask: Mask, dense: Tensor | None, block: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For each block of n query rows: its rows [B, Hk, G n, D], and their softmax [B, Hk, G n, seen] in the dtype of q.
 
-    G query heads share a key head; ``seen`` is how many keys the block sees at most.
+    G query heads share a key head; ``seen`` is how many keys the block sees at most. ``block``: rows of a block (None:
+    ``BLOCK``, or all rows where each sees all keys).
     """
     batch, heads, q_len, width = q.shape
     kv_heads, k_len = k.shape[1], k.shape[2]
     q = q.reshape([batch, kv_heads, heads // kv_heads, q_len, width])
-    block = BLOCK if mask.causal or keeps_nothing("cpu") else q_len
+    if block is None:
+        block = BLOCK if mask.causal else q_len
     for first in range(0, q_len, block):
         last = min(first + block, q_len)
         seen = mask.reach(last, k_len)
