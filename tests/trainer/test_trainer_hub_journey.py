@@ -60,6 +60,9 @@ def test_a_name_becomes_an_adapter_a_merged_model_and_a_folder_for_transformers(
     assert "nothing was written" in capsys.readouterr().out
     assert not Path("out").exists()
     assert sft(recipe, "--output_dir", "out", "--learning_rate", "0.05", "--max_steps", "2") == 0
+    if kind == "onevision":  # the newline row has learnt, too
+        assert convert_weights.main(["--src", "out", "--dst", "peft", "--to", "llava-hf"]) == 2
+        assert "Merge the adapter first (paddlemix merge)" in " ".join(capsys.readouterr().err.split())
     assert merge_lora_params.main(["--lora_path", "out", "--merge_model_path", "merged"]) == 0
     assert convert_weights.main(["--src", "merged", "--dst", "back", "--to", "llava-hf"]) == 0
     said = {}
