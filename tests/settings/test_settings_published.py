@@ -242,7 +242,7 @@ def test_turns_that_a_folder_writes_in_another_way_decide_its_template(
     folder = hub.model(HF, model_type=kind, text_config=text)
     (folder / file).write_text(program if file.endswith("jinja") else json.dumps({"chat_template": program}))
     assert load_config(folder).template == wanted
-    assert f'the template "{wanted}" is used, because {file} writes turns in that way' in (
+    assert f'taken as trained with the template "{wanted}", because {file} writes turns in that way' in (
         said := " ".join(capsys.readouterr().err.split())
     )
     assert 'conv_mode=NAME or "paddlemix_template"' in said

@@ -35,8 +35,8 @@ def folder_template(root: Path, usual: str) -> str:
     found = next(name for words, name in named.items() if words in program)
     way = options.current().template
     warn_once(
-        f'{root}: the template "{found}" is used, because {file} writes turns in that way; without that file it would '
-        f'be "{usual}". Choose another with {f"{way} or " if way else ""}"{TEMPLATE_KEY}" in {root / "config.json"}'
+        f'{root}: taken as trained with the template "{found}", because {file} writes turns in that way (without that '
+        f'file: "{usual}"). Choose another with {f"{way} or " if way else ""}"{TEMPLATE_KEY}" in {root / "config.json"}'
     )
     return found
 
