@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def check_processes(settings: TrainingSettings) -> None:
     """ConfigError when the processes that were started cannot be divided as the settings want."""
+    if settings.training.device == "cpu":
+        refuse_on_cpu(settings.training)  # before the count: more processes would not help
     started = env.processes()
     for name in ("tensor_parallel_degree", "sep_parallel_degree"):
         degree = getattr(settings.training, name)

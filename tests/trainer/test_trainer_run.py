@@ -414,3 +414,10 @@ def _library_log():
     logger.setLevel(logging.DEBUG)
     yield
     logger.handlers = []
+
+
+@pytest.mark.parametrize("key", ["sep_parallel_degree", "tensor_parallel_degree"])
+def test_what_a_cpu_cannot_do_is_told_before_more_processes_are_asked_for(place, tmp_path, key):
+    with pytest.raises(ConfigError, match=f'"{key}" is 2, but the device is cpu'):
+        go(place, tmp_path / "out", **{key: 2})
+    assert not (tmp_path / "out").exists()
