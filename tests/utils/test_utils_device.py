@@ -154,6 +154,7 @@ from paddlemix.utils import device
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
 libc.mallopt(-3, 1 << 30)
+taken = [libc.malloc(240) for _ in range(100_000)]  # what the interpreter has left free
 device.tune_training()
 device.tune_training()
 
@@ -162,7 +163,6 @@ def block():
     libc.posix_memalign(ctypes.byref(place), 4096, 4 << 20)
     return place
 
-taken = [libc.malloc(240) for _ in range(20_000)]  # what the interpreter has left free
 reused = 0
 for _ in range(20):
     first, small = block(), [libc.malloc(240) for _ in range(40)]
