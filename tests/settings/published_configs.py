@@ -210,7 +210,7 @@ PUBLISHED: dict[str, tuple[Config, str]] = {
         "llama mlp2x_gelu anyres spatial_unpad llava_llama_3 336 -2"),
     "xtuner/llava-llama-3-8b-v1_1-transformers": (
         _hf(_LLAMA_3_HF, image_token_index=128257, pad_token_id=128258),
-        "llama mlp2x_gelu square flat llava_llama_3 336 -2"),
+        "llama mlp2x_gelu square flat llama_3 336 -2"),
     "xtuner/llava-llama-3-8b-v1_1-hf": (
         _original(LLAMA_3, image_grid_pinpoints=None, mm_projector_lr=None, mm_patch_merge_type="flat",
                   tokenizer_model_max_length=4096, mm_vision_tower="openai/clip-vit-large-patch14-336"),

@@ -232,6 +232,8 @@ CAPITALS = "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% 
         ("llama", "llava_next", "tokenizer_config.json", CHATML, "qwen_1_5"),
         ("mistral", "llava_next", "chat_template.json", CAPITALS, "vicuna_v1"),
         ("mistral", "llava", "chat_template.json", "{{ '[INST] ' }}", "mistral_instruct"),
+        ("qwen2", "llava", "chat_template.json", CHATML.replace("{{", "You are SmolLM.{{"), "smollm2"),
+        ("llama", "llava", "chat_template.json", "{# no [INST] #}{{ '<|start_header_id|>' + role }}", "llama_3"),
         ("llama", "llava", "tokenizer_config.json", [{"name": "default", "template": CHATML}], "qwen_1_5"),
     ],
 )
@@ -250,6 +252,28 @@ def test_turns_that_a_folder_writes_in_another_way_decide_its_template(
         json.dumps(HF | {"model_type": kind, "text_config": text, "paddlemix_template": "v1"})
     )
     assert load_config(folder).template == "v1"
+
+
+def test_of_several_chat_templates_that_of_transformers_counts(hub):
+    folder = hub.model(HF, model_type="llava", text_config={"model_type": "llama", "vocab_size": 128})
+    for name, program, wanted in [
+        ("chat_template.jinja", "[INST]", "mistral_instruct"),
+        ("chat_template.json", CHATML, "qwen_1_5"),
+        ("processor_config.json", "<|start_header_id|>", "llama_3"),
+    ]:
+        text = program if name.endswith("jinja") else json.dumps({"chat_template": program})
+        (folder / name).write_text(text)
+        assert load_config(folder).template == wanted
+
+
+def test_a_chat_template_of_unknown_form_is_told(hub, capsys):
+    folder = hub.model(HF, model_type="llava", text_config={"model_type": "llama", "vocab_size": 128})
+    (folder / "chat_template.jinja").write_text("{# <|im_start|> #}{{ '<|user|>' + messages[0]['content'] }}")
+    assert load_config(folder).template == "vicuna_v1"
+    said = " ".join(capsys.readouterr().err.split())
+    assert 'template "vicuna_v1", because' in said
+    assert "turns in chat_template.jinja is not known here" in said
+    assert 'conv_mode=NAME or "paddlemix_template"' in said
 
 
 @pytest.mark.parametrize(

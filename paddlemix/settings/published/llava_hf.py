@@ -106,13 +106,19 @@ def read_llava_hf(reader: KeyReader, root: Path) -> LlavaConfig:
     return checked(config, reader)
 
 
-def _usual_template(text: TextConfig, kind: str) -> str:
-    """The template of a folder that says nothing of it.
+_OF_LLAVA = {"mistral_instruct": "vicuna_v1", "llava_llama_3": "llama_3"}
+"""Templates of class Llava where LLaVA-1.6, which brought the decoder to LLaVA, has another.
 
-    BakLLaVA, the one published LLaVA-1.5 on Mistral (llava-hf/bakLlava-v1-hf), learnt from LLaVA-1.5's conversations:
-    its turns begin with USER and ASSISTANT. Mistral's own marks came with LLaVA-1.6.
-    """
-    return "vicuna_v1" if (kind, text.model_type) == ("llava", "mistral") else default_template(text)
+BakLLaVA, the one published LLaVA-1.5 on Mistral (llava-hf/bakLlava-v1-hf), learnt from LLaVA-1.5's conversations: its
+turns begin with USER and ASSISTANT. XTuner's on Llama-3 (xtuner/llava-llama-3-8b-v1_1-transformers) has Llama-3's turns
+without a system text.
+"""
+
+
+def _usual_template(text: TextConfig, kind: str) -> str:
+    """The template of a folder that says nothing of it."""
+    usual = default_template(text)
+    return _OF_LLAVA.get(usual, usual) if kind == "llava" else usual
 
 
 def _check_image_token(reader: KeyReader, root: Path) -> None:
