@@ -297,6 +297,7 @@ def test_a_mistral_of_llava_1_5_is_asked_as_llava_1_5_is(hub, capsys, kind, want
             {"added_tokens_decoder": {"126": {"content": "<pad>"}, "127": {"content": "<image>"}}},
         ),
         ("added_tokens.json", {"<image>": 127}),
+        ("tokenizer.json", {"added_tokens": [{"id": 127, "content": "<image>"}], "model": {"vocab": {"a": 0}}}),
     ],
 )
 def test_an_image_token_with_two_ids_is_told(hub, capsys, name, content):

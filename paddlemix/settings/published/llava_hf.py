@@ -2,6 +2,7 @@
 """The layout of llava-hf (transformers' classes Llava, LlavaNext and LlavaOnevision) -> ``LlavaConfig``."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ _CLASSES = {
 }
 """The defaults of transformers' configuration_llava*.py (5.24.0), by ``model_type``."""
 HF_TYPES = tuple(_CLASSES)
+_HEAD_BYTES = 1 << 20
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
 
 
@@ -139,7 +141,7 @@ def _check_image_token(reader: KeyReader, root: Path) -> None:
 
 
 def _image_ids(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """(file, ids) of ``<image>`` in the small files of a tokenizer that name it."""
+    """(file, ids) of ``<image>`` in the files of a tokenizer; of transformers 5 only tokenizer.json names it."""
     path = root / "tokenizer_config.json"
     added = read_object(path, CheckpointError).get("added_tokens_decoder") if path.is_file() else None
     if isinstance(added, dict):
@@ -150,6 +152,22 @@ def _image_ids(root: Path) -> Iterator[tuple[str, list[int]]]:
     found = read_object(path, CheckpointError).get(IMAGE_TOKEN) if path.is_file() else None
     if type(found) is int:
         yield path.name, [found]
+    rows = _added_tokens(root / "tokenizer.json")
+    if ids := [row["id"] for row in rows if row.get("content") == IMAGE_TOKEN and type(row.get("id")) is int]:
+        yield "tokenizer.json", ids
+
+
+def _added_tokens(path: Path) -> list[dict[str, Any]]:
+    """The added tokens of a ``tokenizer.json``, which stand in front of its vocabulary of many megabytes."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        _, key, rest = file.read(_HEAD_BYTES).decode("utf-8", "replace").partition('"added_tokens"')
+    try:
+        found = json.JSONDecoder().raw_decode(rest.lstrip(" :\r\n\t"))[0] if key else []
+    except (ValueError, RecursionError):
+        return []  # not in the head of the file, or broken, which whoever opens the tokenizer tells
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def _hf_vision(reader: KeyReader, silent: _Class) -> VisionConfig:
