@@ -267,7 +267,7 @@ def test_an_adapter_whose_base_names_no_tower_says_how_it_is_opened(tmp_path, fo
     add_lora(model, ["llama.layers.*q_proj"], 2, 4)
     source = save_adapter(tmp_path / "lora", model, model.config, load_tokenizer(base), base=hf)
     done = convert(source, tmp_path / "out", form, base=hf)
-    assert any("open it with --vision-tower FOLDER" in note for note in done.notes)
+    assert any("chat --model-path ADAPTER --vision-tower OPENED/vision_tower" in note for note in done.notes)
     convert(hf, tmp_path / "opened", "original")
     tower = tmp_path / "opened" / "vision_tower"
     assert load_model(done.folder, base=hf, vision_tower=tower).config.vision is not None

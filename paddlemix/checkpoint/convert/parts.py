@@ -45,6 +45,7 @@ from paddlemix.settings.published.config import TEMPLATE_KEY, default_template, 
 from paddlemix.text.model_template import CHAT_TEMPLATE, CONVERSION, file_of, own_template
 from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.text.tokenizer_files import has_tokenizer
+from paddlemix.utils.commands import shown
 from paddlemix.utils.errors import CheckpointError
 
 PROJECTOR = "mm_projector.bin"
@@ -310,8 +311,9 @@ def _write_original_config(folder: Path, staging: Path, notes: list[str]) -> Non
     write_json(staging / CONFIG, data)
     if data.get("mm_projector_type") and not data.get("mm_vision_tower"):
         notes.append(
-            "the base has its vision tower inside and names none, so config.json of the adapter names none: open "
-            'it with --vision-tower FOLDER ("paddlemix convert --to original" of the base writes one, vision_tower)'
+            "the base has its vision tower inside and names none, so config.json of the adapter names none: open it as "
+            f'"{shown("chat", "--model-path", "ADAPTER", "--vision-tower", "OPENED/vision_tower")}", where '
+            f'"{shown("convert", "--src", "BASE", "--dst", "OPENED", "--to", "original")}" writes that folder'
         )
 
 
