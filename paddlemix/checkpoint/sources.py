@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlemix.checkpoint import keymap
-from paddlemix.checkpoint.few_bits import fault
+from paddlemix.checkpoint.few_bits import EMBEDDING, fault
 from paddlemix.checkpoint.folders import (
     CONFIG,
     MODEL_TYPE,
@@ -44,6 +46,8 @@ from paddlemix.utils.paths import machine_path
 
 INIT = "init"
 """``projector=INIT``: start a projector anew, as the first training stage does."""
+_COMPARED = 64
+"""Rows of a head that are compared with those of the embeddings, at least."""
 
 
 @dataclass
@@ -320,6 +324,12 @@ def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if config.text.tie_word_embeddings and "lm_head.weight" in plan.entries:
         entry = plan.entries.pop("lm_head.weight")
         report.ignored[entry.name] = "the head is tied to the embeddings"
+        if _differs(entry, plan.entries.get(EMBEDDING)):
+            report.warnings.append(
+                f'"{entry.name}" is not what the embeddings are, but "tie_word_embeddings" of {parts.folder} is true: '
+                "the embeddings are the head, as in transformers 4. If the model was trained with a head of its own, "
+                'which transformers 5 takes, write "tie_word_embeddings": false in config.json'
+            )
     for name, entry in list(plan.entries.items()):
         infos = entry.source.infos()[entry.name]
         if name not in shapes:
@@ -333,6 +343,18 @@ def check(sources: Sources, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if parts.adapter is not None:
         check_targets(parts.adapter, shapes)
     report.require_clean()
+
+
+def _differs(head: LoadEntry, table: LoadEntry | None) -> bool:
+    """Whether a head holds other values than the embeddings of the same files; some rows tell it."""
+    if table is None or table.source is not head.source or head.bits or table.bits:
+        return False
+    rows, other = table.source.view(table.name), head.source.view(head.name)
+    other = other if head.transpose else other.T
+    if rows.shape != other.shape or rows.dtype != other.dtype:
+        return False
+    step = max(1, len(rows) // _COMPARED)
+    return not np.array_equal(rows[::step], other[::step])
 
 
 def require_floats(sources: Sources) -> None:
