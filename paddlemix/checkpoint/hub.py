@@ -31,6 +31,7 @@ _SMALL = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.json",
+    "chat_template.jinja",
     "conversion.json",
     "adapter_config.json",
     "lora_config.json",

@@ -41,6 +41,7 @@ def hub(tmp_path, monkeypatch):
     root.mkdir()
     kit.hub(root, tiny_model(2))
     (root / "liuhaotian" / "tiny" / "README.md").write_text("not wanted")
+    (root / "liuhaotian" / "tiny" / "chat_template.jinja").write_text("how the model is asked")
     (root / "files").mkdir()
     (root / "files" / "big").write_bytes(np.random.default_rng(0).bytes(BIG))
     server = faults_hub(root)
@@ -174,6 +175,7 @@ def test_a_published_name_becomes_a_checked_folder_that_loads(hub, tmp_path):
     assert folder == tmp_path / "home" / "models" / "liuhaotian" / "tiny"
     assert verify_folder(folder) == []
     assert not (folder / "README.md").exists()
+    assert (folder / "chat_template.jinja").is_file()
     assert load_model("liuhaotian/tiny").report.problems() == []  # the tower came by its own name
     before = len(hub.asked)
     assert resolve("liuhaotian/tiny", "the model") == folder

@@ -406,6 +406,20 @@ def test_a_preprocessor_that_we_cannot_follow_is_refused(hub, changes, text):
     assert text in message
 
 
+def test_the_image_processor_that_transformers_5_writes_into_processor_config_counts(hub):
+    folder = hub.model(HF)
+    file = folder / "processor_config.json"
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    file.write_text(json.dumps({"image_processor": PREPROCESSOR | {"image_mean": [0.1, 0.2, 0.3]}, "patch_size": 7}))
+    assert load_config(folder).image.mean == (0.1, 0.2, 0.3)
+    file.write_text(json.dumps({"image_processor": PREPROCESSOR | {"resample": 2}}))
+    message = told(folder)
+    assert f"{file}: " in message
+    assert '"image_processor/resample" is 2: only 3 (bicubic)' in message
+    file.write_text(json.dumps({"patch_size": 7}))  # transformers 4
+    assert load_config(folder).image.mean == load_config(hub.model()).image.mean
+
+
 ROPE = [
     ({"rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}}, 5e6, None),
     ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}, 5e5,

@@ -10,6 +10,7 @@ from paddlemix.settings.model import VisionConfig
 from paddlemix.settings.places import places
 from paddlemix.settings.published.reader import KeyReader
 from paddlemix.settings.published.unused_keys import ANYWHERE, PREPROCESSOR, VISION
+from paddlemix.settings.strict_json import read_object
 from paddlemix.settings.towers.base import Tower
 from paddlemix.settings.towers.table import LLAVA_TOWER, TOWERS, towers
 from paddlemix.utils.errors import CheckpointError
@@ -176,24 +177,37 @@ def with_feature(vision: VisionConfig, feature: str) -> VisionConfig:
 
 
 def pixels_for(vision: VisionConfig, folders: list[Path]) -> Pixels:
-    """How the images of a tower are made; ``folders`` may hold a preprocessor_config.json."""
+    """How the images of a tower are made; ``folders`` may hold a file that tells it (``read_pixels``)."""
     tower = TOWERS.get(vision.model_type)
     plain = Pixels(vision.image_size, vision.image_size, tower.mean, tower.std, stretch=tower.stretches)
     return read_pixels(folders, plain) if tower.reads_preprocessor else plain
 
 
 def read_pixels(folders: list[Path], plain: Pixels) -> Pixels:
-    """The first preprocessor_config.json in ``folders``, or ``plain``: what the tower itself says."""
+    """What the first of ``folders`` that holds a file about images says, or ``plain``: what the tower itself says.
+
+    transformers 5 writes it into processor_config.json, which it prefers, and no preprocessor_config.json.
+    """
     for folder in folders:
-        file = folder / "preprocessor_config.json"
-        if file.is_file():
-            pixels = _pixels_of(KeyReader.of_file(file), plain)
+        reader = _preprocessor(folder)
+        if reader is not None:
+            pixels = _pixels_of(reader, plain)
             if pixels.crop_size != plain.crop_size:
                 raise CheckpointError(
-                    f'{file}: "crop_size" is {pixels.crop_size}, but the vision tower takes {plain.crop_size} pixels'
+                    f'{reader.file}: "crop_size" is {pixels.crop_size}, but the vision tower takes '
+                    f"{plain.crop_size} pixels"
                 )
             return pixels
     return plain
+
+
+def _preprocessor(folder: Path) -> KeyReader | None:
+    file = folder / "processor_config.json"
+    inside = read_object(file, CheckpointError).get("image_processor") if file.is_file() else None
+    if isinstance(inside, dict):
+        return KeyReader(inside, file, "image_processor/")
+    file = folder / "preprocessor_config.json"
+    return KeyReader.of_file(file) if file.is_file() else None
 
 
 def _pixels_of(reader: KeyReader, plain: Pixels) -> Pixels:
