@@ -404,6 +404,11 @@ def _hint(name: str) -> str:
         )
     if name.startswith(keymap.PREFIX_TOWER):
         return f"The vision tower is incomplete: give its folder with {here.vision_tower}."
+    if name == "lm_head.weight":
+        return (
+            "A model whose embeddings are its head too says so in config.json, beside the other keys of its language "
+            'model: "tie_word_embeddings": true.'
+        )
     return ""
 
 

@@ -162,6 +162,16 @@ def test_a_missing_tensor_is_an_error(model, tmp_path):
         load_model(folder)
 
 
+def test_a_missing_head_says_how_a_tied_one_is_written(model, tmp_path):
+    folder = kit.hub(tmp_path, model)["llava"]
+    edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match='its language model: "tie_word_embeddings": true'):
+        load_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert load_model(folder).report.problems() == []
+
+
 def test_a_wrong_shape_names_both(model, tmp_path):
     folder = kit.hub(tmp_path, model)["llava"]
     edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": ("float32", np.zeros(5, np.float32))}))
