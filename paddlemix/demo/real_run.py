@@ -35,7 +35,7 @@ class Size:
     """How much is drawn, trained and asked. ``steps`` None: as the recipes say."""
 
     captions: int = 3200
-    talks: int = 500
+    talks: int = 700
     test_pictures: int = 300
     blind: int = 60
     texts: int = len(TOLD)
