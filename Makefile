@@ -6,16 +6,17 @@ STAMP := $(VENV)/.installed
 PAIR := .venv-npu-pair
 PAIR_PY := $(PAIR)/bin/python
 PAIR_STAMP := $(PAIR)/.installed
-PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py
+PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py \
+  tests/tools/test_tools_npu_speed.py
 # Left to ``make test``, which would otherwise spend the same minutes twice: logs, mixtures, rows, estimates, the bench and
 # preference losses, which use no operator that the other tests of the pair do not use.
 PAIR_LEAVES := $(addprefix --ignore=tests/trainer/test_trainer_,memory.py preference.py templates.py dry_run.py mixture.py run_log.py \
   workers.py sample_answers.py inputs.py reports.py) --ignore=tests/models/test_models_bench.py
-# Runs of several processes, most of them on the stand-in device, and whole trainings in each precision: ``make test`` leaves them to the NPU pair, whose
-# paddle is the one that NPU users have, and takes them where there is no Python 3.10 for that pair.
-PAIR_ONLY := $(addprefix tests/npu_standin/test_npu_,tensor_parallel.py answers.py parallel.py text_only.py groups.py mc2.py uneven.py precision.py lost.py fallback.py) tests/npu/test_npu_limits.py \
-  $(addprefix tests/trainer/test_trainer_,ranks.py processes.py)
-LEFT_OUT = $(if $(shell .ci/python310 2>/dev/null),$(addprefix --ignore=,$(PAIR_ONLY)))
+# The stand-in device, limits of the plug-in, lost and other numbers of processes: ``make test`` leaves them to the NPU pair, whose paddle
+# is the newest that Ascend's plug-in is made for, and takes them where there is no Python 3.10 for that pair.
+PAIR_ONLY := tests/npu/test_npu_limits.py $(addprefix tests/trainer/test_trainer_,ranks.py processes.py)
+HAS_PAIR := $(shell .ci/python310 2>/dev/null)
+LEFT_OUT = $(if $(HAS_PAIR),$(addprefix --ignore=,$(PAIR_ONLY)))
 PLAIN := not slow and not reference and not gpu and not npu
 SMOLLM2 ?= demo_out/smollm2
 GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
@@ -37,8 +38,8 @@ demo-real: $(STAMP)  ## LLaVA's two stages on a small language model that was re
 test: $(STAMP)  ## lint, layers and the plain tests
 	$(VENV)/bin/ruff check .
 	$(PY) tools/check_layers.py
-	@echo "$(if $(LEFT_OUT),left to make test-npu-pair: $(PAIR_ONLY))"
-	$(PY) -m pytest -n 2 -q -m "$(PLAIN)" $(LEFT_OUT)
+	@echo "$(if $(HAS_PAIR),left to make test-npu-pair: the stand-in device and $(PAIR_ONLY))"
+	$(PY) -m pytest -n 2 -q -m "$(PLAIN)$(if $(HAS_PAIR), and not npu_standin)" $(LEFT_OUT)
 
 test-npu-pair: $(PAIR_STAMP)  ## what computes, on the Python and the paddle that Ascend's wheels are for: 3.10 and 3.0.0
 	$(PAIR_PY) -m pytest -n 2 -q -m "$(PLAIN)" $(PAIR_TESTS) $(PAIR_LEAVES)
