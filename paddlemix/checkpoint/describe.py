@@ -16,7 +16,7 @@ from paddlemix.checkpoint.folders import ADAPTERS, CONFIG, MODEL_TYPE, find, kin
 from paddlemix.checkpoint.formats.source import TensorSource, open_folder
 from paddlemix.checkpoint.lora.read import read_adapter
 from paddlemix.checkpoint.sources import Sources, check, find_sources, tokenizer_folder
-from paddlemix.imaging.layout import token_range
+from paddlemix.imaging.layout import tokens_told
 from paddlemix.settings.dense_connector import NO_CONNECTOR
 from paddlemix.settings.memory import GB, chat_memory, count_parameters, expected_memory, most_tiles
 from paddlemix.settings.model import LlavaConfig
@@ -264,10 +264,9 @@ def _say_config(config: LlavaConfig, result: Description) -> None:
     joined = "" if vision.dense_connector == NO_CONNECTOR else f", dense connector {vision.dense_connector}"
     newline = " and a newline row" * config.has_image_newline
     result.facts["projector"] = f"{config.projector_type}{newline}{joined}"
-    fewest, most = token_range(image, vision)
-    number = str(most) if fewest == most else f"{fewest} to {most}"
     aspect = image.aspect if image.max_tiles is None else f"{image.aspect}_max_{image.max_tiles}"
-    result.facts["images"] = f"{aspect}, {image.merge}, tiles of {image.crop_size} pixels, {number} tokens"
+    tokens = tokens_told(image, vision)
+    result.facts["images"] = f"{aspect}, {image.merge}, tiles of {image.crop_size} pixels, {tokens} tokens"
 
 
 def _say_tower(sources: Sources, result: Description) -> None:

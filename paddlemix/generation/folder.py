@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from paddlemix.imaging.layout import token_range
+from paddlemix.imaging.layout import tokens_told
 from paddlemix.imaging.processor import ImageProcessor
 from paddlemix.settings.model import LlavaConfig, TextConfig
 from paddlemix.text import model_template, templates
@@ -31,12 +31,9 @@ def processor_for(config: LlavaConfig) -> ImageProcessor | None:
 
 def picture_tokens(config: LlavaConfig) -> str:
     """``576 tokens an image (pad)``, with the range where it depends on the image's size."""
-    processor = processor_for(config)
-    if processor is None:
+    if config.vision is None or config.image is None:
         return "no vision tower"
-    fewest, most = token_range(config.image, config.vision)
-    number = str(most) if fewest == most else f"{fewest} to {most}"
-    return f"{number} tokens an image ({config.image.aspect})"
+    return f"{tokens_told(config.image, config.vision)} tokens an image ({config.image.aspect})"
 
 
 def context_of(text: TextConfig) -> int:

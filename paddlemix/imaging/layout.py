@@ -252,6 +252,12 @@ def token_range(image: ImageConfig, vision: VisionConfig) -> tuple[int, int]:
     return min(counts), max(counts)
 
 
+def tokens_told(image: ImageConfig, vision: VisionConfig) -> str:
+    """``token_range`` for a person: ``576``, or ``576 to 2928``."""
+    fewest, most = token_range(image, vision)
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
 def token_count(size: Size, image: ImageConfig, vision: VisionConfig) -> int:
     """Image tokens of an image of ``size``: always ``len(layout_of(...).order)``, computed without the order."""
     grid = tile_grid(size, image)
