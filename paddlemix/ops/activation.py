@@ -9,6 +9,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
+from paddlemix.ops import few_rows
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.lean import apply_once, is_lean, keeps_nothing
 from paddlemix.ops.npu import fused
@@ -65,6 +66,9 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runt
     Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first.
     """
     if keeps_nothing(runtime.device):  # where no fused operator is
+        few = few_rows.swiglu(gate) if up is None and act is silu else None
+        if few is not None:
+            return few
         gate, up = _halves(gate, up)
         return act(gate).multiply_(up)
     if act is not silu:

@@ -1,15 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Products of 1 to 8 rows in float32 that read each weight once, about as fast as memory gives it.
+ * The operators of a decode step in float32: few rows, each of them one place of its sequence.
  *
- * MKL copies a weight into an order of its own before it multiplies more than one row, so a step of four rows is bound
- * by twice the memory that a step of one row reads. Here DEPTH rows of the weight are read side by side, TILE columns
- * of them at a time. The sums of these columns wait in the first cache, those of all rows of x next to each other: as
- * rows of y they would lie a multiple of 4096 bytes apart, and push each other out of it. The file is compiled on the machine that runs it (low_bits/build.py), so the
- * compiler knows which instructions there are. Threads are those of the OpenMP runtime that paddle has loaded; its fork
- * function is an argument. The order of each sum is that of the weight's rows, whatever the rows of x and the threads.
+ * Products read each weight once, about as fast as memory gives it. MKL copies a weight into an order of its own before
+ * it multiplies more than one row, so a step of four rows is bound by twice the memory that a step of one row reads.
+ * Here DEPTH rows of the weight are read side by side, TILE columns of them at a time. The sums of these columns wait in
+ * the first cache, those of all rows of x next to each other: as rows of y they would lie a multiple of 4096 bytes
+ * apart, and push each other out of it.
+ *
+ * What lies between two products is small, and takes its time for being many operators: a product has pushed their code
+ * and the framework's out of the caches. So norm, rotation, writing to the cache, attention and gate are one call each.
+ *
+ * The file is compiled on the machine that runs it (low_bits/build.py), so the compiler knows which instructions there
+ * are. Threads are those of the OpenMP runtime that paddle has loaded; its fork function is an argument. The order of
+ * each sum does not depend on the other rows or on the number of threads.
  */
+#include <math.h>
 #include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -22,8 +31,10 @@
 #define DEPTH 8            /* rows of the weight that are read side by side */
 #define TILE 2048          /* columns at a time: 64 KB of sums of 8 rows */
 #define MOST 8             /* rows of x */
+#define KEYS 256           /* keys whose scores are held at a time */
 #define INLINE static inline __attribute__((always_inline))
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 /* OpenMP's runtimes of gcc and Intel have this function: all threads of a team call `work(data)`. */
 typedef void (*Fork)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
@@ -91,7 +102,7 @@ static void multiply(void *given) {
 }
 
 /* y [rows, out] = x [rows, in] times w [in, out], for at most MOST rows; `out` is a multiple of 16, the widest WIDTH. */
-void paddlemix_few_rows(const float *x, const float *w, float *y, long rows, long in, long out, Fork fork, int threads) {
+void paddlemix_product(const float *x, const float *w, float *y, long rows, long in, long out, Fork fork, int threads) {
     const long parts = threads > 1 ? threads : 1;
     const long share = (out / parts + 63) / 64 * 64 + 64 * (out < 64 * parts), each = share < TILE ? share : TILE;
     Product job = {.x = x, .w = w, .y = y, .rows = rows, .in = in, .out = out, .each = each,
@@ -101,4 +112,216 @@ void paddlemix_few_rows(const float *x, const float *w, float *y, long rows, lon
         fork(multiply, &job, (unsigned)threads, 0);
     else
         multiply(&job);
+}
+
+#if WIDTH == 16
+static const I LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif WIDTH == 8
+static const I LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+static const I LANES = {0, 1, 2, 3};
+#endif
+
+INLINE float sum_of(V v) {
+#pragma GCC unroll 4
+    for (int half = WIDTH / 2; half; half /= 2) {
+#if defined(__clang__)
+        V other;
+        for (int i = 0; i < WIDTH; i++) other[i] = v[i ^ half];
+        v += other;
+#else
+        v += __builtin_shuffle(v, LANES ^ half);
+#endif
+    }
+    return v[0];
+}
+
+/* a where the lanes of `mask` are set, else b. */
+INLINE V either(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
+
+/* e^x to 2e-7 of it (a polynomial of degree 6 for the rest of x / ln 2); x is held within -87 and 88. */
+INLINE V exp_of(V x) {
+    x = either(x < -87.0f, (V){0} - 87.0f, x); /* NaN stays NaN */
+    x = either(x > 88.0f, (V){0} + 88.0f, x);
+    const V shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
+    const V r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    V y = r * (1.0f / 5040) + 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r * r + r + 1.0f;
+    const I power = __builtin_convertvector(whole, I) + 127;
+    const I bits = power << 23;
+    return y * (V)bits;
+}
+
+/* y = x / sqrt(mean(x * x) + epsilon) * weight for each of the rows [rows, width]; the last axis decides. */
+void paddlemix_rms_norm(const float *x, const float *weight, float *y, long rows, long width, float epsilon) {
+    for (long row = 0; row < rows; row++, x += width, y += width) {
+        V sum = {0};
+        long d = 0;
+        for (; d + WIDTH <= width; d += WIDTH) sum += *(const V *)(x + d) * *(const V *)(x + d);
+        float total = sum_of(sum);
+        for (; d < width; d++) total += x[d] * x[d];
+        const float scale = 1.0f / sqrtf(total / width + epsilon);
+        for (d = 0; d + WIDTH <= width; d += WIDTH) *(V *)(y + d) = *(const V *)(x + d) * scale * *(const V *)(weight + d);
+        for (; d < width; d++) y[d] = x[d] * scale * weight[d];
+    }
+}
+
+/* y [rows, inner] = silu(gate) * up, where x [rows, 2 inner] holds gate and up; `inner` is a multiple of 16. */
+void paddlemix_swiglu(const float *x, float *y, long rows, long inner) {
+    for (long row = 0; row < rows; row++, x += 2 * inner, y += inner)
+        for (long d = 0; d < inner; d += WIDTH) {
+            const V gate = *(const V *)(x + d);
+            *(V *)(y + d) = gate / (1.0f + exp_of(-gate)) * *(const V *)(x + inner + d);
+        }
+}
+
+/* q [rows, heads, width] and k, v [rows, kv_heads, width] of x [rows, heads + 2 kv_heads, width]; q and k are turned by
+ * cos and sin [rows, width], whose sign is that of the turn. */
+void paddlemix_turn(const float *x, const float *cosine, const float *sine, float *q, float *k, float *v, long rows,
+                    long heads, long kv_heads, long width) {
+    const long half = width / 2;
+    for (long row = 0; row < rows; row++, cosine += width, sine += width) {
+        for (long head = 0; head < heads + kv_heads; head++, x += width) {
+            float *y = head < heads ? q : k;
+            for (long d = 0; d < half; d++) y[d] = x[d] * cosine[d] + x[d + half] * sine[d];
+            for (long d = half; d < width; d++) y[d] = x[d] * cosine[d] + x[d - half] * sine[d];
+            if (head < heads) q += width; else k += width;
+        }
+        memcpy(v, x, kv_heads * width * sizeof *v);
+        x += kv_heads * width, v += kv_heads * width;
+    }
+}
+
+/* Writes new [rows, kv_heads, width] to place `offset` of held [rows, kv_heads, places, width]: that of each row, or
+ * where `offsets` is null the same for all. A place outside is the last one, as a row without room spoils it alone. */
+void paddlemix_put(const float *new, float *held, const int64_t *offsets, long offset, long rows, long kv_heads,
+                   long places, long width) {
+    for (long row = 0; row < rows; row++) {
+        long place = offsets ? offsets[row] : offset;
+        if (place >= places) place = places - 1;
+        for (long head = 0; head < kv_heads; head++, new += width, held += places * width)
+            memcpy(held + place * width, new, width * sizeof *new);
+    }
+}
+
+typedef struct {
+    const float *q, *k, *v;
+    float *y;
+    const int64_t *offsets, *starts, *lengths;
+    long offset, causal, rows, heads, kv_heads, places, width;
+    float scale;
+    atomic_long next;
+} Attention;
+
+/* The scores of keys `first` to `last` of one head, times scale: q k. Returns the largest, and not less than `most`. */
+INLINE float scores_of(const float *q, const float *k, long width, long first, long last, float scale, float *scores,
+                       float most) {
+    const long whole = width / WIDTH * WIDTH;
+    long key = first;
+    for (; key + 4 <= last; key += 4, k += 4 * width) {
+        V sums[4] = {0};
+        for (long d = 0; d < whole; d += WIDTH) {
+            const V v = *(const V *)(q + d);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sums[i] += v * *(const V *)(k + i * width + d);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            float sum = sum_of(sums[i]);
+            for (long d = whole; d < width; d++) sum += q[d] * k[i * width + d];
+            scores[key - first + i] = sum *= scale;
+            most = sum > most ? sum : most;
+        }
+    }
+    for (; key < last; key++, k += width) {
+        V sums = {0};
+        for (long d = 0; d < whole; d += WIDTH) sums += *(const V *)(q + d) * *(const V *)(k + d);
+        float sum = sum_of(sums);
+        for (long d = whole; d < width; d++) sum += q[d] * k[d];
+        scores[key - first] = sum *= scale;
+        most = sum > most ? sum : most;
+    }
+    return most;
+}
+
+/* y = y * fade + the weighted sum of `count` values, `n` vectors of their width. */
+INLINE void add_values(const int n, float *y, float fade, const float *weights, const float *v, long count, long width) {
+    V sums[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) sums[i] = *(const V *)(y + i * WIDTH) * fade;
+    for (long key = 0; key < count; key++, v += width) {
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) sums[i] += weights[key] * *(const V *)(v + i * WIDTH);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) *(V *)(y + i * WIDTH) = sums[i];
+}
+
+/* One query head over the keys `first` to `last` of its key head: the softmax is scaled anew with each block of KEYS. */
+static void query(const Attention *job, const float *q, const float *k, const float *v, float *y, long first, long last) {
+    float scores[KEYS + WIDTH], most = -INFINITY, total = 0;
+    const long width = job->width;
+    memset(y, 0, width * sizeof *y);
+    for (; first < last; first += KEYS) {
+        const long end = first + KEYS < last ? first + KEYS : last, count = end - first;
+        const float before = most;
+        most = scores_of(q, k + first * width, width, first, end, job->scale, scores, most);
+        const float fade = total > 0 ? expf(before - most) : 0;
+        for (long i = count; i < (count + WIDTH - 1) / WIDTH * WIDTH; i++) scores[i] = -INFINITY; /* weighs 1e-38 */
+        V sum = {0};
+        for (long i = 0; i < count; i += WIDTH) {
+            V weight = exp_of(*(const V *)(scores + i) - most);
+            *(V *)(scores + i) = weight;
+            sum += weight;
+        }
+        total = total * fade + sum_of(sum);
+        const float *at = v + first * width;
+        long d = 0;
+        for (; d + 8 * WIDTH <= width; d += 8 * WIDTH) add_values(8, y + d, fade, scores, at + d, count, width);
+        for (; d + 4 * WIDTH <= width; d += 4 * WIDTH) add_values(4, y + d, fade, scores, at + d, count, width);
+        for (; d + WIDTH <= width; d += WIDTH) add_values(1, y + d, fade, scores, at + d, count, width);
+        for (; d < width; d++) {
+            float value = y[d] * fade;
+            for (long key = 0; key < count; key++) value += scores[key] * at[key * width + d];
+            y[d] = value;
+        }
+    }
+    for (long d = 0; d < width; d++) y[d] /= total;
+}
+
+static void attend(void *given) {
+    Attention *job = given;
+    const long group = job->heads / job->kv_heads, width = job->width, head = job->places * width;
+    for (long item; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->kv_heads;) {
+        const long row = item / job->kv_heads, own = job->offsets ? job->offsets[row] : job->offset;
+        long first = job->starts ? job->starts[row] : 0, last = job->places;
+        if (job->causal && own + 1 < last) last = own + 1;
+        if (job->lengths && job->lengths[row] < last) last = job->lengths[row];
+        if (first < 0) first = 0;
+        if (first >= last) first = own < job->places ? own : job->places - 1, last = first + 1; /* itself alone */
+        for (long i = 0; i < group; i++) {
+            const long at = (item * group + i) * width;
+            query(job, job->q + at, job->k + item * head, job->v + item * head, job->y + at, first, last);
+        }
+    }
+}
+
+/* One query a row: y, q [rows, heads, width] over k, v [rows, kv_heads, places, width]. Query of row r stands at place
+ * offsets[r] (null: offset) and sees keys up to it if `causal`, from starts[r] on and below lengths[r] (null: all); one
+ * that would see none sees the key at its own place. */
+void paddlemix_attend(const float *q, const float *k, const float *v, float *y, const int64_t *offsets,
+                      const int64_t *starts, const int64_t *lengths, long offset, long causal, long rows, long heads,
+                      long kv_heads, long places, long width, float scale, Fork fork, int threads) {
+    Attention job = {.q = q, .k = k, .v = v, .y = y, .offsets = offsets, .starts = starts, .lengths = lengths,
+                     .offset = offset, .causal = causal, .rows = rows, .heads = heads, .kv_heads = kv_heads,
+                     .places = places, .width = width, .scale = scale};
+    atomic_init(&job.next, 0);
+    if (fork && threads > 1 && rows * kv_heads > 1)
+        fork(attend, &job, (unsigned)threads, 0);
+    else
+        attend(&job);
 }

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a few rows on a CPU, by kernels that this machine compiles (``few_rows.c``): the rows of a step.
+"""The operators of a decode step on a CPU, by kernels that this machine compiles (``few_rows.c``).
 
-Measured on AMD Zen 4 whose memory gives 29 GB/s: 22 to 30 GB of weights a second for 1 to 4 rows and 18 to 22 for 8,
-where MKL's product reaches 20 to 24 for one row and 8 to 12 for more.
+Each function gives None where paddle's own operators are to serve: for many rows, small layers (a compiler would take
+longer than all of their steps), other dtypes and devices, in graphs, and while gradients are on.
+
+Products, measured on AMD Zen 4 whose memory gives 29 GB/s: 22 to 30 GB of weights a second for 1 to 4 rows and 18 to
+22 for 8, where MKL's product reaches 20 to 24 for one row and 8 to 12 for more.
 """
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import paddle
 from paddle import Tensor
@@ -19,7 +25,9 @@ from paddlemix.utils.logging import get_logger
 
 SOURCE = Path(__file__).with_suffix(".c")
 MOST = 8
-"""Rows of x that the kernels know."""
+"""Rows that the products know."""
+WIDE = 512
+"""Width of a row from which on there is a weight of ``LEAST`` values beside it."""
 LEAST = 1 << 18
 """Values of a weight from which on reading it is what takes the time."""
 LANES = 16
@@ -29,45 +37,175 @@ LANES = 16
 def prepare(weights: Iterable[Tensor]) -> None:
     """Compile now what the first step with any of ``weights`` (any shapes and dtypes) would wait for, on a CPU."""
     if paddle.get_device() == "cpu" and any(weight.ndim == 2 and weight.size >= LEAST for weight in weights):
-        _kernel()
+        _kernels()
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor | None:
-    """Float32 ``x`` [..., in] times ``weight`` [in, out], to [..., out]; None: paddle's own product is to serve.
-
-    That is so for many rows, small weights, other dtypes and devices, in graphs, and while gradients are on.
-    """
-    if not paddle.in_dynamic_mode() or paddle.is_grad_enabled():
+    """Float32 ``x`` [..., in] times ``weight`` [in, out], to [..., out]."""
+    if not _at_a_step():
         return None
     width, out = weight.shape
-    rows = x.size // width
+    rows = _rows(x)
     if not 0 < rows <= MOST or width * out < LEAST or out % LANES:
         return None
     if x.shape[-1] != width:  # the kernel would write past its result; paddle says what is wrong
         return None
-    if not x.place.is_cpu_place() or not x.dtype == weight.dtype == paddle.float32:
+    if not _readable(x, weight) or (kernels := _kernels()) is None:
         return None
-    kernel = _kernel()
-    if kernel is None or not weight.is_contiguous():
-        return None
-    x = x if x.is_contiguous() else x.contiguous()
-    y = paddle.empty([*x.shape[:-1], out], dtype="float32")
-    kernel(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, out)
+    y = _new([*x.shape[:-1], out])
+    kernels.product(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, out, *kernels.team())
     return y
 
 
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
+    """Float32 ``x / sqrt(mean(x * x) + epsilon) * weight`` of ``x`` [..., D] and ``weight`` [D]."""
+    width = x.shape[-1]
+    if width < WIDE or not _at_a_step() or not 0 < (rows := _rows(x)) <= MOST:
+        return None
+    if not _readable(x, weight) or (kernels := _kernels()) is None:
+        return None
+    y = _new(x.shape)
+    kernels.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
+    return y
+
+
+def swiglu(both: Tensor) -> Tensor | None:
+    """Float32 ``silu(gate) * up`` [..., I] of ``both`` [..., 2 I], gate first."""
+    inner = both.shape[-1] // 2
+    if inner < WIDE or inner % LANES or not _at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
+        return None
+    if not _readable(both) or (kernels := _kernels()) is None:
+        return None
+    y = _new([*both.shape[:-1], inner])
+    kernels.swiglu(both.data_ptr(), y.data_ptr(), rows, inner)
+    return y
+
+
+def turn(
+    joined: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """q ``[B, L, H, D]`` and k, v ``[B, L, Hk, D]`` of ``joined`` [B, L, (H + 2 Hk) D], q and k turned; all float32.
+
+    ``cosine`` and ``sine`` are [B, L, 1, D], sine with the sign of the turn.
+    """
+    batch, length, columns = joined.shape
+    width = cosine.shape[-1]
+    if columns < WIDE or not _at_a_step() or not 0 < (rows := batch * length) <= MOST:
+        return None
+    if not _readable(joined, cosine, sine) or (kernels := _kernels()) is None:
+        return None
+    q = _new([batch, length, heads, width])
+    k, v = (_new([batch, length, kv_heads, width]) for _ in range(2))
+    tensors = (joined, cosine, sine, q, k, v)
+    kernels.turn(*[one.data_ptr() for one in tensors], rows, heads, kv_heads, width)
+    return q, k, v
+
+
+def put(held: Tensor, new: Tensor, offset: int | Tensor) -> bool:
+    """Write float32 ``new`` [B, Hk, 1, D] to place ``offset`` (a number, or int64 [B]) of ``held`` [B, Hk, M, D].
+
+    False: nothing is written. Only where the kernels are loaded already: it gives what paddle's operators would.
+    """
+    if not _at_a_step() or not _kernels.cache_info().currsize or (kernels := _kernels()) is None:
+        return False
+    rows, kv_heads, places, width = held.shape
+    if new.shape != [rows, kv_heads, 1, width] or not _readable(held, new):
+        return False
+    offsets, number = _places(offset, rows)
+    if number is None:
+        return False
+    kernels.put(new.data_ptr(), held.data_ptr(), offsets, number, rows, kv_heads, places, width)
+    return True
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    offset: int | Tensor,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+) -> Tensor | None:
+    """One query ``[B, 1, H, D]`` a row over k and v ``[B, Hk, M, D]``, all float32; what is seen: ``Mask``."""
+    batch, _, heads, width = q.shape
+    if heads * width < WIDE or not _at_a_step():
+        return None
+    if not _readable(q, k, v) or (kernels := _kernels()) is None:
+        return None
+    offsets, number = _places(offset, batch)
+    limits = [0 if limit is None else _places(limit, batch)[0] for limit in (starts, lengths)]
+    if number is None or None in limits:
+        return None
+    y = _new([batch, 1, heads, width])
+    sizes = batch, heads, k.shape[1], k.shape[2], width
+    tensors = (one.data_ptr() for one in (q, k, v, y))
+    kernels.attend(*tensors, offsets, *limits, number, int(causal), *sizes, scale, *kernels.team())
+    return y
+
+
+def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
+    """Address of int64 [rows] and 0, or 0 and the number; (None, None) for a tensor that a kernel cannot read."""
+    if isinstance(places, int):
+        return 0, places
+    if places.shape != [rows] or places.dtype != paddle.int64 or not places.place.is_cpu_place():
+        return None, None
+    return places.data_ptr(), 0
+
+
+def _at_a_step() -> bool:
+    return paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+
+
+def _readable(*tensors: Tensor) -> bool:
+    """Whether a kernel can read all of them: float32 on a CPU, one row behind the other."""
+    for one in tensors:  # written out: it is asked a hundred times in a step
+        if one.dtype != _FLOAT32 or not one.place.is_cpu_place() or not one.is_contiguous():
+            return False
+    return True
+
+
+def _rows(x: Tensor) -> int:
+    """``[..., D]`` counted by its shape, as ``Tensor.size`` takes 6 us."""
+    return math.prod(x.shape[:-1])
+
+
+def _new(shape: list[int]) -> Tensor:
+    """Float32 memory of ``shape``; ``paddle.empty`` around it takes 3 us more."""
+    return paddle._C_ops.empty(shape, _FLOAT32, _CPU)
+
+
+_FLOAT32, _CPU = paddle.float32, paddle.CPUPlace()
+
+_SIGNATURES: dict[str, list[Any]] = {
+    "product": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_void_p, ctypes.c_int],
+    "rms_norm": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_float],
+    "swiglu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2],
+    "turn": [*[ctypes.c_void_p] * 6, *[ctypes.c_long] * 4],
+    "put": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5],
+    "attend": [*[ctypes.c_void_p] * 7, *[ctypes.c_long] * 7, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],
+}
+"""Of the functions of ``few_rows.c``, which says what the arguments are."""
+
+
 @functools.cache
-def _kernel() -> Callable[[int, int, int, int, int, int], None] | None:
-    """Called with the addresses of x, weight and result, and their sizes. None where there is none, told once."""
+def _kernels() -> SimpleNamespace | None:
+    """The functions by name, and ``team()``: fork function and threads. None where there are none, told once."""
     if not device.tunes_cpu():
         return None
     try:
-        call = build.library(SOURCE).paddlemix_few_rows
+        library = build.library(SOURCE)
     except build.NoKernelsError as error:
-        get_logger(__name__).info(f"products of up to {MOST} rows: by MKL, which takes longer ({error})")
+        get_logger(__name__).info(f"steps of up to {MOST} rows: by paddle's operators, which take longer ({error})")
         return None
-    call.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_void_p, ctypes.c_int]
-    call.restype = None
+    found = SimpleNamespace()
+    for name, arguments in _SIGNATURES.items():
+        call = getattr(library, f"paddlemix_{name}")
+        call.argtypes, call.restype = arguments, None
+        setattr(found, name, call)
     fork, threads = build.team()
-    get_logger(__name__).info(f"products of up to {MOST} rows: by kernels compiled here")
-    return lambda *given: call(*given, fork, 1 if threads is None else threads())
+    found.team = lambda: (fork, 1 if threads is None else threads())
+    get_logger(__name__).info(f"steps of up to {MOST} rows: by kernels compiled here")
+    return found

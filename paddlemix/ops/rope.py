@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer, PyLayerContext
 
+from paddlemix.ops import few_rows
 from paddlemix.ops.dispatch import Kernel, Operator, plain
 from paddlemix.ops.dtypes import dtype_name, to_dtype
 from paddlemix.ops.lean import apply_once, is_lean
@@ -58,6 +59,17 @@ class StepTables:
     def turn(self, x: Tensor) -> Tensor:
         """``x`` [B, L, H, D] turned to its positions, in the dtype of x (float32, float16 or bfloat16)."""
         return ROPE(self.runtime, x, self)
+
+    def split(self, joined: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, L, H, D], k and v [B, L, Hk, D] of ``joined`` [B, L, (H + 2 Hk) D]; q and k turned, in its dtype."""
+        few = few_rows.turn(joined, self.cos, self.sin, heads, kv_heads)
+        if few is not None:
+            return few
+        turned = heads + kv_heads
+        joined = joined.reshape([0, 0, turned + kv_heads, -1])  # 0: as it is
+        both, v = paddle.split(joined, [turned, kv_heads], axis=2)
+        q, k = paddle.split(self.turn(both), [heads, kv_heads], axis=2)
+        return q, k, v
 
     def over(self, heads: int) -> tuple[Tensor, Tensor]:
         """Float32 ``[B, L, heads, D]`` each. A multiply that broadcasts over heads costs 7 times as much on a CPU."""

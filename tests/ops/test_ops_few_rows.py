@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a few rows by kernels compiled here, against numpy; and where paddle's own product serves instead."""
+"""The operators of a step by kernels compiled here, beside numpy's and paddle's; and where paddle's serve instead."""
+
+import functools
 
 import numpy as np
 import paddle
 import pytest
 
+from paddlemix.models.llm.llama import LlamaModel
+from paddlemix.models.llm.slot_cache import RowCache, SlotCache
 from paddlemix.ops import few_rows
+from paddlemix.ops.activation import ACTIVATIONS, gated
+from paddlemix.ops.attention import math as plain_attention
+from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import apply_linear
 from paddlemix.ops.low_bits import build
+from paddlemix.ops.norm import RMSNorm
+from paddlemix.ops.rope import RotaryTables
+from paddlemix.ops.runtime import Runtime
+from paddlemix.settings.model import TextConfig
 
 
 def drawn(*shape):
@@ -38,7 +49,7 @@ def test_a_row_is_the_same_beside_any_others_and_with_any_threads():
     x, weight = paddle.to_tensor(drawn(8, 700)), paddle.to_tensor(drawn(700, 5136))
     fork, _ = build.team()
     split = paddle.empty([8, 5136])
-    kernel = build.library(few_rows.SOURCE).paddlemix_few_rows
+    kernel = build.library(few_rows.SOURCE).paddlemix_product
 
     with paddle.no_grad():
         together, pair, alone = (few_rows.product(rows, weight) for rows in (x, x[3:5], x[7:]))
@@ -61,3 +72,171 @@ def test_paddle_serves_many_rows_gradients_and_small_or_odd_weights():
         assert few_rows.product(x.reshape([8, 256]), weight) is None  # another width: an error of paddle's
         assert few_rows.product(x, paddle.to_tensor(drawn(512, 529))) is None
         assert few_rows.product(x.astype("float64"), weight.astype("float64")) is None
+
+
+@pytest.fixture
+def paddles_own(monkeypatch):
+    """A function that computes without the kernels."""
+
+    def call(work):
+        with monkeypatch.context() as patch:
+            patch.setattr(few_rows, "_kernels", functools.cache(lambda: None))
+            return work()
+
+    return call
+
+
+@pytest.mark.parametrize("width", [512, 1031])
+def test_norm_of_few_rows_is_the_plain_one(width):
+    x, weight = drawn(3, 1, width) * [[[5]], [[1]], [[1e-3]]], drawn(width)
+    x = x.astype(np.float32)
+    norm = RMSNorm(width, 1e-5, Runtime.current())
+    norm.weight.set_value(paddle.to_tensor(weight))
+    wide = x.astype(np.float64)
+
+    with paddle.no_grad():
+        few = few_rows.rms_norm(paddle.to_tensor(x), norm.weight, 1e-5).numpy()
+        assert (norm(paddle.to_tensor(x)).numpy() == few).all()
+
+    np.testing.assert_allclose(few, wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight, rtol=2e-6)
+
+
+def test_gate_of_few_rows_is_exact_from_minus_to_plus_infinity():
+    gate = np.concatenate([np.linspace(-120, 120, 510), [0, np.inf]]).astype(np.float32)
+    both = np.concatenate([gate, drawn(512)])[None]
+    wide = gate[:-1].astype(np.float64)
+
+    with paddle.no_grad():
+        few = few_rows.swiglu(paddle.to_tensor(both)).numpy()[0]
+        assert (gated(ACTIVATIONS.get("silu"), paddle.to_tensor(both), None, Runtime.current()).numpy() == few).all()
+        spoiled = few_rows.swiglu(paddle.to_tensor(np.full([1, 1024], np.nan, np.float32))).numpy()
+
+    np.testing.assert_allclose(few[:-1], wide / (1 + np.exp(-wide)) * both[0, 512:-1], rtol=1e-6, atol=1e-34)
+    assert few[-1] == np.inf * both[0, -1]
+    assert np.isnan(spoiled).all()
+
+
+def test_rotation_of_few_rows_is_the_plain_one(paddles_own):
+    tables = RotaryTables(64, 1e4, None, Runtime.current()).step(paddle.to_tensor([[3], [700]]))
+    joined = paddle.to_tensor(drawn(2, 1, (6 + 2 * 2) * 64))
+
+    with paddle.no_grad():
+        few, plain = tables.split(joined, 6, 2), paddles_own(lambda: tables.split(joined, 6, 2))
+
+    for one, other in zip(few, plain, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "places"), [(16, 16, 64, 300), (12, 3, 72, 9), (7, 1, 100, 513)]
+)
+def test_attention_of_a_step_is_the_plain_one(heads, kv_heads, width, places):
+    q, k, v = drawn(4, 1, heads, width), drawn(4, kv_heads, places, width), drawn(4, kv_heads, places, width)
+    q, k, v = map(paddle.to_tensor, (q, k, v))
+    last = places - 1
+    several = paddle.to_tensor([0, last - 1, last // 2, last])
+    masks = [
+        Mask(causal=True, offset=last),
+        Mask(causal=True, offset=2),
+        Mask(causal=True, offset=several),
+        Mask(causal=True, offset=several, key_starts=paddle.to_tensor([0, 2, 3, last])),
+        Mask(
+            causal=True, offset=4, key_starts=paddle.to_tensor([0, 4, 5, 9])
+        ),  # the last two rows see themselves alone
+        Mask(causal=False, offset=3, key_lengths=paddle.to_tensor([1, places, 7, 3])),
+        Mask(causal=False, offset=places + 2, key_lengths=paddle.to_tensor([0, places, 7, 3])),
+        Mask(causal=False),
+    ]
+    for mask in masks:
+        limits = {"starts": mask.key_starts, "lengths": mask.key_lengths}
+        with paddle.no_grad():
+            few = few_rows.attend(q, k, v, causal=mask.causal, offset=mask.offset, scale=0.2, **limits)
+            plain = plain_attention.attend(q, k, v, mask, scale=0.2, kv_heads_first=True)
+        np.testing.assert_allclose(few.numpy(), plain.numpy(), rtol=0, atol=3e-6)
+
+
+def test_attention_of_a_row_is_the_same_beside_others_and_with_any_threads():
+    q, k, v = (paddle.to_tensor(drawn(*shape)) for shape in ([3, 1, 8, 64], [3, 4, 600, 64], [3, 4, 600, 64]))
+    offsets = paddle.to_tensor([599, 3, 300])
+    split, (fork, _) = paddle.empty([3, 1, 8, 64]), build.team()
+    addresses = [one.data_ptr() for one in (q, k, v, split, offsets)]
+
+    with paddle.no_grad():
+        options = {"causal": True, "starts": None, "lengths": None, "scale": 0.125}
+        together = few_rows.attend(q, k, v, offset=offsets, **options)
+        alone = few_rows.attend(q[2:], k[2:], v[2:], offset=300, **options)
+        few_rows._kernels().attend(*addresses, 0, 0, 0, 1, 3, 8, 4, 600, 64, 0.125, fork, 3)
+
+    assert (together[2:].numpy() == alone.numpy()).all()
+    assert (together.numpy() == split.numpy()).all()
+
+
+def test_a_nan_of_a_row_stays_in_that_row_and_is_seen():
+    q, k, v = (paddle.to_tensor(drawn(*shape)) for shape in ([2, 1, 8, 64], [2, 8, 40, 64], [2, 8, 40, 64]))
+    k[1, 3, 7, 0] = float("nan")
+
+    with paddle.no_grad():
+        found = few_rows.attend(q, k, v, causal=True, offset=20, starts=None, lengths=None, scale=0.125).numpy()
+
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1, 0, 3]).all()
+    assert np.isfinite(np.delete(found[1, 0], 3, axis=0)).all()
+
+
+def test_keys_are_written_to_the_place_of_each_row_alone():
+    held, new = paddle.to_tensor(drawn(2, 3, 5, 8)), paddle.to_tensor(drawn(2, 3, 1, 8))
+    few_rows._kernels()
+    before, wanted = held.numpy().copy(), held.numpy().copy()
+    wanted[0, :, 4], wanted[1, :, 1] = new.numpy()[0, :, 0], new.numpy()[1, :, 0]
+
+    assert not few_rows.put(held, new, 2)  # gradients are on
+    with paddle.no_grad():
+        assert not few_rows.put(held, new[:1], 2)
+        assert not few_rows.put(held, new.astype("float64"), 2)
+        assert not few_rows.put(held, new, paddle.to_tensor([1, 2, 3]))
+        assert (held.numpy() == before).all()
+        assert few_rows.put(held, new, paddle.to_tensor([5, 1]))  # a row without room spoils its own last place
+    assert (held.numpy() == wanted).all()
+
+
+def test_paddle_serves_rows_of_small_layers_and_those_of_a_prompt():
+    small, long = paddle.to_tensor(drawn(1, 256)), paddle.to_tensor(drawn(1, 9, 1024))
+    heads = paddle.to_tensor(drawn(1, 1, 4, 64))
+
+    with paddle.no_grad():
+        for x in (small, long):
+            assert few_rows.rms_norm(x, paddle.ones(x.shape[-1:]), 1e-5) is None
+            assert few_rows.swiglu(x) is None
+        limits = {"causal": False, "offset": 0, "starts": None, "lengths": None}
+        assert few_rows.attend(heads, heads, heads, scale=1.0, **limits) is None
+    assert few_rows.rms_norm(long[:, :1], paddle.ones([1024]), 1e-5) is None  # gradients are on
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_steps_of_rows_of_unequal_lengths_give_the_scores_of_paddles_operators(kv_heads, paddles_own):
+    config = TextConfig(90, 512, 768, 2, 8, kv_heads)
+    with paddle.no_grad():
+        paddle.seed(3)
+        model = LlamaModel(config)
+        model.fuse()
+        shape, lengths = [1, kv_heads, 40, 64], (40, 7, 19)
+        rows = [
+            RowCache(*(tuple(paddle.to_tensor(drawn(*shape) + n) for _ in range(2)) for n in range(2)), length)
+            for length in lengths
+        ]
+
+        def steps():
+            cache, found = SlotCache(rows[0], 3, 64, Runtime.current()), []
+            for slot, row in enumerate(rows):
+                cache.put(slot, row)
+            for step in range(3):
+                embeds = paddle.to_tensor(drawn(3, 1, 512) + step)
+                mask = Mask(causal=True, offset=cache.offset)
+                found.append(model.decode(embeds, paddle.to_tensor(cache.filled[:, None]), mask, cache).numpy())
+            return np.stack(found)
+
+        few, plain = steps(), paddles_own(steps)
+
+    assert (few != plain).any()  # otherwise no kernel was at work
+    np.testing.assert_allclose(few, plain, rtol=0, atol=2e-5)

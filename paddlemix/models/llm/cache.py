@@ -7,6 +7,7 @@ from typing import Protocol
 import paddle
 from paddle import Tensor
 
+from paddlemix.ops import few_rows
 from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.select import cache_keeps_heads_first
 from paddlemix.ops.runtime import Runtime
@@ -172,7 +173,8 @@ class KVCache:
         if self._on_npu:
             return self._put(held, new) if new.shape[1] == 1 else self._rebuild(held, new, size)
         if self.heads_first:
-            held[:, :, self.length : end] = new
+            if not few_rows.put(held, new, self.length):
+                held[:, :, self.length : end] = new
         else:
             held[:, self.length : end] = new
         return held

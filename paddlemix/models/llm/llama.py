@@ -60,11 +60,7 @@ class LlamaAttention(nn.Layer):
 
     def _project_fused(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
         """One product for all three, one rotation for the heads of q and k together."""
-        turned = self.heads + self.kv_heads
-        heads = self.fused(x).reshape([0, 0, turned + self.kv_heads, self.head_dim])
-        both, v = paddle.split(heads, [turned, self.kv_heads], axis=2)
-        q, k = paddle.split(tables.turn(both), [self.heads, self.kv_heads], axis=2)
-        return q, k, v
+        return tables.split(self.fused(x), self.heads, self.kv_heads)
 
     def fuse(self) -> None:
         """Use one product for q, k and v from now on (inference). Layers with an open adapter stay apart."""

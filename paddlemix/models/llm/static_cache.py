@@ -6,6 +6,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.models.llm.cache import take_rows
+from paddlemix.ops import few_rows
 from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.select import cache_keeps_heads_first
 from paddlemix.ops.dtypes import dtype_name, to_dtype
@@ -139,6 +140,8 @@ class StaticCache:
             raise ConfigError(
                 f"static KV cache of {held.shape[0]} rows was given {new.shape[0]} rows; create one per batch"
             )
+        if self.heads_first and few_rows.put(held, new, self._offset):
+            return held
         key = tuple(new.shape)
         if self._index is None or self._index[0] != key:  # the same for all layers of a step
             self._index = key, self._places(new)

@@ -13,7 +13,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
-from paddlemix.ops import compat
+from paddlemix.ops import compat, few_rows
 from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
@@ -100,6 +100,11 @@ def blocked(
 
 def _step(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     """One query ``[B, 1, H, D]`` over k and v ``[B, Hk, Lk, D]``, in as few operators as can be: decoding waits."""
+    if mask.segments is None:
+        limits = {"starts": mask.key_starts, "lengths": mask.key_lengths}
+        few = few_rows.attend(q, k, v, causal=mask.causal, offset=mask.offset, scale=scale, **limits)
+        if few is not None:
+            return few
     batch, _, heads, width = q.shape
     kv_heads, keys = k.shape[1], size(k, 2)
     rows = (q * scale).reshape([0, kv_heads, heads // kv_heads, width])
