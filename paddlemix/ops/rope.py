@@ -66,7 +66,7 @@ class StepTables:
         if few is not None:
             return few
         turned = heads + kv_heads
-        joined = joined.reshape([0, 0, turned + kv_heads, -1])  # 0: as it is
+        joined = joined.reshape([0, 0, turned + kv_heads, self.cos.shape[-1]])  # 0: as it is
         both, v = paddle.split(joined, [turned, kv_heads], axis=2)
         q, k = paddle.split(self.turn(both), [heads, kv_heads], axis=2)
         return q, k, v
