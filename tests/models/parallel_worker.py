@@ -157,9 +157,12 @@ def generated(model: Any) -> list[list[int]]:
     return generate_batch(model.prepare_inference(), plan, pixels, Decoding(max_new_tokens=5))
 
 
-def relative(value: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference over the largest value, or over 0.01 where that is larger."""
-    return float(np.abs(value - want).max() / max(float(np.abs(want).max()), 1e-2))
+def relative(value: np.ndarray, want: np.ndarray, largest: float) -> float:
+    """Largest difference over the largest value, or over a tenth of the model's ``largest`` gradient.
+
+    A small gradient is what is left of terms that are not small, and rounding goes by those.
+    """
+    return float(np.abs(value - want).max() / max(float(np.abs(want).max()), 0.1 * largest))
 
 
 def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute: bool) -> dict[str, Any]:
@@ -184,8 +187,9 @@ def compare(config: Any, parallel: Any, lora: dict[str, bool] | None, recompute:
         logits = float((alone(**unlabelled) - shared(**unlabelled)).abs().max())
     weights = dict(alone.named_parameters())
     equal = all(bool((whole(value) == weights[name]).all()) for name, value in shared.named_parameters())
+    largest = max(float(np.abs(value).max()) for value in want.values())
     gradients = {
-        f"{name}, by portions" if each is slopes else name: relative(value, want[name])
+        f"{name}, by portions" if each is slopes else name: relative(value, want[name], largest)
         for each in (found, slopes)
         for name, value in each.items()
     }
