@@ -15,10 +15,9 @@ from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.options import Options
 
 if TYPE_CHECKING:
-    from paddlenlp.trainer import TrainingArguments
-
     from paddlemix.ops.parallel import TensorParallel
     from paddlemix.ops.sequence import SequenceParallel
+    from paddlemix.trainer.library import TrainingArguments
 
 
 def check_processes(settings: TrainingSettings) -> None:
@@ -81,7 +80,7 @@ def names_of_keys(settings: TrainingSettings) -> Options:
 
 def training_arguments(settings: TrainingSettings, device: str = "cpu") -> "TrainingArguments":
     """PaddleNLP's TrainingArguments for a run. Keys whose work is done here are given to it switched off."""
-    from paddlenlp.trainer import TrainingArguments
+    from paddlemix.trainer.library import TrainingArguments
 
     sharing = max(1, settings.training.sep_parallel_degree)
 

@@ -13,8 +13,6 @@ import paddle
 from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler
-from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from paddlenlp.utils.log import logger as library_log
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +25,8 @@ from rich.progress import (
 
 from paddlemix.trainer.batches import Batch
 from paddlemix.trainer.checkpointing import RunState
+from paddlemix.trainer.library import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from paddlemix.trainer.library import logger as library_log
 from paddlemix.trainer.log_line import console_lines
 from paddlemix.trainer.reports import Reports
 from paddlemix.trainer.run_log import RunLog

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.distributed.fleet.meta_optimizers import HybridParallelOptimizer
     from paddle.optimizer import AdamW, Optimizer
-    from paddlenlp.trainer import TrainingArguments
+
+    from paddlemix.trainer.library import TrainingArguments
 
     AnyOptimizer: TypeAlias = Optimizer | HybridParallelOptimizer
 

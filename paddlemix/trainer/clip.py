@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor
 from paddle.nn.clip import GradientClipBase
-from paddlenlp.trainer import TrainingArguments
+
+from paddlemix.trainer.library import TrainingArguments
 
 
 @dataclass(frozen=True)

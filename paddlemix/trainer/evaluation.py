@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddlenlp.trainer.trainer_utils import ShardingOption
 
 from paddlemix.datasets.preprocess import Rows
 from paddlemix.trainer.arguments import readers_together
 from paddlemix.trainer.asking import Asks
 from paddlemix.trainer.batches import Batch, count_labels, filled_up, load_batches, split_batches
+from paddlemix.trainer.library import ShardingOption
 from paddlemix.trainer.sample_answers import SampleAnswers
 from paddlemix.utils.errors import ConfigError, PaddleMixError
 from paddlemix.utils.logging import get_logger

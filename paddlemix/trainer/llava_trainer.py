@@ -12,9 +12,6 @@ from typing import Any, Protocol
 import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel import TensorParallel
-from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
-from paddlenlp.trainer.trainer_utils import ShardingOption, TrainOutput
-from paddlenlp.utils.log import logger
 
 from paddlemix.checkpoint.save import ReadValues, plain_values
 from paddlemix.datasets import packing
@@ -37,6 +34,16 @@ from paddlemix.trainer.callbacks import SeedEachStep
 from paddlemix.trainer.clip import GlobalNormClip, of_arguments
 from paddlemix.trainer.evaluation import BrokenOffError, Evaluation
 from paddlemix.trainer.frozen import frozen_sample, require_same_frozen
+from paddlemix.trainer.library import (
+    PrinterCallback,
+    ShardingOption,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    TrainOutput,
+    logger,
+)
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, warmup_note
 from paddlemix.trainer.ranks import require_alike
 from paddlemix.trainer.scaling import AfterUpdate, MixedPrecision

@@ -81,7 +81,7 @@ def library_output(output: Path) -> Iterator[None]:
         opened = open(library_log(output), "a", encoding="utf-8")  # noqa: SIM115 - closed below
     catch_library_logs(output)
     with opened as stream, _loud_imports(stream):
-        import paddlenlp.trainer  # noqa: F401 - imported here for its words
+        import paddlemix.trainer.library  # noqa: F401 - imported here for its words
     catch_library_logs(output)
     yield
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 from paddle import nn
-from paddlenlp.trainer.trainer_utils import ShardingOption
 
 from paddlemix.datasets.preprocess import Encoded, Rows
 from paddlemix.generation.engine import generate_batch
@@ -26,6 +25,7 @@ from paddlemix.splice.plan import PlanRow, build_plan
 from paddlemix.text.scores import relaxed, rouge_l
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.trainer.answer_sheet import draw_sheet
+from paddlemix.trainer.library import ShardingOption
 from paddlemix.utils import files
 from paddlemix.utils.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from paddlemix.utils.errors import PaddleMixError

@@ -14,8 +14,8 @@ import numpy as np
 import paddle
 from paddle.amp import GradScaler
 from paddle.optimizer import Optimizer
-from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from paddlemix.trainer.library import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from paddlemix.utils.errors import TrainingError
 from paddlemix.utils.logging import get_logger
 

@@ -215,7 +215,7 @@ def test_an_error_in_the_first_step_and_one_of_the_numbers_save_nothing(tmp_path
 
 
 def stop_after(trainer, steps):
-    from paddlenlp.trainer import TrainerCallback
+    from paddlemix.trainer.library import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **_):

@@ -220,8 +220,7 @@ def test_a_run_under_nohup_outlives_its_terminal_and_still_stops_when_asked():
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("lora", ["false", "true"])
 def test_a_signal_saves_and_the_same_command_ends_as_the_straight_run(place, tmp_path, lora):
-    from paddlenlp.trainer import TrainerCallback
-
+    from paddlemix.trainer.library import TrainerCallback
     from paddlemix.trainer.run import TrainingRun, finetune
 
     keys = dict(lora=lora, group_by_modality_length="true")

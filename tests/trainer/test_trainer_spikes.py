@@ -5,8 +5,8 @@ import logging
 
 import numpy as np
 import pytest
-from paddlenlp.trainer import TrainerCallback
 
+from paddlemix.trainer.library import TrainerCallback
 from paddlemix.trainer.spikes import FEWEST, LossHistory
 from paddlemix.utils.errors import TrainingError
 from tests.trainer.trainer_kit import make_trainer, settings, weights
