@@ -21,6 +21,7 @@ from paddlemix.annotate.scripts import QUALITY, plain
 from paddlemix.utils.constants import IMAGE_TOKEN
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import JsonValue, parse_json, refuse_pointer
+from paddlemix.utils.shown import counted
 
 DESCRIBE = (
     "What is this multi-view photo about? Descript it to me as detailed as possible.",
@@ -88,7 +89,7 @@ class Converted:
 
     def lines(self) -> list[str]:
         """The result in words: one line, and one for each thing that was left out."""
-        found = [f"{len(self.rows):,} rows from {self.objects:,} objects"]
+        found = [f"{counted(len(self.rows), 'row')} from {counted(self.objects, 'object')}"]
         for what, names in {**self.left_out, **self.unknown}.items():
             found.append(f"  {len(names):,} {what}, for example {names[0]}")
         return found

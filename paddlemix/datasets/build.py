@@ -23,6 +23,7 @@ from paddlemix.text import templates
 from paddlemix.text.messages import ChatFormat
 from paddlemix.text.tokenizer import Tokenizer
 from paddlemix.utils.errors import ConfigError, DataError
+from paddlemix.utils.shown import counted
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def _packed(
         return packed, ()
     few = "; ".join(packed.rows.where(int(index)) for index in grown[:3])
     note = (
-        f"{len(grown)} rows are longer than in the first part of the run: an epoch leaves out those that there is no "
-        f"room for where they are packed ({few}{', ...' if len(grown) > 3 else ''})"
+        f"longer than in the first part of the run: {counted(len(grown), 'row')}; an epoch leaves out those that there "
+        f"is no room for where they are packed ({few}{', ...' if len(grown) > 3 else ''})"
     )
     return packed, (note,)
 

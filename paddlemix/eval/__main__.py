@@ -37,7 +37,7 @@ from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.options import FLAGS, dashed
 from paddlemix.utils.paths import path_at
 from paddlemix.utils.registry import nearest
-from paddlemix.utils.shown import readable, shown
+from paddlemix.utils.shown import counted, readable, shown
 
 FOLDER = "the benchmark's folder, as downloaded"
 DEBUG = "show the traceback of an error"
@@ -240,7 +240,7 @@ def _upload(args: argparse.Namespace) -> int:
     sys.stdout.write(f"wrote {readable(str(args.output))}\n")
     if empty:
         sys.stdout.write(
-            f"{len(empty)} questions have no answer and are empty in it, the first: {readable(empty[0])}\n"
+            f"{counted(len(empty), 'question')} without an answer, empty in it; the first: {readable(empty[0])}\n"
         )
     return 1 if empty else 0
 

@@ -12,7 +12,7 @@ from paddlemix.eval.scorers.score import Result
 from paddlemix.eval.scoring import Scored, finite, read_score, tally_of
 from paddlemix.eval.tables import cell, number, spread, table
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.shown import shown
+from paddlemix.utils.shown import counted, shown
 
 SHOWN_ANSWERS = 50
 """Differing answers in the Markdown; the JSON has all of them."""
@@ -119,7 +119,10 @@ def comparison_lines(found: Comparison, *, published: bool = False) -> list[str]
         ]
     for name, keys in (("A", found.only_a), ("B", found.only_b)):
         if keys:
-            lines += [f"{len(keys)} questions are in {name} alone and left out, the first: {cell(keys[0], 80)}", ""]
+            lines += [
+                f"left out, in {name} alone: {counted(len(keys), 'question')}, the first: {cell(keys[0], 80)}",
+                "",
+            ]
     if published:
         lines += _published_lines(benchmark, main)
     return [*lines, *_pair_lines(found.pairs)]
@@ -166,7 +169,7 @@ def _pair_lines(pairs: Sequence[Pair]) -> list[str]:
         )
         for pair in first
     ]
-    return [f"## {len(pairs)} answers differ{rest}", "", *table(("question", "right", "A", "B"), rows)]
+    return [f"## {counted(len(pairs), 'different answer')}{rest}", "", *table(("question", "right", "A", "B"), rows)]
 
 
 def comparison_value(found: Comparison, *, published: bool = False) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from paddlemix.eval.scoring import Scored
 from paddlemix.imaging.drawing import FAINT, INK, LINE, PAPER, RIGHT, WRONG, Pen
 from paddlemix.imaging.load import load_image
 from paddlemix.utils.errors import DataError
-from paddlemix.utils.shown import cut, escaped
+from paddlemix.utils.shown import counted, cut, escaped
 
 ON_SHEET, ON_PAGE = 24, 200
 """Differing answers that a PNG and a page show: half of them where B gains most, half where it loses most."""
@@ -131,7 +131,7 @@ def _head(pen: Pen, found: Comparison, many: int) -> None:
     for number, (letter, scored) in enumerate((("A", found.a), ("B", found.b))):
         for line in pen.wrapped(f"{letter}: {escaped(name_of(scored))}", 11, _WIDTH / 2 - 2 * _MARGIN, 1):
             pen.text((_MARGIN + number * _WIDTH / 2, 60), line, 11, FAINT)
-    pen.text((_MARGIN, 75), f"{len(found.pairs)} answers differ{shown}", 11, FAINT)
+    pen.text((_MARGIN, 75), f"{counted(len(found.pairs), 'different answer')}{shown}", 11, FAINT)
 
 
 def _row(pen: Pen, pair: Pair, shown: Shown, top: float) -> None:
@@ -178,7 +178,7 @@ def write_page(path: Path, found: Comparison, questions: Questions) -> None:
     parts = [
         f"<p>A: {pages.text(name_of(found.a))}<br>B: {pages.text(name_of(found.b))}</p>",
         pages.table(("metric", "A", "B", "B - A", "95 % interval", "p"), metric_rows(found)),
-        f"<p>{len(found.pairs)} answers differ{more}</p>",
+        f"<p>{counted(len(found.pairs), 'different answer')}{more}</p>",
         *(_card(pair, questions(pair.key)) for pair in pairs),
     ]
     pages.write_page(path, f"{BENCHMARKS[score.benchmark].title}, convention {score.convention}", parts)

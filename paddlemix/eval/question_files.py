@@ -19,7 +19,7 @@ from paddlemix.eval.scorers.vqa import PEOPLE, textvqa_question_key
 from paddlemix.utils.errors import DataError
 from paddlemix.utils.foreign import read_text
 from paddlemix.utils.paths import begins_at
-from paddlemix.utils.shown import as_json, shown
+from paddlemix.utils.shown import as_json, counted, shown
 
 NO_VALUES = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
@@ -71,7 +71,7 @@ def yes_no(record: Record, key: str) -> str:
 def ten_answers(record: Record, given: tuple[str, ...], key: str = "answers") -> tuple[str, ...]:
     """The answers of people, of which VQA accuracy needs ten."""
     if len(given) != PEOPLE:
-        raise record.fault(key, f"{len(given)} answers; VQA accuracy is defined over {PEOPLE}")
+        raise record.fault(key, f"{counted(len(given), 'answer')}; VQA accuracy is defined over {PEOPLE}")
     return given
 
 
@@ -241,7 +241,7 @@ def _mme_task(root: Path, task: str) -> Iterator[Question]:
     for path in sorted(folder.glob("*.txt")):
         lines = [line for line in read_text(path, DataError).splitlines() if line.strip()]
         if len(lines) != 2:
-            raise DataError(f"{path}: {len(lines)} questions; MME has two about each image")
+            raise DataError(f"{path}: {counted(len(lines), 'question')}; MME has two about each image")
         for number, line in enumerate(lines, 1):
             question, tab, answer = line.strip().partition("\t")
             label = answer.strip().lower()
@@ -287,7 +287,7 @@ def pairs_of(record: Record) -> list[tuple[str, str]]:
     """Question and answer of each turn of a row of conversations."""
     turns = [turn.text("value") for turn in record.records("conversations")]
     if len(turns) % 2:
-        raise record.fault("conversations", f"{len(turns)} turns; expected questions with their answers")
+        raise record.fault("conversations", f"{counted(len(turns), 'turn')}; expected questions with their answers")
     return list(zip(turns[::2], turns[1::2], strict=True))
 
 
@@ -317,7 +317,9 @@ def own(folder: Path, *, letters: bool = False) -> list[Question]:
 def _require_letter(record: Record, given: tuple[str, ...], options: int) -> None:
     known = ascii_uppercase[: options or None]
     if len(given) != 1:
-        raise record.fault("answers", f"{len(given)} answers; expected the letter of one option, A to {known[-1]}")
+        raise record.fault(
+            "answers", f"{counted(len(given), 'answer')}; expected the letter of one option, A to {known[-1]}"
+        )
     if given[0] not in tuple(known):
         key = "answers/0" if "answers" in record.value else "answer"
         raise record.fault(
@@ -337,7 +339,8 @@ def own_vqa(folder: Path) -> list[Question]:
     for question in found:
         if len(question.expected) != PEOPLE:
             raise DataError(
-                f'{folder}: question "{shown(question.key, 80)}": /answers: {len(question.expected)} answers; VQA '
-                f"accuracy is defined over {PEOPLE}. With fewer, score by exact or rouge-l"
+                f'{folder}: question "{shown(question.key, 80)}": /answers: '
+                f"{counted(len(question.expected), 'answer')}; VQA accuracy is defined over {PEOPLE}. "
+                "With fewer, score by exact or rouge-l"
             )
     return found

@@ -12,7 +12,7 @@ from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
 from paddlemix.utils.options import device_flags, model_flags, opening, strict_config
 from paddlemix.utils.paths import expanded, path_at
-from paddlemix.utils.shown import readable
+from paddlemix.utils.shown import counted, readable
 
 if TYPE_CHECKING:
     from paddlemix.eval.evaluate import Outcome, Plan, Request
@@ -198,11 +198,11 @@ def merge_parts(folder: Path, *, as_json: bool) -> int:
 def _plan_lines(plan: "Plan") -> list[str]:
     items = plan.job.items
     turns = sum(len(item.turns) for item in items)
-    lines = [f"{plan.question_file}: {turns} questions, images in {plan.image_folder}, answers of at most "
+    lines = [f"{plan.question_file}: {counted(turns, 'question')}, images in {plan.image_folder}, answers of at most "
              f"{plan.max_new_tokens} tokens"]  # fmt: skip
     if plan.missing:
         named = ", ".join(plan.missing[:NAMED])
-        lines.append(f"note: {len(plan.missing)} images are not there, their questions fail: {named}")
+        lines.append(f"note: {counted(len(plan.missing), 'missing image')}, whose questions fail: {named}")
     return lines + [f"note: {line}" for line in plan.notes]
 
 

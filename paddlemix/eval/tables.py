@@ -11,7 +11,7 @@ from paddlemix.eval.scorers.intervals import Interval
 from paddlemix.eval.scorers.score import KINDS, Problem
 from paddlemix.eval.scoring import Scored, finite
 from paddlemix.utils.foreign import JsonValue
-from paddlemix.utils.shown import shown
+from paddlemix.utils.shown import counted, shown
 
 SHOWN_PROBLEMS = 5
 """Problems of a kind that a summary names; a score file has all of them."""
@@ -55,7 +55,7 @@ def score_lines(scored: Scored) -> list[str]:
         (f"**{name}**" if name == found.main else cell(name), number(sure.value, benchmark), spread(sure, benchmark))
         for name, sure in ((name, scored.intervals[name]) for name in names if name in scored.intervals)
     ]
-    title = f"{BENCHMARKS[benchmark].title}, convention {found.convention}, {len(found.results)} questions"
+    title = f"{BENCHMARKS[benchmark].title}, convention {found.convention}, {counted(len(found.results), 'question')}"
     if scored.model:
         title += f", {cell(scored.model, 80)}"
     return [title, "", *table(("metric", unit, "95 % interval"), rows), "", *problem_lines(found.problems)]

@@ -24,7 +24,7 @@ from paddlemix.eval.scorers.words import evalai
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.files import atomic_write
 from paddlemix.utils.install import install_line
-from paddlemix.utils.shown import shown
+from paddlemix.utils.shown import counted, shown
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _texts(answers: Sequence[AnswerRecord]) -> dict[str, str]:
     if failed:
         reason = failed[0].failure or shown(failed[0].text, 80)
         raise DataError(
-            f"{failed[0].where}: {len(failed)} answers failed ({reason}); an upload file would hold them as "
+            f"{failed[0].where}: {counted(len(failed), 'failed answer')} ({reason}); an upload file would hold them as "
             "answers. Ask these questions again first"
         )
     return {str(answer.question_id): answer.text for answer in answers}

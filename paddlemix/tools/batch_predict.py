@@ -21,7 +21,7 @@ if not __package__:  # run by its path: imports begin at the repository, not bes
 from paddlemix.utils.entry_point import run_command
 from paddlemix.utils.options import FLAGS, command_parser, dashed, device_flags, model_flags, opening, strict_config
 from paddlemix.utils.paths import expanded, path_at
-from paddlemix.utils.shown import readable
+from paddlemix.utils.shown import counted, readable
 
 OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 NAMED = 5
@@ -74,13 +74,13 @@ def _predict(args: Namespace) -> int:
                           args.batch_size, args.num_chunks, args.chunk_idx)
     )  # fmt: skip
     if missing:
-        sys.stderr.write(f"note: {len(missing)} images are not there: {readable(', '.join(missing[:NAMED]))}\n")
+        sys.stderr.write(f"note: {counted(len(missing), 'missing image')}: {readable(', '.join(missing[:NAMED]))}\n")
     path = predicting.predict(job, model, args.max_new_tokens, restart=args.restart)
     if path is None:
         sys.stdout.write(f"{job.own_path}: written; the other parts are not there yet, the last one joins them\n")
         return 1 if predicting.failures(job.own_path) else 0
     failed = predicting.failures(path)
-    sys.stdout.write(f"{path}: {len(job.items)} rows, {len(failed)} failed\n")
+    sys.stdout.write(f"{path}: {counted(len(job.items), 'row')}, {len(failed)} failed\n")
     for number, reason in failed[:NAMED]:
         sys.stdout.write(f"  line {number}: {readable(reason)}\n")
     return 1 if failed else 0

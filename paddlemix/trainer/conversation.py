@@ -11,6 +11,7 @@ from paddlemix.text import chat_template, templates
 from paddlemix.text.messages import ChatFormat
 from paddlemix.text.model_template import CHAT_TEMPLATE, file_of, own_template, template_for
 from paddlemix.utils.errors import ConfigError, PaddleMixError
+from paddlemix.utils.shown import counted
 
 
 def check_conversation(settings: TrainingSettings, folder: Path, *, first_stage: bool) -> None:
@@ -93,7 +94,7 @@ def notes(
 ) -> Iterator[str]:
     """Lines about rows of several layouts, and about settings that name another template than the model's own."""
     if len(layouts) > 1:
-        rows = ", ".join(f"{count} rows with {layout.name}" for layout, count in layouts)
+        rows = ", ".join(f"{counted(count, 'row')} with {layout.name}" for layout, count in layouts)
         yield f"several conversation templates: {rows}; the result is asked with {layouts[0][0].name}"
     given = settings.model.template
     if given is None or all(isinstance(layout, chat_template.ChatTemplate) for layout, _ in layouts):

@@ -96,7 +96,7 @@ def _parts(opened: Opened, settings: TrainingSettings) -> Iterator[ModelPart]:
 
 
 def _size(lengths: Sequence[int]) -> str:
-    return f"{len(lengths)} rows of {', '.join(f'{length:,}' for length in lengths[:8])}" + (
+    return f"{counted(len(lengths), 'row')} of {', '.join(f'{length:,}' for length in lengths[:8])}" + (
         ", ... positions" if len(lengths) > 8 else " positions"
     )
 

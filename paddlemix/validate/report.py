@@ -146,7 +146,7 @@ def draw_lengths(path: Path, found: Survey, max_length: int) -> None:
 
 def _histogram(pen: Pen, title: str, values: np.ndarray, mark: int | None, box: Box) -> None:
     left, top, right, bottom = box
-    pen.text((left - 44, 16), f"{title} ({len(values):,} rows)", 15, INK)
+    pen.text((left - 44, 16), f"{title} ({counted(len(values), 'row')})", 15, INK)
     limit = max(int(values.max(initial=1)), mark or 0) * 1.02 + 1
     counts, _ = np.histogram(values, bins=_BINS, range=(0, limit))
     most = max(int(counts.max(initial=1)), 1)

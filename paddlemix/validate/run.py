@@ -25,7 +25,7 @@ from paddlemix.utils import files
 from paddlemix.utils.errors import ConfigError, DataError
 from paddlemix.utils.journal import json_bytes
 from paddlemix.utils.logging import say
-from paddlemix.utils.shown import readable
+from paddlemix.utils.shown import counted, readable
 from paddlemix.validate import report
 from paddlemix.validate.survey import Look as RowLook
 from paddlemix.validate.survey import Survey, fingerprint, survey
@@ -214,7 +214,7 @@ def _write_clean(part: _Part, bad: set[str], target: Path) -> None:
                 stream.write(text.encode("utf-8", "backslashreplace"))
                 count += 1
         stream.write((behind if count or not lines else "").encode())
-    say(f"{count:,} rows that can be used: {target}")
+    say(f"{counted(count, 'row')} that can be used: {target}")
     if keys := sorted({key for entry in part.entries for key in _choosing(entry)}):
         say(
             f"note: these are the rows that {', '.join(keys)} leave for training, each of them once, "

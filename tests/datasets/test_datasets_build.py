@@ -240,7 +240,7 @@ def test_a_repaired_row_that_its_pack_has_no_room_for_is_left_out_and_named(run,
     number = next(number for number, group in enumerate(first.train.groups) if 0 in group)
     assert resumed.train[number].length == run(**keys).train.lengths[[0, 2]].sum()
     (note,) = (note for note in resumed.notes if note not in first.notes)
-    assert note.startswith("1 rows are longer than in the first part")
+    assert note.startswith("longer than in the first part of the run: 1 row; ")
     assert "rows.json: /1" in note
 
 

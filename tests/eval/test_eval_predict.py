@@ -120,7 +120,7 @@ def test_a_row_that_cannot_be_asked_is_a_line_with_its_reason(
     said = capsys.readouterr()
     assert "3 rows, 2 failed" in said.out
     assert "line 2: " in said.out
-    assert "1 images are not there" in said.err
+    assert "1 missing image" in said.err
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_an_image_that_cannot_be_used_is_a_failed_answer_that_is_named_and_score
                  "--device", "cpu", "--max-new-tokens", "3"])  # fmt: skip
     said = capsys.readouterr()
     assert code == 1
-    assert "1 images are not there, their questions fail" in said.err
+    assert "1 missing image, whose questions fail" in said.err
     assert "18 answers, 6 failed" in said.out
     assert "6 failed:" in said.out
     assert re.search(r"\n  1: .*000001\.png: ", said.out)

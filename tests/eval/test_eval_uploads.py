@@ -23,7 +23,7 @@ def test_vqav2_has_every_question_in_its_order_and_empty_ones_for_those_missing(
     kit.write_lines(tmp_path / "d" / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": n} for n in (3, 1, 2)])
     answers = [kit.answer(1, "The Two dogs."), kit.answer(3, "No"), kit.answer(3, "yes")]
     assert upload("vqav2", answers, tmp_path / "d", tmp_path / "u.json") == 1
-    assert "1 questions have no answer and are empty in it, the first: 2" in capsys.readouterr().out
+    assert "1 question without an answer, empty in it; the first: 2" in capsys.readouterr().out
     wanted = [("yes", 3), ("2 dogs", 1), ("", 2)]
     text = ", ".join(f'{{"question_id": {key}, "answer": "{text}"}}' for text, key in wanted)
     assert (tmp_path / "u.json").read_text() == f"[{text}]"
@@ -121,7 +121,7 @@ def test_failed_answers_are_not_uploaded(benchmark: str, tmp_path: Path, capsys:
     name = "u.jsonl" if benchmark == "seed" else "u.json"
     kit.seed(tmp_path / "d")
     assert upload(benchmark, answers, tmp_path / "d", tmp_path / name) == 2
-    assert "answers.jsonl:2: 2 answers failed (out of memory)" in capsys.readouterr().err
+    assert "answers.jsonl:2: 2 failed answers (out of memory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("benchmark", ["vqav2", "mmbench"])
