@@ -29,7 +29,7 @@ from paddlemix.utils import npu_environment
 BLOCK = 128
 """Query rows of a block of ``ops.attention.sdpa``."""
 FLOAT = 4
-PROCESS = 500_000_000
+PROCESS = 450_000_000
 """Bytes of a process that has imported what a training needs and holds no tensor yet."""
 
 

@@ -74,7 +74,7 @@ def test_a_dry_run_imports_no_paddle_writes_nothing_and_says_steps_and_batches(p
         r"memory of a device, about: [\d.]+ MB \(weights [\d.]+ MB, [^)]*\), for the longest batch",
         said,
     )
-    assert "on a CPU Python, paddle and the data take about 0.50 GB beside it" in said
+    assert "on a CPU Python, paddle and the data take about 0.45 GB beside it" in said
     assert not list(tmp_path.iterdir())
     assert re.search(r"longest batch: (the first one|2 rows of \d+, \d+)", text)
     done = finetune(load_settings(arguments(place, tmp_path / "real", **keys)))
