@@ -8,10 +8,10 @@ PAIR_PY := $(PAIR)/bin/python
 PAIR_STAMP := $(PAIR)/.installed
 PAIR_TESTS := tests/npu_standin tests/npu tests/ops tests/models tests/trainer tests/doctor tests/test_paddle_names.py \
   tests/tools/test_tools_npu_speed.py
-# Left to ``make test``, which would otherwise spend the same minutes twice: logs, mixtures, rows, estimates, the bench and
-# preference losses, which use no operator that the other tests of the pair do not use.
+# Left to ``make test``, which would otherwise spend the same minutes twice: logs, mixtures, rows, estimates, the bench, train.sh,
+# what a command says of its keys, and preference losses. None uses an operator that the other tests of the pair do not use.
 PAIR_LEAVES := $(addprefix --ignore=tests/trainer/test_trainer_,memory.py preference.py templates.py dry_run.py mixture.py run_log.py \
-  workers.py sample_answers.py inputs.py reports.py) --ignore=tests/models/test_models_bench.py
+  workers.py sample_answers.py inputs.py reports.py launch.py method_table.py) --ignore=tests/models/test_models_bench.py
 # The stand-in device, limits of the plug-in, lost and other numbers of processes: ``make test`` leaves them to the NPU pair, whose paddle
 # is the newest that Ascend's plug-in is made for, and takes them where there is no Python 3.10 for that pair.
 PAIR_ONLY := tests/npu/test_npu_limits.py $(addprefix tests/trainer/test_trainer_,ranks.py processes.py)
@@ -23,7 +23,7 @@ GOLDEN ?= $(or $(PADDLEMIX_GOLDEN),tests/data/golden)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-multiview demo-real test test-npu-pair check golden clean venv
+.PHONY: demo demo-multiview demo-real test test-npu-pair check golden clean venv venv-npu-pair
 
 demo: $(STAMP)  ## train a tiny LLaVA on synthetic pictures and talk with it
 	$(PY) -m paddlemix.demo
@@ -53,6 +53,8 @@ golden: $(STAMP)  ## compare with the numbers of the originals: make golden GOLD
 	$(PY) tools/check_golden.py $(GOLDEN)/llava
 
 venv: $(STAMP)  ## set up .venv only
+
+venv-npu-pair: $(PAIR_STAMP)  ## set up .venv-npu-pair only
 
 # The interpreter is the first that runs and is 3.10 to 3.12; PYTHON=/path/to/python chooses another.
 $(STAMP): setup.py

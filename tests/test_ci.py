@@ -11,9 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = """#!/bin/sh
+[ -z "${CALLS:-}" ] || echo "$*" >> "$CALLS"
 for word in "$@"; do
   case "$word" in
     test-npu-pair) echo "3 passed in 1.0s (pair)"; exit "${PAIR_CODE:-0}" ;;
+    venv) exit "${VENV_CODE:-0}" ;;
     test) echo "5 passed in 2.0s (main)"; exit "${MAIN_CODE:-0}" ;;
   esac
 done
@@ -57,6 +59,13 @@ def test_both_pairs_are_tested_and_the_last_line_is_that_of_pytest(place: Path) 
     assert code == 0
     assert [line for line in lines if "passed" in line] == ["3 passed in 1.0s (pair)", "5 passed in 2.0s (main)"]
     assert lines[-1] == "5 passed in 2.0s (main)"
+
+
+def test_both_environments_are_set_up_side_by_side_and_a_failure_of_that_ends_the_run(place: Path) -> None:
+    path, calls = python(place, "3.10.13"), place / "calls"
+    code, lines, _ = run(place, CALLS=str(calls), VENV_CODE="2")
+    assert (code, len(lines)) == (2, 1)
+    assert calls.read_text() == f"--no-print-directory -j 2 venv venv-npu-pair PYTHON310={path}\n"
 
 
 @pytest.mark.parametrize("version", [None, "3.11.7"])
