@@ -75,6 +75,7 @@ class SourceTree:
         self.trees: dict[str, ast.Module] = {}
         self.files: dict[str, str] = {}
         self.texts: dict[str, str] = {}
+        self._imports: dict[str, list[Import]] = {}
         for folder in ("paddlemix", "tools", "examples", "deploy"):
             for path in sorted((root / folder).rglob("*.py")):
                 name = path.relative_to(root).as_posix()
@@ -83,22 +84,28 @@ class SourceTree:
                 self.texts[module] = path.read_text(encoding="utf-8")
                 self.trees[module] = ast.parse(self.texts[module], name)
 
-    def imports(self, module: str) -> Iterator[Import]:
+    def imports(self, module: str) -> list[Import]:
         """Every module that ``module`` imports; ``from a.b import c`` is a.b.c when that is a file of ours."""
-        inside = {id(node) for outer in ast.walk(self.trees[module]) if _is_function(outer) for node in ast.walk(outer)}
-        for node in ast.walk(self.trees[module]):
+        if module not in self._imports:
+            self._imports[module] = [*self._read_imports(module)]
+        return self._imports[module]
+
+    def _read_imports(self, module: str) -> Iterator[Import]:
+        waiting: list[tuple[ast.AST, bool]] = [(self.trees[module], False)]
+        while waiting:
+            node, inside = waiting.pop()
+            if isinstance(node, ast.expr):
+                continue  # no import stands in an expression
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    yield alias.name, node.lineno, id(node) in inside
+                    yield alias.name, node.lineno, inside
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 for alias in node.names:
                     whole = f"{node.module}.{alias.name}"
                     known = whole in self.files or whole in ONLY_IN
-                    yield (whole if known else node.module or ""), node.lineno, id(node) in inside
-
-
-def _is_function(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                    yield (whole if known else node.module or ""), node.lineno, inside
+            inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            waiting += [(child, inside) for child in ast.iter_child_nodes(node)]
 
 
 def room_of(module: str) -> str | None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paddlemix.utils.errors import PaddleMixError
 
-QUICK, LONG = 2_000, 100_000
+QUICK, LONG = 1_000, 100_000
 """Examples of the plain set and of the slow one."""
 
 _COUNTS = [

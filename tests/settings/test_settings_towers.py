@@ -3,6 +3,7 @@
 
 import ast
 import dataclasses
+import functools
 import itertools
 import re
 import subprocess
@@ -25,6 +26,17 @@ OWN_FILES = ("settings/towers/", "settings/decoders/", "settings/model.py", "exp
 """The last has PaddleMIX's names of files, of which two are names of kinds."""
 
 
+@functools.cache
+def texts() -> dict[str, set[object]]:
+    """The constants of every file of the package."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): {
+            node.value for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Constant)
+        }
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
 def test_the_tables_are_read_without_paddle():
     code = (
         "import sys; from paddlemix.settings.towers.table import TOWERS; "
@@ -37,14 +49,9 @@ def test_the_tables_are_read_without_paddle():
 
 @pytest.mark.parametrize("kind", sorted({*TOWERS, *DECODERS, *(item.form_name for item in towers())}))
 def test_the_name_of_a_tower_or_decoder_stands_in_its_own_file_only(kind):
-    found = []
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).as_posix()
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        if kind in texts and not name.startswith(OWN_FILES):
-            found.append(name)
-    assert found == []
+    named = [name for name, constants in texts().items() if kind in constants]
+    assert [name for name in named if not name.startswith(OWN_FILES)] == []
+    assert named, "it stands in its own file"
 
 
 @pytest.mark.parametrize("entry", [*(item.encoder for item in towers()), *(item.model for item in decoders())])
