@@ -31,7 +31,8 @@
 #define DEPTH 8            /* rows of the weight that are read side by side */
 #define TILE 2048          /* columns at a time: 64 KB of sums of 8 rows */
 #define MOST 8             /* rows of x */
-#define KEYS 256           /* keys whose scores are held at a time */
+#define KEYS 1024          /* keys whose scores are held at a time */
+#define STREAMS 4          /* parts of them that are read side by side: the memory of one page is waited for in the others */
 #define INLINE static inline __attribute__((always_inline))
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(BYTES), aligned(4), may_alias));
@@ -217,32 +218,31 @@ typedef struct {
     atomic_long next;
 } Attention;
 
-/* The scores of keys `first` to `last` of one head, times scale: q k. Returns the largest, and not less than `most`. */
-INLINE float scores_of(const float *q, const float *k, long width, long first, long last, float scale, float *scores,
-                       float most) {
-    const long whole = width / WIDTH * WIDTH;
-    long key = first;
-    for (; key + 4 <= last; key += 4, k += 4 * width) {
-        V sums[4] = {0};
+/* The scores of `count` keys of one head, times scale: q k. Returns the largest of them and `most`. */
+INLINE float scores_of(const float *q, const float *k, long width, long count, float scale, float *scores, float most) {
+    const long whole = width / WIDTH * WIDTH, part = count / STREAMS;
+    for (long key = 0; key < part; key++, k += width) {
+        V sums[STREAMS] = {0};
         for (long d = 0; d < whole; d += WIDTH) {
             const V v = *(const V *)(q + d);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) sums[i] += v * *(const V *)(k + i * width + d);
+#pragma GCC unroll 8
+            for (int i = 0; i < STREAMS; i++) sums[i] += v * *(const V *)(k + i * part * width + d);
         }
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < STREAMS; i++) {
             float sum = sum_of(sums[i]);
-            for (long d = whole; d < width; d++) sum += q[d] * k[i * width + d];
-            scores[key - first + i] = sum *= scale;
+            for (long d = whole; d < width; d++) sum += q[d] * k[i * part * width + d];
+            scores[key + i * part] = sum *= scale;
             most = sum > most ? sum : most;
         }
     }
-    for (; key < last; key++, k += width) {
+    k += (STREAMS - 1) * part * width;
+    for (long key = STREAMS * part; key < count; key++, k += width) {
         V sums = {0};
         for (long d = 0; d < whole; d += WIDTH) sums += *(const V *)(q + d) * *(const V *)(k + d);
         float sum = sum_of(sums);
         for (long d = whole; d < width; d++) sum += q[d] * k[d];
-        scores[key - first] = sum *= scale;
+        scores[key] = sum *= scale;
         most = sum > most ? sum : most;
     }
     return most;
@@ -250,13 +250,21 @@ INLINE float scores_of(const float *q, const float *k, long width, long first, l
 
 /* y = y * fade + the weighted sum of `count` values, `n` vectors of their width. */
 INLINE void add_values(const int n, float *y, float fade, const float *weights, const float *v, long count, long width) {
+    const long part = count / STREAMS;
     V sums[8];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) sums[i] = *(const V *)(y + i * WIDTH) * fade;
-    for (long key = 0; key < count; key++, v += width) {
+    for (long key = 0; key < part; key++, v += width) {
+#pragma GCC unroll 8
+        for (int stream = 0; stream < STREAMS; stream++)
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++)
+                sums[i] += weights[key + stream * part] * *(const V *)(v + stream * part * width + i * WIDTH);
+    }
+    v += (STREAMS - 1) * part * width;
+    for (long key = STREAMS * part; key < count; key++, v += width)
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) sums[i] += weights[key] * *(const V *)(v + i * WIDTH);
-    }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) *(V *)(y + i * WIDTH) = sums[i];
 }
@@ -267,9 +275,9 @@ static void query(const Attention *job, const float *q, const float *k, const fl
     const long width = job->width;
     memset(y, 0, width * sizeof *y);
     for (; first < last; first += KEYS) {
-        const long end = first + KEYS < last ? first + KEYS : last, count = end - first;
+        const long count = last - first < KEYS ? last - first : KEYS;
         const float before = most;
-        most = scores_of(q, k + first * width, width, first, end, job->scale, scores, most);
+        most = scores_of(q, k + first * width, width, count, job->scale, scores, most);
         const float fade = total > 0 ? expf(before - most) : 0;
         for (long i = count; i < (count + WIDTH - 1) / WIDTH * WIDTH; i++) scores[i] = -INFINITY; /* weighs 1e-38 */
         V sum = {0};
