@@ -101,13 +101,14 @@ def alone(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path, device: str) -> None:
-    """All cases one after the other; the first process writes what it found."""
+    """All cases one after the other, those of ``text_only_worker`` first; the first process writes what it found."""
     import paddle.distributed.sharding as sharding
 
+    from tests.npu_standin import text_only_worker
     from tests.npu_standin.worker import Calls
 
     sharding.group_sharded_parallel = functools.partial(sharding.group_sharded_parallel, segment_size=SLICED)
-    calls, found = Calls(), {}
+    calls, found = Calls(), {"text only": text_only_worker.cases(folder / "text only", device)}
     for name, keys in CASES.items():
         calls.reset()
         found[name] = {**case(folder / name, device, **keys), "calls": calls.read()}

@@ -14,21 +14,26 @@ from paddlemix.utils import files
 from tests.npu_standin import build, parallel_worker
 from tests.npu_standin.conftest import made_once
 
-pytestmark = [pytest.mark.npu_standin, pytest.mark.dist]
+pytestmark = [pytest.mark.npu_standin, pytest.mark.dist, pytest.mark.timeout(280)]
 
 CLOSE = 1e-5
 
 
+def both_devices(standin: Path, factory: pytest.TempPathFactory) -> Path:
+    """Folder of what two processes on the stand-in found with every kind of sharding; made once."""
+    return made_once(factory, "parallel-runs", lambda folder: build.launch(standin, folder, "parallel_worker.py"))
+
+
 @pytest.fixture(scope="session")
 def runs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """One process on the CPU, two on the stand-in with every kind of sharding, and their folder; made once."""
+    """One process on the CPU, two on the stand-in, and their folder; made once."""
+    shared = both_devices(standin, tmp_path_factory)
 
     def make(folder: Path) -> None:
-        build.launch(standin, folder, "parallel_worker.py")
-        (folder / "alone.pickle").write_bytes(pickle.dumps(parallel_worker.alone(folder / "alone")))
+        (folder / "alone.pickle").write_bytes(pickle.dumps(parallel_worker.alone(shared / "alone")))
 
-    shared = made_once(tmp_path_factory, "parallel-runs", make)
-    return pickle.loads((shared / "alone.pickle").read_bytes()), json.loads((shared / "told.json").read_text()), shared
+    alone = made_once(tmp_path_factory, "parallel-alone", make)
+    return pickle.loads((alone / "alone.pickle").read_bytes()), json.loads((shared / "told.json").read_text()), shared
 
 
 def largest(ours: Any, theirs: Any) -> float:

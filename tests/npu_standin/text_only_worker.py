@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes that meet steps without an image and go on from each: ``text_only_worker.py FOLDER DEVICE``."""
+"""Runs that meet steps without an image and go on from them, in the two processes of ``parallel_worker.py``."""
 
-import functools
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.npu_standin.parallel_worker import SLICED, TEXT, paddle_device, paddle_rank, values
+from tests.npu_standin.parallel_worker import TEXT, paddle_device, values
 from tests.trainer.trainer_kit import Rows, losses, make_trainer, settings, tiny
 
 CASES: dict[str, dict[str, Any]] = {
@@ -27,6 +24,9 @@ ORDER = (
 )
 """Rows of each step; those of a remainder of two by three have no image."""
 
+AGAIN = {"stage1": (1, 2, 3, 4), "stage2": (1, 3), "stage3": (1, 3)}
+"""Steps that a run goes on from: one without an image and one with images in one process; with stage1 all."""
+
 
 def train(folder: Path, device: str, keys: dict[str, Any], resume: Path | None = None) -> Any:
     """The trainer after one run."""
@@ -41,12 +41,12 @@ def train(folder: Path, device: str, keys: dict[str, Any], resume: Path | None =
     return trainer
 
 
-def case(folder: Path, device: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """Which steps a run can be resumed from bit for bit, and what the optimizer holds after the first one."""
+def case(folder: Path, device: str, keys: dict[str, Any], again: tuple[int, ...]) -> dict[str, Any]:
+    """From which of the steps ``again`` a run goes on bit for bit, and what the optimizer holds after the first one."""
     trainer = train(folder, device, {**keys, "save_strategy": "steps", "save_steps": 1})
     straight, wanted = values(trainer), losses(trainer)
     found: dict[str, Any] = {"device": paddle_device(), "steps": trainer.state.global_step, "equal": []}
-    for step in range(1, len(ORDER)):
+    for step in again:
         trainer = train(folder, device, keys, folder / f"checkpoint-{step}")
         resumed = values(trainer)
         same = all(np.array_equal(straight[name], resumed[name]) for name in straight)
@@ -55,15 +55,6 @@ def case(folder: Path, device: str, keys: dict[str, Any]) -> dict[str, Any]:
     return {**found, "weights": len(straight), "trained": sorted(trainer.plan.rules)}
 
 
-def main(folder: Path, device: str) -> None:
-    """All cases one after the other; the first process writes what it found."""
-    import paddle.distributed.sharding as sharding
-
-    sharding.group_sharded_parallel = functools.partial(sharding.group_sharded_parallel, segment_size=SLICED)
-    found = {name: case(folder / name, device, keys) for name, keys in CASES.items()}
-    if paddle_rank() == 0:
-        (folder / "told.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+def cases(folder: Path, device: str) -> dict[str, Any]:
+    """All cases one after the other, and what was found."""
+    return {name: case(folder / name, device, keys, AGAIN[name]) for name, keys in CASES.items()}

@@ -26,7 +26,7 @@ _bits = st.sampled_from(
     ]
 )
 strings = st.lists(st.one_of(_bits, st.text(max_size=4)), max_size=8).map("".join)
-hundreds = settings(max_examples=300, deadline=None)
+hundreds = pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 @functools.cache
@@ -51,13 +51,14 @@ def pair(**config: object) -> tuple[Tokenizer, Tokenizer]:
 
 
 @pytest.mark.parametrize("config", [{}, {"legacy": False}, {"tokenizer_kind": "fast"}, {"tokenizer_kind": "slow_4_31"}])
-def test_ids_text_and_offsets_equal_those_with_the_model_file(config):
+@hundreds
+def test_ids_text_and_offsets_equal_those_with_the_model_file(config, count):
     ours, theirs = pair(**config)
     assert (ours.kind, ours.legacy, ours.vocab_size) == (theirs.kind, theirs.legacy, theirs.vocab_size)
 
     @given(strings, st.booleans())
     @example("a  b\n\u2581 <|im_end|> </s> <unk>x", False)
-    @hundreds
+    @settings(max_examples=count, deadline=None)
     def check(text, specials):
         ids = theirs.encode(text, specials=specials)
         assert ours.encode(text, specials=specials) == ids
@@ -68,7 +69,8 @@ def test_ids_text_and_offsets_equal_those_with_the_model_file(config):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_ids_and_text_equal_those_of_the_tokenizers_package(scheme):
+@hundreds
+def test_ids_and_text_equal_those_of_the_tokenizers_package(scheme, count):
     tokenizers = pytest.importorskip("tokenizers")
     path = json_folder(json.loads(data(scheme)))
     theirs = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -77,7 +79,7 @@ def test_ids_and_text_equal_those_of_the_tokenizers_package(scheme):
     @given(strings)
     @example(" a")
     @example("</s> a</s>a")
-    @hundreds
+    @settings(max_examples=count, deadline=None)
     def check(text):
         ids = ours.encode(text)
         assert ids == theirs.encode(text).ids
