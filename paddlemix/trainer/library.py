@@ -43,7 +43,9 @@ class _Finder:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
 
-    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """As the import system asks for it."""
         if not any(name == one or name.startswith(f"{one}.") for one in self.names):
             return None
