@@ -19,7 +19,7 @@ from paddlemix.models.llm.given_cache import GivenCache
 from paddlemix.models.merge import merge_rows
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import Fused
-from paddlemix.ops.tracing import look_up, to_static
+from paddlemix.ops.tracing import size, to_static
 
 Specs: TypeAlias = list[Any]
 """Input specs, lists of them included."""
@@ -73,13 +73,24 @@ class TextGraph(nn.Layer):
         (int64 and float32 ``[K, 4]``). Of each row, int64 ``[B]``: filled places of the cache, the first of them that
         counts, the place (of all B L) whose scores are wanted. The cache ``[B, Hk, M, D]`` of each layer.
         """
+        width = self.config.text.hidden_size
         newline = self.llama.image_newline if self.config.has_image_newline else None
         words = self.llama.embed(token_ids)
         rows = merge_rows(source, words, features, newline, (blend_index, blend_weight))
-        cache = GivenCache(keys, values, offset)
-        hidden = self.llama.decode(rows, positions, Mask(causal=True, key_starts=starts, offset=offset), cache)
-        last = look_up(hidden.reshape([-1, self.config.text.hidden_size]), ends)
-        return self._model[0].logits(last), cache.new_keys, cache.new_values
+
+        def step(rows: Tensor, positions: Tensor, ends: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            # Cache and mask keep tensors, which those of the other branch could not use.
+            cache, mask = GivenCache(keys, values, offset), Mask(causal=True, key_starts=starts, offset=offset)
+            hidden = self.llama.decode(rows, positions, mask, cache, ends)
+            return self._model[0].logits(hidden.reshape([-1, width])), cache.new_keys, cache.new_values
+
+        # Twice in the graph (its weights are there once): where the length is known to be 1 fewer operators do, and no
+        # values change places.
+        return paddle.static.nn.cond(
+            size(source, 1) == 1,
+            lambda: step(rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), None),
+            lambda: step(rows, positions, ends),
+        )
 
     def specs(self) -> Specs:
         """The inputs."""

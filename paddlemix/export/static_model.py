@@ -34,6 +34,7 @@ class Graph:
         settings.enable_new_executor()
         if kind == "cpu":
             devices.tune_graphs()
+            devices.large_pages(prefix.with_suffix(".pdiparams").stat().st_size)
             # oneDNN takes the products over otherwise: other sums than the dynamic model's, and slower where measured.
             settings.disable_mkldnn()
             settings.set_cpu_math_library_num_threads(paddle.get_flags("FLAGS_paddle_num_threads").popitem()[1])

@@ -14,6 +14,7 @@ from paddle.static import InputSpec
 from paddlemix.generation.engine import generate_batch
 from paddlemix.generation.sampling import Decoding
 from paddlemix.imaging.layout import Layout
+from paddlemix.models.llm.given_cache import GivenCache
 from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.ops.attention import sdpa, select
 from paddlemix.ops.attention.contract import Mask
@@ -226,3 +227,28 @@ def test_known_lengths_are_computed_in_blocks_as_ever(monkeypatch: pytest.Monkey
     assert len(served) == 2, "once a layer"
     hidden = model.decode(model.embed(*given[:2], features), given[2], Mask(causal=True))
     assert difference(logits, model.logits(hidden)) <= CLOSE
+
+
+@pytest.mark.parametrize("kind", ["grows", "static", "given"])
+def test_the_wanted_place_of_each_row_is_what_it_is_in_the_whole_step(kind: str) -> None:
+    """The last layer computes nothing else for the other places but keys and values; those are the same, too."""
+    model, length = tiny_model(), 9
+    text = model.config.text
+    empty = [paddle.zeros([2, text.num_key_value_heads, 1, text.width_per_head])] * text.num_hidden_layers
+    kinds = {
+        "grows": lambda: model.new_cache(2),
+        "static": lambda: model.new_static_cache(CAPACITY),
+        "given": lambda: GivenCache(empty, empty, paddle.zeros([2], dtype="int64")),
+    }
+    paddle.seed(0)
+    embeds, places = paddle.randn([2, length, text.hidden_size]), paddle.arange(length).expand([2, length])
+    columns, found, kept = [length - 1, 5], [], []
+    for ends in (None, paddle.to_tensor([columns[0], length + columns[1]])):
+        cache = kinds[kind]()
+        mask = Mask(causal=True, key_starts=paddle.to_tensor([0, 2]), offset=cache.offset)
+        found.append(model.llama.decode(embeds, places, mask, cache, ends))
+        kept.append(cache.new_values if kind == "given" else [cache.held(at)[1] for at in range(len(empty))])
+    assert found[1].shape == [2, 1, text.hidden_size]
+    for row, column in enumerate(columns):
+        assert difference(found[1][row, 0], found[0][row, column]) <= CLOSE
+    assert all(difference(*pair) == 0 for pair in zip(*kept, strict=True))

@@ -28,7 +28,8 @@ class GivenCache:
         """``[B, L, Hk, D]`` beside the given places of one layer, without joining them."""
         self.new_keys.append(k)
         self.new_values.append(v)
-        return Parts(self._keys[layer], swap_heads(k)), Parts(self._values[layer], swap_heads(v))
+        given = self._keys[layer], self._values[layer]
+        return Parts(given[0], swap_heads(k), self.offset), Parts(given[1], swap_heads(v), self.offset)
 
     def advance(self, count: int | Tensor) -> None:
         """Nothing (``count`` is a whole number or an int64 scalar): the graph ends here."""

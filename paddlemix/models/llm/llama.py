@@ -2,6 +2,7 @@
 """The Llama decoder (Llama, Vicuna, Mistral, Yi, Qwen2): grouped-query attention, rotary positions, gated MLP."""
 
 import math
+from dataclasses import replace
 
 import paddle
 from paddle import Tensor, nn
@@ -15,7 +16,7 @@ from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
-from paddlemix.ops.tracing import size
+from paddlemix.ops.tracing import look_up, size
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.errors import ConfigError
 
@@ -39,8 +40,10 @@ class LlamaAttention(nn.Layer):
         self.o_proj = Linear(inner, config.hidden_size, bias=config.has_bias("o_proj"))
         self.fused: Fused | None = None
 
-    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None) -> Tensor:
-        """``[B, L, D]`` to the same shape."""
+    def forward(
+        self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None, ends: Tensor | None = None
+    ) -> Tensor:
+        """``[B, L, D]`` to the same shape, or to ``[B, 1, D]`` where ``ends`` says which places (``decode``)."""
         x = self.parallel.copy_to_ranks(x)
         together = self.fused is not None and self.fused.serves(x)
         q, k, v = self._project_fused(x, tables) if together else self._project(x, tables)
@@ -48,6 +51,9 @@ class LlamaAttention(nn.Layer):
         if cache is not None:
             k, v = cache.append(self.index, k, v)
             heads_first = cache.heads_first
+        if ends is not None:
+            mask = replace(mask, offset=mask.offset + ends % size(q, 1), _kept={})
+            q = _at(q.reshape([0, 0, self.heads * self.head_dim]), ends).reshape([0, 0, self.heads, self.head_dim])
         scale = 1.0 / math.sqrt(self.head_dim)
         out = attend(q, k, v, mask, scale=scale, runtime=self.parallel.runtime, kv_heads_first=heads_first)
         return self.o_proj(out.reshape([0, 0, self.heads * self.head_dim]))
@@ -120,10 +126,18 @@ class LlamaLayer(nn.Layer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, parallel.runtime)
 
-    def forward(self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None = None) -> Tensor:
-        """``[B, L, D]`` to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), tables, mask, cache)
+    def forward(
+        self, x: Tensor, tables: StepTables, mask: Mask, cache: Cache | None = None, ends: Tensor | None = None
+    ) -> Tensor:
+        """``[B, L, D]`` to the same shape, or to ``[B, 1, D]`` where ``ends`` says which places (``decode``)."""
+        attended = self.self_attn(self.input_layernorm(x), tables, mask, cache, ends)
+        x = (x if ends is None else _at(x, ends)) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def _at(x: Tensor, ends: Tensor) -> Tensor:
+    """``x`` [B, L, D] at the place int64 ``ends`` [B] (of all B L) of each row: ``[B, 1, D]`` in the dtype of x."""
+    return look_up(x.reshape([-1, x.shape[2]]), ends).unsqueeze(1)
 
 
 class LlamaModel(nn.Layer):
@@ -162,8 +176,14 @@ class LlamaModel(nn.Layer):
             return rows
         return paddle.where((token_ids == pad).unsqueeze(-1), rows.detach(), rows)
 
-    def decode(self, embeds: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None) -> Tensor:
-        """``[B, L, D]`` to ``[B, L, D]`` after the final norm. ``mask.offset`` is that of the cache."""
+    def decode(
+        self, embeds: Tensor, positions: Tensor, mask: Mask, cache: Cache | None = None, ends: Tensor | None = None
+    ) -> Tensor:
+        """``[B, L, D]`` to ``[B, L, D]`` after the final norm. ``mask.offset`` is that of the cache.
+
+        ``ends`` int64 [B]: the one place of each row (of all B L) that is wanted, to ``[B, 1, D]``. For the others the
+        last layer computes keys and values alone. Only with a cache, and without ``key_lengths`` and ``segments``.
+        """
         self._check(embeds, mask, cache)
         tables = self.rotary.step(positions)
         hidden = embeds
@@ -171,7 +191,7 @@ class LlamaModel(nn.Layer):
             if self.recompute and cache is None and paddle.is_grad_enabled():
                 hidden = recomputed(layer, hidden, tables, mask)
             else:
-                hidden = layer(hidden, tables, mask, cache)
+                hidden = layer(hidden, tables, mask, cache, ends if layer is self.layers[-1] else None)
         if cache is not None:
             cache.advance(size(embeds, 1))
         return self.norm(hidden)
