@@ -18,8 +18,12 @@ from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.models.llm.given_cache import GivenCache
 from paddlemix.models.merge import merge_rows
 from paddlemix.ops.attention.contract import Mask
+from paddlemix.ops.attention.parted import BLOCKS
 from paddlemix.ops.linear import Fused
 from paddlemix.ops.tracing import size, to_static
+
+LONG = 128
+"""Places of a piece from which on it pays to cut it into blocks."""
 
 Specs: TypeAlias = list[Any]
 """Input specs, lists of them included."""
@@ -78,18 +82,23 @@ class TextGraph(nn.Layer):
         words = self.llama.embed(token_ids)
         rows = merge_rows(source, words, features, newline, (blend_index, blend_weight))
 
-        def step(rows: Tensor, positions: Tensor, ends: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-            # Cache and mask keep tensors, which those of the other branch could not use.
-            cache, mask = GivenCache(keys, values, offset), Mask(causal=True, key_starts=starts, offset=offset)
+        def step(
+            rows: Tensor, positions: Tensor, ends: Tensor | None, blocks: int = 1
+        ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            # Cache and mask keep tensors, which those of another branch could not use.
+            cache, mask = GivenCache(keys, values, offset, blocks), Mask(causal=True, key_starts=starts, offset=offset)
             hidden = self.llama.decode(rows, positions, mask, cache, ends)
             return self._model[0].logits(hidden.reshape([-1, width])), cache.new_keys, cache.new_values
 
-        # Twice in the graph (its weights are there once): where the length is known to be 1 fewer operators do, and no
-        # values change places.
-        return paddle.static.nn.cond(
-            size(source, 1) == 1,
+        # Three times in the graph, over the same weights. Where the length is known to be 1 fewer operators do and no
+        # values change places; a long piece is cut into blocks, a short one could leave some of them empty.
+        length, branch = size(source, 1), paddle.static.nn.cond
+        return branch(
+            length == 1,
             lambda: step(rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), None),
-            lambda: step(rows, positions, ends),
+            lambda: branch(
+                length < LONG, lambda: step(rows, positions, ends), lambda: step(rows, positions, ends, BLOCKS)
+            ),
         )
 
     def specs(self) -> Specs:

@@ -17,8 +17,9 @@ from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils import device as devices
 from paddlemix.utils.errors import BackendError, CheckpointError, ConfigError
 
-PIECE = 256
-"""Positions of a prompt that a run takes at most: the scores of attention take heads x PIECE x length x 4 bytes."""
+PIECE = 1024
+"""Positions of a prompt that a run takes at most. Of a long one the graph makes blocks (``ops.attention.parted``): the
+scores of attention take heads x 256 x length x 4 bytes at most."""
 POOL_MB = 256
 """Memory that Paddle Inference takes on a GPU at the start; it grows as it needs more."""
 
@@ -34,7 +35,6 @@ class Graph:
         settings.enable_new_executor()
         if kind == "cpu":
             devices.tune_graphs()
-            devices.large_pages(prefix.with_suffix(".pdiparams").stat().st_size)
             # oneDNN takes the products over otherwise: other sums than the dynamic model's, and slower where measured.
             settings.disable_mkldnn()
             settings.set_cpu_math_library_num_threads(paddle.get_flags("FLAGS_paddle_num_threads").popitem()[1])

@@ -23,10 +23,6 @@ KINDS = ("cpu", "gpu", "npu")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-_MADV_HUGEPAGE = 14
-"""Of Linux' mman.h."""
-_LARGE_PAGE, _RESERVED = 2 << 20, 256 << 20
-"""Bytes; malloc takes blocks of ``_RESERVED`` from its heap, below the threshold above which they lie alone."""
 _tuned_allocator: list[bool] = []
 
 NPU_FLAGS = npu_environment.RECOMMENDED
@@ -290,26 +286,6 @@ def lasting_blocks() -> Iterator[None]:
         yield
     finally:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-
-
-def large_pages(nbytes: int) -> None:
-    """The next ``nbytes`` of malloc's heap come in pages of 2 MB where the system gives them (Linux), else as ever.
-
-    For weights: a step reads all of them, and finding 4 kB at a time where they lie takes a part of its time. Only
-    where ``tune_cpu`` has set the allocator, or what is asked for here would go back to the system at once.
-    """
-    if not _tuned_allocator:
-        return
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
-    libc.free.argtypes = (ctypes.c_void_p,)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    blocks = [libc.malloc(_RESERVED) for _ in range(-(-nbytes // _RESERVED))]
-    for block in filter(None, blocks):
-        first = -(-block // _LARGE_PAGE) * _LARGE_PAGE
-        libc.madvise(first, (block + _RESERVED) // _LARGE_PAGE * _LARGE_PAGE - first, _MADV_HUGEPAGE)
-    for block in blocks:
-        libc.free(block)
 
 
 def give_memory_back() -> None:

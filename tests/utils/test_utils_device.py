@@ -148,31 +148,6 @@ def test_what_lasts_lies_outside_the_heap_and_what_follows_in_it():
     assert _python(_HEAP, PADDLEMIX_CPU_TUNING="0").stdout.split() == ["False"] * 3, "the process is left alone"
 
 
-_LARGE = """
-import ctypes
-from paddlemix.utils import device
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
-device.tune_cpu()
-device.large_pages(300 << 20)
-place, spans = libc.malloc(200 << 20), []
-for line in open("/proc/self/smaps"):
-    word = line.split()[0]
-    if "-" in word and not word.endswith(":"):
-        first, last = (int(end, 16) for end in word.split("-"))
-    elif word == "VmFlags:" and "hg" in line.split():
-        spans.append((first, last))
-print(any(first <= place + (100 << 20) < last for first, last in spans))
-"""
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this system has no large pages")
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's malloc is tuned")
-def test_what_comes_next_lies_in_large_pages():
-    assert _python(_LARGE).stdout.split() == ["True"]
-    assert _python(_LARGE, PADDLEMIX_CPU_TUNING="0").stdout.split() == ["False"], "the process is left alone"
-
-
 _PIECES = """
 import ctypes
 from paddlemix.utils import device

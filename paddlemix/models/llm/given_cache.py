@@ -11,14 +11,15 @@ class GivenCache:
     """``keys``, ``values`` of every layer [B, Hk, M, D], of which ``offset`` int64 [B] places of each row are filled.
 
     ``new_keys`` and ``new_values`` collect what each layer appends, [B, L, Hk, D]; whoever runs the graph writes them
-    into the cache.
+    into the cache. ``blocks`` is that of ``Parts``.
     """
 
     own_lengths = True
     heads_first = True
     capacity = 0  # not known while a graph is traced; whoever runs it looks at its own
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], offset: Tensor) -> None:
+    def __init__(self, keys: list[Tensor], values: list[Tensor], offset: Tensor, blocks: int = 1) -> None:
+        self._blocks = blocks
         self._keys, self._values = keys, values
         self.offset = offset
         self.new_keys: list[Tensor] = []
@@ -29,7 +30,8 @@ class GivenCache:
         self.new_keys.append(k)
         self.new_values.append(v)
         given = self._keys[layer], self._values[layer]
-        return Parts(given[0], swap_heads(k), self.offset), Parts(given[1], swap_heads(v), self.offset)
+        keys = Parts(given[0], swap_heads(k), self.offset, self._blocks)
+        return keys, Parts(given[1], swap_heads(v), self.offset)
 
     def advance(self, count: int | Tensor) -> None:
         """Nothing (``count`` is a whole number or an int64 scalar): the graph ends here."""
