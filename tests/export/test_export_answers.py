@@ -8,6 +8,7 @@ import paddle
 import pytest
 
 from paddlemix.export import static_model
+from paddlemix.export.graphs import LONG
 from paddlemix.generation.engine import encode_images, generate_batch
 from paddlemix.generation.sampling import Decoding
 from paddlemix.generation.session import ChatSession
@@ -75,6 +76,19 @@ def test_a_prompt_in_pieces_is_the_prompt_as_a_whole(twins: Twins, monkeypatch: 
     assert talk(twins.static, DECODINGS["greedy"]) == talk(twins.dynamic, DECODINGS["greedy"])
     static, dynamic = twins.static.scores(prompts(twins.static)), twins.dynamic.scores(prompts(twins.dynamic))
     assert np.abs(static - dynamic).max() <= CLOSE * max(1.0, np.abs(dynamic).max())
+
+
+@pytest.mark.parametrize("piece", [static_model.PIECE, LONG + 2])
+def test_long_pieces_in_blocks_give_the_scores_of_the_dynamic_model(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(static_model, "PIECE", piece)
+    found = []
+    for one in (twins.static, twins.dynamic):
+        asked = [one.prompt(one.question("what is this? " * times, 1), [one.picture(WIDE)]) for times in (70, 90)]
+        assert LONG < asked[0].length < asked[1].length, "and the first is padded on the left"
+        found.append(one.scores(asked))
+    assert np.abs(found[0] - found[1]).max() <= CLOSE * max(1.0, np.abs(found[1]).max())
 
 
 @pytest.mark.parametrize("piece", [256, 7])

@@ -11,13 +11,14 @@ CLOSE = 1e-6
 WIDTH, CACHE, FILLED, STARTS = 8, 6, [3, 5], [0, 2]
 
 
-def given(kv_heads: int, new: int) -> tuple[paddle.Tensor, parted.Parts, parted.Parts]:
+def given(kv_heads: int, new: int, blocks: int = 1) -> tuple[paddle.Tensor, parted.Parts, parted.Parts]:
     """q ``[2, new, 4, D]``, and keys and values of two rows with 3 and 5 filled places of 6."""
     paddle.seed(new)
     filled = paddle.to_tensor(FILLED)
 
     def parts() -> parted.Parts:
-        return parted.Parts(paddle.randn([2, kv_heads, CACHE, WIDTH]), paddle.randn([2, kv_heads, new, WIDTH]), filled)
+        past, own = (paddle.randn([2, kv_heads, count, WIDTH]) for count in (CACHE, new))
+        return parted.Parts(past, own, filled, blocks)
 
     return paddle.randn([2, new, 4, WIDTH]), parts(), parts()
 
@@ -34,10 +35,12 @@ def expected(q: paddle.Tensor, k: parted.Parts, v: parted.Parts, row: int) -> pa
     return math.attend(q[row : row + 1], joined(k, row), joined(v, row), mask, scale=0.5, kv_heads_first=True)[0]
 
 
-@pytest.mark.parametrize("new", [1, 5], ids=["a token", "a piece"])
+@pytest.mark.parametrize(
+    ("new", "blocks"), [(1, 1), (5, 1), (5, 4), (4, 4)], ids=["a token", "a piece", "uneven blocks", "single rows"]
+)
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_each_row_sees_its_filled_places_and_new_ones_up_to_its_own(kv_heads: int, new: int) -> None:
-    q, k, v = given(kv_heads, new)
+def test_each_row_sees_its_filled_places_and_new_ones_up_to_its_own(kv_heads: int, new: int, blocks: int) -> None:
+    q, k, v = given(kv_heads, new, blocks)
     found = parted.attend(q, k, v, Mask(causal=True, key_starts=paddle.to_tensor(STARTS), offset=k.filled), scale=0.5)
     for row in range(2):
         assert float((found[row] - expected(q, k, v, row)).abs().max()) <= CLOSE
