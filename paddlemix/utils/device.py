@@ -25,6 +25,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 _tuned_allocator: list[bool] = []
 
+LARGE_GRADIENTS = 64 << 20
+"""Bytes from which on the memory of gradients is worth giving back."""
+
 NPU_FLAGS = npu_environment.RECOMMENDED
 """What the Ascend plug-in reads when it loads, that is while paddle is imported (``config/npu/env.sh`` sets them)."""
 

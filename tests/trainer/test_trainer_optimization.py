@@ -6,7 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.models.llm import llama
 from paddlemix.settings.run.training import TrainingGroup
+from paddlemix.trainer import optimization
 from paddlemix.trainer.clip import Spread, global_norm
 from paddlemix.trainer.optimization import build_optimizer, build_schedule, rate_curve, warmup_steps
 from paddlemix.trainer.stages import plan_stage
@@ -148,3 +150,27 @@ def test_no_gradient_is_left_behind_a_step(tmp_path):
     trainer = make_trainer(settings(tmp_path, max_steps=1))
     trainer.train()
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_large_gradients_are_given_back_behind_the_update_and_before_the_one_of_the_table(monkeypatch, tmp_path, large):
+    model, run = tiny(), settings(tmp_path)
+    least = 4 * model.llama.embed_tokens.weight.size + (not large)
+    monkeypatch.setattr(llama, "LARGE_GRADIENTS", least)
+    monkeypatch.setattr(optimization, "LARGE_GRADIENTS", 1 if large else 1 << 40)
+    table, told = model.llama.embed_tokens.weight, []
+    monkeypatch.setattr(llama, "give_memory_back", lambda: told.append(table.grad is None))
+    monkeypatch.setattr(optimization, "give_memory_back", lambda: told.append("behind"))
+    plan = plan_stage(model, run)
+    plan.apply(model)
+    optimizer = build_optimizer(model, plan, run.training, build_schedule(run.training, 9))
+
+    model.llama.embed(paddle.to_tensor([[3, 4]])).sum().backward()
+    optimizer.step()
+    optimizer.clear_grad(set_to_zero=False)
+
+    assert told == ([True, "behind"] if large else [])
+    optimizer.clear_grad()  # zeros in the same memory: nothing is free
+    assert told == ([True, "behind"] if large else [])
+    with paddle.no_grad():
+        model.llama.embed(paddle.to_tensor([[3, 4]]))

@@ -18,6 +18,7 @@ from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
 from paddlemix.ops.tracing import look_up, size
 from paddlemix.settings.model import TextConfig
+from paddlemix.utils.device import LARGE_GRADIENTS, give_memory_back
 from paddlemix.utils.errors import ConfigError
 
 
@@ -163,6 +164,7 @@ class LlamaModel(nn.Layer):
             config.width_per_head, config.rope_theta, config.rope_scaling, parallel.runtime, longest
         )
         self.recompute = False
+        self._on_cpu = parallel.runtime.device == "cpu"
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """``[B, L]`` to ``[B, L, D]``. The row of the padding token gets no gradient, as in the reference.
@@ -171,8 +173,13 @@ class LlamaModel(nn.Layer):
         """
         # Through the layer: with sharding stage3 its weight is there only while it runs.
         rows = self.width.joined(self.embed_tokens(token_ids))
+        if rows.stop_gradient:
+            return rows
+        table = self.embed_tokens.weight
+        if self._on_cpu and not table.stop_gradient and 4 * table.size >= LARGE_GRADIENTS:
+            rows.register_hook(_before_the_table)
         pad = self.config.pad_token_id
-        if pad is None or rows.stop_gradient:
+        if pad is None:
             return rows
         return paddle.where((token_ids == pad).unsqueeze(-1), rows.detach(), rows)
 
@@ -223,3 +230,9 @@ class LlamaModel(nn.Layer):
                 f"sequence of {end} places: this model sees only the last {window} (sliding_window), which is not "
                 'supported; shorten the sequence, or set "sliding_window": null if the model was trained without it'
             )
+
+
+def _before_the_table(slope: Tensor) -> None:
+    """The largest gradient of a decoder comes last, when all others are there: not on top of what lies free."""
+    del slope  # stays as it is
+    give_memory_back()
