@@ -32,6 +32,7 @@
 #define TILE 2048          /* columns at a time: 64 KB of sums of 8 rows */
 #define MOST 8             /* rows of x */
 #define KEYS 1024          /* keys whose scores are held at a time */
+#define GROUP 16           /* query heads of one key head that go over its keys together */
 #define STREAMS 4          /* parts of them that are read side by side: the memory of one page is waited for in the others */
 #define INLINE static inline __attribute__((always_inline))
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
@@ -269,36 +270,49 @@ INLINE void add_values(const int n, float *y, float fade, const float *weights, 
     for (int i = 0; i < n; i++) *(V *)(y + i * WIDTH) = sums[i];
 }
 
-/* One query head over the keys `first` to `last` of its key head: the softmax is scaled anew with each block of KEYS. */
-static void query(const Attention *job, const float *q, const float *k, const float *v, float *y, long first, long last) {
-    float scores[KEYS + WIDTH], most = -INFINITY, total = 0;
-    const long width = job->width;
-    memset(y, 0, width * sizeof *y);
-    for (; first < last; first += KEYS) {
-        const long count = last - first < KEYS ? last - first : KEYS;
-        const float before = most;
-        most = scores_of(q, k + first * width, width, count, job->scale, scores, most);
-        const float fade = total > 0 ? expf(before - most) : 0;
-        for (long i = count; i < (count + WIDTH - 1) / WIDTH * WIDTH; i++) scores[i] = -INFINITY; /* weighs 1e-38 */
-        V sum = {0};
-        for (long i = 0; i < count; i += WIDTH) {
-            V weight = exp_of(*(const V *)(scores + i) - most);
-            *(V *)(scores + i) = weight;
-            sum += weight;
-        }
-        total = total * fade + sum_of(sum);
-        const float *at = v + first * width;
-        long d = 0;
-        for (; d + 8 * WIDTH <= width; d += 8 * WIDTH) add_values(8, y + d, fade, scores, at + d, count, width);
-        for (; d + 4 * WIDTH <= width; d += 4 * WIDTH) add_values(4, y + d, fade, scores, at + d, count, width);
-        for (; d + WIDTH <= width; d += WIDTH) add_values(1, y + d, fade, scores, at + d, count, width);
-        for (; d < width; d++) {
-            float value = y[d] * fade;
-            for (long key = 0; key < count; key++) value += scores[key] * at[key * width + d];
-            y[d] = value;
-        }
+typedef struct {
+    float most, total; /* largest score so far, and the sum of the weights scaled by it */
+} Softmax;
+
+/* One query head over `count` more keys of its key head; y is scaled anew when a larger score is met. */
+static void add_keys(const float *q, const float *k, const float *v, float *y, long count, long width, float scale,
+                     Softmax *softmax) {
+    float scores[KEYS + WIDTH];
+    const float most = scores_of(q, k, width, count, scale, scores, softmax->most);
+    const float fade = softmax->total > 0 ? expf(softmax->most - most) : 0;
+    for (long i = count; i < (count + WIDTH - 1) / WIDTH * WIDTH; i++) scores[i] = -INFINITY; /* weighs 1e-38 */
+    V sum = {0};
+    for (long i = 0; i < count; i += WIDTH) {
+        V weight = exp_of(*(const V *)(scores + i) - most);
+        *(V *)(scores + i) = weight;
+        sum += weight;
     }
-    for (long d = 0; d < width; d++) y[d] /= total;
+    *softmax = (Softmax){most, softmax->total * fade + sum_of(sum)};
+    long d = 0;
+    for (; d + 8 * WIDTH <= width; d += 8 * WIDTH) add_values(8, y + d, fade, scores, v + d, count, width);
+    for (; d + 4 * WIDTH <= width; d += 4 * WIDTH) add_values(4, y + d, fade, scores, v + d, count, width);
+    for (; d + WIDTH <= width; d += WIDTH) add_values(1, y + d, fade, scores, v + d, count, width);
+    for (; d < width; d++) {
+        float value = y[d] * fade;
+        for (long key = 0; key < count; key++) value += scores[key] * v[key * width + d];
+        y[d] = value;
+    }
+}
+
+/* The `heads` query heads of a key head: where there are several, a block of keys stays in the cache for all of them. */
+static void group_of(const float *q, const float *k, const float *v, float *y, long heads, long width, float scale,
+                     long first, long last) {
+    const long block = heads > 1 ? KEYS / 4 : KEYS;
+    Softmax softmax[GROUP];
+    memset(y, 0, heads * width * sizeof *y);
+    for (long i = 0; i < heads; i++) softmax[i] = (Softmax){-INFINITY, 0};
+    for (long count; first < last; first += count) {
+        count = last - first < block ? last - first : block;
+        for (long i = 0; i < heads; i++)
+            add_keys(q + i * width, k + first * width, v + first * width, y + i * width, count, width, scale, softmax + i);
+    }
+    for (long i = 0; i < heads; i++)
+        for (long d = 0; d < width; d++) y[i * width + d] /= softmax[i].total;
 }
 
 static void attend(void *given) {
@@ -311,9 +325,10 @@ static void attend(void *given) {
         if (job->lengths && job->lengths[row] < last) last = job->lengths[row];
         if (first < 0) first = 0;
         if (first >= last) first = own < job->places ? own : job->places - 1, last = first + 1; /* itself alone */
-        for (long i = 0; i < group; i++) {
-            const long at = (item * group + i) * width;
-            query(job, job->q + at, job->k + item * head, job->v + item * head, job->y + at, first, last);
+        for (long i = 0; i < group; i += GROUP) {
+            const long at = (item * group + i) * width, count = group - i < GROUP ? group - i : GROUP;
+            group_of(job->q + at, job->k + item * head, job->v + item * head, job->y + at, count, width, job->scale,
+                     first, last);
         }
     }
 }

@@ -129,7 +129,8 @@ def test_rotation_of_few_rows_is_the_plain_one(paddles_own):
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "width", "places"), [(16, 16, 64, 300), (12, 3, 72, 9), (6, 2, 100, 2053)]
+    ("heads", "kv_heads", "width", "places"),
+    [(16, 16, 64, 300), (8, 8, 64, 1103), (12, 3, 72, 9), (6, 2, 100, 2053), (34, 2, 20, 70)],
 )
 def test_attention_of_a_step_is_the_plain_one(heads, kv_heads, width, places):
     q, k, v = drawn(4, 1, heads, width), drawn(4, kv_heads, places, width), drawn(4, kv_heads, places, width)
