@@ -151,6 +151,7 @@ INLINE void widen4(const uint8_t *p, V *w) {
 #define AHEAD 4096 /* bytes of codes that are fetched ahead */
 #endif
 #define WIDEST 4
+#define APART 4 /* rows of a weight of 16 bits that are read side by side: the memory of one page is waited for in the others */
 #if defined(__AVX2__) && WIDTH == 8
 #define TALLEST 1 /* sixteen registers: eight hold sums */
 #else
@@ -199,24 +200,24 @@ typedef struct {
     atomic_long next;
 } Job;
 
-/* TALL rows of the weight times WIDE rows of x. Two sums for each pair, so that one does not wait for the other. */
-INLINE void tile(const int bits, const int TALL, const int WIDE, const Job *job, long n, long m) {
+/* TALL rows of the weight, every `step`-th from n on, times WIDE rows of x. Two sums for each pair, so that one does not wait for the other. */
+INLINE void tile(const int bits, const int TALL, const int WIDE, const Job *job, long n, long step, long m) {
     const long groups = job->width / GROUP, bytes = groups * group_bytes(bits);
-    V sums[TALLEST][WIDEST][2];
+    V sums[APART][WIDEST][2];
     for (int r = 0; r < TALL; r++)
         for (int c = 0; c < WIDE; c++) sums[r][c][0] = sums[r][c][1] = zero();
     for (long begin = 0; begin < groups; begin += SCALES) {
         const long end = begin + SCALES < groups ? begin + SCALES : groups;
-        float scales[TALLEST][SCALES];
+        float scales[APART][SCALES];
         if (bits != 16)
             for (int r = 0; r < TALL; r++)
                 for (long g = begin; g < end; g++)
-                    scales[r][g - begin] = scale_of(job->scales[(n + r) * groups + g]);
+                    scales[r][g - begin] = scale_of(job->scales[(n + r * step) * groups + g]);
         for (long g = begin; g < end; g++) {
             const float *x = job->x + m * job->width + g * GROUP;
             for (int r = 0; r < TALL; r++) {
                 V w[PARTS];
-                const uint8_t *codes = job->codes + (n + r) * bytes + g * group_bytes(bits);
+                const uint8_t *codes = job->codes + (n + r * step) * bytes + g * group_bytes(bits);
                 __builtin_prefetch(codes + AHEAD);
                 widen_group(bits, codes, w);
                 if (bits != 16) {
@@ -232,18 +233,24 @@ INLINE void tile(const int bits, const int TALL, const int WIDE, const Job *job,
     }
     for (int c = 0; c < WIDE; c++)
         for (int r = 0; r < TALL; r++)
-            job->y[(m + c) * job->stride + n + r] =
-                sum_of(sums[r][c][0], sums[r][c][1]) + (job->bias ? job->bias[n + r] : 0.0f);
+            job->y[(m + c) * job->stride + n + r * step] =
+                sum_of(sums[r][c][0], sums[r][c][1]) + (job->bias ? job->bias[n + r * step] : 0.0f);
 }
 
 /* Row by row of the weight, as it lies in memory; a few rows at once where they meet WIDEST rows of x. */
 INLINE void rows_of(const int bits, const Job *job, long n, long last) {
     long done = 0; /* rows of x that go through wide tiles */
     for (long r = n; r + TALLEST <= last && job->rows >= WIDEST; r += TALLEST)
-        for (done = 0; done + WIDEST <= job->rows; done += WIDEST) tile(bits, TALLEST, WIDEST, job, r, done);
+        for (done = 0; done + WIDEST <= job->rows; done += WIDEST) tile(bits, TALLEST, WIDEST, job, r, 1, done);
     const long tall = done ? n + (last - n) / TALLEST * TALLEST : n;
+    if (bits == 16 && !done) { /* fewer bits are bound by being widened */
+        const long part = (last - n) / APART;
+        for (const long end = n + part; n < end; n++)
+            for (long m = 0; m < job->rows; m++) tile(bits, APART, 1, job, n, part, m);
+        n += (APART - 1) * part;
+    }
     for (; n < last; n++)
-        for (long m = n < tall ? done : 0; m < job->rows; m++) tile(bits, 1, 1, job, n, m);
+        for (long m = n < tall ? done : 0; m < job->rows; m++) tile(bits, 1, 1, job, n, 1, m);
 }
 
 INLINE void widened(const int bits, const uint8_t *codes, const uint16_t *scales, long groups, long columns, float *y) {
