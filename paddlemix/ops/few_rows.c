@@ -204,7 +204,7 @@ void paddlemix_put(const float *new, float *held, const int64_t *offsets, long o
                    long places, long width) {
     for (long row = 0; row < rows; row++) {
         long place = offsets ? offsets[row] : offset;
-        if (place >= places) place = places - 1;
+        if (place < 0 || place >= places) place = places - 1;
         for (long head = 0; head < kv_heads; head++, new += width, held += places * width)
             memcpy(held + place * width, new, width * sizeof *new);
     }
@@ -324,7 +324,10 @@ static void attend(void *given) {
         if (job->causal && own + 1 < last) last = own + 1;
         if (job->lengths && job->lengths[row] < last) last = job->lengths[row];
         if (first < 0) first = 0;
-        if (first >= last) first = own < job->places ? own : job->places - 1, last = first + 1; /* itself alone */
+        if (first >= last) { /* itself alone */
+            first = own >= 0 && own < job->places ? own : job->places - 1;
+            last = first + 1;
+        }
         for (long i = 0; i < group; i += GROUP) {
             const long at = (item * group + i) * width, count = group - i < GROUP ? group - i : GROUP;
             group_of(job->q + at, job->k + item * head, job->v + item * head, job->y + at, count, width, job->scale,

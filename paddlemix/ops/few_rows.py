@@ -62,7 +62,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     width = x.shape[-1]
     if width < WIDE or not _at_a_step() or not 0 < (rows := _rows(x)) <= MOST:
         return None
-    if not _readable(x, weight) or (kernels := _kernels()) is None:
+    if weight.shape != [width] or not _readable(x, weight) or (kernels := _kernels()) is None:
         return None
     y = _new(x.shape)
     kernels.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
@@ -71,8 +71,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
 
 def swiglu(both: Tensor) -> Tensor | None:
     """Float32 ``silu(gate) * up`` [..., I] of ``both`` [..., 2 I], gate first."""
-    inner = both.shape[-1] // 2
-    if inner < WIDE or inner % LANES or not _at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
+    inner, odd = divmod(both.shape[-1], 2)
+    if inner < WIDE or inner % LANES or odd or not _at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
         return None
     if not _readable(both) or (kernels := _kernels()) is None:
         return None
@@ -92,6 +92,8 @@ def turn(
     width = cosine.shape[-1]
     if columns < WIDE or not _at_a_step() or not 0 < (rows := batch * length) <= MOST:
         return None
+    if columns != (heads + 2 * kv_heads) * width or not cosine.shape == sine.shape == [batch, length, 1, width]:
+        return None  # tables that all rows share are for paddle, and what does not fit is for it to tell
     if not _readable(joined, cosine, sine) or (kernels := _kernels()) is None:
         return None
     q = _new([batch, length, heads, width])
@@ -133,6 +135,9 @@ def attend(
     batch, _, heads, width = q.shape
     if heads * width < WIDE or not _at_a_step():
         return None
+    shape = k.shape
+    if shape != [batch, shape[1], shape[2], width] or v.shape != shape or heads % shape[1]:
+        return None
     if not _readable(q, k, v) or (kernels := _kernels()) is None:
         return None
     offsets, number = _places(offset, batch)
@@ -140,7 +145,7 @@ def attend(
     if number is None or None in limits:
         return None
     y = _new([batch, 1, heads, width])
-    sizes = batch, heads, k.shape[1], k.shape[2], width
+    sizes = batch, heads, shape[1], shape[2], width
     tensors = (one.data_ptr() for one in (q, k, v, y))
     kernels.attend(*tensors, offsets, *limits, number, int(causal), *sizes, scale, *kernels.team())
     return y
@@ -150,7 +155,9 @@ def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
     """Address of int64 [rows] and 0, or 0 and the number; (None, None) for a tensor that a kernel cannot read."""
     if isinstance(places, int):
         return 0, places
-    if places.shape != [rows] or places.dtype != paddle.int64 or not places.place.is_cpu_place():
+    if places.shape != [rows] or places.dtype != paddle.int64:
+        return None, None
+    if not places.place.is_cpu_place() or not places.is_contiguous():
         return None, None
     return places.data_ptr(), 0
 

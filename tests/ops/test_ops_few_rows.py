@@ -12,6 +12,7 @@ from paddlemix.models.llm.slot_cache import RowCache, SlotCache
 from paddlemix.ops import few_rows
 from paddlemix.ops.activation import ACTIVATIONS, gated
 from paddlemix.ops.attention import math as plain_attention
+from paddlemix.ops.attention import sdpa
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.linear import apply_linear
 from paddlemix.ops.low_bits import build
@@ -185,6 +186,46 @@ def test_a_nan_of_a_row_stays_in_that_row_and_is_seen():
     assert np.isfinite(np.delete(found[1, 0], 3, axis=0)).all()
 
 
+def test_places_and_starts_that_lie_apart_in_memory_are_not_read_as_a_row():
+    q, k, v = (paddle.to_tensor(drawn(*shape)) for shape in ([3, 1, 8, 64], [3, 4, 9, 64], [3, 4, 9, 64]))
+    apart = paddle.to_tensor([[2, 8], [5, 1], [7, 3]])[:, 0]
+    masks = [
+        Mask(causal=True, offset=apart),
+        Mask(causal=True, offset=8, key_starts=apart),
+        Mask(causal=False, key_lengths=apart),
+    ]
+
+    for mask in masks:
+        with paddle.no_grad():
+            found = sdpa.blocked(q, k, v, mask, scale=0.125, kv_heads_first=True)
+            plain = plain_attention.attend(q, k, v, mask, scale=0.125, kv_heads_first=True)
+        np.testing.assert_allclose(found.numpy(), plain.numpy(), rtol=0, atol=3e-6)
+
+
+def test_a_rotation_that_all_rows_share_reads_no_table_behind_it(paddles_own):
+    tables = RotaryTables(64, 1e4, None, Runtime.current()).step(paddle.to_tensor([[7]]))
+    joined = paddle.to_tensor(drawn(3, 1, (6 + 2 * 2) * 64))
+
+    with paddle.no_grad():
+        shared, plain = tables.split(joined, 6, 2), paddles_own(lambda: tables.split(joined, 6, 2))
+
+    for one, other in zip(shared, plain, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=0, atol=1e-6)
+
+
+def test_what_does_not_fit_together_is_left_to_paddle_which_says_so():
+    q, k = paddle.to_tensor(drawn(2, 1, 8, 64)), paddle.to_tensor(drawn(2, 4, 9, 64))
+    tables = paddle.to_tensor(drawn(2, 1, 1, 64))
+    limits = {"causal": True, "offset": 8, "starts": None, "lengths": None, "scale": 1.0}
+
+    with paddle.no_grad():
+        for one, other in [(k[:1], k[:1]), (k, k[:, :, :5]), (k, k[..., :32]), (k[:, :3], k[:, :3])]:
+            assert few_rows.attend(q, one.contiguous(), other.contiguous(), **limits) is None
+        assert few_rows.turn(paddle.to_tensor(drawn(2, 1, 11 * 64)), tables, tables, 6, 2) is None
+        assert few_rows.rms_norm(paddle.to_tensor(drawn(2, 600)), paddle.ones([512]), 1e-5) is None
+        assert few_rows.swiglu(paddle.to_tensor(drawn(2, 1025))) is None
+
+
 def test_keys_are_written_to_the_place_of_each_row_alone():
     held, new = paddle.to_tensor(drawn(2, 3, 5, 8)), paddle.to_tensor(drawn(2, 3, 1, 8))
     few_rows._kernels()
@@ -197,7 +238,14 @@ def test_keys_are_written_to_the_place_of_each_row_alone():
         assert not few_rows.put(held, new.astype("float64"), 2)
         assert not few_rows.put(held, new, paddle.to_tensor([1, 2, 3]))
         assert (held.numpy() == before).all()
+        assert not few_rows.put(held, new, paddle.to_tensor([[4, 9], [1, 9]])[:, 0])
+        assert (held.numpy() == before).all()
         assert few_rows.put(held, new, paddle.to_tensor([5, 1]))  # a row without room spoils its own last place
+    assert (held.numpy() == wanted).all()
+
+    wanted[1, :, 4] = new.numpy()[1, :, 0]
+    with paddle.no_grad():
+        assert few_rows.put(held, new, paddle.to_tensor([4, -1]))  # outside on the other side: the last place, too
     assert (held.numpy() == wanted).all()
 
 
