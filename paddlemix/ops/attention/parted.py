@@ -12,7 +12,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.attention.contract import MASKED, Mask
+from paddlemix.ops.attention.contract import MASKED, Mask, weighted_sum
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.tracing import size
 
@@ -54,7 +54,7 @@ def _one(q: Tensor, k: Parts, v: Parts, mask: Mask, scale: float) -> Tensor:
     # As wide as the scores: an addition that broadcasts over the heads takes ten times as long on a CPU.
     bias = mask.keep("one", lambda: _bias(mask, k, 0, 1, size(k.new, 2)).expand([-1, heads, -1, -1]))
     weights = to_dtype(functional.softmax(scores + bias.reshape([0, kv_heads, -1, keys]), axis=-1), q.dtype)
-    out = _rows_of(weights[:, :, :, :past], v.past) + _rows_of(weights[:, :, :, past:], v.new)
+    out = weighted_sum(weights[:, :, :, :past], v.past) + weighted_sum(weights[:, :, :, past:], v.new)
     return out.reshape([0, 1, heads, width])
 
 
@@ -79,13 +79,6 @@ def _several(q: Tensor, k: Parts, v: Parts, mask: Mask, scale: float) -> Tensor:
         outs.append(paddle.matmul(weights, values[:, :, :seen] if inner else values).reshape([0, heads, -1, width]))
     out = outs[0] if len(outs) == 1 else paddle.concat(outs, axis=2)
     return out.transpose([0, 2, 1, 3])
-
-
-def _rows_of(weights: Tensor, values: Tensor) -> Tensor:
-    """``weights`` [B, Hk, G, L] times ``values`` [B, Hk, L, D]."""
-    if weights.shape[2] == 1:  # as a column that is transposed: a row times a matrix takes longer in MKL
-        return paddle.matmul(weights.reshape([0, 0, -1, 1]), values, transpose_x=True)
-    return paddle.matmul(weights, values)
 
 
 def _wide_bias(mask: Mask, keys: Parts, first: int | Tensor, last: int | Tensor, heads: int) -> Tensor:

@@ -14,7 +14,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn import functional
 
 from paddlemix.ops import compat, few_rows
-from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads
+from paddlemix.ops.attention.contract import MASKED, Mask, Request, swap_heads, weighted_sum
 from paddlemix.ops.dispatch import Kernel
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.lean import apply_once, is_lean, keeps_nothing
@@ -113,11 +113,7 @@ def _step(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     if bias is not None:
         scores = scores + bias
     weights = to_dtype(functional.softmax(scores, axis=-1), q.dtype)
-    if heads == kv_heads:  # as a column that is transposed: a row times a matrix takes 1.7 times as long in MKL
-        out = paddle.matmul(weights.reshape([0, 0, -1, 1]), v, transpose_x=True)
-    else:
-        out = paddle.matmul(weights, v)
-    return out.reshape([0, 1, heads, width])
+    return weighted_sum(weights, v).reshape([0, 1, heads, width])
 
 
 def _step_bias(mask: Mask, keys: int | Tensor, batch: int, kv_heads: int, heads: int) -> Tensor | None:
