@@ -4,12 +4,13 @@
  *
  * Products read each weight once, about as fast as memory gives it. MKL copies a weight into an order of its own before
  * it multiplies more than one row, so a step of four rows is bound by twice the memory that a step of one row reads.
- * Here DEPTH rows of the weight are read side by side, TILE columns of them at a time. The sums of these columns wait in
- * the first cache, those of all rows of x next to each other: as rows of y they would lie a multiple of 4096 bytes
- * apart, and push each other out of it.
+ * Here DEPTH rows of the weight are read side by side, TILE columns of them at a time (long pieces: memory is fastest
+ * where it is read on and on). The sums of these columns wait in the nearest caches, those of all rows of x next to each
+ * other: as rows of y they would lie a multiple of 4096 bytes apart, and push each other out of them.
  *
  * What lies between two products is small, and takes its time for being many operators: a product has pushed their code
- * and the framework's out of the caches. So norm, rotation, writing to the cache, attention and gate are one call each.
+ * and the framework's out of the caches. So all layers of a step are one call (paddlemix_step). Where they are not of its
+ * form, norm, rotation, writing to the cache, attention and gate are one call each.
  *
  * The file is compiled on the machine that runs it (low_bits/build.py), so the compiler knows which instructions there
  * are. Threads are those of the OpenMP runtime that paddle has loaded; its fork function is an argument. The order of
@@ -18,6 +19,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -29,7 +31,7 @@
 #endif
 #define WIDTH (BYTES / 4)
 #define DEPTH 8            /* rows of the weight that are read side by side */
-#define TILE 2048          /* columns at a time: 64 KB of sums of 8 rows */
+#define TILE 8192          /* columns at a time: the sums of 8 rows take 256 KB of the second cache */
 #define MOST 8             /* rows of x */
 #define KEYS 1024          /* keys whose scores are held at a time */
 #define GROUP 16           /* query heads of one key head that go over its keys together */
@@ -211,7 +213,7 @@ void paddlemix_put(const float *new, float *held, const int64_t *offsets, long o
 }
 
 typedef struct {
-    const float *q, *k, *v;
+    const float *q, *k, *v, *own_k, *own_v;
     float *y;
     const int64_t *offsets, *starts, *lengths;
     long offset, causal, rows, heads, kv_heads, places, width;
@@ -299,9 +301,10 @@ static void add_keys(const float *q, const float *k, const float *v, float *y, l
     }
 }
 
-/* The `heads` query heads of a key head: where there are several, a block of keys stays in the cache for all of them. */
-static void group_of(const float *q, const float *k, const float *v, float *y, long heads, long width, float scale,
-                     long first, long last) {
+/* The `heads` query heads of a key head: where there are several, a block of keys stays in the cache for all of them.
+ * A key and value beside the others (own_k is not null) are seen last. */
+static void group_of(const float *q, const float *k, const float *v, const float *own_k, const float *own_v, float *y,
+                     long heads, long width, float scale, long first, long last) {
     const long block = heads > 1 ? KEYS / 4 : KEYS;
     Softmax softmax[GROUP];
     memset(y, 0, heads * width * sizeof *y);
@@ -311,6 +314,8 @@ static void group_of(const float *q, const float *k, const float *v, float *y, l
         for (long i = 0; i < heads; i++)
             add_keys(q + i * width, k + first * width, v + first * width, y + i * width, count, width, scale, softmax + i);
     }
+    for (long i = 0; own_k && i < heads; i++)
+        add_keys(q + i * width, own_k, own_v, y + i * width, 1, width, scale, softmax + i);
     for (long i = 0; i < heads; i++)
         for (long d = 0; d < width; d++) y[i * width + d] /= softmax[i].total;
 }
@@ -321,19 +326,28 @@ static void attend(void *given) {
     for (long item; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->kv_heads;) {
         const long row = item / job->kv_heads, own = job->offsets ? job->offsets[row] : job->offset;
         long first = job->starts ? job->starts[row] : 0, last = job->places;
-        if (job->causal && own + 1 < last) last = own + 1;
+        if (job->causal && own + !job->own_k < last) last = own + !job->own_k;
         if (job->lengths && job->lengths[row] < last) last = job->lengths[row];
         if (first < 0) first = 0;
-        if (first >= last) { /* itself alone */
+        if (first >= last && !job->own_k) { /* itself alone */
             first = own >= 0 && own < job->places ? own : job->places - 1;
             last = first + 1;
         }
+        const float *own_k = job->own_k ? job->own_k + item * width : 0, *own_v = own_k ? job->own_v + item * width : 0;
         for (long i = 0; i < group; i += GROUP) {
             const long at = (item * group + i) * width, count = group - i < GROUP ? group - i : GROUP;
-            group_of(job->q + at, job->k + item * head, job->v + item * head, job->y + at, count, width, job->scale,
-                     first, last);
+            group_of(job->q + at, job->k + item * head, job->v + item * head, own_k, own_v, job->y + at, count, width,
+                     job->scale, first, last);
         }
     }
+}
+
+static void attend_all(Attention *job, Fork fork, int threads) {
+    atomic_init(&job->next, 0);
+    if (fork && threads > 1 && job->rows * job->kv_heads > 1)
+        fork(attend, job, (unsigned)threads, 0);
+    else
+        attend(job);
 }
 
 /* One query a row: y, q [rows, heads, width] over k, v [rows, kv_heads, places, width]. Query of row r stands at place
@@ -345,9 +359,90 @@ void paddlemix_attend(const float *q, const float *k, const float *v, float *y, 
     Attention job = {.q = q, .k = k, .v = v, .y = y, .offsets = offsets, .starts = starts, .lengths = lengths,
                      .offset = offset, .causal = causal, .rows = rows, .heads = heads, .kv_heads = kv_heads,
                      .places = places, .width = width, .scale = scale};
-    atomic_init(&job.next, 0);
-    if (fork && threads > 1 && rows * kv_heads > 1)
-        fork(attend, &job, (unsigned)threads, 0);
-    else
-        attend(&job);
+    attend_all(&job, fork, threads);
+}
+
+/* y += x */
+static void add(float *y, const float *x, long count) {
+    for (long i = 0; i < count; i++) y[i] += x[i];
+}
+
+/* A weight of several parts whose columns are joined. Of 32 bits `codes` are floats [in, out] and there is one part;
+ * fewer are codes and scales [out, in] as low_bits/kernels.c has them. The order of the members is that of whole_step.py. */
+typedef struct {
+    struct {
+        int64_t bits;
+        const void *codes, *scales;
+        int64_t out;
+    } parts[3];
+    const float *bias; /* or null */
+    int64_t count;
+} Weight;
+
+typedef struct {
+    const float *norm, *second_norm;
+    Weight joined, out, gate_up, down;
+    float *keys, *values; /* [rows, kv_heads, places, head_width] */
+} Layer;
+
+/* paddlemix_product of low_bits/kernels.c */
+typedef int (*FewBits)(int bits, const void *codes, const void *scales, const float *x, long rows, long in, long out,
+                       float *y, long stride, const float *bias, Fork fork, int threads);
+
+/* y [rows, out] = x [rows, in] times the weight, plus its bias. Not 0 when there is no memory. */
+static int times(const Weight *w, const float *x, float *y, long rows, long in, long out, FewBits few_bits, Fork fork,
+                 int threads) {
+    if (w->parts[0].bits == 32) {
+        paddlemix_product(x, w->parts[0].codes, y, rows, in, out, fork, threads);
+        for (long row = 0; w->bias && row < rows; row++) add(y + row * out, w->bias, out);
+        return 0;
+    }
+    const float *bias = w->bias;
+    for (long i = 0; i < w->count; y += w->parts[i].out, bias += bias ? w->parts[i].out : 0, i++)
+        if (few_bits((int)w->parts[i].bits, w->parts[i].codes, w->parts[i].scales, x, rows, in, w->parts[i].out, y, out,
+                     bias, fork, threads))
+            return 1;
+    return 0;
+}
+
+/* All layers of a step: x [rows, width], one place a row, becomes what the last layer gives.
+ *
+ * Each layer: norm, product, rotation by cos and sin [rows, head_width] (paddlemix_turn); its keys and values go to the
+ * places `offsets` (null: offset) of the cache, or, where own_keys is not null, into own_keys and own_values
+ * [layers, rows, kv_heads, head_width] while the cache is only read; causal attention (paddlemix_attend), product, sum;
+ * norm, product, gate of silu [rows, 2 inner], product, sum. Not 0 when there is no memory; x is spoiled then. */
+int paddlemix_step(const Layer *layers, long count, float *x, const float *cosine, const float *sine, float *own_keys,
+                   float *own_values, const int64_t *offsets, const int64_t *starts, const int64_t *lengths, long offset,
+                   long rows, long width, long heads, long kv_heads, long places, long head_width, long inner,
+                   float epsilon, float scale, FewBits few_bits, Fork fork, int threads) {
+    const long attended = heads * head_width, own = kv_heads * head_width, joined = attended + 2 * own;
+    const long wide = joined + attended > 3 * inner ? joined + attended : 3 * inner;
+    float *normed = malloc((size_t)rows * (width + wide + joined) * sizeof *normed);
+    float *first = normed + rows * width, *q = first + rows * wide, *k = q + rows * attended, *v = k + rows * own;
+    float *const answer = first + rows * joined, *const gated = first + 2 * rows * inner;
+    int failed = !normed;
+    for (const Layer *layer = layers; layer < layers + count && !failed; layer++) {
+        paddlemix_rms_norm(x, layer->norm, normed, rows, width, epsilon);
+        failed = times(&layer->joined, normed, first, rows, width, joined, few_bits, fork, threads);
+        if (own_keys) k = own_keys + (layer - layers) * rows * own, v = own_values + (layer - layers) * rows * own;
+        paddlemix_turn(first, cosine, sine, q, k, v, rows, heads, kv_heads, head_width);
+        if (!own_keys) {
+            paddlemix_put(k, layer->keys, offsets, offset, rows, kv_heads, places, head_width);
+            paddlemix_put(v, layer->values, offsets, offset, rows, kv_heads, places, head_width);
+        }
+        Attention job = {.q = q, .k = layer->keys, .v = layer->values, .own_k = own_keys ? k : 0,
+                         .own_v = own_keys ? v : 0, .y = answer, .offsets = offsets, .starts = starts,
+                         .lengths = lengths, .offset = offset, .causal = 1, .rows = rows, .heads = heads,
+                         .kv_heads = kv_heads, .places = places, .width = head_width, .scale = scale};
+        attend_all(&job, fork, threads);
+        failed |= times(&layer->out, answer, normed, rows, attended, width, few_bits, fork, threads);
+        add(x, normed, rows * width);
+        paddlemix_rms_norm(x, layer->second_norm, normed, rows, width, epsilon);
+        failed |= times(&layer->gate_up, normed, first, rows, width, 2 * inner, few_bits, fork, threads);
+        paddlemix_swiglu(first, gated, rows, inner);
+        failed |= times(&layer->down, gated, normed, rows, inner, width, few_bits, fork, threads);
+        add(x, normed, rows * width);
+    }
+    free(normed);
+    return failed;
 }

@@ -37,12 +37,12 @@ LANES = 16
 def prepare(weights: Iterable[Tensor]) -> None:
     """Compile now what the first step with any of ``weights`` (any shapes and dtypes) would wait for, on a CPU."""
     if paddle.get_device() == "cpu" and any(weight.ndim == 2 and weight.size >= LEAST for weight in weights):
-        _kernels()
+        compiled()
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor | None:
     """Float32 ``x`` [..., in] times ``weight`` [in, out], to [..., out]."""
-    if not _at_a_step():
+    if not at_a_step():
         return None
     width, out = weight.shape
     rows = _rows(x)
@@ -50,7 +50,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
         return None
     if x.shape[-1] != width:  # the kernel would write past its result; paddle says what is wrong
         return None
-    if not _readable(x, weight) or (kernels := _kernels()) is None:
+    if not readable(x, weight) or (kernels := compiled()) is None:
         return None
     y = _new([*x.shape[:-1], out])
     kernels.product(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, out, *kernels.team())
@@ -60,9 +60,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """Float32 ``x / sqrt(mean(x * x) + epsilon) * weight`` of ``x`` [..., D] and ``weight`` [D]."""
     width = x.shape[-1]
-    if width < WIDE or not _at_a_step() or not 0 < (rows := _rows(x)) <= MOST:
+    if width < WIDE or not at_a_step() or not 0 < (rows := _rows(x)) <= MOST:
         return None
-    if weight.shape != [width] or not _readable(x, weight) or (kernels := _kernels()) is None:
+    if weight.shape != [width] or not readable(x, weight) or (kernels := compiled()) is None:
         return None
     y = _new(x.shape)
     kernels.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
@@ -72,9 +72,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
 def swiglu(both: Tensor) -> Tensor | None:
     """Float32 ``silu(gate) * up`` [..., I] of ``both`` [..., 2 I], gate first."""
     inner, odd = divmod(both.shape[-1], 2)
-    if inner < WIDE or inner % LANES or odd or not _at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
+    if inner < WIDE or inner % LANES or odd or not at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
         return None
-    if not _readable(both) or (kernels := _kernels()) is None:
+    if not readable(both) or (kernels := compiled()) is None:
         return None
     y = _new([*both.shape[:-1], inner])
     kernels.swiglu(both.data_ptr(), y.data_ptr(), rows, inner)
@@ -90,11 +90,11 @@ def turn(
     """
     batch, length, columns = joined.shape
     width = cosine.shape[-1]
-    if columns < WIDE or not _at_a_step() or not 0 < (rows := batch * length) <= MOST:
+    if columns < WIDE or not at_a_step() or not 0 < (rows := batch * length) <= MOST:
         return None
     if columns != (heads + 2 * kv_heads) * width or not cosine.shape == sine.shape == [batch, length, 1, width]:
         return None  # tables that all rows share are for paddle, and what does not fit is for it to tell
-    if not _readable(joined, cosine, sine) or (kernels := _kernels()) is None:
+    if not readable(joined, cosine, sine) or (kernels := compiled()) is None:
         return None
     q = _new([batch, length, heads, width])
     k, v = (_new([batch, length, kv_heads, width]) for _ in range(2))
@@ -108,10 +108,10 @@ def put(held: Tensor, new: Tensor, offset: int | Tensor) -> bool:
 
     False: nothing is written. Only where the kernels are loaded already: it gives what paddle's operators would.
     """
-    if not _at_a_step() or not _kernels.cache_info().currsize or (kernels := _kernels()) is None:
+    if not at_a_step() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
         return False
     rows, kv_heads, places, width = held.shape
-    if new.shape != [rows, kv_heads, 1, width] or not _readable(held, new):
+    if new.shape != [rows, kv_heads, 1, width] or not readable(held, new):
         return False
     offsets, number = _places(offset, rows)
     if number is None:
@@ -133,22 +133,35 @@ def attend(
 ) -> Tensor | None:
     """One query ``[B, 1, H, D]`` a row over k and v ``[B, Hk, M, D]``, all float32; what is seen: ``Mask``."""
     batch, _, heads, width = q.shape
-    if heads * width < WIDE or not _at_a_step():
+    if heads * width < WIDE or not at_a_step():
         return None
     shape = k.shape
     if shape != [batch, shape[1], shape[2], width] or v.shape != shape or heads % shape[1]:
         return None
-    if not _readable(q, k, v) or (kernels := _kernels()) is None:
+    if not readable(q, k, v) or (kernels := compiled()) is None:
         return None
-    offsets, number = _places(offset, batch)
-    limits = [0 if limit is None else _places(limit, batch)[0] for limit in (starts, lengths)]
-    if number is None or None in limits:
+    addresses = limits(offset, starts, lengths, batch)
+    if addresses is None:
         return None
     y = _new([batch, 1, heads, width])
     sizes = batch, heads, shape[1], shape[2], width
     tensors = (one.data_ptr() for one in (q, k, v, y))
-    kernels.attend(*tensors, offsets, *limits, number, int(causal), *sizes, scale, *kernels.team())
+    kernels.attend(*tensors, *addresses, int(causal), *sizes, scale, *kernels.team())
     return y
+
+
+def limits(
+    offset: int | Tensor, starts: Tensor | None, lengths: Tensor | None, rows: int
+) -> tuple[int, int, int, int] | None:
+    """Addresses of what ``Mask`` says of ``rows`` rows, each int64 [rows] or 0, and the offset if it is a number.
+
+    None for tensors that a kernel cannot read.
+    """
+    offsets, number = _places(offset, rows)
+    first, last = (0 if limit is None else _places(limit, rows)[0] for limit in (starts, lengths))
+    if offsets is None or number is None or first is None or last is None:
+        return None
+    return offsets, first, last, number
 
 
 def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
@@ -162,11 +175,12 @@ def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
     return places.data_ptr(), 0
 
 
-def _at_a_step() -> bool:
+def at_a_step() -> bool:
+    """Whether the kernels may serve at all: no graph is traced, and no gradients are kept."""
     return paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
 
 
-def _readable(*tensors: Tensor) -> bool:
+def readable(*tensors: Tensor) -> bool:
     """Whether a kernel can read all of them: float32 on a CPU, one row behind the other."""
     for one in tensors:  # written out: it is asked a hundred times in a step
         if one.dtype != _FLOAT32 or not one.place.is_cpu_place() or not one.is_contiguous():
@@ -193,12 +207,16 @@ _SIGNATURES: dict[str, list[Any]] = {
     "turn": [*[ctypes.c_void_p] * 6, *[ctypes.c_long] * 4],
     "put": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5],
     "attend": [*[ctypes.c_void_p] * 7, *[ctypes.c_long] * 7, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],
-}
+    "step": [
+        ctypes.c_void_p, ctypes.c_long, *[ctypes.c_void_p] * 8, *[ctypes.c_long] * 8, *[ctypes.c_float] * 2,
+        *[ctypes.c_void_p] * 2, ctypes.c_int,
+    ],
+}  # fmt: skip
 """Of the functions of ``few_rows.c``, which says what the arguments are."""
 
 
 @functools.cache
-def _kernels() -> SimpleNamespace | None:
+def compiled() -> SimpleNamespace | None:
     """The functions by name, and ``team()``: fork function and threads. None where there are none, told once."""
     if not device.tunes_cpu():
         return None
@@ -210,7 +228,7 @@ def _kernels() -> SimpleNamespace | None:
     found = SimpleNamespace()
     for name, arguments in _SIGNATURES.items():
         call = getattr(library, f"paddlemix_{name}")
-        call.argtypes, call.restype = arguments, None
+        call.argtypes, call.restype = arguments, ctypes.c_int if name == "step" else None
         setattr(found, name, call)
     fork, threads = build.team()
     found.team = lambda: (fork, 1 if threads is None else threads())

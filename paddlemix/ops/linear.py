@@ -331,8 +331,9 @@ def add_lora(
     """Put a LoraLinear in place of every Linear whose module name fully matches one of the regular expressions.
 
     Returns the names, in the model's order. ConfigError when a pattern is no regular expression, matches nothing, or
-    matches no Linear. Other modules that match (a pattern may end in ``.*``) are passed over. Which parameters train
-    is not decided here. With ``pissa`` the layers wait for ``begin_with``. The other arguments: see ``LoraLinear``.
+    matches no Linear, or when projections are joined for inference. Other modules that match (a pattern may end in
+    ``.*``) are passed over. Which parameters train is not decided here. With ``pissa`` the layers wait for
+    ``begin_with``. The other arguments: see ``LoraLinear``.
     """
     if not isinstance(r, int) or r < 1:
         raise ConfigError(f"lora_rank must be a whole number of at least 1, got {r!r}")
@@ -348,6 +349,8 @@ def add_lora(
     for name in names:
         if isinstance(modules[name], LoraLinear):
             raise ConfigError(f'LoRA: "{name}" has an adapter already; merge it first')
+        if getattr(modules.get(name.rpartition(".")[0]), "fused", None) is not None:
+            raise ConfigError(f'LoRA: the weights beside "{name}" are joined for inference; call train() first')
         own_seed = zlib.crc32(name.encode()) ^ seed
         method = {"rslora": rslora, "dora": dora, "pissa": pissa, "begin": begin}
         layer = LoraLinear(modules[name], r, alpha, dropout, seed=own_seed, **method)

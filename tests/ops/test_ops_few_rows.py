@@ -91,7 +91,7 @@ def paddles_own(monkeypatch):
 
     def call(work):
         with monkeypatch.context() as patch:
-            patch.setattr(few_rows, "_kernels", functools.cache(lambda: None))
+            patch.setattr(few_rows, "compiled", functools.cache(lambda: None))
             return work()
 
     return call
@@ -178,7 +178,7 @@ def test_attention_of_a_row_is_the_same_beside_others_and_with_any_threads():
         options = {"causal": True, "starts": None, "lengths": None, "scale": 0.125}
         together = few_rows.attend(q, k, v, offset=offsets, **options)
         alone = few_rows.attend(q[2:], k[2:], v[2:], offset=1100, **options)
-        few_rows._kernels().attend(*addresses, 0, 0, 0, 1, 3, 8, 4, 1400, 64, 0.125, fork, 3)
+        few_rows.compiled().attend(*addresses, 0, 0, 0, 1, 3, 8, 4, 1400, 64, 0.125, fork, 3)
 
     assert (together[2:].numpy() == alone.numpy()).all()
     assert (together.numpy() == split.numpy()).all()
@@ -240,7 +240,7 @@ def test_what_does_not_fit_together_is_left_to_paddle_which_says_so():
 @pytest.mark.usefixtures("views")
 def test_keys_are_written_to_the_place_of_each_row_alone():
     held, new = paddle.to_tensor(drawn(2, 3, 5, 8)), paddle.to_tensor(drawn(2, 3, 1, 8))
-    few_rows._kernels()
+    few_rows.compiled()
     before, wanted = held.numpy().copy(), held.numpy().copy()
     wanted[0, :, 4], wanted[1, :, 1] = new.numpy()[0, :, 0], new.numpy()[1, :, 0]
 

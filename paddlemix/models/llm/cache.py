@@ -45,6 +45,12 @@ class Cache(Protocol):
     def held(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values of a layer as they lie (``[B, Hk, M, D]`` if ``heads_first``); None before the first step."""
 
+    def room(self) -> Sequence[tuple[Tensor, Tensor]] | None:
+        """What ``held`` gives of every layer, ``[B, Hk, M, D]`` or ``[B, M, Hk, D]`` in the dtype of the cache.
+
+        For a step that writes a place more of each row itself, instead of ``append``; None: it must not.
+        """
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` behind the filled places of one layer; give what the step attends to.
 
@@ -101,6 +107,12 @@ class KVCache:
         """Keys and values of a layer as they lie (``[B, Hk, M, D]`` if ``heads_first``); None before the first step."""
         keys, values = self._keys[layer], self._values[layer]
         return None if keys is None or values is None else (keys, values)
+
+    def room(self) -> list[tuple[Tensor, Tensor]] | None:
+        """See ``Cache``: ``[B, Hk, M, D]`` or ``[B, M, Hk, D]`` in ``dtype``; None: full, or lent."""
+        if self._lent or self.length >= self.capacity:
+            return None
+        return list(zip(self._keys, self._values, strict=True))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` after the filled places of one layer; give all keys and values back, in ``dtype``.

@@ -9,14 +9,16 @@ from paddle import Tensor, nn
 
 from paddlemix.models.llm.cache import Cache
 from paddlemix.models.recompute import recomputed
-from paddlemix.ops.activation import ACTIVATIONS, gated
+from paddlemix.ops import few_rows
+from paddlemix.ops.activation import ACTIVATIONS, gated, silu
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.ops.attention.select import attend
+from paddlemix.ops.attention.select import ATTENTION, attend
 from paddlemix.ops.linear import Fused, Linear
 from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
 from paddlemix.ops.tracing import look_up, size
+from paddlemix.ops.whole_step import Parts, Seen, WholeStep
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.device import LARGE_GRADIENTS, give_memory_back
 from paddlemix.utils.errors import ConfigError
@@ -30,6 +32,7 @@ class LlamaAttention(nn.Layer):
         self.index = index
         self.parallel = parallel
         self.head_dim = config.width_per_head
+        self.scale = 1.0 / math.sqrt(self.head_dim)
         # Whole groups: the query heads go where the key head is that they share.
         kv_heads = parallel.share(config.num_key_value_heads, "key and value heads")
         group = config.num_attention_heads // config.num_key_value_heads
@@ -55,8 +58,8 @@ class LlamaAttention(nn.Layer):
         if ends is not None:
             mask = replace(mask, offset=mask.offset + ends % size(q, 1), _kept={})
             q = _at(q.reshape([0, 0, self.heads * self.head_dim]), ends).reshape([0, 0, self.heads, self.head_dim])
-        scale = 1.0 / math.sqrt(self.head_dim)
-        out = attend(q, k, v, mask, scale=scale, runtime=self.parallel.runtime, kv_heads_first=heads_first)
+        runtime = self.parallel.runtime
+        out = attend(q, k, v, mask, scale=self.scale, runtime=runtime, kv_heads_first=heads_first)
         return self.o_proj(out.reshape([0, 0, self.heads * self.head_dim]))
 
     def _project(self, x: Tensor, tables: StepTables) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,6 +138,17 @@ class LlamaLayer(nn.Layer):
         x = (x if ends is None else _at(x, ends)) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def parts(self) -> Parts | None:
+        """What it computes with, for ``ops.whole_step``; None where it has another form: adapters, another gate."""
+        attn, mlp = self.self_attn, self.mlp
+        if attn.fused is None or mlp.fused is None or mlp.act is not silu:
+            return None
+        last = (attn.o_proj, mlp.down_proj)
+        if any(type(one) is not Linear or one.sums for one in last) or mlp.down_proj.bias is not None:
+            return None
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return Parts(norms[0], attn.fused, attn.o_proj, norms[1], mlp.fused, mlp.down_proj)
+
 
 def _at(x: Tensor, ends: Tensor) -> Tensor:
     """``x`` [B, L, D] at the place int64 ``ends`` [B] (of all B L) of each row: ``[B, 1, D]`` in the dtype of x."""
@@ -164,7 +178,9 @@ class LlamaModel(nn.Layer):
             config.width_per_head, config.rope_theta, config.rope_scaling, parallel.runtime, longest
         )
         self.recompute = False
+        self._runtime = parallel.runtime
         self._on_cpu = parallel.runtime.device == "cpu"
+        self._step: WholeStep | None = None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """``[B, L]`` to ``[B, L, D]``. The row of the padding token gets no gradient, as in the reference.
@@ -193,8 +209,9 @@ class LlamaModel(nn.Layer):
         """
         self._check(embeds, mask, cache)
         tables = self.rotary.step(positions)
-        hidden = embeds
-        for layer in self.layers:
+        hidden = None if cache is None or ends is not None else self._whole_step(embeds, tables, mask, cache)
+        layers, hidden = ((), hidden) if hidden is not None else (self.layers, embeds)
+        for layer in layers:
             if self.recompute and cache is None and paddle.is_grad_enabled():
                 hidden = recomputed(layer, hidden, tables, mask)
             else:
@@ -203,14 +220,32 @@ class LlamaModel(nn.Layer):
             cache.advance(size(embeds, 1))
         return self.norm(hidden)
 
+    def _whole_step(self, embeds: Tensor, tables: StepTables, mask: Mask, cache: Cache) -> Tensor | None:
+        """``[B, 1, D]`` behind the last layer by ``ops.whole_step``; None where it does not serve the step."""
+        if self._step is None or not few_rows.at_a_step() or embeds.shape[1] != 1:
+            return None
+        if not mask.causal or not cache.heads_first:
+            return None
+        if mask.segments is not None or mask.sequence is not None or self._runtime.asks(ATTENTION.name):
+            return None
+        held = cache.room()
+        if held is None:
+            return None
+        return self._step(embeds, (tables.cos, tables.sin), held, Seen(mask.offset, mask.key_starts, mask.key_lengths))
+
     def fuse(self) -> None:
         """One product for q, k, v and one for gate, up in every layer, for inference."""
         for layer in self.layers:
             layer.self_attn.fuse()
             layer.mlp.fuse()
+        parts = [layer.parts() for layer in self.layers] if self._on_cpu else []
+        if parts and all(parts):
+            first = self.layers[0].self_attn
+            self._step = WholeStep(parts, first.heads, first.scale)
 
     def unfuse(self) -> None:
         """Plain layers again, as training and saving need them."""
+        self._step = None
         for layer in self.layers:
             layer.self_attn.unfuse()
             layer.mlp.unfuse()

@@ -71,6 +71,13 @@ class StaticCache:
         keys, values = self.keys[layer], self.values[layer]
         return None if keys is None or values is None else (keys, values)
 
+    def room(self) -> list[tuple[Tensor, Tensor]] | None:
+        """See ``Cache``: ``[B, Hk, M, D]`` or ``[B, M, Hk, D]`` in its dtype. ConfigError: a row is full."""
+        if self.keys[0] is None or (isinstance(self._lengths, int) and self._lengths == 0):
+            return None
+        self._require_room(1)
+        return list(zip(self.keys, self.values, strict=True))
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write ``[B, L, Hk, D]`` behind each row's filled places; give all places back (an empty cache: ``k, v``).
 

@@ -156,6 +156,13 @@ class Compiled(_OnCpu):
             added = None if added is None else added + 4 * count
         return y
 
+    def table(self, most: int) -> list[int]:
+        """Bits, address of codes and of scales (0: none) and outputs of each part, and zeros up to ``most`` parts."""
+        found = []
+        for part, (codes, scales, count) in zip(self.parts, self._places, strict=True):
+            found += [part.bits, codes, scales or 0, count]
+        return found + [0] * (4 * most - len(found))
+
     def _of_many(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Each portion's product goes to its place at once: joined at the end, they would be in memory twice."""
         flat, out = x.reshape([-1, self.shape[1]]), self.shape[0]
