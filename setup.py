@@ -101,6 +101,7 @@ setup(
             "tools/*.sh",
             "tools/README.md",
             "ops/*.c",
+            "ops/*.cc",
             "ops/low_bits/*.c",
         ]
     },

@@ -17,10 +17,14 @@ from paddle.static import InputSpec
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.models.llm.given_cache import GivenCache
 from paddlemix.models.merge import merge_rows
+from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.parted import BLOCKS
 from paddlemix.ops.linear import Fused
 from paddlemix.ops.tracing import size, to_static
+
+BY_OPERATOR = "_step"
+"""Ends the name of the graph whose steps are operators that the machine compiles."""
 
 LONG = 128
 """Places of a piece from which on it pays to cut it into blocks."""
@@ -49,9 +53,10 @@ class VisionGraph(nn.Layer):
 class TextGraph(nn.Layer):
     """Ids and features to the scores of the next id, and the keys and values of the new places."""
 
-    def __init__(self, model: LlavaForCausalLM) -> None:
+    def __init__(self, model: LlavaForCausalLM, by_operator: bool = False) -> None:
+        """``by_operator``: a token is one operator for all layers (``ops.step_operator``)."""
         super().__init__()
-        self.config, self.dtype = model.config, model.dtype
+        self.config, self.dtype, self.by_operator = model.config, model.dtype, by_operator
         self.llama = model.llama
         self._model = (model,)  # in a tuple: its layers are not this one's
         if not model.config.text.tie_word_embeddings:
@@ -90,16 +95,31 @@ class TextGraph(nn.Layer):
             hidden = self.llama.decode(rows, positions, mask, cache, ends)
             return self._model[0].logits(hidden.reshape([-1, width])), cache.new_keys, cache.new_values
 
+        def token() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            return step(rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), None)
+
+        def by_operator() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            given = rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), (keys, values), offset, starts
+            hidden, *new = self.llama.traced_step(*given)
+            return self._scores(hidden.reshape([-1, width])), *new
+
         # Three times in the graph, over the same weights. Where the length is known to be 1 fewer operators do and no
         # values change places; a long piece is cut into blocks, a short one could leave some of them empty.
         length, branch = size(source, 1), paddle.static.nn.cond
+        few = size(source, 0) <= few_rows.MOST
         return branch(
             length == 1,
-            lambda: step(rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), None),
+            (lambda: branch(few, by_operator, token)) if self.by_operator else token,
             lambda: branch(
                 length < LONG, lambda: step(rows, positions, ends), lambda: step(rows, positions, ends, BLOCKS)
             ),
         )
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """``[B, V]`` of few rows ``hidden`` [B, D]."""
+        if self.config.text.tie_word_embeddings or self.config.text.vocab_size % few_rows.LANES:
+            return self._model[0].logits(hidden)
+        return step_operator.product(hidden, self.lm_head.weight)
 
     def specs(self) -> Specs:
         """The inputs."""
@@ -143,12 +163,21 @@ def save_text(model: LlavaForCausalLM, prefix: Path) -> Saved:
     for name in ("vision_tower", "mm_projector"):
         model.llama._sub_layers.pop(name, None)  # or they would be written, too
     _own_fused(model.prepare_inference())
-    graph = TextGraph(model)
     new = f"{model.dtype} [-1, -1, {text.num_key_value_heads}, {text.width_per_head}]"
     outputs = {"scores": f"float32 [-1, {text.vocab_size}]"}
     for what in ("new_keys", "new_values"):
         outputs |= {f"{what}_{layer}": new for layer in range(text.num_hidden_layers)}
+    graph = TextGraph(model)
+    if model.llama.has_traced_step and model.dtype == "float32" and step_operator.why_not() is None:
+        _save_beside(TextGraph(model, by_operator=True), prefix)
     return _save(graph, graph.specs(), prefix, outputs)
+
+
+def _save_beside(graph: TextGraph, prefix: Path) -> None:
+    """The graph whose steps are operators, without its weights: they are those of the graph without them."""
+    second = prefix.with_name(prefix.name + BY_OPERATOR)
+    _save(graph, graph.specs(), second, {})
+    second.with_suffix(".pdiparams").unlink()
 
 
 def _own_fused(model: LlavaForCausalLM) -> None:

@@ -8,14 +8,17 @@ import numpy as np
 import paddle
 from paddle import Tensor, inference
 
+from paddlemix.export.graphs import BY_OPERATOR
 from paddlemix.export.manifest import Facts
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
+from paddlemix.ops import step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils import device as devices
 from paddlemix.utils.errors import BackendError, CheckpointError, ConfigError
+from paddlemix.utils.logging import get_logger
 
 PIECE = 1024
 """Positions of a prompt that a run takes at most. Of a long one the graph makes blocks (``ops.attention.parted``): the
@@ -29,7 +32,8 @@ class Graph:
 
     def __init__(self, prefix: Path, device: str, exported_with: str) -> None:
         kind, _, index = device.partition(":")
-        settings = inference.Config(f"{prefix}.json", f"{prefix}.pdiparams")
+        program = _program(prefix, kind)
+        settings = inference.Config(str(program), f"{prefix}.pdiparams")
         settings.disable_glog_info()
         settings.enable_new_ir()
         settings.enable_new_executor()
@@ -46,7 +50,7 @@ class Graph:
             self._predictor = inference.create_predictor(settings)
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"{prefix}.json: Paddle Inference of paddle {paddle.__version__} does not open this graph, which "
+                f"{program}: Paddle Inference of paddle {paddle.__version__} does not open this graph, which "
                 f"paddle {exported_with} wrote ({_first_line(error)}); export it again with the paddle that runs it"
             ) from error
         self.inputs = self._predictor.get_input_names()
@@ -55,6 +59,17 @@ class Graph:
         """The outputs for ``inputs``, in the order of ``self.inputs``; shapes and dtypes: the part's ``Facts``."""
         # Paddle Inference reads memory from its beginning: a view with strides would be other values.
         return self._predictor.run([one if one.is_contiguous() else one.contiguous() for one in inputs])
+
+
+def _program(prefix: Path, kind: str) -> Path:
+    """The graph of ``prefix``; on a CPU that with operators of its own, where it was written and they can be had."""
+    with_operators = prefix.with_name(f"{prefix.name}{BY_OPERATOR}.json")
+    if kind == "cpu" and with_operators.is_file():
+        reason = step_operator.why_not()
+        if reason is None:
+            return with_operators
+        get_logger(__name__).info(f"steps: by paddle's operators, which take longer ({reason})")
+    return prefix.with_name(f"{prefix.name}.json")
 
 
 def _first_line(error: Exception) -> str:

@@ -50,7 +50,7 @@ class WholeStep:
     """
 
     def __init__(self, layers: Sequence[Parts], heads: int, scale: float) -> None:
-        self._layers, self._heads, self._scale = list(layers), heads, scale
+        self._layers, self._heads, self._scale = tuple(layers), heads, scale
         self._epsilon = layers[0].norm.epsilon
         self._few = any(one.low_bits is not None for layer in layers for one in _products(layer))
         self._inner = layers[0].down.in_features
@@ -100,6 +100,15 @@ class WholeStep:
         if kernels.step(*first, *addresses, None, None, *limits, *sizes, *numbers, *kernels.team()):
             raise MemoryError(f"no memory for a step of {batch} rows")
         return y
+
+    @property
+    def layers(self) -> Sequence[Parts]:
+        """What the layers compute with."""
+        return self._layers
+
+    def serves(self, width: int, kv_heads: int, head: int) -> bool:
+        """Whether the kernels know layers of these sizes, and their weights."""
+        return width >= few_rows.WIDE and self._looked_at(width, kv_heads, head) is not None
 
     def _weights(self, width: int, kv_heads: int, head: int) -> np.ndarray | None:
         """The array of ``Layer`` of the C file, without the cache; None when one is of another shape, dtype or kind."""

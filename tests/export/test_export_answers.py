@@ -11,42 +11,9 @@ from paddlemix.export import static_model
 from paddlemix.export.graphs import LONG
 from paddlemix.generation.engine import encode_images, generate_batch
 from paddlemix.generation.sampling import Decoding
-from paddlemix.generation.session import ChatSession
 from paddlemix.models.llava import LlavaForCausalLM
 from paddlemix.splice.plan import PlanRow, build_plan
-from tests.export.static_kit import Twins
-from tests.tiny import tiny_image
-
-CLOSE = 1e-5
-WIDE, TALL = tiny_image(1, (120, 40)), tiny_image(2, (30, 90))
-ROUNDS = [("what is this?", [WIDE]), ("and now?", []), ("which one is tall?", [TALL, WIDE])]
-DECODINGS = {
-    "greedy": Decoding(max_new_tokens=10),
-    "drawn": Decoding(max_new_tokens=10, temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=7),
-    "penalties": Decoding(
-        max_new_tokens=10, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5,
-        logit_bias=((5, 3.0),), logprobs=2,
-    ),
-    "beams": Decoding(max_new_tokens=6, num_beams=3),
-}  # fmt: skip
-
-
-def talk(predictor: Any, decoding: Decoding) -> list[Any]:
-    """Ids, reused positions and encoded images of each round."""
-    session, said = ChatSession(predictor, decoding=decoding), []
-    for text, images in ROUNDS:
-        session.answer(text, images)
-        said.append((session.stats.answer_ids, session.stats.reused_rows, session.turns[-1].answer))
-    return said
-
-
-def prompts(predictor: Any) -> list[Any]:
-    """Unequal ones: one image, two, none."""
-    asked = [("one", [WIDE]), ("what are these two pictures of?", [TALL, WIDE]), ("how many?", [])]
-    return [
-        predictor.prompt(predictor.question(text, len(images)), [predictor.picture(image) for image in images])
-        for text, images in asked
-    ]
+from tests.export.static_kit import CLOSE, DECODINGS, WIDE, Twins, prompts, talk
 
 
 @pytest.mark.parametrize("name", DECODINGS)

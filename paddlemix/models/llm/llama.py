@@ -2,6 +2,7 @@
 """The Llama decoder (Llama, Vicuna, Mistral, Yi, Qwen2): grouped-query attention, rotary positions, gated MLP."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import paddle
@@ -9,7 +10,7 @@ from paddle import Tensor, nn
 
 from paddlemix.models.llm.cache import Cache
 from paddlemix.models.recompute import recomputed
-from paddlemix.ops import few_rows
+from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.activation import ACTIVATIONS, gated, silu
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.select import ATTENTION, attend
@@ -232,6 +233,30 @@ class LlamaModel(nn.Layer):
         if held is None:
             return None
         return self._step(embeds, (tables.cos, tables.sin), held, Seen(mask.offset, mask.key_starts, mask.key_lengths))
+
+    @property
+    def has_traced_step(self) -> bool:
+        """Whether ``traced_step`` serves this model where there are kernels: joined for inference, on a CPU."""
+        config = self.config
+        sizes = config.hidden_size, config.num_key_value_heads, config.width_per_head
+        return self._step is not None and not self._runtime.asks(ATTENTION.name) and self._step.serves(*sizes)
+
+    def traced_step(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        held: tuple[Sequence[Tensor], Sequence[Tensor]],
+        offset: Tensor,
+        starts: Tensor,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """In a graph: ``[B, 1, D]`` after the final norm, and the step's keys and values ``[B, 1, Hk, D]`` a layer.
+
+        ``embeds`` are [B, 1, D], the others as ``ops.step_operator.step`` has them: one operator for all layers.
+        """
+        tables, first = self.rotary.step(positions), self.layers[0].self_attn
+        given = embeds, (tables.cos, tables.sin), self._step.layers, held, offset, starts, first.heads, first.scale
+        hidden, keys, values = step_operator.step(*given)
+        return self.norm(hidden), keys, values
 
     def fuse(self) -> None:
         """One product for q, k, v and one for gate, up in every layer, for inference."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile a file of kernels (``kernels.c``) with this machine's C compiler, once, and load it.
+"""Compile a file of kernels (``kernels.c``) with this machine's compiler, once, and load it.
 
 The library lies in ``$PPMIX_HOME/kernels`` under the digest of what it was made for (source, flags and processor), and
 that of its bytes; once it is there no compiler is needed. The folder has to belong to the user alone, since what lies
@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from paddlemix.utils import paths
@@ -33,7 +34,27 @@ class NoKernelsError(Exception):
     """There are no compiled kernels here; the text says why."""
 
 
-def library(source: Path | None = None) -> ctypes.CDLL:
+@dataclass(frozen=True)
+class Recipe:
+    """How a file is compiled: by the first of ``compilers`` that there is."""
+
+    source: Path
+    compilers: tuple[str, ...] = ("cc", "gcc", "clang")
+    flags: tuple[str, ...] = FLAGS
+    libraries: tuple[str, ...] = ()
+    """What stands behind the source."""
+    native: bool = True
+    """With all instructions of this processor."""
+    made_for: str = ""
+    """What the library depends on besides: with another one it is made anew."""
+
+    @classmethod
+    def of(cls, source: "Path | Recipe | None") -> "Recipe":
+        """That of a C file; None: ``kernels.c``."""
+        return source if isinstance(source, Recipe) else Recipe(source or SOURCE)
+
+
+def library(source: Path | Recipe | None = None) -> ctypes.CDLL:
     """The compiled kernels of ``source`` (None: ``kernels.c``). NoKernelsError when there are none."""
     found = _found(source)
     if isinstance(found, str):
@@ -41,28 +62,28 @@ def library(source: Path | None = None) -> ctypes.CDLL:
     return found
 
 
-def why_not(source: Path | None = None) -> str | None:
+def why_not(source: Path | Recipe | None = None) -> str | None:
     """Why there are no compiled kernels on this machine; None when there are."""
     found = _found(source)
     return found if isinstance(found, str) else None
 
 
 @functools.cache
-def _found(source: Path | None = None) -> ctypes.CDLL | str:
+def _found(source: Path | Recipe | None = None) -> ctypes.CDLL | str:
     """Asked once in a process: a compiler that fails would fail again for the next model."""
     try:
         return _load(source)
     except NoKernelsError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{(source or SOURCE).name} could not be compiled or loaded ({error})"
+        return f"{Recipe.of(source).source.name} could not be compiled or loaded ({error})"
 
 
-def _load(source: Path | None = None) -> ctypes.CDLL:
-    source = source or SOURCE
+def _load(source: Path | Recipe | None = None) -> ctypes.CDLL:
+    recipe = Recipe.of(source)
     if sys.byteorder != "little":
         raise NoKernelsError("the processor is big-endian")
-    name = f"{source.stem}-{_digest(source)}"
+    name = f"{recipe.source.stem}-{_digest(recipe)}"
     folder = paths.home("kernels")
     reason = _unusable(folder)
     if reason is None:
@@ -70,18 +91,20 @@ def _load(source: Path | None = None) -> ctypes.CDLL:
             if _is_ours(kept) and kept == folder / _named(name, kept):
                 with contextlib.suppress(OSError):  # made on a machine with a newer C library
                     return ctypes.CDLL(str(kept))
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = next(filter(None, map(shutil.which, recipe.compilers)), None)
     if compiler is None:
-        raise NoKernelsError("no C compiler (cc, gcc or clang) is on the PATH")
+        first, *others = recipe.compilers
+        language = "C++" if "++" in first else "C"
+        raise NoKernelsError(f"no {language} compiler ({first}, {' or '.join(others)}) is on the PATH")
     if reason is None:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
-            made = _compiled(compiler, source, Path(place) / f"{name}.so")
+            made = _compiled(compiler, recipe, Path(place) / f"{name}.so")
             kept = folder / _named(name, made)
             os.replace(made, kept)
         return ctypes.CDLL(str(kept))
-    get_logger(__name__).warning(f"kernels ({source.name}) are compiled for this process alone, since {reason}")
+    get_logger(__name__).warning(f"kernels ({recipe.source.name}) are compiled for this process alone, since {reason}")
     with tempfile.TemporaryDirectory(prefix="paddlemix-kernels-") as place:
-        return ctypes.CDLL(str(_compiled(compiler, source, Path(place) / f"{name}.so")))
+        return ctypes.CDLL(str(_compiled(compiler, recipe, Path(place) / f"{name}.so")))
 
 
 def _named(name: str, library: Path) -> str:
@@ -89,8 +112,9 @@ def _named(name: str, library: Path) -> str:
     return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
-def _digest(source: Path) -> str:
-    facts = (source.read_bytes(), " ".join(FLAGS).encode(), _processor().encode())
+def _digest(recipe: Recipe) -> str:
+    words = " ".join((*recipe.flags, *recipe.libraries, recipe.made_for))
+    facts = (recipe.source.read_bytes(), words.encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 
@@ -136,10 +160,10 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and own and not facts.st_mode & 0o022
 
 
-def _compiled(compiler: str, source: Path, target: Path) -> Path:
-    native = _NATIVE.get(platform.machine().lower())
+def _compiled(compiler: str, recipe: Recipe, target: Path) -> Path:
+    native = _NATIVE.get(platform.machine().lower()) if recipe.native else None
     for more in ([native], []) if native else ([],):
-        command = [compiler, *FLAGS, *more, str(source), "-o", str(target)]
+        command = [compiler, *recipe.flags, *more, str(recipe.source), *recipe.libraries, "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
         if done.returncode == 0:
             target.chmod(0o700)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of a step as operators of paddle, which a graph can hold: ``step_operator.cc`` around ``few_rows.c``.
+
+A graph with them opens only where ``why_not`` gives None, that is where they can be compiled against the headers of the
+installed paddle. They are registered once in a process.
+"""
+
+import ctypes
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import paddle
+from paddle import Tensor
+
+from paddlemix.ops import few_rows
+from paddlemix.ops.low_bits import build
+from paddlemix.ops.whole_step import Parts
+from paddlemix.utils import device
+from paddlemix.utils.logging import get_logger
+
+SOURCE = Path(__file__).with_suffix(".cc")
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why this process has no such operators; None when they are registered. The first call may compile for seconds."""
+    if not device.tunes_cpu():
+        return "PADDLEMIX_CPU_TUNING=0"
+    try:
+        _register()
+    except build.NoKernelsError as error:
+        return str(error)
+    get_logger(__name__).info(f"steps of up to {few_rows.MOST} rows in graphs: by operators compiled here")
+    return None
+
+
+def _register() -> None:
+    kernels = build.library(few_rows.SOURCE)
+    if not sys.platform.startswith("linux"):
+        raise build.NoKernelsError(f"operators for graphs are built on Linux alone, this is {sys.platform}")
+    library = build.library(_recipe())
+    path = Path(library._name)
+    if not path.is_file():  # compiled for this process alone: paddle would open it by its name
+        raise build.NoKernelsError("the operators cannot be kept in the folder of the kernels")
+    fork, threads = build.team()
+    functions = kernels.paddlemix_step, kernels.paddlemix_product, fork, threads
+    library.paddlemix_use(*(ctypes.cast(one, ctypes.c_void_p) for one in functions))
+    paddle.base.core.load_op_meta_info_and_register_op(str(path))
+
+
+def _recipe() -> build.Recipe:
+    home = Path(paddle.__file__).parent
+    headers = home / "include"
+    flags = ("-O2", "-std=c++17", "-fPIC", "-shared", "-w", f"-I{headers}", f"-I{headers / 'third_party'}")
+    libraries = (f"-L{home / 'base'}", "-l:libpaddle.so", "-Wl,--allow-shlib-undefined")
+    made_for = f"{paddle.__version__} {paddle.version.commit}"
+    return build.Recipe(SOURCE, COMPILERS, flags, libraries, native=False, made_for=made_for)
+
+
+def step(
+    x: Tensor,
+    tables: tuple[Tensor, Tensor],
+    layers: Sequence[Parts],
+    held: tuple[Sequence[Tensor], Sequence[Tensor]],
+    offset: Tensor,
+    starts: Tensor,
+    heads: int,
+    scale: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """A traced step: ``[B, 1, W]`` behind the last layer, and keys and values of the step, ``[B, 1, Hk, D]`` a layer.
+
+    ``x`` [B, 1, W] with at most ``few_rows.MOST`` rows; ``tables`` [B, 1, 1, D] are cosine and sine; ``held`` are keys
+    and values ``[B, Hk, M, D]`` of each layer, of which each row sees places ``starts`` to ``offset`` (int64 [B]), and
+    itself. All float32, and of the form that ``WholeStep.serves``.
+    """
+    weights, first = [], layers[0]
+    for layer in layers:
+        found = (layer.norm.weight, layer.joined.weight, layer.joined.bias, layer.out.weight, layer.out.bias)
+        found += (layer.second_norm.weight, layer.gate_up.weight, layer.down.weight)
+        weights += [one for one in found if one is not None]
+    biases = [int(one.bias is not None) for one in (first.joined, first.out)]
+    y, *new = paddle._C_ops._run_custom_op(
+        "paddlemix_step", x, *tables, offset, starts, weights, list(held[0]), list(held[1]), heads,
+        first.down.in_features, *biases, first.norm.epsilon, scale,
+    )  # fmt: skip
+    keys, values = (paddle.unbind(one, axis=0) for one in new)
+    return y, keys, values
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """A traced product [B, out]: float32 ``x`` [B, in] of few rows times ``weight`` [in, out], out a multiple of 16."""
+    return paddle._C_ops._run_custom_op("paddlemix_product", x, weight)[0]

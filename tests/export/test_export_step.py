@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs whose steps are operators compiled here: the answers, who runs them, and what serves in their place."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.checkpoint.save import save_model
+from paddlemix.export import static_model
+from paddlemix.export.opening import open_static
+from paddlemix.export.write import export_model
+from paddlemix.generation.predictor import Predictor
+from paddlemix.generation.sampling import Decoding
+from paddlemix.ops import few_rows, step_operator
+from paddlemix.text.tokenizer import load_tokenizer
+from tests.export.static_kit import CLOSE, DECODINGS, Twins, prompts, talk
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer_folder
+
+FORMS = {
+    "llama": {"num_key_value_heads": 8},
+    "biases and shared heads": {"num_key_value_heads": 2, "attention_bias": True, "head_dim": 80},
+    "qwen2, tied": {"num_key_value_heads": 4, "model_type": "qwen2", "tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=str)
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """A model of width 512, from which on steps are operators."""
+    reason = step_operator.why_not()
+    if reason:
+        pytest.skip(reason)
+    home, config = tmp_path_factory.mktemp("wide"), tiny_config()
+    sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, **FORMS[request.param]}
+    config = config.with_changes(text=replace(config.text, **sizes))
+    model = tiny_model(config=config)
+    for name, parameter in model.named_parameters():  # biases begin as zeros, norms as ones
+        if parameter.ndim == 1:
+            given = np.random.default_rng(len(name)).uniform(-0.3, 0.3, parameter.shape) + ("norm" in name)
+            parameter.set_value(given.astype(np.float32))
+    folder = save_model(home / "model", model, config, load_tokenizer(tiny_tokenizer_folder(home / "tokenizer")))
+    export_model(folder, home / "out", device="cpu")
+    static = open_static(home / "out", home / "out", device="cpu")
+    return Twins(folder, home / "out", Predictor.load(folder, device="cpu"), static)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the graphs that are opened."""
+    found: list[str] = []
+    chosen = static_model._program
+
+    def program(prefix: Path, kind: str) -> Path:
+        path = chosen(prefix, kind)
+        found.append(path.name)
+        return path
+
+    monkeypatch.setattr(static_model, "_program", program)
+    return found
+
+
+@pytest.fixture
+def opened_plain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Opens an export as a machine without a compiler does."""
+
+    def opened(export: Path) -> Predictor:
+        with monkeypatch.context() as patch:
+            patch.setattr(step_operator, "why_not", lambda: "no C++ compiler (c++, g++ or clang++) is on the PATH")
+            return open_static(export, export, device="cpu")
+
+    return opened
+
+
+@pytest.mark.parametrize("name", DECODINGS)
+def test_a_conversation_is_that_of_the_dynamic_model(wide: Twins, name: str) -> None:
+    assert talk(wide.static, DECODINGS[name]) == talk(wide.dynamic, DECODINGS[name])
+
+
+def test_steps_are_operators_and_paddles_own_where_there_is_no_compiler(
+    wide: Twins, taken: list[str], opened_plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = open_static(wide.export, wide.export, device="cpu")
+    with caplog.at_level("INFO"):
+        plain = opened_plain(wide.export)
+
+    assert taken == ["clip.json", "llama_step.json", "clip.json", "llama.json"]
+    assert "steps: by paddle's operators, which take longer (no C++ compiler (c++, g++" in caplog.text
+    decoding = Decoding(max_new_tokens=12, logprobs=1)
+    ids, scores = [], []
+    for one in (here, plain):
+        answers = one.answer(prompts(one), decoding, batch_size=2)
+        ids.append([answer.ids for answer in answers])
+        scores.append([token.logprob for answer in answers for token in answer.logprobs])
+    assert ids[0] == ids[1]
+    assert scores[0] != scores[1], "otherwise no operator was at work"
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, few_rows.MOST, few_rows.MOST + 1])
+def test_steps_of_padded_rows_are_close_to_the_dynamic_ones_and_leave_the_same_cache(wide: Twins, rows: int) -> None:
+    from paddlemix.ops.attention.contract import Mask
+
+    starts = paddle.to_tensor([0, 9, 4, 9, 1, 2, 3, 5, 6][:rows])  # 9: at the first step a row sees itself alone
+    held, found = [], []
+    for model in (wide.static.model, wide.dynamic.model):
+        paddle.seed(1)
+        cache, steps = model.new_cache(rows), []
+        for first, last in [(0, 9), (9, 10), (10, 11)]:
+            ids = paddle.randint(3, 400, [rows, last - first])
+            source = paddle.arange(rows * (last - first)).reshape([rows, -1])
+            places = paddle.arange(first, last).expand([rows, -1]).contiguous()
+            mask = Mask(causal=True, key_starts=starts, offset=cache.offset)
+            with paddle.no_grad():
+                embeds = model.embed(ids, source, None)
+                steps.append(model.score_next(embeds, places, mask, cache).numpy())
+        found.append(np.stack(steps))
+        held.append([half[:, :, :11].numpy() for layer in range(2) for half in cache.held(layer)])
+    assert np.abs(found[0] - found[1]).max() <= CLOSE * np.abs(found[1]).max()
+    for one, other in zip(*held, strict=True):
+        assert np.abs(one - other).max() <= CLOSE * np.abs(other).max()
+
+
+def test_both_graphs_read_the_same_weights(wide: Twins) -> None:
+    folder = wide.export / "encode_text"
+    assert sorted(one.name for one in folder.glob("*.pdiparams")) == ["llama.pdiparams"]
+    assert "paddlemix_step" in (folder / "llama_step.json").read_text()
+    assert "paddlemix_step" not in (folder / "llama.json").read_text()
+
+
+def test_a_damaged_graph_of_steps_is_named(wide: Twins, tmp_path: Path) -> None:
+    import shutil
+
+    from paddlemix.utils.errors import CheckpointError
+
+    copy = shutil.copytree(wide.export / "encode_text", tmp_path / "encode_text")
+    (copy / "llama_step.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"llama_step.json: 2 bytes"):
+        open_static(copy, device="cpu")
+
+
+def test_a_small_model_and_another_device_have_one_graph(twins: Twins, wide: Twins) -> None:
+    assert not (twins.export / "encode_text" / "llama_step.json").exists()
+    assert static_model._program(wide.export / "encode_text" / "llama", "gpu").name == "llama.json"
+
+
+def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from paddlemix.ops.low_bits import build
+
+    reason = step_operator.why_not.__wrapped__
+    monkeypatch.setenv("PADDLEMIX_CPU_TUNING", "0")
+    assert reason() == "PADDLEMIX_CPU_TUNING=0"
+    monkeypatch.delenv("PADDLEMIX_CPU_TUNING")
+    monkeypatch.setattr(step_operator, "SOURCE", tmp_path / "other.cc")
+    step_operator.SOURCE.write_text('extern "C" void missing(); extern "C" void paddlemix_use() { missing(); }\n')
+    assert "undefined symbol: missing" in reason()
+    step_operator.SOURCE.write_text("int here(\n")
+    build._found.cache_clear()
+    assert "failed" in reason()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    step_operator.SOURCE.write_text("int there(\n")
+    build._found.cache_clear()
+    assert reason() == "no C++ compiler (c++, g++ or clang++) is on the PATH"
+    build._found.cache_clear()
