@@ -147,20 +147,21 @@ def test_a_small_model_and_another_device_have_one_graph(twins: Twins, wide: Twi
 
 
 def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from paddlemix.ops.low_bits import build
-
     reason = step_operator.why_not.__wrapped__
+
+    def given(text: str) -> None:
+        """Another file each time: what was found of one is kept."""
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.cc"
+        path.write_text(text)
+        monkeypatch.setattr(step_operator, "SOURCE", path)
+
     monkeypatch.setenv("PADDLEMIX_CPU_TUNING", "0")
     assert reason() == "PADDLEMIX_CPU_TUNING=0"
     monkeypatch.delenv("PADDLEMIX_CPU_TUNING")
-    monkeypatch.setattr(step_operator, "SOURCE", tmp_path / "other.cc")
-    step_operator.SOURCE.write_text('extern "C" void missing(); extern "C" void paddlemix_use() { missing(); }\n')
+    given('extern "C" void missing(); extern "C" void paddlemix_use() { missing(); }\n')
     assert "undefined symbol: missing" in reason()
-    step_operator.SOURCE.write_text("int here(\n")
-    build._found.cache_clear()
+    given("int here(\n")
     assert "failed" in reason()
+    given("int there(\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    step_operator.SOURCE.write_text("int there(\n")
-    build._found.cache_clear()
     assert reason() == "no C++ compiler (c++, g++ or clang++) is on the PATH"
-    build._found.cache_clear()

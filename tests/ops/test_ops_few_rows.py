@@ -50,7 +50,7 @@ def test_a_row_is_the_same_beside_any_others_and_with_any_threads():
     x, weight = paddle.to_tensor(drawn(8, 700)), paddle.to_tensor(drawn(700, 5136))
     fork, _ = build.team()
     split = paddle.empty([8, 5136])
-    kernel = build.library(few_rows.SOURCE).paddlemix_product
+    kernel = few_rows.compiled().product
 
     with paddle.no_grad():
         together, pair, alone = (few_rows.product(rows, weight) for rows in (x, x[3:5], x[7:]))
