@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import paddle
 from paddle import Tensor
@@ -18,7 +19,6 @@ from paddlemix.ops import few_rows
 from paddlemix.ops.low_bits import build
 from paddlemix.ops.whole_step import Parts
 from paddlemix.utils import device
-from paddlemix.utils.logging import get_logger
 
 SOURCE = Path(__file__).with_suffix(".cc")
 COMPILERS = ("c++", "g++", "clang++")
@@ -29,35 +29,35 @@ def why_not() -> str | None:
     """Why this process has no such operators; None when they are registered. The first call may compile for seconds."""
     if not device.tunes_cpu():
         return "PADDLEMIX_CPU_TUNING=0"
+    kernels = few_rows.compiled()
+    if kernels is None:
+        return build.why_not(few_rows.SOURCE)
     try:
-        _register()
+        _register(kernels)
     except build.NoKernelsError as error:
         return str(error)
-    get_logger(__name__).info(f"steps of up to {few_rows.MOST} rows in graphs: by operators compiled here")
     return None
 
 
-def _register() -> None:
-    kernels = build.library(few_rows.SOURCE)
+def _register(kernels: SimpleNamespace) -> None:
     if not sys.platform.startswith("linux"):
         raise build.NoKernelsError(f"operators for graphs are built on Linux alone, this is {sys.platform}")
     library = build.library(_recipe())
     path = Path(library._name)
     if not path.is_file():  # compiled for this process alone: paddle would open it by its name
         raise build.NoKernelsError("the operators cannot be kept in the folder of the kernels")
-    fork, threads = build.team()
-    functions = kernels.paddlemix_step, kernels.paddlemix_product, fork, threads
+    functions = kernels.step, kernels.product, *build.team()
     library.paddlemix_use(*(ctypes.cast(one, ctypes.c_void_p) for one in functions))
     paddle.base.core.load_op_meta_info_and_register_op(str(path))
 
 
 def _recipe() -> build.Recipe:
     home = Path(paddle.__file__).parent
-    headers = home / "include"
-    flags = ("-O2", "-std=c++17", "-fPIC", "-shared", "-w", f"-I{headers}", f"-I{headers / 'third_party'}")
+    flags = ("-O2", "-std=c++17", "-fPIC", "-shared", "-w")
+    headers = (f"-I{home / 'include'}", f"-I{home / 'include' / 'third_party'}")
     libraries = (f"-L{home / 'base'}", "-l:libpaddle.so", "-Wl,--allow-shlib-undefined")
     made_for = f"{paddle.__version__} {paddle.version.commit}"
-    return build.Recipe(SOURCE, COMPILERS, flags, libraries, native=False, made_for=made_for)
+    return build.Recipe(SOURCE, COMPILERS, flags, (*headers, *libraries), native=False, made_for=made_for)
 
 
 def step(

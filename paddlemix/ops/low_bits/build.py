@@ -41,8 +41,8 @@ class Recipe:
     source: Path
     compilers: tuple[str, ...] = ("cc", "gcc", "clang")
     flags: tuple[str, ...] = FLAGS
-    libraries: tuple[str, ...] = ()
-    """What stands behind the source."""
+    places: tuple[str, ...] = ()
+    """Further arguments, of where other files lie on this machine; which ones they are is told by ``made_for``."""
     native: bool = True
     """With all instructions of this processor."""
     made_for: str = ""
@@ -113,7 +113,7 @@ def _named(name: str, library: Path) -> str:
 
 
 def _digest(recipe: Recipe) -> str:
-    words = " ".join((*recipe.flags, *recipe.libraries, recipe.made_for))
+    words = " ".join((*recipe.flags, recipe.made_for))
     facts = (recipe.source.read_bytes(), words.encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
@@ -163,7 +163,7 @@ def _is_ours(path: Path) -> bool:
 def _compiled(compiler: str, recipe: Recipe, target: Path) -> Path:
     native = _NATIVE.get(platform.machine().lower()) if recipe.native else None
     for more in ([native], []) if native else ([],):
-        command = [compiler, *recipe.flags, *more, str(recipe.source), *recipe.libraries, "-o", str(target)]
+        command = [compiler, *recipe.flags, *more, str(recipe.source), *recipe.places, "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
         if done.returncode == 0:
             target.chmod(0o700)
