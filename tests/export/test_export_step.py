@@ -22,9 +22,10 @@ from tests.tiny import tiny_config, tiny_model, tiny_tokenizer_folder
 
 FORMS = {
     "llama": {"num_key_value_heads": 8},
-    "biases and shared heads": {"num_key_value_heads": 2, "attention_bias": True, "head_dim": 80},
-    "qwen2, tied": {"num_key_value_heads": 4, "model_type": "qwen2", "tie_word_embeddings": True},
-}
+    "biases, shared heads, tied": {
+        "num_key_value_heads": 2, "attention_bias": True, "head_dim": 80, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FORMS, ids=str)
