@@ -25,6 +25,7 @@ encode the image and prefill the whole conversation again. batch: answers of 32 
 import argparse
 import importlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -239,6 +240,8 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<28}{seconds * 1000:10.1f} ms"
     for name, ratio in result["ratios"].items():
         yield f"  {name:<48}{ratio:7.3f}"
+    if not result["shares"]:
+        return
     product, read = (result["limits"][name] / 1e9 for name in ("product", "read"))
     yield f"  limits: matrix products {product:.0f} GFLOP/s, reading memory {read:.1f} GB/s; shares of them:"
     for name, share in result["shares"].items():
@@ -271,11 +274,13 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
-    parser.add_argument("--repeat", type=at_least_one, default=5)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny", help="size of the model (default: tiny)")
+    parser.add_argument("--repeat", type=at_least_one, default=5, help="times of which the median counts (default: 5)")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has torch and transformers")
     parser.add_argument("--json", type=new_file, help="also write the result to this file")
     args = parser.parse_args(arguments)
+    if args.peer is not None and shutil.which(args.peer) is None:
+        parser.error(f"--peer {args.peer}: there is no such program; give a Python that has torch and transformers")
     result = measure(args.kind, args.shape, args.repeat, args.peer)
     print("\n".join(report(result)))
     if args.json:

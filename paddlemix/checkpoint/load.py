@@ -13,6 +13,7 @@ import paddle
 from paddle import Tensor
 
 from paddlemix.checkpoint import keymap
+from paddlemix.checkpoint.few_bits import FEWEST
 from paddlemix.checkpoint.formats.base import ARRAY_TYPES, from_float32, is_finite, to_float32
 from paddlemix.checkpoint.holding import bits_held, held_of, hold_weights, lora_with_few_bits
 from paddlemix.checkpoint.lora.adapter import attach
@@ -85,6 +86,8 @@ def load_model(
     """
     if lora not in ("merge", "keep"):
         raise CheckpointError(f'lora="{lora}": expected "merge" or "keep"')
+    if bits not in (None, *FEWEST):
+        raise CheckpointError(f"bits={bits!r}: expected {', '.join(map(str, sorted(FEWEST)))} or None")
     dtype = dtype_named(dtype)
     sources = find_sources(
         folder, base=base, vision_tower=vision_tower, projector=projector, overrides=overrides, config=config

@@ -20,8 +20,10 @@ from paddlemix.models.merge import merge_rows
 from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.parted import BLOCKS
+from paddlemix.ops.compat import without_false_alarms
 from paddlemix.ops.linear import Fused
 from paddlemix.ops.tracing import size, to_static
+from paddlemix.utils.logging import get_logger
 
 BY_OPERATOR = "_step"
 """Ends the name of the graph whose steps are operators that the machine compiles."""
@@ -168,8 +170,13 @@ def save_text(model: LlavaForCausalLM, prefix: Path) -> Saved:
     for what in ("new_keys", "new_values"):
         outputs |= {f"{what}_{layer}": new for layer in range(text.num_hidden_layers)}
     graph = TextGraph(model)
-    if model.llama.has_traced_step and model.dtype == "float32" and step_operator.why_not() is None:
-        _save_beside(TextGraph(model, by_operator=True), prefix)
+    if model.llama.has_traced_step and model.dtype == "float32":
+        reason = step_operator.why_not()
+        if reason is None:
+            _save_beside(TextGraph(model, by_operator=True), prefix)
+        else:
+            name = f"{prefix.name}{BY_OPERATOR}.json"
+            get_logger(__name__).warning(f"{name} is not written, so steps will take longer everywhere: {reason}")
     return _save(graph, graph.specs(), prefix, outputs)
 
 
@@ -200,7 +207,7 @@ def _own_fused(model: LlavaForCausalLM) -> None:
 def _save(graph: nn.Layer, specs: Specs, prefix: Path, outputs: dict[str, str]) -> Saved:
     for parameter in graph.parameters():
         parameter.stop_gradient = True
-    with paddle.no_grad():
+    with paddle.no_grad(), without_false_alarms():
         paddle.jit.save(to_static(graph, specs), str(prefix))
     flat = [one for spec in specs for one in (spec if isinstance(spec, list) else [spec])]
     inputs = {one.name: f"{str(one.dtype).rpartition('.')[2]} {list(one.shape)}" for one in flat}

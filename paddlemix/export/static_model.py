@@ -14,6 +14,7 @@ from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.ops import step_operator
 from paddlemix.ops.attention.contract import Mask
+from paddlemix.ops.compat import without_false_alarms
 from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils import device as devices
@@ -47,7 +48,8 @@ class Graph:
         else:
             settings.enable_custom_device(kind, int(index or 0))
         try:
-            self._predictor = inference.create_predictor(settings)
+            with without_false_alarms():
+                self._predictor = inference.create_predictor(settings)
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{program}: Paddle Inference of paddle {paddle.__version__} does not open this graph, which "

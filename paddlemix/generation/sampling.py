@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the next token is picked from the scores: penalties and bias, temperature, top-k, top-p, min-p. Numpy only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +36,9 @@ class Decoding:
     strings that end an answer and are not part of its text, beside those of the template; ``stop_ids`` are ids that
     end it, beside ``eos_ids``. ``logprobs`` None keeps none; a number keeps the log probability of each id and of so
     many of the likeliest ones.
-    A model folder's ``generation_config.json`` is never read into this: what is used is what the caller wrote.
+    A model folder's ``generation_config.json`` is never read into this: what is used is what the caller wrote. One
+    string is taken for ``stop``, and a mapping for ``logit_bias``, as in OpenAI's API. ConfigError: a value that is not
+    of its kind, or outside its range.
     """
 
     max_new_tokens: int = 512
@@ -58,6 +61,15 @@ class Decoding:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):  # as a sequence it would be its letters
+            object.__setattr__(self, "stop", (self.stop,))
+        if isinstance(self.logit_bias, Mapping):
+            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (whole or (kind is float and isinstance(value, Real))):
+                raise ConfigError(f"{name} is {shown(value)}: expected a {'whole ' if kind is int else ''}number")
         _number("max_new_tokens", self.max_new_tokens, 1 <= self.max_new_tokens < _LARGE, "a whole number from 1")
         _number("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or a positive number")
         _number("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
@@ -110,6 +122,14 @@ class Decoding:
     def with_changes(self, **changes: DecodingField) -> "Decoding":
         """A checked copy with some fields replaced."""
         return replace(self, **changes)
+
+
+_KINDS = {
+    **dict.fromkeys(("max_new_tokens", "top_k", "num_beams", "seed", "pad_id", "vocab_size", "logprobs"), int),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"), float),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), float),
+}
+"""What the fields of ``Decoding`` that are numbers are."""
 
 
 def _number(name: str, value: float, good: bool, expected: str) -> None:

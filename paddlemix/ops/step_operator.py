@@ -43,21 +43,18 @@ def _register(kernels: SimpleNamespace) -> None:
     if not sys.platform.startswith("linux"):
         raise build.NoKernelsError(f"operators for graphs are built on Linux alone, this is {sys.platform}")
     library = build.library(_recipe())
-    path = Path(library._name)
-    if not path.is_file():  # compiled for this process alone: paddle would open it by its name
-        raise build.NoKernelsError("the operators cannot be kept in the folder of the kernels")
     functions = kernels.step, kernels.product, *build.team()
     library.paddlemix_use(*(ctypes.cast(one, ctypes.c_void_p) for one in functions))
-    paddle.base.core.load_op_meta_info_and_register_op(str(path))
+    paddle.base.core.load_op_meta_info_and_register_op(library._name)
 
 
 def _recipe() -> build.Recipe:
     home = Path(paddle.__file__).parent
     flags = ("-O2", "-std=c++17", "-fPIC", "-shared", "-w")
     headers = (f"-I{home / 'include'}", f"-I{home / 'include' / 'third_party'}")
-    libraries = (f"-L{home / 'base'}", "-l:libpaddle.so", "-Wl,--allow-shlib-undefined")
+    libraries = (f"-L{home / 'base'}", "-l:libpaddle.so")
     made_for = f"{paddle.__version__} {paddle.version.commit}"
-    return build.Recipe(SOURCE, COMPILERS, flags, (*headers, *libraries), native=False, made_for=made_for)
+    return build.Recipe(SOURCE, COMPILERS, flags, (*headers, *libraries), native=False, made_for=made_for, stays=True)
 
 
 def step(

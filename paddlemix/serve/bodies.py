@@ -110,5 +110,6 @@ class Fields:
 
     def wrong(self, name: str, expected: str, value: object = ...) -> RequestError:
         """The error for a field."""
-        value = self.data.get(name) if value is ... else value
-        return refused(f"{self.prefix}{name} is {shown(value)}; expected {expected}", f"{self.prefix}{name}")
+        given = self.data.get(name) if value is ... else value
+        told = f'"{shown(given)}"' if value is ... and isinstance(given, str) else shown(given)
+        return refused(f"{self.prefix}{name} is {told}; expected {expected}", f"{self.prefix}{name}")

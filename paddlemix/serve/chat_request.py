@@ -25,7 +25,8 @@ LONGEST = (1 << 31) - 1
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMPOSSIBLE = (
     "tools", "functions", "audio", "prediction", "web_search_options", "guided_json", "guided_regex", "guided_choice",
-    "guided_grammar", "structured_outputs", "prompt_logprobs", "use_beam_search",
+    "guided_grammar", "structured_outputs", "prompt_logprobs", "use_beam_search", "grammar", "stop_token_ids",
+    "min_tokens", "ignore_eos", "bad_words", "include_stop_str_in_output", "chat_template", "echo",
 )  # fmt: skip
 DETAILS = ("auto", "low", "high")
 

@@ -179,6 +179,8 @@ def test_what_few_bits_cannot_do_is_refused_by_name(folders: dict[int, Path], tm
         open_start(TrainingSettings().with_changes(model_name_or_path=str(folders[8])))
     with pytest.raises(CheckpointError, match="its weights have 8 bits, and 4 were asked for"):
         load_model(folders[8], bits=4)
+    with pytest.raises(CheckpointError, match="bits=5: expected 4, 8, 16 or None"):
+        load_model(folders[32], bits=5)
     with pytest.raises(CheckpointError, match="the layout llava-hf is not written in few bits"):
         convert(folders[32], tmp_path / "hf", "llava-hf", bits=8)
     config = json.loads((folders[8] / "config.json").read_text())

@@ -2,6 +2,7 @@
 """deploy/llava: PaddleMIX's commands as they are written there, and what they say when something is wrong."""
 
 import io
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_the_benchmark_says_how_long_each_part_takes(twins: Twins, run: Any, ima
     assert lines[0].startswith("1 image(s), ")
     assert "3 tokens; median of 10 answers" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["images", "first", "each", "Time:"]
+
+
+def test_the_benchmark_times_beams_as_a_whole_and_refuses_answers_beyond_the_context(
+    twins: Twins, run: Any, capsys: Any
+) -> None:
+    given = [*parts(twins)[2:], "--benchmark", "--device", "cpu"]
+    assert run([*given, "--max-new-tokens", "3", "--num-beams", "2", "--temperature", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["images", "2", "Time:"]
+    assert run([*given, "--max-new-tokens", "600"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    found = re.search(r"max_new_tokens is 600: the context has 512 positions.*; give at most (\d+)", told)
+    assert run([*given, "--max-new-tokens", str(int(found[1]) + 1)]) == 2
 
 
 def test_one_question_by_a_flag_is_answered_as_by_the_dynamic_model(twins: Twins, run: Any, capsys: Any) -> None:

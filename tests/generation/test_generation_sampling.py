@@ -159,3 +159,22 @@ def test_a_number_without_end_is_refused_in_a_line(name: str) -> None:
 def test_beams_with_a_temperature_are_refused_and_not_ignored() -> None:
     with pytest.raises(ConfigError, match="beam search is not random; use temperature 0"):
         Decoding(num_beams=2, temperature=0.2)
+
+
+def test_one_stop_string_and_a_mapping_of_biases_are_what_they_say() -> None:
+    given = Decoding(stop="zut", logit_bias={5: 1.5, 7: -1})
+    assert given == Decoding(stop=("zut",), logit_bias=((5, 1.5), (7, -1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"seed": "a"}, "seed is a: expected a whole number"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5: expected a whole number"),
+        ({"top_k": True}, "top_k is True: expected a whole number"),
+        ({"temperature": "0"}, "temperature is 0: expected a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(wrong: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Decoding(**wrong)

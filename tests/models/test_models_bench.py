@@ -23,6 +23,7 @@ def test_bench_prints_medians_and_ratios(kind, repeat, tmp_path, capsys):
     for stage in stages:
         ratio = data["seconds"][f"tuned {stage}"] / data["seconds"][f"untuned {stage}"]
         assert data["ratios"][f"tuned/untuned {stage}"] == pytest.approx(ratio)
+    assert ("shares of them:" in printed) == bool(data["shares"])
     if kind == "chat":
         assert data["ratios"]["round 2 first token, kept/again"] < 1
 
@@ -36,6 +37,13 @@ def test_bench_of_head_and_loss_compares_time_and_memory(capsys):
     assert memory[0] > memory[1] >= memory[2]
     assert all("x whole: time" in line and "memory" in line
                for line, found in zip(lines[2:], memory[1:], strict=True))  # fmt: skip
+
+
+def test_a_peer_that_is_no_program_is_refused_before_anything_is_measured(capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["decode", "--peer", "/nowhere/python"])
+    assert ended.value.code == 2
+    assert "--peer /nowhere/python: there is no such program" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_an_error(capfd):

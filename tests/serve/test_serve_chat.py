@@ -207,6 +207,9 @@ def test_unknown_fields_are_ignored(server: Running) -> None:
         ({"logit_bias": {"447": 1}}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"stop_token_ids": [5]}, "stop_token_ids"),
+        ({"ignore_eos": True}, "ignore_eos"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -241,3 +244,8 @@ def test_models_are_listed_and_others_are_not_found(server: Running) -> None:
     for found in (server.ask(None, "/v1/models/other"), server.ask({**chat("why?"), "model": "other"})):
         assert (found[0], found[1]["error"]["code"]) == (404, "model_not_found")
         assert NAME in found[1]["error"]["message"]
+
+
+def test_a_text_where_a_number_belongs_is_shown_as_a_text(server: Running) -> None:
+    _, answer, _ = server.ask(chat("why?", max_tokens=3) | {"n": "2"})
+    assert answer["error"]["message"].startswith('n is "2"; expected a whole number')

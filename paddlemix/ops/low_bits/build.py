@@ -47,6 +47,8 @@ class Recipe:
     """With all instructions of this processor."""
     made_for: str = ""
     """What the library depends on besides: with another one it is made anew."""
+    stays: bool = False
+    """Of use only where it can be kept, since others open it by its name."""
 
     @classmethod
     def of(cls, source: "Path | Recipe | None") -> "Recipe":
@@ -91,6 +93,8 @@ def _load(source: Path | Recipe | None = None) -> ctypes.CDLL:
             if _is_ours(kept) and kept == folder / _named(name, kept):
                 with contextlib.suppress(OSError):  # made on a machine with a newer C library
                     return ctypes.CDLL(str(kept))
+    if recipe.stays and reason is not None:
+        raise NoKernelsError(f"compiled operators cannot be kept: {reason}")
     compiler = next(filter(None, map(shutil.which, recipe.compilers)), None)
     if compiler is None:
         first, *others = recipe.compilers
