@@ -32,27 +32,11 @@ class Graph:
     """A saved graph in Paddle Inference. ``device`` as ``paddle.set_device`` takes it: ``cpu``, ``gpu:1``, ``npu``."""
 
     def __init__(self, prefix: Path, device: str, exported_with: str) -> None:
-        kind, _, index = device.partition(":")
-        program = _program(prefix, kind)
-        settings = inference.Config(str(program), f"{prefix}.pdiparams")
-        settings.disable_glog_info()
-        settings.enable_new_ir()
-        settings.enable_new_executor()
-        if kind == "cpu":
-            devices.tune_graphs()
-            # oneDNN takes the products over otherwise: other sums than the dynamic model's, and slower where measured.
-            settings.disable_mkldnn()
-            settings.set_cpu_math_library_num_threads(paddle.get_flags("FLAGS_paddle_num_threads").popitem()[1])
-        elif kind == "gpu":
-            settings.enable_use_gpu(POOL_MB, int(index or 0))
-        else:
-            settings.enable_custom_device(kind, int(index or 0))
         try:
-            with without_false_alarms():
-                self._predictor = inference.create_predictor(settings)
-        except (RuntimeError, ValueError, OSError) as error:
+            self._predictor = _opened(prefix, device)
+        except _ERRORS as error:
             raise CheckpointError(
-                f"{program}: Paddle Inference of paddle {paddle.__version__} does not open this graph, which "
+                f"{prefix}.json: Paddle Inference of paddle {paddle.__version__} does not open this graph, which "
                 f"paddle {exported_with} wrote ({_first_line(error)}); export it again with the paddle that runs it"
             ) from error
         self.inputs = self._predictor.get_input_names()
@@ -63,15 +47,41 @@ class Graph:
         return self._predictor.run([one if one.is_contiguous() else one.contiguous() for one in inputs])
 
 
-def _program(prefix: Path, kind: str) -> Path:
+_ERRORS = (RuntimeError, ValueError, OSError)
+"""What Paddle Inference raises for a graph that it does not open."""
+
+
+def _opened(prefix: Path, device: str) -> inference.Predictor:
     """The graph of ``prefix``; on a CPU that with operators of its own, where it was written and they can be had."""
     with_operators = prefix.with_name(f"{prefix.name}{BY_OPERATOR}.json")
-    if kind == "cpu" and with_operators.is_file():
+    if device == "cpu" and with_operators.is_file():
         reason = step_operator.why_not()
         if reason is None:
-            return with_operators
+            try:
+                return _predictor(with_operators, prefix, device)
+            except _ERRORS as error:
+                reason = _first_line(error)
         get_logger(__name__).info(f"steps: by paddle's operators, which take longer ({reason})")
-    return prefix.with_name(f"{prefix.name}.json")
+    return _predictor(prefix.with_name(f"{prefix.name}.json"), prefix, device)
+
+
+def _predictor(program: Path, prefix: Path, device: str) -> inference.Predictor:
+    kind, _, index = device.partition(":")
+    settings = inference.Config(str(program), f"{prefix}.pdiparams")
+    settings.disable_glog_info()
+    settings.enable_new_ir()
+    settings.enable_new_executor()
+    if kind == "cpu":
+        devices.tune_graphs()
+        # oneDNN takes the products over otherwise: other sums than the dynamic model's, and slower where measured.
+        settings.disable_mkldnn()
+        settings.set_cpu_math_library_num_threads(paddle.get_flags("FLAGS_paddle_num_threads").popitem()[1])
+    elif kind == "gpu":
+        settings.enable_use_gpu(POOL_MB, int(index or 0))
+    else:
+        settings.enable_custom_device(kind, int(index or 0))
+    with without_false_alarms():
+        return inference.create_predictor(settings)
 
 
 def _first_line(error: Exception) -> str:

@@ -31,7 +31,7 @@
 #endif
 #define WIDTH (BYTES / 4)
 #define DEPTH 8            /* rows of the weight that are read side by side */
-#define TILE 8192          /* columns at a time: the sums of 8 rows take 256 KB of the second cache */
+#define TILE 8192          /* columns at a time, half of them for more than 4 rows: sums of 128 KB, on the stack */
 #define MOST 8             /* rows of x */
 #define KEYS 1024          /* keys whose scores are held at a time */
 #define GROUP 16           /* query heads of one key head that go over its keys together */
@@ -76,7 +76,7 @@ INLINE void panel(const int rows, const int depth, const int ahead, const Produc
 
 INLINE void columns(const int rows, const Product *job, long n, long last) {
     const long whole = job->in / DEPTH * DEPTH;
-    V sums[MOST * TILE / WIDTH];
+    V sums[MOST / 2 * TILE / WIDTH];
     for (long k = 0; k < whole; k += DEPTH) {
         if (k + 2 * DEPTH <= job->in)
             panel(rows, DEPTH, 1, job, k, n, last, sums);
@@ -108,7 +108,8 @@ static void multiply(void *given) {
 /* y [rows, out] = x [rows, in] times w [in, out], for at most MOST rows; `out` is a multiple of 16, the widest WIDTH. */
 void paddlemix_product(const float *x, const float *w, float *y, long rows, long in, long out, Fork fork, int threads) {
     const long parts = threads > 1 ? threads : 1;
-    const long share = (out / parts + 63) / 64 * 64 + 64 * (out < 64 * parts), each = share < TILE ? share : TILE;
+    const long share = (out / parts + 63) / 64 * 64 + 64 * (out < 64 * parts), tile = rows > MOST / 2 ? TILE / 2 : TILE,
+               each = share < tile ? share : tile;
     Product job = {.x = x, .w = w, .y = y, .rows = rows, .in = in, .out = out, .each = each,
                    .items = (out + each - 1) / each};
     atomic_init(&job.next, 0);

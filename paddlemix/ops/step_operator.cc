@@ -3,8 +3,14 @@
  * The kernels of few_rows.c as operators of paddle, for graphs: all layers of a step, and the product with a weight.
  *
  * Compiled on the machine that runs it against the headers of the installed paddle (step_operator.py), and not for one
- * kind of processor: what computes is few_rows.c, whose functions are handed over by paddlemix_use. */
+ * kind of processor: what computes is few_rows.c, whose functions are handed over by paddlemix_use.
+ *
+ * Exported graphs name these operators with their inputs and attributes, so a change of any takes a new name: a graph
+ * with a name that is not there gives way to the one of paddle's operators beside it. */
+#include <algorithm>
+#include <new>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "paddle/phi/api/all.h"
@@ -35,6 +41,10 @@ extern "C" void paddlemix_use(void *given_step, void *given_product, void *given
 
 static int threads() { return threads_of ? threads_of() : 1; }
 
+static void require(bool holds, const char *what) {
+    if (!holds) throw std::invalid_argument(std::string("an operator of paddlemix was given ") + what);
+}
+
 static int64_t address(const Tensor &tensor) { return reinterpret_cast<int64_t>(tensor.data()); }
 
 /* x [B, 1, W], cosine and sine [B, 1, 1, D], offset and starts int64 [B], keys and values of each layer [B, Hk, M, D].
@@ -46,22 +56,32 @@ static Tensors run(const Tensor &x, const Tensor &cosine, const Tensor &sine, co
     const long count = static_cast<long>(keys.size()), rows = x.shape()[0], width = x.shape()[2];
     const Shape held = keys[0].shape();
     const long kv_heads = held[1], places = held[2], head = held[3], joined = (heads + 2 * kv_heads) * head;
-    if (static_cast<long>(weights.size()) != count * (6 + joined_bias + out_bias) || held[0] != rows)
-        throw std::invalid_argument("paddlemix_step: the cache has other rows, or the weights are not those of its layers");
+    require(static_cast<long>(weights.size()) == count * (6 + joined_bias + out_bias) && values.size() == keys.size(),
+            "a cache of other layers than the weights");
+    require(rows <= 8 && places > 0 && offset.numel() == rows && starts.numel() == rows, "other rows than the cache");
+    require(cosine.numel() == rows * head && sine.numel() == rows * head, "tables of other rows or another width");
+    for (const Tensors *side : {&keys, &values})
+        for (const Tensor &one : *side) require(one.shape() == held && held[0] == rows, "a cache of several shapes");
     std::vector<int64_t> table;
     const Tensor *next = weights.data();
-    auto weight = [&](int64_t out, bool has_bias) {
+    auto norm = [&] {
+        require(next->numel() == width, "a norm of another width");
+        return address(*next++);
+    };
+    auto weight = [&](int64_t in, int64_t out, bool has_bias) {
+        require(next->shape() == Shape{in, out} && out % 16 == 0, "a weight of another shape");
+        require(!has_bias || next[1].numel() == out, "a bias of another length");
         table.insert(table.end(), {32, address(*next++), 0, out, 0, 0, 0, 0, 0, 0, 0, 0});
         table.insert(table.end(), {has_bias ? address(*next++) : 0, 1});
     };
     for (long layer = 0; layer < count; layer++) {
         const size_t begin = table.size();
-        table.insert(table.end(), {address(*next++), 0});
-        weight(joined, joined_bias);
-        weight(width, out_bias);
-        table[begin + 1] = address(*next++);
-        weight(2 * inner, false);
-        weight(width, false);
+        table.insert(table.end(), {norm(), 0});
+        weight(width, joined, joined_bias);
+        weight(heads * head, width, out_bias);
+        table[begin + 1] = norm();
+        weight(width, 2 * inner, false);
+        weight(inner, width, false);
         table.insert(table.end(), {address(keys[layer]), address(values[layer])});
     }
     Tensor y = paddle::empty(x.shape(), x.dtype(), x.place());
@@ -99,6 +119,7 @@ PD_BUILD_OP(paddlemix_step)
 /* x [B, in] times weight [in, out], B at most 8 and `out` a multiple of 16. */
 static Tensors multiply(const Tensor &x, const Tensor &weight) {
     const long rows = x.shape()[0], in = x.shape()[1], out = weight.shape()[1];
+    require(rows <= 8 && weight.shape()[0] == in && out % 16 == 0, "a product of many rows or another shape");
     Tensor y = paddle::empty({rows, out}, x.dtype(), x.place());
     product(x.data<float>(), weight.data<float>(), y.data<float>(), rows, in, out, fork_of, threads());
     return {y};

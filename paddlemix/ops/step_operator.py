@@ -36,6 +36,8 @@ def why_not() -> str | None:
         _register(kernels)
     except build.NoKernelsError as error:
         return str(error)
+    except (RuntimeError, AttributeError, OSError) as error:  # another library of the same name, or one paddle refuses
+        return f"the operators could not be registered ({str(error).strip().splitlines()[-1][:200]})"
     return None
 
 
@@ -71,7 +73,7 @@ def step(
 
     ``x`` [B, 1, W] with at most ``few_rows.MOST`` rows; ``tables`` [B, 1, 1, D] are cosine and sine; ``held`` are keys
     and values ``[B, Hk, M, D]`` of each layer, of which each row sees places ``starts`` to ``offset`` (int64 [B]), and
-    itself. All float32, and of the form that ``WholeStep.serves``.
+    itself. All float32, and of a form of which ``whole_step.table_of`` gives the table.
     """
     weights, first = [], layers[0]
     for layer in layers:

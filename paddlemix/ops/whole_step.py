@@ -44,28 +44,26 @@ class Seen(NamedTuple):
 
 
 class WholeStep:
-    """All ``layers``, of ``heads`` query heads each, in one call. They stay the owners of their weights.
+    """Runs layers of one model in one call. They stay the owners of their weights.
 
-    What the kernels read of the weights is looked at when it is first used and whenever a weight lies elsewhere.
+    What the kernels read of the weights is looked at when something of them is another object or lies elsewhere. Any
+    number of threads may call it at once.
     """
 
-    def __init__(self, layers: Sequence[Parts], heads: int, scale: float) -> None:
-        self._layers, self._heads, self._scale = tuple(layers), heads, scale
-        self._epsilon = layers[0].norm.epsilon
-        self._few = any(one.low_bits is not None for layer in layers for one in _products(layer))
-        self._inner = layers[0].down.in_features
-        self._tensors: list[Tensor] = []  # gathered at the first step: an export gives the weights other owners
-        self._known: tuple[list[int], tuple[int, int, int]] | None = None
-        self._table: np.ndarray | None = None
+    def __init__(self) -> None:
+        self._looked_at: _Looked | None = None
 
     def __call__(
         self,
+        layers: Sequence[Parts],
         x: Tensor,
         tables: tuple[Tensor, Tensor],
         held: Sequence[tuple[Tensor, Tensor]],
         seen: Seen,
+        heads: int,
+        scale: float,
     ) -> Tensor | None:
-        """Float32 ``[B, 1, W]`` behind the last layer, of ``x`` [B, 1, W]; the cache then holds the step.
+        """Float32 ``[B, 1, W]`` behind the last of ``layers``, of ``x`` [B, 1, W]; the cache then holds the step.
 
         ``tables`` are cosine and sine, float32 ``[B, 1, 1, D]`` (``RotaryTables.at``); ``held`` are keys and values of
         each layer, float32 ``[B, Hk, M, D]`` with a free place at ``seen.offset``. None, and nothing is done, where the
@@ -80,7 +78,7 @@ class WholeStep:
         cosine, sine = tables
         shape = held[0][0].shape
         rows, kv_heads, places, head = shape
-        if rows != batch or not cosine.shape == sine.shape == [batch, 1, 1, head]:
+        if rows != batch or len(held) != len(layers) or not cosine.shape == sine.shape == [batch, 1, 1, head]:
             return None
         limits = few_rows.limits(*seen, batch)
         if limits is None or not few_rows.readable(x, cosine, sine):
@@ -88,65 +86,70 @@ class WholeStep:
         for keys, values in held:
             if not few_rows.readable(keys, values) or keys.shape != shape or values.shape != shape:
                 return None
-        table = self._weights(width, kv_heads, head)
-        if table is None:
+        weights = self._weights(layers, width, heads, kv_heads, head)
+        if weights is None:
             return None
+        table = weights.copy()  # its own, as another thread may be in a step of another cache
         table[:, -2:] = [[keys.data_ptr(), values.data_ptr()] for keys, values in held]
         y = x.clone()
         addresses = [one.data_ptr() for one in (y, cosine, sine)]
-        sizes = batch, width, self._heads, kv_heads, places, head, self._inner
-        numbers = self._epsilon, self._scale, _few_bits() if self._few else None
+        sizes = batch, width, heads, kv_heads, places, head, layers[0].down.in_features
+        few = any(one.low_bits is not None for layer in layers for one in _products(layer))
+        numbers = layers[0].norm.epsilon, scale, _few_bits() if few else None
         first = table.ctypes.data, len(table)
         if kernels.step(*first, *addresses, None, None, *limits, *sizes, *numbers, *kernels.team()):
             raise MemoryError(f"no memory for a step of {batch} rows")
         return y
 
-    @property
-    def layers(self) -> Sequence[Parts]:
-        """What the layers compute with."""
-        return self._layers
+    def _weights(self, layers: Sequence[Parts], *sizes: int) -> np.ndarray | None:
+        """What ``table_of`` gives, from the step before if nothing has changed."""
+        objects = [one for layer in layers for one in _objects(layer)]
+        key = [id(one) for one in objects]
+        key += [one.data_ptr() for one in objects if isinstance(one, Tensor)]
+        key += [*sizes, *(norm.epsilon for layer in layers for norm in (layer.norm, layer.second_norm))]
+        found = self._looked_at
+        if found is None or found.key != key:
+            found = self._looked_at = _Looked(key, objects, table_of(layers, *sizes))
+        return found.table
 
-    def serves(self, width: int, kv_heads: int, head: int) -> bool:
-        """Whether the kernels know layers of these sizes, and their weights."""
-        return width >= few_rows.WIDE and self._looked_at(width, kv_heads, head) is not None
 
-    def _weights(self, width: int, kv_heads: int, head: int) -> np.ndarray | None:
-        """The array of ``Layer`` of the C file, without the cache; None when one is of another shape, dtype or kind."""
-        if not self._tensors:
-            self._tensors = [one for layer in self._layers for one in _tensors(layer)]
-        known = [one.data_ptr() for one in self._tensors], (width, kv_heads, head)
-        if known != self._known:
-            self._known, self._table = known, self._looked_at(width, kv_heads, head)
-        return self._table
+class _Looked(NamedTuple):
+    """What was found of weights. The objects are kept: another one could come to lie at the place of a lost one."""
 
-    def _looked_at(self, width: int, kv_heads: int, head: int) -> np.ndarray | None:
-        if self._heads % kv_heads:
+    key: list[float]
+    objects: list[object]
+    table: np.ndarray | None
+
+
+def table_of(layers: Sequence[Parts], width: int, heads: int, kv_heads: int, head: int) -> np.ndarray | None:
+    """The array of ``Layer`` of the C file: int64 [layers, n], 0 for the cache; None: the kernels do not know it."""
+    epsilon, inner, outer = layers[0].norm.epsilon, layers[0].down.in_features, heads * head
+    if width < few_rows.WIDE or heads % kv_heads:
+        return None
+    sizes = (width, outer + 2 * kv_heads * head), (outer, width), (width, 2 * inner), (inner, width)
+    table = []
+    for layer in layers:
+        norms = layer.norm, layer.second_norm
+        if any(norm.epsilon != epsilon or norm.weight.shape != [width] for norm in norms):
             return None
-        outer = self._heads * head
-        sizes = (width, outer + 2 * kv_heads * head), (outer, width), (width, 2 * self._inner), (self._inner, width)
-        table = []
-        for layer in self._layers:
-            norms = layer.norm, layer.second_norm
-            if any(norm.epsilon != self._epsilon or norm.weight.shape != [width] for norm in norms):
+        if layer.down.bias is not None or not few_rows.readable(*(norm.weight for norm in norms)):
+            return None
+        row = [norm.weight.data_ptr() for norm in norms]
+        for product, size in zip(_products(layer), sizes, strict=True):
+            found = _weight(product, *size)
+            if found is None:
                 return None
-            if not few_rows.readable(*(norm.weight for norm in norms)):
-                return None
-            row = [norm.weight.data_ptr() for norm in norms]
-            for product, size in zip(_products(layer), sizes, strict=True):
-                found = _weight(product, *size)
-                if found is None:
-                    return None
-                row += found
-            table.append([*row, 0, 0])
-        return np.array(table, np.int64)
+            row += found
+        table.append([*row, 0, 0])
+    return np.array(table, np.int64)
 
 
-def _tensors(layer: Parts) -> list[Tensor]:
-    """Everything that is a tensor; weights of few bits are none, and stay where they are."""
-    found = [layer.norm.weight, layer.second_norm.weight]
+def _objects(layer: Parts) -> list[object]:
+    """Everything that the table is made of."""
+    found: list[object] = [layer.norm.weight, layer.second_norm.weight]
     for product in _products(layer):
-        found += [product.bias] if product.low_bits is not None else [product.weight, product.bias]
-    return [one for one in found if one is not None]
+        found += [product.low_bits or product.weight, product.bias]
+    return found
 
 
 def _products(layer: Parts) -> tuple[Fused | Linear, ...]:

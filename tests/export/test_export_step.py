@@ -52,14 +52,13 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the graphs that are opened."""
     found: list[str] = []
-    chosen = static_model._program
+    create = static_model._predictor
 
-    def program(prefix: Path, kind: str) -> Path:
-        path = chosen(prefix, kind)
-        found.append(path.name)
-        return path
+    def predictor(program: Path, prefix: Path, device: str) -> Any:
+        found.append(program.name)
+        return create(program, prefix, device)
 
-    monkeypatch.setattr(static_model, "_program", program)
+    monkeypatch.setattr(static_model, "_predictor", predictor)
     return found
 
 
@@ -142,9 +141,29 @@ def test_a_damaged_graph_of_steps_is_named(wide: Twins, tmp_path: Path) -> None:
         open_static(copy, device="cpu")
 
 
-def test_a_small_model_and_another_device_have_one_graph(twins: Twins, wide: Twins) -> None:
+def test_a_small_model_has_one_graph(twins: Twins) -> None:
     assert not (twins.export / "encode_text" / "llama_step.json").exists()
-    assert static_model._program(wide.export / "encode_text" / "llama", "gpu").name == "llama.json"
+
+
+def test_another_device_takes_the_graph_of_paddles_operators(
+    wide: Twins, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_model, "_predictor", lambda program, prefix, device: taken.append(program.name))
+    static_model._opened(wide.export / "encode_text" / "llama", "gpu:0")
+    assert taken == ["llama.json"]
+
+
+def test_a_graph_with_operators_that_are_not_there_gives_way(
+    wide: Twins, tmp_path: Path, taken: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("llama.json", "llama.pdiparams"):
+        (tmp_path / name).symlink_to(wide.export / "encode_text" / name)
+    text = (wide.export / "encode_text" / "llama_step.json").read_text()
+    (tmp_path / "llama_step.json").write_text(text.replace("paddlemix_step", "paddlemix_step_of_1999"))
+    with caplog.at_level("INFO"):
+        static_model._opened(tmp_path / "llama", "cpu")
+    assert taken == ["llama_step.json", "llama.json"]
+    assert "steps: by paddle's operators, which take longer (" in caplog.text
 
 
 def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,6 +180,8 @@ def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest
     monkeypatch.delenv("PADDLEMIX_CPU_TUNING")
     given('extern "C" void missing(); extern "C" void paddlemix_use() { missing(); }\n')
     assert "undefined symbol: missing" in reason()
+    given("int nothing;\n")
+    assert "paddlemix_use" in reason()
     given("int here(\n")
     assert "failed" in reason()
     given("int there(\n")

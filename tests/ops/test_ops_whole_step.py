@@ -2,6 +2,8 @@
 """All layers of a decode step in one call: beside the same step operator by operator, and where it must not serve."""
 
 import functools
+import gc
+import threading
 
 import numpy as np
 import paddle
@@ -174,11 +176,37 @@ def test_a_row_is_the_same_alone_and_beside_others_and_with_several_threads(call
     assert (split == among).all()
 
 
-def test_a_weight_that_lies_elsewhere_is_seen_at_the_next_step(calls):
-    model = built()
+def other(layer, name):
+    """Changes of a layer after its first steps."""
+    mlp, attn = layer.mlp, layer.self_attn
+    if name == "memory":
+        share_memory(mlp.down_proj.weight, mlp.down_proj.weight * 2.0)
+    elif name == "parameter":
+        attn.o_proj.weight = paddle.create_parameter([512, 512], "float32")
+    elif name == "bias":
+        attn.o_proj.bias = paddle.create_parameter([512], "float32", is_bias=True)
+        attn.o_proj.bias.set_value(paddle.ones([512]))
+    elif name == "few bits":
+        mlp.down_proj.hold(Compiled([form.packed(drawn(512, 768) * 0.1, (512, 768), 8)]))
+        gc.collect()
+    elif name == "epsilon":
+        layer.input_layernorm.epsilon = 1.0
+    elif name == "hook":
+        attn.register_forward_post_hook(lambda layer, given, found: found * 2.0)
+    else:
+        mlp.forward = lambda x: x * 2.0
+
+
+ALWAYS = ("bias", "few bits", "epsilon", "hook", "forward")
+
+
+@pytest.mark.parametrize(
+    ("bits", "name"), [(None, "memory"), (None, "parameter"), *((bits, name) for bits in (None, 8) for name in ALWAYS)]
+)
+def test_what_has_changed_is_seen_at_the_next_step(calls, bits, name):
+    model = built(bits)
     before, _ = behind_a_prompt(model, 1, 9, 1)
-    weight = model.layers[1].mlp.down_proj.weight
-    share_memory(weight, weight * 2.0)
+    other(model.layers[1], name)
 
     after, _ = behind_a_prompt(model, 1, 9, 1)
     calls.off = True
@@ -186,6 +214,38 @@ def test_a_weight_that_lies_elsewhere_is_seen_at_the_next_step(calls):
 
     assert np.abs(after - before).max() > 1e-2
     np.testing.assert_allclose(after, wanted, rtol=0, atol=2e-5)
+
+
+def test_layers_that_change_places_keep_their_caches(calls):
+    model = built()
+    before, _ = behind_a_prompt(model, 1, 9, 1)
+    model.layers = paddle.nn.LayerList(reversed(list(model.layers)))
+
+    after, _ = behind_a_prompt(model, 1, 9, 1)
+    calls.off = True
+    wanted, _ = behind_a_prompt(model, 1, 9, 1)
+
+    assert np.abs(after - before).max() > 1e-2
+    np.testing.assert_allclose(after, wanted, rtol=0, atol=2e-5)
+
+
+def test_threads_with_caches_of_their_own_share_a_model(calls):
+    model, found = built(), {}
+    wanted = {length: behind_a_prompt(model, 1, length, 25)[0] for length in (5, 70, 130)}
+
+    def talk(length):
+        with paddle.no_grad():
+            found[length] = [behind_a_prompt(model, 1, length, 25)[0] for _ in range(4)]
+
+    threads = [threading.Thread(target=talk, args=(length,)) for length in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for length, steps in wanted.items():
+        for given in found[length]:
+            np.testing.assert_allclose(given, steps, rtol=0, atol=1e-5)
 
 
 def test_keys_that_were_lent_are_not_written_to(calls):
@@ -217,7 +277,9 @@ def test_what_is_not_of_its_form_goes_operator_by_operator(calls, monkeypatch):
     behind_a_prompt(mixed, 1, 5, 1)
     wide = [(paddle.zeros([1, 4, 8, 64]), paddle.zeros([1, 4, 8, 64], "float64"))] * 2
     tables = paddle.ones([1, 1, 1, 64]), paddle.ones([1, 1, 1, 64])
-    assert built()._step(paddle.ones([1, 1, 512]), tables, wide, Seen(3, None, None)) is None
+    model = built()
+    step = paddle.ones([1, 1, 512]), tables, wide, Seen(3, None, None), 8, 0.125
+    assert WholeStep()(model._parts(), *step) is None
     monkeypatch.setattr(few_rows, "compiled", functools.cache(lambda: None))
     behind_a_prompt(built(), 1, 5, 1)
     assert not any(calls)
@@ -259,4 +321,4 @@ def test_an_adapter_cannot_come_to_joined_weights_unseen():
     model.unfuse()
     assert len(add_lora(model, [r".*\.o_proj"], 2, 4)) == 2
     model.fuse()
-    assert model._step is None
+    assert model._parts() is None

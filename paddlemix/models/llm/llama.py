@@ -19,7 +19,7 @@ from paddlemix.ops.norm import RMSNorm
 from paddlemix.ops.parallel import ALONE, TensorParallel, mark
 from paddlemix.ops.rope import RotaryTables, StepTables
 from paddlemix.ops.tracing import look_up, size
-from paddlemix.ops.whole_step import Parts, Seen, WholeStep
+from paddlemix.ops.whole_step import Parts, Seen, WholeStep, table_of
 from paddlemix.settings.model import TextConfig
 from paddlemix.utils.device import LARGE_GRADIENTS, give_memory_back
 from paddlemix.utils.errors import ConfigError
@@ -139,16 +139,27 @@ class LlamaLayer(nn.Layer):
         x = (x if ends is None else _at(x, ends)) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def parts(self) -> Parts | None:
-        """What it computes with, for ``ops.whole_step``; None where it has another form: adapters, another gate."""
-        attn, mlp = self.self_attn, self.mlp
-        if attn.fused is None or mlp.fused is None or mlp.act is not silu:
+    def parts(self, index: int) -> Parts | None:
+        """What it computes with as layer ``index``, for ``ops.whole_step``.
+
+        None where it has another form or place: adapters, hooks, another gate, the cache of another layer.
+
+        Asked in every step, so sublayers are taken from where they are kept.
+        """
+        own = self._sub_layers
+        attn, mlp, norm, second = (own[name] for name in _LAYER)
+        out, down = attn._sub_layers["o_proj"], mlp._sub_layers["down_proj"]
+        if attn.fused is None or mlp.fused is None or mlp.act is not silu or attn.index != index:
             return None
-        last = (attn.o_proj, mlp.down_proj)
-        if any(type(one) is not Linear or one.sums for one in last) or mlp.down_proj.bias is not None:
+        if any(type(one) is not Linear or one.sums for one in (out, down)):
             return None
-        norms = self.input_layernorm, self.post_attention_layernorm
-        return Parts(norms[0], attn.fused, attn.o_proj, norms[1], mlp.fused, mlp.down_proj)
+        for one in (self, attn, mlp, norm, second, out, down):
+            if one._forward_pre_hooks or one._forward_post_hooks or "forward" in one.__dict__:
+                return None
+        return Parts(norm, attn.fused, out, second, mlp.fused, down)
+
+
+_LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 def _at(x: Tensor, ends: Tensor) -> Tensor:
@@ -181,7 +192,7 @@ class LlamaModel(nn.Layer):
         self.recompute = False
         self._runtime = parallel.runtime
         self._on_cpu = parallel.runtime.device == "cpu"
-        self._step: WholeStep | None = None
+        self._step = WholeStep()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """``[B, L]`` to ``[B, L, D]``. The row of the padding token gets no gradient, as in the reference.
@@ -223,23 +234,35 @@ class LlamaModel(nn.Layer):
 
     def _whole_step(self, embeds: Tensor, tables: StepTables, mask: Mask, cache: Cache) -> Tensor | None:
         """``[B, 1, D]`` behind the last layer by ``ops.whole_step``; None where it does not serve the step."""
-        if self._step is None or not few_rows.at_a_step() or embeds.shape[1] != 1:
+        if embeds.shape[1] != 1 or not few_rows.at_a_step() or not mask.causal or not cache.heads_first:
             return None
-        if not mask.causal or not cache.heads_first:
+        if mask.segments is not None or mask.sequence is not None:
             return None
-        if mask.segments is not None or mask.sequence is not None or self._runtime.asks(ATTENTION.name):
-            return None
-        held = cache.room()
+        parts = self._parts()
+        held = None if parts is None else cache.room()
         if held is None:
             return None
-        return self._step(embeds, (tables.cos, tables.sin), held, Seen(mask.offset, mask.key_starts, mask.key_lengths))
+        seen, first = Seen(mask.offset, mask.key_starts, mask.key_lengths), self.layers[0].self_attn
+        return self._step(parts, embeds, (tables.cos, tables.sin), held, seen, first.heads, first.scale)
+
+    def _parts(self) -> list[Parts] | None:
+        """Those of all layers; None if one has another form, on other devices, and where attention is forced."""
+        if not self._on_cpu or self._runtime.asks(ATTENTION.name):
+            return None
+        found = []
+        for index, layer in enumerate(self.layers):
+            parts = layer.parts(index)
+            if parts is None:
+                return None
+            found.append(parts)
+        return found
 
     @property
     def has_traced_step(self) -> bool:
         """Whether ``traced_step`` serves this model where there are kernels: joined for inference, on a CPU."""
-        config = self.config
-        sizes = config.hidden_size, config.num_key_value_heads, config.width_per_head
-        return self._step is not None and not self._runtime.asks(ATTENTION.name) and self._step.serves(*sizes)
+        config, parts = self.config, self._parts()
+        sizes = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.width_per_head
+        return parts is not None and table_of(parts, *sizes) is not None
 
     def traced_step(
         self,
@@ -254,7 +277,7 @@ class LlamaModel(nn.Layer):
         ``embeds`` are [B, 1, D], the others as ``ops.step_operator.step`` has them: one operator for all layers.
         """
         tables, first = self.rotary.step(positions), self.layers[0].self_attn
-        given = embeds, (tables.cos, tables.sin), self._step.layers, held, offset, starts, first.heads, first.scale
+        given = embeds, (tables.cos, tables.sin), self._parts(), held, offset, starts, first.heads, first.scale
         hidden, keys, values = step_operator.step(*given)
         return self.norm(hidden), keys, values
 
@@ -263,14 +286,10 @@ class LlamaModel(nn.Layer):
         for layer in self.layers:
             layer.self_attn.fuse()
             layer.mlp.fuse()
-        parts = [layer.parts() for layer in self.layers] if self._on_cpu else []
-        if parts and all(parts):
-            first = self.layers[0].self_attn
-            self._step = WholeStep(parts, first.heads, first.scale)
 
     def unfuse(self) -> None:
         """Plain layers again, as training and saving need them."""
-        self._step = None
+        self._step = WholeStep()  # what it knows would keep the joined weights
         for layer in self.layers:
             layer.self_attn.unfuse()
             layer.mlp.unfuse()
