@@ -14,7 +14,7 @@ from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
 from paddlemix.ops import step_operator
 from paddlemix.ops.attention.contract import Mask
-from paddlemix.ops.compat import without_false_alarms
+from paddlemix.ops.compat import log_errors_alone
 from paddlemix.ops.runtime import Runtime
 from paddlemix.settings.model import LlavaConfig
 from paddlemix.utils import device as devices
@@ -80,8 +80,8 @@ def _predictor(program: Path, prefix: Path, device: str) -> inference.Predictor:
         settings.enable_use_gpu(POOL_MB, int(index or 0))
     else:
         settings.enable_custom_device(kind, int(index or 0))
-    with without_false_alarms():
-        return inference.create_predictor(settings)
+    log_errors_alone()
+    return inference.create_predictor(settings)
 
 
 def _first_line(error: Exception) -> str:

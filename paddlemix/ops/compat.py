@@ -59,23 +59,37 @@ def sdpa_asks_its_kernels() -> bool:
 
 @contextlib.contextmanager
 def without_false_alarms() -> Iterator[None]:
-    """Within the block paddle's C++ prints errors alone (``GLOG_minloglevel`` 2), where its log can be reached.
+    """Within the block paddle's C++ prints errors alone, where its log can be reached.
 
-    Of 2026-11, paddle 3.3.1 and 3.0.0: tracing a comparison warns that it has no argument ``out``, which nobody gave;
-    opening a graph warns that a custom operator is registered already, which it registers a second time itself.
+    Of 2026-11, paddle 3.3.1 and 3.0.0: tracing a comparison warns that it has no argument ``out``, which nobody gave.
     """
-    try:
-        library = ctypes.CDLL(str(Path(paddle.base.__file__).with_name("libpaddle.so")))
-        level = ctypes.c_int.in_dll(library, "_ZN3fLI17FLAGS_minloglevelE")
-    except (OSError, ValueError):
-        yield
-        return
-    before = level.value
-    level.value = max(before, 2)
+    level = _log_level()
+    before = None if level is None else level.value
+    log_errors_alone()
     try:
         yield
     finally:
-        level.value = before
+        if level is not None:
+            level.value = before
+
+
+def log_errors_alone() -> None:
+    """From now on paddle's C++ prints errors alone, where its log can be reached.
+
+    Paddle Inference does so itself where it is told to be silent (``disable_glog_info``), but of 2026-11, paddle 3.3.1
+    and 3.0.0, only after it has warned that custom operators are registered already: it registers them twice.
+    """
+    level = _log_level()
+    if level is not None:
+        level.value = max(level.value, 2)
+
+
+def _log_level() -> ctypes.c_int | None:
+    """The variable of glog that ``GLOG_minloglevel`` sets."""
+    with contextlib.suppress(OSError, ValueError):
+        library = ctypes.CDLL(str(Path(paddle.base.__file__).with_name("libpaddle.so")))
+        return ctypes.c_int.in_dll(library, "_ZN3fLI17FLAGS_minloglevelE")
+    return None
 
 
 def gpu_capability() -> int:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs whose steps are operators compiled here: the answers, who runs them, and what serves in their place."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,3 +190,13 @@ def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest
     given("int there(\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert reason() == "no C++ compiler (c++, g++ or clang++) is on the PATH"
+
+
+def test_a_program_that_opens_a_graph_sees_no_lines_of_paddles_own_log(wide: Twins) -> None:
+    program = (
+        "import sys; from paddlemix.export.opening import open_static\n"
+        "from paddlemix.generation.session import ChatSession\n"
+        "ChatSession(open_static(sys.argv[1], device='cpu')).answer('why?')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, wide.export], capture_output=True, text=True, check=True)
+    assert re.findall(r"^[IWEF]\d{4} .*", done.stderr, re.MULTILINE) == []
