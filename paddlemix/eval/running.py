@@ -133,12 +133,17 @@ def is_done(path: Path, settings: Mapping[str, Any]) -> bool:
     for name in sorted({*former, *now}):
         if former.get(name) != now.get(name):
             raise ConfigError(
-                f"{path}: the answers are of a run with {name} {shown(former.get(name))}, this one has "
-                f"{shown(now.get(name))}; give the same, {ANEW}"
+                f"{path}: the answers are of a run with {_told(name, former)}, this one has {_told(name, now)}; "
+                f"give the same, {ANEW}"
             )
     if made.get("sha256") != sha256(path):
         raise ConfigError(f"{path}: has been changed since its run ended; give {ANEW}")
     return True
+
+
+def _told(name: str, settings: Mapping[str, Any]) -> str:
+    value = settings.get(name)
+    return f"no {name}" if value is None else f"{name} {shown(value)}"
 
 
 def forget(job: Job) -> None:

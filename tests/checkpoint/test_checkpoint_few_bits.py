@@ -106,6 +106,8 @@ def test_an_adapter_is_kept_beside_few_bits_and_folded_in_before_rounding(
     for loaded in (load_model(tmp_path / "a", base=folders[8]), load_model(tmp_path / "a", bits=8)):
         assert cosine(logits(loaded.model), wanted) > 0.998
     assert list(lora_layers(load_model(tmp_path / "a", base=folders[8]).model))
+    with pytest.raises(CheckpointError, match="8 bits: an adapter is not written in few bits; merge it first"):
+        convert(tmp_path / "a", tmp_path / "few", "own", bits=8)
     data = json.loads((tmp_path / "a" / "lora_config.json").read_text())
     (tmp_path / "a" / "lora_config.json").write_text(json.dumps({**data, "use_dora": True}))
     with pytest.raises(CheckpointError):

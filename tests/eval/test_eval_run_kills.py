@@ -130,7 +130,7 @@ def test_a_finished_run_is_scored_again_without_a_model_and_another_one_is_refus
     assert (tmp_path / "score.json").read_bytes() == first
     capsys.readouterr()
     assert run(home, "gqa", tmp_path, "--conv-mode", "llava_v1") == 2
-    assert "answers are of a run with conv_mode" in capsys.readouterr().err
+    assert "answers are of a run with no conv_mode, this one has conv_mode" in " ".join(capsys.readouterr().err.split())
     assert run(home, "gqa", tmp_path, "--conv-mode", "llava_v1", "--restart") == 0
     with open(tmp_path / "answers.jsonl", "a") as stream:
         stream.write("\n")

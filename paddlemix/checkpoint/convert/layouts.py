@@ -146,8 +146,9 @@ def convert(
     refuse_target(folder, Path(dst))
     kind = kind_of(folder)
     if bits is not None and (to != "own" or bits not in (8, 4) or kind in ADAPTERS):
-        what = "an adapter" if kind in ADAPTERS else f"the layout {to}"
-        raise CheckpointError(f"{folder}: {bits} bits: {what} is not written in few bits; own is, of whole models")
+        if kind in ADAPTERS:
+            raise CheckpointError(f"{folder}: {bits} bits: an adapter is not written in few bits; merge it first")
+        raise CheckpointError(f"{folder}: {bits} bits: the layout {to} is not written in few bits; own is, in 8 or 4")
     if to == "projector" or kind in ADAPTERS:
         with publish_folder(dst) as staging:
             notes: list[str] = []
