@@ -53,6 +53,10 @@ class WholeStep:
     def __init__(self) -> None:
         self._looked_at: _Looked | None = None
 
+    def __reduce__(self) -> tuple[type["WholeStep"], tuple[()]]:
+        """A copy of a model has weights of its own, at other places."""
+        return WholeStep, ()
+
     def __call__(
         self,
         layers: Sequence[Parts],

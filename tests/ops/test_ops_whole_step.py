@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All layers of a decode step in one call: beside the same step operator by operator, and where it must not serve."""
 
+import copy
 import functools
 import gc
 import threading
@@ -214,6 +215,15 @@ def test_what_has_changed_is_seen_at_the_next_step(calls, bits, name):
 
     assert np.abs(after - before).max() > 1e-2
     np.testing.assert_allclose(after, wanted, rtol=0, atol=2e-5)
+
+
+def test_a_copy_of_a_model_computes_with_its_own_weights(calls):
+    model = built()
+    before, _ = behind_a_prompt(model, 1, 9, 1)
+    twin = copy.deepcopy(model)
+    assert twin._step._looked_at is None
+    model.layers[0].mlp.fused.weight.zero_()
+    assert (behind_a_prompt(twin, 1, 9, 1)[0] == before).all()
 
 
 def test_layers_that_change_places_keep_their_caches(calls):
