@@ -97,21 +97,25 @@ class TextGraph(nn.Layer):
             hidden = self.llama.decode(rows, positions, mask, cache, ends)
             return self._model[0].logits(hidden.reshape([-1, width])), cache.new_keys, cache.new_values
 
+        def one_place() -> tuple[Tensor, Tensor]:
+            return rows.reshape([-1, 1, width]), positions.reshape([-1, 1])
+
         def token() -> tuple[Tensor, list[Tensor], list[Tensor]]:
-            return step(rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), None)
+            return step(*one_place(), None)
 
         def by_operator() -> tuple[Tensor, list[Tensor], list[Tensor]]:
-            given = rows.reshape([-1, 1, width]), positions.reshape([-1, 1]), (keys, values), offset, starts
-            hidden, *new = self.llama.traced_step(*given)
+            hidden, *new = self.llama.traced_step(*one_place(), (keys, values), offset, starts)
             return self._scores(hidden.reshape([-1, width])), *new
+
+        def few_or_more() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            return branch(size(source, 0) <= few_rows.MOST, by_operator, token)
 
         # Three times in the graph, over the same weights. Where the length is known to be 1 fewer operators do and no
         # values change places; a long piece is cut into blocks, a short one could leave some of them empty.
         length, branch = size(source, 1), paddle.static.nn.cond
-        few = size(source, 0) <= few_rows.MOST
         return branch(
             length == 1,
-            (lambda: branch(few, by_operator, token)) if self.by_operator else token,
+            few_or_more if self.by_operator else token,
             lambda: branch(
                 length < LONG, lambda: step(rows, positions, ends), lambda: step(rows, positions, ends, BLOCKS)
             ),

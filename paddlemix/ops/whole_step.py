@@ -90,31 +90,31 @@ class WholeStep:
         for keys, values in held:
             if not few_rows.readable(keys, values) or keys.shape != shape or values.shape != shape:
                 return None
-        weights = self._weights(layers, width, heads, kv_heads, head)
-        if weights is None:
+        found = self._look(layers, width, heads, kv_heads, head)
+        if found.table is None:
             return None
-        table = weights.copy()  # its own, as another thread may be in a step of another cache
+        table = found.table.copy()  # its own, as another thread may be in a step of another cache
         table[:, -2:] = [[keys.data_ptr(), values.data_ptr()] for keys, values in held]
         y = x.clone()
         addresses = [one.data_ptr() for one in (y, cosine, sine)]
         sizes = batch, width, heads, kv_heads, places, head, layers[0].down.in_features
-        few = any(one.low_bits is not None for layer in layers for one in _products(layer))
-        numbers = layers[0].norm.epsilon, scale, _few_bits() if few else None
+        numbers = layers[0].norm.epsilon, scale, _few_bits() if found.few_bits else None
         first = table.ctypes.data, len(table)
         if kernels.step(*first, *addresses, None, None, *limits, *sizes, *numbers, *kernels.team()):
             raise MemoryError(f"no memory for a step of {batch} rows")
         return y
 
-    def _weights(self, layers: Sequence[Parts], *sizes: int) -> np.ndarray | None:
-        """What ``table_of`` gives, from the step before if nothing has changed."""
+    def _look(self, layers: Sequence[Parts], *sizes: int) -> "_Looked":
+        """What the weights are: that of the step before if nothing has changed."""
         objects = [one for layer in layers for one in _objects(layer)]
         key = [id(one) for one in objects]
         key += [one.data_ptr() for one in objects if isinstance(one, Tensor)]
         key += [*sizes, *(norm.epsilon for layer in layers for norm in (layer.norm, layer.second_norm))]
         found = self._looked_at
         if found is None or found.key != key:
-            found = self._looked_at = _Looked(key, objects, table_of(layers, *sizes))
-        return found.table
+            few_bits = any(one.low_bits is not None for layer in layers for one in _products(layer))
+            found = self._looked_at = _Looked(key, objects, few_bits, table_of(layers, *sizes))
+        return found
 
 
 class _Looked(NamedTuple):
@@ -122,6 +122,8 @@ class _Looked(NamedTuple):
 
     key: list[float]
     objects: list[object]
+    few_bits: bool
+    """Whether any of them has few bits."""
     table: np.ndarray | None
 
 

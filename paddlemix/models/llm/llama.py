@@ -222,15 +222,21 @@ class LlamaModel(nn.Layer):
         self._check(embeds, mask, cache)
         tables = self.rotary.step(positions)
         hidden = None if cache is None or ends is not None else self._whole_step(embeds, tables, mask, cache)
-        layers, hidden = ((), hidden) if hidden is not None else (self.layers, embeds)
-        for layer in layers:
+        if hidden is None:
+            hidden = self._layer_by_layer(embeds, tables, mask, cache, ends)
+        if cache is not None:
+            cache.advance(size(embeds, 1))
+        return self.norm(hidden)
+
+    def _layer_by_layer(
+        self, hidden: Tensor, tables: StepTables, mask: Mask, cache: Cache | None, ends: Tensor | None
+    ) -> Tensor:
+        for layer in self.layers:
             if self.recompute and cache is None and paddle.is_grad_enabled():
                 hidden = recomputed(layer, hidden, tables, mask)
             else:
                 hidden = layer(hidden, tables, mask, cache, ends if layer is self.layers[-1] else None)
-        if cache is not None:
-            cache.advance(size(embeds, 1))
-        return self.norm(hidden)
+        return hidden
 
     def _whole_step(self, embeds: Tensor, tables: StepTables, mask: Mask, cache: Cache) -> Tensor | None:
         """``[B, 1, D]`` behind the last layer by ``ops.whole_step``; None where it does not serve the step."""
