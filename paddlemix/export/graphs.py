@@ -5,7 +5,9 @@ One graph serves prompt and step, so the weights of the decoder are stored and h
 read; the keys and values of the new places come back. Every size but those of the model is open.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,8 +27,8 @@ from paddlemix.ops.linear import Fused
 from paddlemix.ops.tracing import size, to_static
 from paddlemix.utils.logging import get_logger
 
-BY_OPERATOR = "_step"
-"""Ends the name of the graph whose steps are operators that the machine compiles."""
+BY_OPERATOR = "_kernels"
+"""Ends the name of the graph with operators that the machine compiles."""
 
 LONG = 128
 """Places of a piece from which on it pays to cut it into blocks."""
@@ -35,16 +37,29 @@ Specs: TypeAlias = list[Any]
 """Input specs, lists of them included."""
 
 
+def _by_operators(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function`` gives, traced by operators of ours.
+
+    Not by a ``with`` in ``forward``: paddle's rewriting of it loses a return in there.
+    """
+    with few_rows.traced_by(step_operator):
+        return function(*arguments)
+
+
 class VisionGraph(nn.Layer):
     """Pixels to features: tower, then projector."""
 
-    def __init__(self, model: LlavaForCausalLM) -> None:
+    def __init__(self, model: LlavaForCausalLM, by_operator: bool = False) -> None:
+        """``by_operator``: with those of ``ops.step_operator`` between the products."""
         super().__init__()
         self.tower, self.projector = model.llama.vision_tower, model.llama.mm_projector
-        self.side, self.dtype = model.config.vision.image_size, model.dtype
+        self.side, self.dtype, self.by_operator = model.config.vision.image_size, model.dtype, by_operator
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, P, D]``."""
+        return _by_operators(self._features, pixels) if self.by_operator else self._features(pixels)
+
+    def _features(self, pixels: Tensor) -> Tensor:
         return self.projector(self.tower(pixels).astype(self.dtype))
 
     def specs(self) -> Specs:
@@ -56,7 +71,7 @@ class TextGraph(nn.Layer):
     """Ids and features to the scores of the next id, and the keys and values of the new places."""
 
     def __init__(self, model: LlavaForCausalLM, by_operator: bool = False) -> None:
-        """``by_operator``: a token is one operator for all layers (``ops.step_operator``)."""
+        """``by_operator``: with those of ``ops.step_operator``; a token is one of them, for all layers."""
         super().__init__()
         self.config, self.dtype, self.by_operator = model.config, model.dtype, by_operator
         self.llama = model.llama
@@ -110,16 +125,16 @@ class TextGraph(nn.Layer):
         def few_or_more() -> tuple[Tensor, list[Tensor], list[Tensor]]:
             return branch(size(source, 0) <= few_rows.MOST, by_operator, token)
 
+        def piece() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            return step(rows, positions, ends)
+
         # Three times in the graph, over the same weights. Where the length is known to be 1 fewer operators do and no
         # values change places; a long piece is cut into blocks, a short one could leave some of them empty.
         length, branch = size(source, 1), paddle.static.nn.cond
-        return branch(
-            length == 1,
-            few_or_more if self.by_operator else token,
-            lambda: branch(
-                length < LONG, lambda: step(rows, positions, ends), lambda: step(rows, positions, ends, BLOCKS)
-            ),
-        )
+        in_blocks = partial(step, rows, positions, ends, BLOCKS)
+        if not self.by_operator:
+            return branch(length == 1, token, lambda: branch(length < LONG, piece, in_blocks))
+        return _by_operators(branch, length == 1, few_or_more, piece)
 
     def _scores(self, hidden: Tensor) -> Tensor:
         """``[B, V]`` of few rows ``hidden`` [B, D]."""
@@ -158,6 +173,8 @@ class Saved:
 
 def save_vision(model: LlavaForCausalLM, prefix: Path) -> Saved:
     """Trace tower and projector and write ``prefix.json`` and ``prefix.pdiparams``."""
+    if model.config.vision.hidden_size >= few_rows.WIDE and model.dtype == "float32":
+        _save_beside(lambda: VisionGraph(model, by_operator=True), prefix)
     graph = VisionGraph(model)
     places, width = model.config.vision.tokens_per_tile, model.config.text.hidden_size
     return _save(graph, graph.specs(), prefix, {"features": f"{model.dtype} [-1, {places}, {width}]"})
@@ -175,18 +192,18 @@ def save_text(model: LlavaForCausalLM, prefix: Path) -> Saved:
         outputs |= {f"{what}_{layer}": new for layer in range(text.num_hidden_layers)}
     graph = TextGraph(model)
     if model.llama.has_traced_step and model.dtype == "float32":
-        reason = step_operator.why_not()
-        if reason is None:
-            _save_beside(TextGraph(model, by_operator=True), prefix)
-        else:
-            name = f"{prefix.name}{BY_OPERATOR}.json"
-            get_logger(__name__).warning(f"{name} is not written, so steps will take longer everywhere: {reason}")
+        _save_beside(lambda: TextGraph(model, by_operator=True), prefix)
     return _save(graph, graph.specs(), prefix, outputs)
 
 
-def _save_beside(graph: TextGraph, prefix: Path) -> None:
-    """The graph whose steps are operators, without its weights: they are those of the graph without them."""
+def _save_beside(make: Callable[[], VisionGraph | TextGraph], prefix: Path) -> None:
+    """The graph with operators of ours, without its weights: they are those of the graph without them."""
+    reason = step_operator.why_not()
     second = prefix.with_name(prefix.name + BY_OPERATOR)
+    if reason is not None:
+        get_logger(__name__).warning(f"{second.name}.json is not written, so it will take longer everywhere: {reason}")
+        return
+    graph = make()
     _save(graph, graph.specs(), second, {})
     second.with_suffix(".pdiparams").unlink()
 

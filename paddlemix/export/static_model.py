@@ -12,7 +12,7 @@ from paddlemix.export.graphs import BY_OPERATOR
 from paddlemix.export.manifest import Facts
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
-from paddlemix.ops import step_operator
+from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.compat import log_errors_alone
 from paddlemix.ops.runtime import Runtime
@@ -61,7 +61,8 @@ def _opened(prefix: Path, device: str) -> inference.Predictor:
                 return _predictor(with_operators, prefix, device)
             except _ERRORS as error:
                 reason = _first_line(error)
-        get_logger(__name__).info(f"steps: by paddle's operators, which take longer ({reason})")
+        if few_rows.compiled() is not None or not devices.tunes_cpu():  # else it has said so itself
+            get_logger(__name__).info(f"{prefix.name}: by paddle's operators, which take longer ({reason})")
     return _predictor(prefix.with_name(f"{prefix.name}.json"), prefix, device)
 
 

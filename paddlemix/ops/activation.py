@@ -25,6 +25,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 
     CLIP was trained with x * sigmoid(1.702 x), not with GELU (openai/CLIP, class QuickGELU).
     """
+    few = few_rows.quick_gelu(x)
+    if few is not None:
+        return few
     return x * functional.sigmoid(x * 1.702) if x.dtype == paddle.float32 else quick_gelu_by_silu(x)
 
 
@@ -65,10 +68,10 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor | None, runt
 
     Where ``up`` is None ``gate`` is ``[..., 2 I]`` and holds both, gate first.
     """
+    few = few_rows.swiglu(gate) if up is None and act is silu and runtime.device == "cpu" else None
+    if few is not None:
+        return few
     if keeps_nothing(runtime.device):  # where no fused operator is
-        few = few_rows.swiglu(gate) if up is None and act is silu else None
-        if few is not None:
-            return few
         gate, up = _halves(gate, up)
         return act(gate).multiply_(up)
     if act is not silu:

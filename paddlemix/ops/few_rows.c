@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The operators of a decode step in float32: few rows, each of them one place of its sequence.
+ * Operators in float32 for a CPU that computes without gradients: all of a decode step, whose rows are few and each of
+ * them one place of its sequence, and what lies between the products of a prompt or of a tower, for any number of rows.
  *
- * Products read each weight once, about as fast as memory gives it. MKL copies a weight into an order of its own before
- * it multiplies more than one row, so a step of four rows is bound by twice the memory that a step of one row reads.
+ * Products of few rows read each weight once, about as fast as memory gives it. MKL copies a weight into an order of
+ * its own before it multiplies more than one row, so a step of four rows is bound by twice the memory of a step of one.
  * Here DEPTH rows of the weight are read side by side, TILE columns of them at a time (long pieces: memory is fastest
  * where it is read on and on). The sums of these columns wait in the nearest caches, those of all rows of x next to each
  * other: as rows of y they would lie a multiple of 4096 bytes apart, and push each other out of them.
  *
- * What lies between two products is small, and takes its time for being many operators: a product has pushed their code
- * and the framework's out of the caches. So all layers of a step are one call (paddlemix_step). Where they are not of its
- * form, norm, rotation, writing to the cache, attention and gate are one call each.
+ * What lies between two products of a step is small, and takes its time for being many operators: a product has pushed
+ * their code and the framework's out of the caches. So all layers of a step are one call (paddlemix_step). Where they are
+ * not of its form, norm, rotation, writing to the cache, attention and gate are one call each.
+ *
+ * With many rows it is large, and takes its time for going through memory once for each of many operators; here each
+ * value is read once and written once. Attention of many queries multiplies by the BLAS of paddle, a head and some
+ * queries at a time, so that their scores stay in the cache (paddlemix_attend_many).
  *
  * The file is compiled on the machine that runs it (low_bits/build.py), so the compiler knows which instructions there
  * are. Threads are those of the OpenMP runtime that paddle has loaded; its fork function is an argument. The order of
@@ -31,10 +36,18 @@
 #endif
 #define WIDTH (BYTES / 4)
 #define DEPTH 8            /* rows of the weight that are read side by side */
+#if defined(__AVX512FP16__) /* Intel from Sapphire Rapids on: one row is read 4 % faster without, four 5 % slower */
+#define AHEAD 2            /* rows of x from which on the next rows of the weight are asked for ahead */
+#else
+#define AHEAD 1
+#endif
 #define TILE 8192          /* columns at a time, half of them for more than 4 rows: sums of 128 KB, on the stack */
 #define MOST 8             /* rows of x */
 #define KEYS 1024          /* keys whose scores are held at a time */
 #define GROUP 16           /* query heads of one key head that go over its keys together */
+#define PORTION 65536      /* values that a thread takes at a time */
+#define QUERIES 128        /* of a prompt that are taken together */
+#define SCORES 65536       /* of them at a time: 256 KB */
 #define STREAMS 4          /* parts of them that are read side by side: the memory of one page is waited for in the others */
 #define INLINE static inline __attribute__((always_inline))
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
@@ -65,7 +78,7 @@ INLINE void panel(const int rows, const int depth, const int ahead, const Produc
 #pragma GCC unroll 8
         for (int d = 0; d < depth; d++) {
             const V v = *(const V *)(w + d * out + n);
-            if (ahead) __builtin_prefetch(w + (depth + d) * out + n, 0, 2);
+            if (ahead && rows >= AHEAD) __builtin_prefetch(w + (depth + d) * out + n, 0, 2);
 #pragma GCC unroll 8
             for (int m = 0; m < rows; m++) sum[m] += v * each[m][d];
         }
@@ -144,10 +157,10 @@ INLINE float sum_of(V v) {
 /* a where the lanes of `mask` are set, else b. */
 INLINE V either(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 
-/* e^x to 2e-7 of it (a polynomial of degree 6 for the rest of x / ln 2); x is held within -87 and 88. */
+/* e^x to 2e-7 of it (a polynomial of degree 6 for the rest of x / ln 2), at least e^-87; infinite from 88.4 on. */
 INLINE V exp_of(V x) {
     x = either(x < -87.0f, (V){0} - 87.0f, x); /* NaN stays NaN */
-    x = either(x > 88.0f, (V){0} + 88.0f, x);
+    x = either(x > 89.0f, (V){0} + 89.0f, x); /* of 2^128, whose bits are those of infinity */
     const V shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
     const V r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     V y = r * (1.0f / 5040) + 1.0f / 720;
@@ -161,44 +174,129 @@ INLINE V exp_of(V x) {
     return y * (V)bits;
 }
 
-/* y = x / sqrt(mean(x * x) + epsilon) * weight for each of the rows [rows, width]; the last axis decides. */
-void paddlemix_rms_norm(const float *x, const float *weight, float *y, long rows, long width, float epsilon) {
-    for (long row = 0; row < rows; row++, x += width, y += width) {
+/* Rows that do not need each other. */
+typedef struct {
+    const void *job;
+    void (*run)(const void *job, long first, long last); /* rows `first` to `last` */
+    long rows, each;
+    atomic_long next;
+} Rows;
+
+static void take_rows(void *given) {
+    Rows *all = given;
+    for (long first; (first = atomic_fetch_add(&all->next, all->each)) < all->rows;)
+        all->run(all->job, first, first + all->each < all->rows ? first + all->each : all->rows);
+}
+
+/* All rows of `values` values each, by several threads where they are worth it. */
+static void run_rows(void (*run)(const void *, long, long), const void *job, long rows, long values, Fork fork, int threads) {
+    Rows all = {.job = job, .run = run, .rows = rows, .each = values < PORTION ? PORTION / values : 1};
+    atomic_init(&all.next, 0);
+    if (fork && threads > 1 && rows > all.each)
+        fork(take_rows, &all, (unsigned)threads, 0);
+    else
+        run(job, 0, rows);
+}
+
+typedef struct {
+    const float *x, *weight;
+    float *y;
+    long width;
+    float epsilon;
+} Norm;
+
+static void norm_rows(const void *given, long row, long last) {
+    const Norm *job = given;
+    const long width = job->width;
+    const float *x = job->x + row * width, *weight = job->weight;
+    float *y = job->y + row * width;
+    for (; row < last; row++, x += width, y += width) {
         V sum = {0};
         long d = 0;
         for (; d + WIDTH <= width; d += WIDTH) sum += *(const V *)(x + d) * *(const V *)(x + d);
         float total = sum_of(sum);
         for (; d < width; d++) total += x[d] * x[d];
-        const float scale = 1.0f / sqrtf(total / width + epsilon);
+        const float scale = 1.0f / sqrtf(total / width + job->epsilon);
         for (d = 0; d + WIDTH <= width; d += WIDTH) *(V *)(y + d) = *(const V *)(x + d) * scale * *(const V *)(weight + d);
         for (; d < width; d++) y[d] = x[d] * scale * weight[d];
     }
 }
 
-/* y [rows, inner] = silu(gate) * up, where x [rows, 2 inner] holds gate and up; `inner` is a multiple of 16. */
-void paddlemix_swiglu(const float *x, float *y, long rows, long inner) {
-    for (long row = 0; row < rows; row++, x += 2 * inner, y += inner)
+/* y = x / sqrt(mean(x * x) + epsilon) * weight for each of the rows [rows, width]; the last axis decides. */
+void paddlemix_rms_norm(const float *x, const float *weight, float *y, long rows, long width, float epsilon, Fork fork,
+                        int threads) {
+    const Norm job = {x, weight, y, width, epsilon};
+    run_rows(norm_rows, &job, rows, width, fork, threads);
+}
+
+typedef struct {
+    const float *x;
+    float *y;
+    long inner;
+} Gate;
+
+static void gate_rows(const void *given, long row, long last) {
+    const Gate *job = given;
+    const long inner = job->inner;
+    const float *x = job->x + 2 * row * inner;
+    float *y = job->y + row * inner;
+    for (; row < last; row++, x += 2 * inner, y += inner)
         for (long d = 0; d < inner; d += WIDTH) {
             const V gate = *(const V *)(x + d);
             *(V *)(y + d) = gate / (1.0f + exp_of(-gate)) * *(const V *)(x + inner + d);
         }
 }
 
+/* y [rows, inner] = silu(gate) * up, where x [rows, 2 inner] holds gate and up; `inner` is a multiple of 16. */
+void paddlemix_swiglu(const float *x, float *y, long rows, long inner, Fork fork, int threads) {
+    const Gate job = {x, y, inner};
+    run_rows(gate_rows, &job, rows, 2 * inner, fork, threads);
+}
+
+/* A job of Gate whose x has as many values as y. */
+static void quick_gelu_rows(const void *given, long row, long last) {
+    const Gate *job = given;
+    for (long d = row * job->inner; d < last * job->inner; d += WIDTH) {
+        const V x = *(const V *)(job->x + d);
+        *(V *)(job->y + d) = x / (1.0f + exp_of(x * -1.702f));
+    }
+}
+
+/* y = x * sigmoid(1.702 x), both [rows, width]; `width` is a multiple of 16. */
+void paddlemix_quick_gelu(const float *x, float *y, long rows, long width, Fork fork, int threads) {
+    const Gate job = {x, y, width};
+    run_rows(quick_gelu_rows, &job, rows, width, fork, threads);
+}
+
+typedef struct {
+    const float *x, *cosine, *sine;
+    float *q, *k, *v;
+    long heads, kv_heads, width;
+} Turn;
+
+static void turn_rows(const void *given, long row, long last) {
+    const Turn *job = given;
+    const long heads = job->heads, kv_heads = job->kv_heads, width = job->width, half = width / 2, own = kv_heads * width;
+    const float *x = job->x + row * (heads * width + 2 * own);
+    for (; row < last; row++) {
+        const float *cosine = job->cosine + row * width, *sine = job->sine + row * width;
+        float *y = job->q + row * heads * width;
+        for (long head = 0; head < heads + kv_heads; head++, x += width, y += width) {
+            if (head == heads) y = job->k + row * own;
+            for (long d = 0; d < half; d++) y[d] = x[d] * cosine[d] + x[d + half] * sine[d];
+            for (long d = half; d < width; d++) y[d] = x[d] * cosine[d] + x[d - half] * sine[d];
+        }
+        memcpy(job->v + row * own, x, own * sizeof *x);
+        x += own;
+    }
+}
+
 /* q [rows, heads, width] and k, v [rows, kv_heads, width] of x [rows, heads + 2 kv_heads, width]; q and k are turned by
  * cos and sin [rows, width], whose sign is that of the turn. */
 void paddlemix_turn(const float *x, const float *cosine, const float *sine, float *q, float *k, float *v, long rows,
-                    long heads, long kv_heads, long width) {
-    const long half = width / 2;
-    for (long row = 0; row < rows; row++, cosine += width, sine += width) {
-        for (long head = 0; head < heads + kv_heads; head++, x += width) {
-            float *y = head < heads ? q : k;
-            for (long d = 0; d < half; d++) y[d] = x[d] * cosine[d] + x[d + half] * sine[d];
-            for (long d = half; d < width; d++) y[d] = x[d] * cosine[d] + x[d - half] * sine[d];
-            if (head < heads) q += width; else k += width;
-        }
-        memcpy(v, x, kv_heads * width * sizeof *v);
-        x += kv_heads * width, v += kv_heads * width;
-    }
+                    long heads, long kv_heads, long width, Fork fork, int threads) {
+    const Turn job = {x, cosine, sine, q, k, v, heads, kv_heads, width};
+    run_rows(turn_rows, &job, rows, (heads + 2 * kv_heads) * width, fork, threads);
 }
 
 /* Writes new [rows, kv_heads, width] to place `offset` of held [rows, kv_heads, places, width]: that of each row, or
@@ -363,6 +461,145 @@ void paddlemix_attend(const float *q, const float *k, const float *v, float *y, 
     attend_all(&job, fork, threads);
 }
 
+/* cblas_sgemm, all matrices row by row. */
+typedef void (*Sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a, int lda,
+                      const float *b, int ldb, float beta, float *c, int ldc);
+enum { BY_ROWS = 101, PLAIN = 111, TRANSPOSED = 112 };
+
+/* Keys and values in memory, and how far apart their places, heads and rows of the batch lie, in values. */
+typedef struct {
+    const float *k, *v;
+    long place, head, row;
+} Keys;
+
+typedef struct {
+    const float *q;
+    float *y;
+    Keys held, own; /* own.k null: all keys are in `held` */
+    const int64_t *offsets, *starts, *lengths;
+    long offset, causal, rows, queries, heads, kv_heads, places, width, block;
+    float scale;
+    Sgemm multiply;
+    atomic_long next;
+    atomic_int failed;
+} Prompt;
+
+/* The keys from place `first` to `last` that query `place` sees, of `total`. */
+INLINE void window_of(const Prompt *job, long row, long place, long total, long *first, long *last) {
+    *first = job->starts && job->starts[row] > 0 ? job->starts[row] : 0;
+    *last = job->causal && place < total ? place + 1 : total;
+    if (job->lengths && job->lengths[row] < *last) *last = job->lengths[row];
+    if (*first < *last) return;
+    *first = place >= 0 && place < total ? place : total - 1; /* itself alone */
+    *last = *first + 1;
+}
+
+/* e^(x - largest x) of `count` scores in place; returns their sum. */
+INLINE float weigh(float *scores, long count) {
+    const long whole = count / WIDTH * WIDTH;
+    V rest = (V){0} - INFINITY, most = rest, sum = {0};
+    memcpy(&rest, scores + whole, (count - whole) * sizeof *scores);
+    for (long i = 0; i < whole; i += WIDTH) {
+        const V x = *(const V *)(scores + i);
+        most = either(x > most, x, most);
+    }
+    most = either(rest > most, rest, most);
+    float largest = most[0];
+    for (int i = 1; i < WIDTH; i++) largest = most[i] > largest ? most[i] : largest;
+    for (long i = 0; i < whole; i += WIDTH) {
+        const V weight = exp_of(*(const V *)(scores + i) - largest);
+        *(V *)(scores + i) = weight;
+        sum += weight;
+    }
+    rest = exp_of(rest - largest);
+    memcpy(scores + whole, &rest, (count - whole) * sizeof *scores);
+    float total = sum_of(sum);
+    for (long i = whole; i < count; i++) total += scores[i];
+    return total;
+}
+
+/* Queries `query` to `last` of one head. `scores` has room for all of them over all keys. */
+static void queries_of(const Prompt *job, float *scores, long row, long head, long query, long last) {
+    const long offset = job->offsets ? job->offsets[row] : job->offset, width = job->width, stride = job->heads * width;
+    const long split = job->own.k ? offset : job->places, total = job->own.k ? offset + job->queries : job->places;
+    const long key_head = head / (job->heads / job->kv_heads), count = last - query;
+    const float *q = job->q + (row * job->queries + query) * stride + head * width;
+    float *y = job->y + (row * job->queries + query) * stride + head * width;
+    long begin = total, end = 0, first, behind;
+    for (long i = 0; i < count; i++) {
+        window_of(job, row, offset + query + i, total, &first, &behind);
+        begin = first < begin ? first : begin;
+        end = behind > end ? behind : end;
+    }
+    const long keys = end - begin, near = begin < split ? (end < split ? end : split) - begin : 0;
+    const Keys *parts[] = {&job->held, &job->own};
+    const long from[] = {begin, begin + near - split}, counts[] = {near, keys - near};
+    for (int part = 0; part < 2; part++) {
+        const Keys *one = parts[part];
+        if (counts[part])
+            job->multiply(BY_ROWS, PLAIN, TRANSPOSED, (int)count, (int)counts[part], (int)width, job->scale, q, (int)stride,
+                          one->k + row * one->row + key_head * one->head + from[part] * one->place, (int)one->place, 0,
+                          scores + part * near, (int)keys);
+    }
+    float totals[QUERIES];
+    for (long i = 0; i < count; i++) {
+        float *own = scores + i * keys;
+        window_of(job, row, offset + query + i, total, &first, &behind);
+        memset(own, 0, (first - begin) * sizeof *own);
+        memset(own + behind - begin, 0, (end - behind) * sizeof *own);
+        totals[i] = weigh(own + first - begin, behind - first);
+    }
+    for (int part = 0; part < 2; part++) {
+        const Keys *one = parts[part];
+        if (counts[part])
+            job->multiply(BY_ROWS, PLAIN, PLAIN, (int)count, (int)width, (int)counts[part], 1, scores + part * near,
+                          (int)keys, one->v + row * one->row + key_head * one->head + from[part] * one->place,
+                          (int)one->place, part && near, y, (int)stride);
+    }
+    for (long i = 0; i < count; i++)
+        for (long d = 0; d < width; d++) y[i * stride + d] /= totals[i];
+}
+
+static void attend_many(void *given) {
+    Prompt *job = given;
+    const long blocks = (job->queries + job->block - 1) / job->block;
+    float *scores = 0;
+    for (long item; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->heads * blocks;) {
+        const long one = item / blocks, query = item % blocks * job->block, last = query + job->block;
+        if (!scores && !(scores = malloc((size_t)job->block * job->places * sizeof *scores))) {
+            atomic_store(&job->failed, 1);
+            break;
+        }
+        queries_of(job, scores, one / job->heads, one % job->heads, query, last < job->queries ? last : job->queries);
+    }
+    free(scores);
+}
+
+/* Many queries a row: y, q [rows, queries, heads, width] over `places` keys and values of kv_heads heads. They lie at k
+ * and v, `place`, `head` and `row` values apart; or, where own_k is not null, those before the offset of a row do, and
+ * those of the queries are own_k and own_v [rows, queries, kv_heads, width]. `places` is then at least the largest offset
+ * plus the queries. Query i of row r stands at place offsets[r] + i (null: offset + i). What it sees: paddlemix_attend.
+ * Not 0 when there is no memory. */
+int paddlemix_attend_many(const float *q, const float *k, const float *v, const float *own_k, const float *own_v, float *y,
+                          const int64_t *offsets, const int64_t *starts, const int64_t *lengths, long offset, long causal,
+                          long rows, long queries, long heads, long kv_heads, long places, long width, long place,
+                          long head, long row, float scale, Sgemm multiply, Fork fork, int threads) {
+    const long fit = SCORES / places, most = fit < QUERIES / 8 ? QUERIES / 8 : fit > QUERIES ? QUERIES : fit;
+    const long blocks = (queries + most - 1) / most;
+    Prompt job = {.q = q, .y = y, .held = {k, v, place, head, row},
+                  .own = {own_k, own_v, kv_heads * width, width, queries * kv_heads * width}, .offsets = offsets,
+                  .starts = starts, .lengths = lengths, .offset = offset, .causal = causal, .rows = rows,
+                  .queries = queries, .heads = heads, .kv_heads = kv_heads, .places = places, .width = width,
+                  .block = (queries + blocks - 1) / blocks, .scale = scale, .multiply = multiply};
+    atomic_init(&job.next, 0);
+    atomic_init(&job.failed, 0);
+    if (fork && threads > 1 && rows * heads * blocks > 1)
+        fork(attend_many, &job, (unsigned)threads, 0);
+    else
+        attend_many(&job);
+    return atomic_load(&job.failed);
+}
+
 /* y += x */
 static void add(float *y, const float *x, long count) {
     for (long i = 0; i < count; i++) y[i] += x[i];
@@ -423,10 +660,10 @@ int paddlemix_step(const Layer *layers, long count, float *x, const float *cosin
     float *const answer = first + rows * joined, *const gated = first + 2 * rows * inner;
     int failed = !normed;
     for (const Layer *layer = layers; layer < layers + count && !failed; layer++) {
-        paddlemix_rms_norm(x, layer->norm, normed, rows, width, epsilon);
+        paddlemix_rms_norm(x, layer->norm, normed, rows, width, epsilon, fork, threads);
         failed = times(&layer->joined, normed, first, rows, width, joined, few_bits, fork, threads);
         if (own_keys) k = own_keys + (layer - layers) * rows * own, v = own_values + (layer - layers) * rows * own;
-        paddlemix_turn(first, cosine, sine, q, k, v, rows, heads, kv_heads, head_width);
+        paddlemix_turn(first, cosine, sine, q, k, v, rows, heads, kv_heads, head_width, fork, threads);
         if (!own_keys) {
             paddlemix_put(k, layer->keys, offsets, offset, rows, kv_heads, places, head_width);
             paddlemix_put(v, layer->values, offsets, offset, rows, kv_heads, places, head_width);
@@ -438,9 +675,9 @@ int paddlemix_step(const Layer *layers, long count, float *x, const float *cosin
         attend_all(&job, fork, threads);
         failed |= times(&layer->out, answer, normed, rows, attended, width, few_bits, fork, threads);
         add(x, normed, rows * width);
-        paddlemix_rms_norm(x, layer->second_norm, normed, rows, width, epsilon);
+        paddlemix_rms_norm(x, layer->second_norm, normed, rows, width, epsilon, fork, threads);
         failed |= times(&layer->gate_up, normed, first, rows, width, 2 * inner, few_bits, fork, threads);
-        paddlemix_swiglu(first, gated, rows, inner);
+        paddlemix_swiglu(first, gated, rows, inner, fork, threads);
         failed |= times(&layer->down, gated, normed, rows, inner, width, few_bits, fork, threads);
         add(x, normed, rows * width);
     }

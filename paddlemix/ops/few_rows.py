@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of a decode step on a CPU, by kernels that this machine compiles (``few_rows.c``).
+"""Operators without gradients on a CPU, by kernels that this machine compiles (``few_rows.c``).
 
-Each function gives None where paddle's own operators are to serve: for many rows, small layers (a compiler would take
-longer than all of their steps), other dtypes and devices, in graphs, and while gradients are on.
+``product``, ``put`` and ``attend`` are those of a decode step, whose rows are few; the others know any number of rows.
+Each function gives None where paddle's own operators are to serve: for small layers (a compiler would take longer than
+all of their steps), other dtypes and devices, while gradients are on, and in graphs, unless one is traced ``by`` what
+has them as operators.
 
 Products, measured on AMD Zen 4 whose memory gives 29 GB/s: 22 to 30 GB of weights a second for 1 to 4 rows and 18 to
 22 for 8, where MKL's product reaches 20 to 24 for one row and 8 to 12 for more.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +37,19 @@ LANES = 16
 """Columns of a weight are a multiple of it: what is left over would be added up one by one."""
 
 
+_traced_by: list[Any] = []
+
+
+@contextlib.contextmanager
+def traced_by(operators: Any) -> Iterator[None]:
+    """Within the block the functions of ``operators`` (``step_operator``) trace a graph: no tensor has values."""
+    _traced_by.append(operators)
+    try:
+        yield
+    finally:
+        _traced_by.pop()
+
+
 def prepare(weights: Iterable[Tensor]) -> None:
     """Compile now what the first step with any of ``weights`` (any shapes and dtypes) would wait for, on a CPU."""
     if paddle.get_device() == "cpu" and any(weight.ndim == 2 and weight.size >= LEAST for weight in weights):
@@ -42,7 +58,7 @@ def prepare(weights: Iterable[Tensor]) -> None:
 
 def product(x: Tensor, weight: Tensor) -> Tensor | None:
     """Float32 ``x`` [..., in] times ``weight`` [in, out], to [..., out]."""
-    if not at_a_step():
+    if not may_serve():
         return None
     width, out = weight.shape
     rows = _rows(x)
@@ -60,24 +76,42 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """Float32 ``x / sqrt(mean(x * x) + epsilon) * weight`` of ``x`` [..., D] and ``weight`` [D]."""
     width = x.shape[-1]
-    if width < WIDE or not at_a_step() or not 0 < (rows := _rows(x)) <= MOST:
+    if width < WIDE or weight.shape != [width]:
         return None
-    if weight.shape != [width] or not readable(x, weight) or (kernels := compiled()) is None:
+    if _traced_by:
+        return _traced_by[-1].rms_norm(x, weight, epsilon)
+    if not may_serve() or not (rows := _rows(x)) or not readable(x, weight) or (kernels := compiled()) is None:
         return None
     y = _new(x.shape)
-    kernels.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon)
+    kernels.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, epsilon, *kernels.team())
     return y
 
 
 def swiglu(both: Tensor) -> Tensor | None:
     """Float32 ``silu(gate) * up`` [..., I] of ``both`` [..., 2 I], gate first."""
     inner, odd = divmod(both.shape[-1], 2)
-    if inner < WIDE or inner % LANES or odd or not at_a_step() or not 0 < (rows := _rows(both)) <= MOST:
+    if inner < WIDE or inner % LANES or odd:
         return None
-    if not readable(both) or (kernels := compiled()) is None:
+    if _traced_by:
+        return _traced_by[-1].swiglu(both)
+    if not may_serve() or not (rows := _rows(both)) or not readable(both) or (kernels := compiled()) is None:
         return None
     y = _new([*both.shape[:-1], inner])
-    kernels.swiglu(both.data_ptr(), y.data_ptr(), rows, inner)
+    kernels.swiglu(both.data_ptr(), y.data_ptr(), rows, inner, *kernels.team())
+    return y
+
+
+def quick_gelu(x: Tensor) -> Tensor | None:
+    """Float32 ``x * sigmoid(1.702 x)`` of ``x`` [..., D]."""
+    width = x.shape[-1] if x.shape else 0
+    if width < WIDE or width % LANES:
+        return None
+    if _traced_by:
+        return _traced_by[-1].quick_gelu(x)
+    if not may_serve() or not (rows := _rows(x)) or not readable(x) or (kernels := compiled()) is None:
+        return None
+    y = _new(x.shape)
+    kernels.quick_gelu(x.data_ptr(), y.data_ptr(), rows, width, *kernels.team())
     return y
 
 
@@ -90,16 +124,18 @@ def turn(
     """
     batch, length, columns = joined.shape
     width = cosine.shape[-1]
-    if columns < WIDE or not at_a_step() or not 0 < (rows := batch * length) <= MOST:
+    if columns < WIDE or columns != (heads + 2 * kv_heads) * width:
         return None
-    if columns != (heads + 2 * kv_heads) * width or not cosine.shape == sine.shape == [batch, length, 1, width]:
+    if _traced_by:
+        return _traced_by[-1].turn(joined, cosine, sine, heads, kv_heads)
+    if not may_serve() or not (rows := batch * length) or not cosine.shape == sine.shape == [batch, length, 1, width]:
         return None  # tables that all rows share are for paddle, and what does not fit is for it to tell
     if not readable(joined, cosine, sine) or (kernels := compiled()) is None:
         return None
     q = _new([batch, length, heads, width])
     k, v = (_new([batch, length, kv_heads, width]) for _ in range(2))
     tensors = (joined, cosine, sine, q, k, v)
-    kernels.turn(*[one.data_ptr() for one in tensors], rows, heads, kv_heads, width)
+    kernels.turn(*[one.data_ptr() for one in tensors], rows, heads, kv_heads, width, *kernels.team())
     return q, k, v
 
 
@@ -108,7 +144,7 @@ def put(held: Tensor, new: Tensor, offset: int | Tensor) -> bool:
 
     False: nothing is written. Only where the kernels are loaded already: it gives what paddle's operators would.
     """
-    if not at_a_step() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
+    if not may_serve() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
         return False
     rows, kv_heads, places, width = held.shape
     if new.shape != [rows, kv_heads, 1, width] or not readable(held, new):
@@ -133,7 +169,7 @@ def attend(
 ) -> Tensor | None:
     """One query ``[B, 1, H, D]`` a row over k and v ``[B, Hk, M, D]``, all float32; what is seen: ``Mask``."""
     batch, _, heads, width = q.shape
-    if heads * width < WIDE or not at_a_step():
+    if heads * width < WIDE or not may_serve():
         return None
     shape = k.shape
     if shape != [batch, shape[1], shape[2], width] or v.shape != shape or heads % shape[1]:
@@ -148,6 +184,59 @@ def attend(
     tensors = (one.data_ptr() for one in (q, k, v, y))
     kernels.attend(*tensors, *addresses, int(causal), *sizes, scale, *kernels.team())
     return y
+
+
+def attend_many(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    offset: int | Tensor,
+    starts: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    kv_heads_first: bool,
+) -> Tensor | None:
+    """Queries ``[B, L, H, D]`` over k and v ``[B, Lk, Hk, D]`` (``[B, Hk, Lk, D]``), float32; seen: ``Mask``."""
+    batch, queries, heads, width = q.shape
+    places, kv_heads = (2, 1) if kv_heads_first else (1, 2)
+    shape = k.shape
+    places, kv_heads = shape[places], shape[kv_heads]
+    if heads * width < WIDE or shape[0] != batch or shape[3] != width or v.shape != shape or heads % kv_heads:
+        return None
+    if _traced_by:  # a tower: a prompt's keys lie in two tensors then
+        plain = not causal and starts is None and lengths is None and not kv_heads_first
+        return _traced_by[-1].attend_all(q, k, v, scale) if plain else None
+    if not may_serve() or not min(batch, queries, places) or not readable(q, k, v) or (kernels := compiled()) is None:
+        return None
+    addresses, multiply = limits(offset, starts, lengths, batch), build.multiply()
+    if addresses is None or multiply is None:
+        return None
+    y = _new([batch, queries, heads, width])
+    apart = (width, places * width) if kv_heads_first else (kv_heads * width, width)
+    tensors = q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, 0, y.data_ptr()
+    sizes = batch, queries, heads, kv_heads, places, width, *apart, places * kv_heads * width
+    if kernels.attend_many(*tensors, *addresses, int(causal), *sizes, scale, multiply, *kernels.team()):
+        raise MemoryError(f"no memory for the scores of {queries} queries over {places} keys")
+    return y
+
+
+def attend_parts(
+    q: Tensor,
+    held: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    offset: Tensor,
+    starts: Tensor,
+    scale: float,
+) -> Tensor | None:
+    """Queries ``[B, L, H, D]`` over a cache that is only read, and up to their own keys: see ``step_operator.attend``.
+
+    In a graph alone, as a cache that can be written to holds both.
+    """
+    if not _traced_by or q.shape[2] * q.shape[3] < WIDE:
+        return None
+    return _traced_by[-1].attend(q, held, own, offset, starts, scale)
 
 
 def limits(
@@ -175,7 +264,7 @@ def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
     return places.data_ptr(), 0
 
 
-def at_a_step() -> bool:
+def may_serve() -> bool:
     """Whether the kernels may serve at all: no graph is traced, and no gradients are kept."""
     return paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
 
@@ -202,11 +291,15 @@ _FLOAT32, _CPU = paddle.float32, paddle.CPUPlace()
 
 _SIGNATURES: dict[str, list[Any]] = {
     "product": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_void_p, ctypes.c_int],
-    "rms_norm": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_float],
-    "swiglu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2],
-    "turn": [*[ctypes.c_void_p] * 6, *[ctypes.c_long] * 4],
+    "rms_norm": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],
+    "swiglu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2, ctypes.c_void_p, ctypes.c_int],
+    "quick_gelu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2, ctypes.c_void_p, ctypes.c_int],
+    "turn": [*[ctypes.c_void_p] * 6, *[ctypes.c_long] * 4, ctypes.c_void_p, ctypes.c_int],
     "put": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5],
     "attend": [*[ctypes.c_void_p] * 7, *[ctypes.c_long] * 7, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],
+    "attend_many": [
+        *[ctypes.c_void_p] * 9, *[ctypes.c_long] * 11, ctypes.c_float, *[ctypes.c_void_p] * 2, ctypes.c_int,
+    ],
     "step": [
         ctypes.c_void_p, ctypes.c_long, *[ctypes.c_void_p] * 8, *[ctypes.c_long] * 8, *[ctypes.c_float] * 2,
         *[ctypes.c_void_p] * 2, ctypes.c_int,
@@ -223,14 +316,14 @@ def compiled() -> SimpleNamespace | None:
     try:
         library = build.library(SOURCE)
     except build.NoKernelsError as error:
-        get_logger(__name__).info(f"steps of up to {MOST} rows: by paddle's operators, which take longer ({error})")
+        get_logger(__name__).info(f"CPU kernels: none, paddle's operators serve and take longer ({error})")
         return None
     found = SimpleNamespace()
     for name, arguments in _SIGNATURES.items():
         call = getattr(library, f"paddlemix_{name}")
-        call.argtypes, call.restype = arguments, ctypes.c_int if name == "step" else None
+        call.argtypes, call.restype = arguments, ctypes.c_int if name in ("step", "attend_many") else None
         setattr(found, name, call)
     fork, threads = build.team()
     found.team = lambda: (fork, 1 if threads is None else threads())
-    get_logger(__name__).info(f"steps of up to {MOST} rows: by kernels compiled here")
+    get_logger(__name__).info("CPU kernels: compiled here")
     return found

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of a step as operators of paddle, which a graph can hold: ``step_operator.cc`` around ``few_rows.c``.
+"""The kernels of ``few_rows.c`` as operators of paddle, which a graph can hold (``step_operator.cc``).
+
+``step`` and ``product`` are those of a step; the others are what ``few_rows`` calls while a graph is traced by them.
 
 A graph with them opens only where ``why_not`` gives None, that is where they can be compiled against the headers of the
 installed paddle. They are registered once in a process.
@@ -22,6 +24,8 @@ from paddlemix.utils import device
 
 SOURCE = Path(__file__).with_suffix(".cc")
 COMPILERS = ("c++", "g++", "clang++")
+_KERNELS = ("step", "product", "rms_norm", "swiglu", "quick_gelu", "turn", "attend_many")
+"""What the operators call, in the order of ``step_operator.cc``."""
 
 
 @functools.cache
@@ -44,9 +48,13 @@ def why_not() -> str | None:
 def _register(kernels: SimpleNamespace) -> None:
     if not sys.platform.startswith("linux"):
         raise build.NoKernelsError(f"operators for graphs are built on Linux alone, this is {sys.platform}")
+    if build.multiply() is None:
+        raise build.NoKernelsError("this paddle does not multiply by MKL")
     library = build.library(_recipe())
-    functions = kernels.step, kernels.product, *build.team()
-    library.paddlemix_use(*(ctypes.cast(one, ctypes.c_void_p) for one in functions))
+    functions = [getattr(kernels, name) for name in _KERNELS] + [build.multiply(), *build.team()]
+    addresses = (ctypes.c_void_p * len(functions))(*(ctypes.cast(one, ctypes.c_void_p).value for one in functions))
+    if library.paddlemix_use(addresses, len(functions)):
+        raise RuntimeError("the library has other kernels")
     paddle.base.core.load_op_meta_info_and_register_op(library._name)
 
 
@@ -92,3 +100,45 @@ def step(
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """A traced product [B, out]: float32 ``x`` [B, in] of few rows times ``weight`` [in, out], out a multiple of 16."""
     return paddle._C_ops._run_custom_op("paddlemix_product", x, weight)[0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Float32 ``x`` [..., D] and ``weight`` [D] to [..., D]: ``few_rows.rms_norm``, as those below."""
+    return paddle._C_ops._run_custom_op("paddlemix_rms_norm", x, weight, epsilon)[0]
+
+
+def swiglu(both: Tensor) -> Tensor:
+    """Float32 [..., 2 I] to [..., I]."""
+    return paddle._C_ops._run_custom_op("paddlemix_swiglu", both)[0]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Float32 [..., D] to the same shape."""
+    return paddle._C_ops._run_custom_op("paddlemix_quick_gelu", x)[0]
+
+
+def turn(joined: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, L, H, D] and k, v [B, L, Hk, D] of ``joined`` [B, L, (H + 2 Hk) D] and tables [B, L, 1, D], float32."""
+    q, k, v = paddle._C_ops._run_custom_op("paddlemix_turn", joined, cosine, sine, heads, kv_heads)
+    return q, k, v
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Queries [B, L, H, D] over all keys and values [B, Lk, Hk, D], float32: [B, L, H, D]."""
+    return paddle._C_ops._run_custom_op("paddlemix_attend_all", q, k, v, scale)[0]
+
+
+def attend(
+    q: Tensor,
+    held: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    offset: Tensor,
+    starts: Tensor,
+    scale: float,
+) -> Tensor:
+    """Queries [B, L, H, D] over the filled places of a cache, and up to their own: [B, L, H, D].
+
+    ``held`` are its keys and values [B, Hk, M, D], of which each row sees places ``starts`` to ``offset`` (int64 [B]);
+    ``own`` [B, L, Hk, D] are those of the queries. All float32.
+    """
+    return paddle._C_ops._run_custom_op("paddlemix_attend", q, *held, *own, offset, starts, scale)[0]

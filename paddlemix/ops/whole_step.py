@@ -74,7 +74,7 @@ class WholeStep:
         kernels do not serve: see ``few_rows``; weights are float32 or held by ``low_bits.weights.Compiled``.
         """
         batch, length, width = x.shape
-        if width < few_rows.WIDE or length != 1 or not 0 < batch <= few_rows.MOST or not few_rows.at_a_step():
+        if width < few_rows.WIDE or length != 1 or not 0 < batch <= few_rows.MOST or not few_rows.may_serve():
             return None
         kernels = few_rows.compiled()
         if kernels is None:

@@ -89,8 +89,8 @@ def test_steps_are_operators_and_paddles_own_where_there_is_no_compiler(
     with caplog.at_level("INFO"):
         plain = opened_plain(wide.export)
 
-    assert taken == ["clip.json", "llama_step.json", "clip.json", "llama.json"]
-    assert "steps: by paddle's operators, which take longer (no C++ compiler (c++, g++" in caplog.text
+    assert taken == ["clip.json", "llama_kernels.json", "clip.json", "llama.json"]
+    assert "llama: by paddle's operators, which take longer (no C++ compiler (c++, g++" in caplog.text
     decoding = Decoding(max_new_tokens=12, logprobs=1)
     ids, scores = [], []
     for one in (here, plain):
@@ -129,8 +129,12 @@ def test_steps_of_padded_rows_are_close_to_the_dynamic_ones_and_leave_the_same_c
 def test_both_graphs_read_the_same_weights(wide: Twins) -> None:
     folder = wide.export / "encode_text"
     assert sorted(one.name for one in folder.glob("*.pdiparams")) == ["llama.pdiparams"]
-    assert "paddlemix_step" in (folder / "llama_step.json").read_text()
-    assert "paddlemix_step" not in (folder / "llama.json").read_text()
+    written = (folder / "llama_kernels.json").read_text()
+    for name in ("step", "product", "attend", "turn", "rms_norm", "swiglu"):
+        assert f'paddlemix_{name}"' in written or (
+            name == "product" and wide.static.model.config.text.tie_word_embeddings
+        )
+    assert "paddlemix_" not in (folder / "llama.json").read_text()
 
 
 def test_a_damaged_graph_of_steps_is_named(wide: Twins, tmp_path: Path) -> None:
@@ -139,13 +143,13 @@ def test_a_damaged_graph_of_steps_is_named(wide: Twins, tmp_path: Path) -> None:
     from paddlemix.utils.errors import CheckpointError
 
     copy = shutil.copytree(wide.export / "encode_text", tmp_path / "encode_text")
-    (copy / "llama_step.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"llama_step.json: 2 bytes"):
+    (copy / "llama_kernels.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"llama_kernels.json: 2 bytes"):
         open_static(copy, device="cpu")
 
 
 def test_a_small_model_has_one_graph(twins: Twins) -> None:
-    assert not (twins.export / "encode_text" / "llama_step.json").exists()
+    assert not (twins.export / "encode_text" / "llama_kernels.json").exists()
 
 
 def test_another_device_takes_the_graph_of_paddles_operators(
@@ -161,12 +165,12 @@ def test_a_graph_with_operators_that_are_not_there_gives_way(
 ) -> None:
     for name in ("llama.json", "llama.pdiparams"):
         (tmp_path / name).symlink_to(wide.export / "encode_text" / name)
-    text = (wide.export / "encode_text" / "llama_step.json").read_text()
-    (tmp_path / "llama_step.json").write_text(text.replace("paddlemix_step", "paddlemix_step_of_1999"))
+    text = (wide.export / "encode_text" / "llama_kernels.json").read_text()
+    (tmp_path / "llama_kernels.json").write_text(text.replace("paddlemix_step", "paddlemix_step_of_1999"))
     with caplog.at_level("INFO"):
         static_model._opened(tmp_path / "llama", "cpu")
-    assert taken == ["llama_step.json", "llama.json"]
-    assert "steps: by paddle's operators, which take longer (" in caplog.text
+    assert taken == ["llama_kernels.json", "llama.json"]
+    assert "llama: by paddle's operators, which take longer (" in caplog.text
 
 
 def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -261,17 +261,16 @@ def test_keys_are_written_to_the_place_of_each_row_alone():
     assert (held.numpy() == wanted).all()
 
 
-def test_paddle_serves_rows_of_small_layers_and_those_of_a_prompt():
-    small, long = paddle.to_tensor(drawn(1, 256)), paddle.to_tensor(drawn(1, 9, 1024))
-    heads = paddle.to_tensor(drawn(1, 1, 4, 64))
+def test_paddle_serves_rows_of_small_layers():
+    small, heads = paddle.to_tensor(drawn(1, 256)), paddle.to_tensor(drawn(1, 1, 4, 64))
+    wide = paddle.to_tensor(drawn(1, 1, 1024))
 
     with paddle.no_grad():
-        for x in (small, long):
-            assert few_rows.rms_norm(x, paddle.ones(x.shape[-1:]), 1e-5) is None
-            assert few_rows.swiglu(x) is None
+        assert few_rows.rms_norm(small, paddle.ones([256]), 1e-5) is None
+        assert few_rows.swiglu(small) is None
         limits = {"causal": False, "offset": 0, "starts": None, "lengths": None}
         assert few_rows.attend(heads, heads, heads, scale=1.0, **limits) is None
-    assert few_rows.rms_norm(long[:, :1], paddle.ones([1024]), 1e-5) is None  # gradients are on
+    assert few_rows.rms_norm(wide, paddle.ones([1024]), 1e-5) is None  # gradients are on
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])

@@ -17,7 +17,7 @@ def given(kv_heads: int, new: int, blocks: int = 1) -> tuple[paddle.Tensor, part
     filled = paddle.to_tensor(FILLED)
 
     def parts() -> parted.Parts:
-        past, own = (paddle.randn([2, kv_heads, count, WIDTH]) for count in (CACHE, new))
+        past, own = paddle.randn([2, kv_heads, CACHE, WIDTH]), paddle.randn([2, new, kv_heads, WIDTH])
         return parted.Parts(past, own, filled, blocks)
 
     return paddle.randn([2, new, 4, WIDTH]), parts(), parts()

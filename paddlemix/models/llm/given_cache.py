@@ -3,7 +3,6 @@
 
 from paddle import Tensor
 
-from paddlemix.ops.attention.contract import swap_heads
 from paddlemix.ops.attention.parted import Parts
 
 
@@ -30,8 +29,7 @@ class GivenCache:
         self.new_keys.append(k)
         self.new_values.append(v)
         given = self._keys[layer], self._values[layer]
-        keys = Parts(given[0], swap_heads(k), self.offset, self._blocks)
-        return keys, Parts(given[1], swap_heads(v), self.offset)
+        return Parts(given[0], k, self.offset, self._blocks), Parts(given[1], v, self.offset)
 
     def advance(self, count: int | Tensor) -> None:
         """Nothing (``count`` is a whole number or an int64 scalar): the graph ends here."""

@@ -240,7 +240,7 @@ class LlamaModel(nn.Layer):
 
     def _whole_step(self, embeds: Tensor, tables: StepTables, mask: Mask, cache: Cache) -> Tensor | None:
         """``[B, 1, D]`` behind the last layer by ``ops.whole_step``; None where it does not serve the step."""
-        if embeds.shape[1] != 1 or not few_rows.at_a_step() or not mask.causal or not cache.heads_first:
+        if embeds.shape[1] != 1 or not few_rows.may_serve() or not mask.causal or not cache.heads_first:
             return None
         if mask.segments is not None or mask.sequence is not None:
             return None

@@ -6,13 +6,14 @@ step, which is as much memory traffic as reading it twice. Plain operators alone
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import paddle
 from paddle import Tensor
 from paddle.nn import functional
 
-from paddlemix.ops.attention.contract import MASKED, Mask, weighted_sum
+from paddlemix.ops import few_rows
+from paddlemix.ops.attention.contract import MASKED, Mask, swap_heads, weighted_sum
 from paddlemix.ops.dtypes import to_dtype
 from paddlemix.ops.tracing import size
 
@@ -22,16 +23,21 @@ BLOCKS = 4
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """``past`` [B, Hk, M, D], of which int64 ``filled`` [B] places of each row are filled, and ``new`` [B, Hk, L, D].
+    """``past`` [B, Hk, M, D], of which int64 ``filled`` [B] places of each row are filled, and ``rows`` [B, L, Hk, D].
 
     New key j stands at the place ``filled + j`` of its row. ``blocks``: how many blocks the queries are cut into, L at
     most (a number, because a traced graph holds the operators of each).
     """
 
     past: Tensor
-    new: Tensor
+    rows: Tensor
     filled: Tensor
     blocks: int = 1
+
+    @cached_property
+    def new(self) -> Tensor:
+        """``rows`` with heads first: ``[B, Hk, L, D]``, as ``past`` has them."""
+        return swap_heads(self.rows)
 
 
 def attend(q: Tensor, k: Parts, v: Parts, mask: Mask, *, scale: float) -> Tensor:
@@ -40,7 +46,11 @@ def attend(q: Tensor, k: Parts, v: Parts, mask: Mask, *, scale: float) -> Tensor
     Query i stands at the place ``mask.offset + i`` of its row, which is that of a new key. ``mask.key_starts`` [B]
     hides what lies before a row's start. Several queries (Lq not 1) are those of the new keys, all of them.
     """
-    return _one(q, k, v, mask, scale) if q.shape[1] == 1 else _several(q, k, v, mask, scale)
+    if q.shape[1] == 1:
+        return _one(q, k, v, mask, scale)
+    limits = mask.offset, mask.key_starts
+    many = few_rows.attend_parts(q, (k.past, v.past), (k.rows, v.rows), *limits, scale)
+    return _several(q, k, v, mask, scale) if many is None else many
 
 
 def _one(q: Tensor, k: Parts, v: Parts, mask: Mask, scale: float) -> Tensor:

@@ -80,6 +80,11 @@ def blocked(
 ) -> Tensor:
     """Same answer as ``math.attend`` to rounding, in blocks of query rows. Shapes and dtypes: ``contract``."""
     del dropout  # refused by why_not_blocked when set
+    if q.shape[1] != 1 and mask.segments is None:
+        limits = {"starts": mask.key_starts, "lengths": mask.key_lengths, "kv_heads_first": kv_heads_first}
+        many = few_rows.attend_many(q, k, v, causal=mask.causal, offset=mask.offset, scale=scale, **limits)
+        if many is not None:
+            return many
     if not kv_heads_first:
         k, v = swap_heads(k), swap_heads(v)
     if q.shape[1] == 1:

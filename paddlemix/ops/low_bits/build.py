@@ -192,3 +192,14 @@ def team() -> tuple[ctypes.c_void_p, "ctypes._CFuncPtr | None"]:
             threads.restype = ctypes.c_int
             return ctypes.cast(fork, ctypes.c_void_p), threads
     return ctypes.c_void_p(None), None
+
+
+@functools.cache
+def multiply() -> ctypes.c_void_p | None:
+    """``cblas_sgemm`` of the library that paddle multiplies with; None where it lies elsewhere (another than MKL)."""
+    import paddle
+
+    with contextlib.suppress(OSError, AttributeError):
+        found = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libmklml_intel.so")).cblas_sgemm
+        return ctypes.cast(found, ctypes.c_void_p)
+    return None
