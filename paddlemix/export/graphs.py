@@ -22,7 +22,7 @@ from paddlemix.models.merge import merge_rows
 from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.attention.parted import BLOCKS
-from paddlemix.ops.compat import without_false_alarms
+from paddlemix.ops.compat import without_false_alarms, without_writing_weights
 from paddlemix.ops.linear import Fused
 from paddlemix.ops.tracing import size, to_static
 from paddlemix.utils.logging import get_logger
@@ -204,8 +204,9 @@ def _save_beside(make: Callable[[], VisionGraph | TextGraph], prefix: Path) -> N
         get_logger(__name__).warning(f"{second.name}.json is not written, so it will take longer everywhere: {reason}")
         return
     graph = make()
-    _save(graph, graph.specs(), second, {})
-    second.with_suffix(".pdiparams").unlink()
+    with without_writing_weights():
+        _save(graph, graph.specs(), second, {})
+    second.with_suffix(".pdiparams").unlink(missing_ok=True)
 
 
 def _own_fused(model: LlavaForCausalLM) -> None:

@@ -84,6 +84,24 @@ def log_errors_alone() -> None:
         level.value = max(level.value, 2)
 
 
+@contextlib.contextmanager
+def without_writing_weights() -> Iterator[None]:
+    """Within the block ``paddle.jit.save`` writes the program of a graph alone, where that can be reached.
+
+    Of 2026-11, paddle 3.3.1 and 3.0.0, it always writes the weights, too. Whoever calls this removes them if they came.
+    """
+    module = importlib.import_module("paddle.static.pir_io")
+    write = getattr(module, "save_vars_pir", None)
+    if write is None:
+        yield
+        return
+    module.save_vars_pir = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.save_vars_pir = write
+
+
 def _log_level() -> ctypes.c_int | None:
     """The variable of glog that ``GLOG_minloglevel`` sets."""
     with contextlib.suppress(OSError, ValueError):

@@ -66,3 +66,20 @@ def test_features_are_those_of_the_dynamic_model_with_and_without_the_operators(
 def test_a_small_tower_has_one_graph(tmp_path: Path) -> None:
     save_vision(tiny_model(), tmp_path / "clip")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["clip.json", "clip.pdiparams"]
+
+
+def test_the_weights_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paddle.static import pir_io
+
+    if step_operator.why_not():
+        pytest.skip(step_operator.why_not())
+    written, write = [], pir_io.save_vars_pir
+
+    def note(*given: Any, **more: Any) -> Any:
+        written.append(more["filename"])
+        return write(*given, **more)
+
+    monkeypatch.setattr(pir_io, "save_vars_pir", note)
+    save_vision(tiny_model(config=TOWERS["clip"]()), tmp_path / "clip")
+    assert set(written) == {"clip.pdiparams"}  # it calls itself
+    assert (tmp_path / "clip_kernels.json").is_file()
