@@ -40,6 +40,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+LARGEST = (1 << 62) - 1
+"""Above every count that can be meant."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -54,15 +56,16 @@ class Fields:
         """The value as it is."""
         return self.data.get(name)
 
-    def whole(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
-        """A whole number of ``low`` to ``high``."""
+    def whole(self, name: str, low: int, high: int = LARGEST, default: int | None = None) -> int | None:
+        """A whole number of ``low`` to ``high``, or of any size that a count can have."""
         value = self.data.get(name)
         if value is None:
             return default
         if type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not int or not low <= value <= high:
-            raise self.wrong(name, f"a whole number from {low} to {high}")
+            expected = f"of at least {low}" if high == LARGEST else f"from {low} to {high}"
+            raise self.wrong(name, f"a whole number {expected}")
         return value
 
     def number(self, name: str, low: float, high: float, default: float, *, above: bool = False) -> float:

@@ -73,7 +73,7 @@ def decoding_of(fields: Fields, limits: Limits) -> Decoding:
         raise refused("top_logprobs needs logprobs: true", "top_logprobs")
     try:
         return Decoding(
-            max_new_tokens=min(fields.whole(name, 1, 1 << 62, LONGEST) or LONGEST, LONGEST),
+            max_new_tokens=min(fields.whole(name, 1, default=LONGEST) or LONGEST, LONGEST),
             temperature=fields.number("temperature", 0, 2, 1.0),
             top_p=fields.number("top_p", 0, 1, 1.0, above=True),
             top_k=max(0, fields.whole("top_k", -1, LONGEST, 0) or 0),

@@ -75,7 +75,7 @@ def read_generate(body: dict[str, Any], limits: Limits) -> tuple[str | None, str
         Place((f"data:image/any;base64,{image}",), f"images[{number}]") for number, image in enumerate(images)
     )
     decoding = Decoding(
-        max_new_tokens=min(fields.whole("max_new_tokens", 1, 1 << 62, DEFAULT_TOKENS) or 1, LONGEST),
+        max_new_tokens=min(fields.whole("max_new_tokens", 1, default=DEFAULT_TOKENS) or 1, LONGEST),
         temperature=fields.number("temperature", 0, 2, 1.0),
         top_p=fields.number("top_p", 0, 1, 1.0, above=True),
         stop=fields.texts("stop", limits.stops, limits.stop_chars),

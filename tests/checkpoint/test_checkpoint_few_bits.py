@@ -185,6 +185,8 @@ def test_what_few_bits_cannot_do_is_refused_by_name(folders: dict[int, Path], tm
         load_model(folders[32], bits=5)
     with pytest.raises(CheckpointError, match="the layout llava-hf is not written in few bits"):
         convert(folders[32], tmp_path / "hf", "llava-hf", bits=8)
+    with pytest.raises(CheckpointError, match="16 bits: own is written in 8 or 4 bits"):
+        convert(folders[32], tmp_path / "16", "own", bits=16)
     config = json.loads((folders[8] / "config.json").read_text())
     shutil.copytree(folders[8], tmp_path / "three")
     config["quantization_config"]["bits"] = 3

@@ -249,3 +249,8 @@ def test_models_are_listed_and_others_are_not_found(server: Running) -> None:
 def test_a_text_where_a_number_belongs_is_shown_as_a_text(server: Running) -> None:
     _, answer, _ = server.ask(chat("why?", max_tokens=3) | {"n": "2"})
     assert answer["error"]["message"].startswith('n is "2"; expected a whole number')
+
+
+def test_a_count_without_an_upper_end_names_none(server: Running) -> None:
+    _, answer, _ = server.ask(chat("why?", max_tokens=0))
+    assert answer["error"]["message"].startswith("max_tokens is 0; expected a whole number of at least 1")

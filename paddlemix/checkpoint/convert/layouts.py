@@ -148,6 +148,8 @@ def convert(
     if bits is not None and (to != "own" or bits not in (8, 4) or kind in ADAPTERS):
         if kind in ADAPTERS:
             raise CheckpointError(f"{folder}: {bits} bits: an adapter is not written in few bits; merge it first")
+        if to == "own":
+            raise CheckpointError(f"{folder}: {bits} bits: own is written in 8 or 4 bits; give one of them, or none")
         raise CheckpointError(f"{folder}: {bits} bits: the layout {to} is not written in few bits; own is, in 8 or 4")
     if to == "projector" or kind in ADAPTERS:
         with publish_folder(dst) as staging:
