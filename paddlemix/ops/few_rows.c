@@ -47,7 +47,7 @@
 #define GROUP 16           /* query heads of one key head that go over its keys together */
 #define PORTION 65536      /* values that a thread takes at a time */
 #define QUERIES 128        /* of a prompt that are taken together */
-#define SCORES 65536       /* of them at a time: 256 KB */
+#define SCORES 131072      /* of them at a time: 512 KB */
 #define STREAMS 4          /* parts of them that are read side by side: the memory of one page is waited for in the others */
 #define INLINE static inline __attribute__((always_inline))
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
