@@ -171,9 +171,13 @@ class Saved:
     outputs: dict[str, str]
 
 
-def save_vision(model: LlavaForCausalLM, prefix: Path) -> Saved:
-    """Trace tower and projector and write ``prefix.json`` and ``prefix.pdiparams``."""
-    if model.config.vision.hidden_size >= few_rows.WIDE and model.dtype == "float32":
+def save_vision(model: LlavaForCausalLM, prefix: Path, *, alone: bool = False) -> Saved:
+    """Trace tower and projector and write ``prefix.json`` and ``prefix.pdiparams``.
+
+    ``alone``: without the graph with operators beside it.
+    """
+    wide = model.config.vision.hidden_size >= few_rows.WIDE and model.dtype == "float32"
+    if wide and model.runtime.device == "cpu" and not alone:
         _save_beside(lambda: VisionGraph(model, by_operator=True), prefix)
     graph = VisionGraph(model)
     places, width = model.config.vision.tokens_per_tile, model.config.text.hidden_size
@@ -201,7 +205,8 @@ def _save_beside(make: Callable[[], VisionGraph | TextGraph], prefix: Path) -> N
     reason = step_operator.why_not()
     second = prefix.with_name(prefix.name + BY_OPERATOR)
     if reason is not None:
-        get_logger(__name__).warning(f"{second.name}.json is not written, so it will take longer everywhere: {reason}")
+        what = f"{second.name}.json is not written, so {prefix.name} will take longer everywhere"
+        get_logger(__name__).warning(f"{what}: {reason}")
         return
     graph = make()
     with without_writing_weights():

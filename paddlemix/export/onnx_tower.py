@@ -79,7 +79,7 @@ def _as_it_converts(prefix: Path, model: LlavaForCausalLM) -> Iterator[Path]:
         for layer in layers:
             layer.act = gelu_tanh_in_parts
         try:
-            save_vision(model, Path(folder, prefix.name))
+            save_vision(model, Path(folder, prefix.name), alone=True)
         finally:
             for layer in layers:
                 layer.act = gelu_tanh

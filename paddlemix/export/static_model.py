@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two exported graphs as a model that can be asked: all of generation works on it, and no layer of it is built."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from paddlemix.export.graphs import BY_OPERATOR
 from paddlemix.export.manifest import Facts
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
-from paddlemix.ops import few_rows, step_operator
+from paddlemix.ops import step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.compat import log_errors_alone
 from paddlemix.ops.runtime import Runtime
@@ -60,10 +61,16 @@ def _opened(prefix: Path, device: str) -> inference.Predictor:
             try:
                 return _predictor(with_operators, prefix, device)
             except _ERRORS as error:
-                reason = _first_line(error)
-        if few_rows.compiled() is not None or not devices.tunes_cpu():  # else it has said so itself
-            get_logger(__name__).info(f"{prefix.name}: by paddle's operators, which take longer ({reason})")
+                _tell(prefix.name, _first_line(error))
+        else:
+            _tell("graphs", reason)
     return _predictor(prefix.with_name(f"{prefix.name}.json"), prefix, device)
+
+
+@functools.cache
+def _tell(what: str, reason: str) -> None:
+    """Once in a process, as what is missing for one graph is so for the next one."""
+    get_logger(__name__).info(f"{what}: by paddle's operators, which take longer ({reason})")
 
 
 def _predictor(program: Path, prefix: Path, device: str) -> inference.Predictor:

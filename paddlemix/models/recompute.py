@@ -5,6 +5,8 @@ from typing import Any
 
 from paddle import Tensor, nn
 
+from paddlemix.ops import few_rows
+
 
 def recomputed(layer: nn.Layer, hidden: Tensor, *more: Any) -> Tensor:
     """``layer(hidden, *more)``, computed again in the backward pass in place of being kept; any shape."""
@@ -16,4 +18,5 @@ def recomputed(layer: nn.Layer, hidden: Tensor, *more: Any) -> Tensor:
         # of a tower that trains.
         hidden = hidden.detach()
         hidden.stop_gradient = False
-    return recompute(layer, hidden, *more)
+    with few_rows.kept_away():  # the first pass is without gradients, the second one with them
+        return recompute(layer, hidden, *more)

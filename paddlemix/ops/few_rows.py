@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,17 +38,34 @@ LANES = 16
 """Columns of a weight are a multiple of it: what is left over would be added up one by one."""
 
 
-_traced_by: list[Any] = []
+class _Here(threading.local):
+    """What a block asks for, in its thread alone: others may ask or train models meanwhile."""
+
+    traced_by: Any = None
+    kept_away = False
+
+
+_here = _Here()
 
 
 @contextlib.contextmanager
 def traced_by(operators: Any) -> Iterator[None]:
     """Within the block the functions of ``operators`` (``step_operator``) trace a graph: no tensor has values."""
-    _traced_by.append(operators)
+    before, _here.traced_by = _here.traced_by, operators
     try:
         yield
     finally:
-        _traced_by.pop()
+        _here.traced_by = before
+
+
+@contextlib.contextmanager
+def kept_away() -> Iterator[None]:
+    """Within the block paddle's operators serve: what is compared with a pass with gradients shall be its numbers."""
+    before, _here.kept_away = _here.kept_away, True
+    try:
+        yield
+    finally:
+        _here.kept_away = before
 
 
 def prepare(weights: Iterable[Tensor]) -> None:
@@ -78,8 +96,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     width = x.shape[-1]
     if width < WIDE or weight.shape != [width]:
         return None
-    if _traced_by:
-        return _traced_by[-1].rms_norm(x, weight, epsilon)
+    if _here.traced_by is not None:
+        return _here.traced_by.rms_norm(x, weight, epsilon)
     if not may_serve() or not (rows := _rows(x)) or not readable(x, weight) or (kernels := compiled()) is None:
         return None
     y = _new(x.shape)
@@ -92,8 +110,8 @@ def swiglu(both: Tensor) -> Tensor | None:
     inner, odd = divmod(both.shape[-1], 2)
     if inner < WIDE or inner % LANES or odd:
         return None
-    if _traced_by:
-        return _traced_by[-1].swiglu(both)
+    if _here.traced_by is not None:
+        return _here.traced_by.swiglu(both)
     if not may_serve() or not (rows := _rows(both)) or not readable(both) or (kernels := compiled()) is None:
         return None
     y = _new([*both.shape[:-1], inner])
@@ -106,8 +124,8 @@ def quick_gelu(x: Tensor) -> Tensor | None:
     width = x.shape[-1] if x.shape else 0
     if width < WIDE or width % LANES:
         return None
-    if _traced_by:
-        return _traced_by[-1].quick_gelu(x)
+    if _here.traced_by is not None:
+        return _here.traced_by.quick_gelu(x)
     if not may_serve() or not (rows := _rows(x)) or not readable(x) or (kernels := compiled()) is None:
         return None
     y = _new(x.shape)
@@ -126,8 +144,8 @@ def turn(
     width = cosine.shape[-1]
     if columns < WIDE or columns != (heads + 2 * kv_heads) * width:
         return None
-    if _traced_by:
-        return _traced_by[-1].turn(joined, cosine, sine, heads, kv_heads)
+    if _here.traced_by is not None:
+        return _here.traced_by.turn(joined, cosine, sine, heads, kv_heads)
     if not may_serve() or not (rows := batch * length) or not cosine.shape == sine.shape == [batch, length, 1, width]:
         return None  # tables that all rows share are for paddle, and what does not fit is for it to tell
     if not readable(joined, cosine, sine) or (kernels := compiled()) is None:
@@ -205,9 +223,9 @@ def attend_many(
     places, kv_heads = shape[places], shape[kv_heads]
     if heads * width < WIDE or shape[0] != batch or shape[3] != width or v.shape != shape or heads % kv_heads:
         return None
-    if _traced_by:  # a tower: a prompt's keys lie in two tensors then
+    if _here.traced_by is not None:  # a tower: a prompt's keys lie in two tensors then
         plain = not causal and starts is None and lengths is None and not kv_heads_first
-        return _traced_by[-1].attend_all(q, k, v, scale) if plain else None
+        return _here.traced_by.attend_all(q, k, v, scale) if plain else None
     if not may_serve() or not min(batch, queries, places) or not readable(q, k, v) or (kernels := compiled()) is None:
         return None
     addresses, multiply = limits(offset, starts, lengths, batch), build.multiply()
@@ -234,9 +252,9 @@ def attend_parts(
 
     In a graph alone, as a cache that can be written to holds both.
     """
-    if not _traced_by or q.shape[2] * q.shape[3] < WIDE:
+    if _here.traced_by is None or q.shape[2] * q.shape[3] < WIDE:
         return None
-    return _traced_by[-1].attend(q, held, own, offset, starts, scale)
+    return _here.traced_by.attend(q, held, own, offset, starts, scale)
 
 
 def limits(
@@ -265,8 +283,8 @@ def _places(places: int | Tensor, rows: int) -> tuple[int | None, int | None]:
 
 
 def may_serve() -> bool:
-    """Whether the kernels may serve at all: no graph is traced, and no gradients are kept."""
-    return paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+    """Whether the kernels may serve at all: no graph is traced, no gradients are kept, and nobody keeps them away."""
+    return paddle.in_dynamic_mode() and not paddle.is_grad_enabled() and not _here.kept_away
 
 
 def readable(*tensors: Tensor) -> bool:

@@ -78,6 +78,7 @@ static Tensors run(const Tensor &x, const Tensor &cosine, const Tensor &sine, co
             "a cache of other layers than the weights");
     require(rows <= 8 && places > 0 && offset.numel() == rows && starts.numel() == rows, "other rows than the cache");
     require(cosine.numel() == rows * head && sine.numel() == rows * head, "tables of other rows or another width");
+    require(inner % 16 == 0, "a gate of another width");
     for (const Tensors *side : {&keys, &values})
         for (const Tensor &one : *side) require(one.shape() == held && held[0] == rows, "a cache of several shapes");
     std::vector<int64_t> table;

@@ -33,9 +33,10 @@ def why_not() -> str | None:
     """Why this process has no such operators; None when they are registered. The first call may compile for seconds."""
     if not device.tunes_cpu():
         return "PADDLEMIX_CPU_TUNING=0"
-    kernels = few_rows.compiled()
+    reason = build.why_not(few_rows.SOURCE)
+    kernels = few_rows.compiled() if reason is None else None  # which would say it in a line of its own
     if kernels is None:
-        return build.why_not(few_rows.SOURCE)
+        return reason
     try:
         _register(kernels)
     except build.NoKernelsError as error:

@@ -130,7 +130,7 @@ class _Looked(NamedTuple):
 def table_of(layers: Sequence[Parts], width: int, heads: int, kv_heads: int, head: int) -> np.ndarray | None:
     """The array of ``Layer`` of the C file: int64 [layers, n], 0 for the cache; None: the kernels do not know it."""
     epsilon, inner, outer = layers[0].norm.epsilon, layers[0].down.in_features, heads * head
-    if width < few_rows.WIDE or heads % kv_heads:
+    if width < few_rows.WIDE or heads % kv_heads or inner % few_rows.LANES:
         return None
     sizes = (width, outer + 2 * kv_heads * head), (outer, width), (width, 2 * inner), (inner, width)
     table = []

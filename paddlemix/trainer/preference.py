@@ -12,6 +12,7 @@ from paddle.nn import functional
 
 from paddlemix.datasets.preference import FORWARD, KL, PreferenceDataset
 from paddlemix.models import preference_loss as losses
+from paddlemix.ops import few_rows
 from paddlemix.ops.linear import lora_layers
 from paddlemix.settings.run.preference import UNPAIRED, PreferenceGroup
 from paddlemix.settings.run.training import TrainingSettings
@@ -46,6 +47,7 @@ class Answers:
         return self.summed / paddle.clip(self.lengths, min=1.0)
 
 
+@few_rows.kept_away()  # the reference has no gradients, and its ratio to the same model with them is 1
 def answers_of(model: nn.Layer, batch: dict[str, Tensor], prefix: str = "") -> Answers:
     """One pass over a batch of ``PreferenceCollator`` (shapes: there); with ``prefix`` "kl_" over its mismatched pairs.
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs whose steps are operators compiled here: the answers, who runs them, and what serves in their place."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ FORMS = {
         "num_key_value_heads": 2, "attention_bias": True, "head_dim": 80, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+NO_COMPILER = "no C++ compiler (c++, g++ or clang++) is on the PATH"
 
 
 @pytest.fixture(scope="module", params=FORMS, ids=str)
@@ -71,7 +73,8 @@ def opened_plain(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def opened(export: Path) -> Predictor:
         with monkeypatch.context() as patch:
-            patch.setattr(step_operator, "why_not", lambda: "no C++ compiler (c++, g++ or clang++) is on the PATH")
+            static_model._tell.cache_clear()
+            patch.setattr(step_operator, "why_not", lambda: NO_COMPILER)
             return open_static(export, export, device="cpu")
 
     return opened
@@ -90,7 +93,8 @@ def test_steps_are_operators_and_paddles_own_where_there_is_no_compiler(
         plain = opened_plain(wide.export)
 
     assert taken == ["clip.json", "llama_kernels.json", "clip.json", "llama.json"]
-    assert "llama: by paddle's operators, which take longer (no C++ compiler (c++, g++" in caplog.text
+    told = [one.message for one in caplog.records if "by paddle's operators" in one.message]
+    assert told == [f"graphs: by paddle's operators, which take longer ({NO_COMPILER})"], "one line for both"
     decoding = Decoding(max_new_tokens=12, logprobs=1)
     ids, scores = [], []
     for one in (here, plain):
@@ -193,7 +197,7 @@ def test_what_the_operators_cannot_be_built_with_is_a_reason(monkeypatch: pytest
     assert "failed" in reason()
     given("int there(\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert reason() == "no C++ compiler (c++, g++ or clang++) is on the PATH"
+    assert reason() == NO_COMPILER
 
 
 def test_a_program_that_opens_a_graph_sees_no_lines_of_paddles_own_log(wide: Twins) -> None:
@@ -204,3 +208,19 @@ def test_a_program_that_opens_a_graph_sees_no_lines_of_paddles_own_log(wide: Twi
     )
     done = subprocess.run([sys.executable, "-c", program, wide.export], capture_output=True, text=True, check=True)
     assert re.findall(r"^[IWEF]\d{4} .*", done.stderr, re.MULTILINE) == []
+
+
+def test_a_chat_without_a_compiler_says_so_in_one_line(wide: Twins, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    command = Path(__file__).resolve().parents[2] / "deploy" / "llava" / "run_static_predict.py"
+    graphs = f"--first_model_path={wide.export}/encode_image", f"--second_model_path={wide.export}/encode_text"
+    done = subprocess.run(
+        [sys.executable, command, *graphs, "--query=why?", "--max_new_tokens=2"],
+        env={**os.environ, "PATH": str(tmp_path), "PPMIX_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = re.findall("^.*take longer.*$", done.stderr, re.MULTILINE)
+    assert len(lines) == 1
+    assert lines[0].startswith("graphs: by paddle's operators, which take longer (no C compiler")

@@ -9,9 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.export import onnx_tower
 from paddlemix.export.graphs import save_vision
 from paddlemix.export.static_model import Graph
 from paddlemix.ops import step_operator
+from paddlemix.ops.runtime import Runtime
 from tests.export.static_kit import CLOSE
 from tests.tiny import tiny_config, tiny_intern_config, tiny_model
 
@@ -83,3 +85,17 @@ def test_the_weights_are_written_once(tmp_path: Path, monkeypatch: pytest.Monkey
     save_vision(tiny_model(config=TOWERS["clip"]()), tmp_path / "clip")
     assert set(written) == {"clip.pdiparams"}  # it calls itself
     assert (tmp_path / "clip_kernels.json").is_file()
+
+
+def test_a_tower_of_another_device_and_one_for_the_converter_have_one_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> str:
+        raise AssertionError("nobody wants operators here")
+
+    monkeypatch.setattr(step_operator, "why_not", asked)
+    save_vision(tiny_model(config=wide(tiny_config()), runtime=Runtime("npu")), tmp_path / "clip")
+    siglip = tiny_model(config=wide(tiny_config(), model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh"))
+    with onnx_tower._as_it_converts(tmp_path / "clip", siglip) as source:
+        assert sorted(one.name for one in source.parent.iterdir()) == ["clip.json", "clip.pdiparams"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["clip.json", "clip.pdiparams"]

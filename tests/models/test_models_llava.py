@@ -251,6 +251,16 @@ def test_recompute_gives_the_same_loss_and_gradients():
     assert_same_training(plain, gradients(model, ROWS))
 
 
+def test_recompute_of_a_wide_model_gives_the_very_same_gradients():
+    model = model_of(hidden_size=512, intermediate_size=512)  # wide enough for the kernels of ops.few_rows
+    model.train()
+    plain = gradients(model, ROWS)
+    model.enable_recompute()
+    again = gradients(model, ROWS)
+    assert plain[0] == again[0]
+    assert [name for name, gradient in plain[1].items() if (gradient != again[1][name]).any()] == []
+
+
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 def test_gradients_equal_differences_of_the_loss(monkeypatch, backend):
     monkeypatch.setenv("PADDLEMIX_ATTENTION", backend)

@@ -2,6 +2,7 @@
 """What lies between the products of a prompt or of a tower, by kernels compiled here, beside numpy's and paddle's."""
 
 import functools
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -434,3 +435,21 @@ def test_without_the_library_of_paddle_its_operators_serve_a_prompt(monkeypatch)
     monkeypatch.setattr(build, "multiply", lambda: None)
 
     assert many(q, q, q, Mask(causal=True), 0.125) is None
+
+
+def test_other_threads_compute_while_one_traces_or_keeps_the_kernels_away():
+    x, weight, found = paddle.to_tensor(drawn(3, 512)), paddle.to_tensor(drawn(512)), []
+
+    def ask():
+        with paddle.no_grad():
+            found.append(few_rows.rms_norm(x, weight, 1e-5))
+
+    for block in (few_rows.traced_by(SimpleNamespace(rms_norm=lambda *given: None)), few_rows.kept_away()):
+        with block, paddle.no_grad():
+            assert few_rows.rms_norm(x, weight, 1e-5) is None
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+        ask()
+
+    assert all((one.numpy() == found[-1].numpy()).all() for one in found)

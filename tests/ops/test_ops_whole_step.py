@@ -62,8 +62,9 @@ def built(bits=None, floats=(), **changes):
 
     ``bits``: so few in every layer whose name does not begin with one of ``floats``.
     """
-    given = {"num_key_value_heads": 4, **changes}
-    model = LlamaModel(TextConfig(90, 512, 768, 2, 8, max_position_embeddings=512, **given))
+    given = {"intermediate_size": 768, "num_key_value_heads": 4, **changes}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 8, "max_position_embeddings": 512}
+    model = LlamaModel(TextConfig(90, 512, **sizes, **given))
     for number, parameter in enumerate(model.parameters()):
         values = drawn(*parameter.shape, seed=number) * (0.05 if parameter.ndim > 1 else 0.3) + (parameter.ndim == 1)
         parameter.set_value(values.astype(np.float32))
@@ -271,6 +272,7 @@ def test_what_is_not_of_its_form_goes_operator_by_operator(calls, monkeypatch):
     behind_a_prompt(built(), 9, 5, 1)
     behind_a_prompt(built(hidden_act="gelu"), 1, 5, 1)
     behind_a_prompt(built(num_key_value_heads=2, head_dim=38), 1, 5, 1)  # 456 columns: no multiple of 16 floats
+    behind_a_prompt(built(intermediate_size=776), 1, 5, 1)  # so many of the gate, too
     mixed = built(bits=8)
     down = mixed.layers[1].mlp.down_proj
     down.low_bits = Plain(down.low_bits.parts)

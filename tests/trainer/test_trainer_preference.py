@@ -6,17 +6,21 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
+from paddlemix.checkpoint.save import save_model
 from paddlemix.ops.linear import lora_layers
 from paddlemix.settings.run.loader import load_settings
+from paddlemix.text.tokenizer import load_tokenizer
 from paddlemix.trainer.preference import PreferenceTrainer
 from paddlemix.trainer.run import finetune, preference_tune
 from paddlemix.utils.errors import ConfigError
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer_folder
 from tests.trainer import preference_kit as kit
 from tests.trainer import preference_rows as shared
 from tests.trainer.run_kit import arguments
@@ -195,6 +199,17 @@ def test_the_reference_is_the_start_whatever_the_training_did(pairs, tmp_path):
         first, *others = log_of(tmp_path / name)[:3]
         assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
         assert all(abs(entry["rewards/margins"]) > 1e-3 for entry in others)
+
+
+def test_a_wide_model_begins_as_its_reference(pairs, tmp_path):
+    """From width 512 on, passes without gradients have kernels that round in another way."""
+    config = tiny_config()
+    wide = replace(config.text, hidden_size=512, intermediate_size=512, num_attention_heads=8)
+    model = tiny_model(config=config.with_changes(text=wide))
+    save_model(tmp_path / "model", model, model.config, load_tokenizer(tiny_tokenizer_folder()))
+    prefer(pairs, tmp_path / "out", model_name_or_path=tmp_path / "model", logging_steps=1, max_steps=1)
+    first = log_of(tmp_path / "out")[0]
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path):
