@@ -268,6 +268,19 @@ void paddlemix_quick_gelu(const float *x, float *y, long rows, long width, Fork 
     run_rows(quick_gelu_rows, &job, rows, width, fork, threads);
 }
 
+/* A job of Gate whose x is one row. */
+static void bias_rows(const void *given, long row, long last) {
+    const Gate *job = given;
+    for (float *y = job->y + row * job->inner; row < last; row++, y += job->inner)
+        for (long d = 0; d < job->inner; d += WIDTH) *(V *)(y + d) += *(const V *)(job->x + d);
+}
+
+/* y [rows, width] += bias [width]; `width` is a multiple of 16. */
+void paddlemix_add_bias(float *y, const float *bias, long rows, long width, Fork fork, int threads) {
+    const Gate job = {bias, y, width};
+    run_rows(bias_rows, &job, rows, width, fork, threads);
+}
+
 typedef struct {
     const float *x, *cosine, *sine;
     float *q, *k, *v;

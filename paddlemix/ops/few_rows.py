@@ -91,6 +91,23 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
     return y
 
 
+def biased(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+    """Float32 ``x`` [..., in] times ``weight`` [in, out] plus ``bias`` [out], to [..., out], for many rows.
+
+    Paddle multiplies, and the bias is added where the product lies: paddle's own way takes up to a tenth of it.
+    """
+    width = bias.shape[0]
+    if width < WIDE or width % LANES or weight.shape[-1] != width:
+        return None
+    if _here.traced_by is not None:
+        return _here.traced_by.add_bias(paddle.matmul(x, weight), bias)
+    if not may_serve() or not readable(x, weight, bias) or not (rows := _rows(x)) or (kernels := compiled()) is None:
+        return None
+    y = paddle.matmul(x, weight)
+    kernels.add_bias(y.data_ptr(), bias.data_ptr(), rows, width, *kernels.team())
+    return y
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """Float32 ``x / sqrt(mean(x * x) + epsilon) * weight`` of ``x`` [..., D] and ``weight`` [D]."""
     width = x.shape[-1]
@@ -312,6 +329,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rms_norm": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],
     "swiglu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2, ctypes.c_void_p, ctypes.c_int],
     "quick_gelu": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2, ctypes.c_void_p, ctypes.c_int],
+    "add_bias": [*[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2, ctypes.c_void_p, ctypes.c_int],
     "turn": [*[ctypes.c_void_p] * 6, *[ctypes.c_long] * 4, ctypes.c_void_p, ctypes.c_int],
     "put": [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 5],
     "attend": [*[ctypes.c_void_p] * 7, *[ctypes.c_long] * 7, ctypes.c_float, ctypes.c_void_p, ctypes.c_int],

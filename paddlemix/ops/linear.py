@@ -29,7 +29,10 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     few = few_rows.product(x, weight)
     if few is not None:
         return few if bias is None else few + bias
-    return paddle.matmul(x, weight) if bias is None else functional.linear(x, weight, bias)
+    if bias is None:
+        return paddle.matmul(x, weight)
+    many = few_rows.biased(x, weight, bias)
+    return functional.linear(x, weight, bias) if many is None else many
 
 
 class Linear(nn.Layer):

@@ -32,6 +32,7 @@ typedef void (*Product)(const float *x, const float *w, float *y, long rows, lon
 typedef void (*Norm)(const float *x, const float *weight, float *y, long rows, long width, float epsilon, void *fork,
                      int threads);
 typedef void (*Gate)(const float *x, float *y, long rows, long width, void *fork, int threads);
+typedef void (*Bias)(float *y, const float *bias, long rows, long width, void *fork, int threads);
 typedef void (*Turn)(const float *x, const float *cosine, const float *sine, float *q, float *k, float *v, long rows,
                      long heads, long kv_heads, long width, void *fork, int threads);
 typedef int (*Attend)(const float *q, const float *k, const float *v, const float *own_k, const float *own_v, float *y,
@@ -45,6 +46,7 @@ static struct {
     Product product;
     Norm rms_norm;
     Gate swiglu, quick_gelu;
+    Bias add_bias;
     Turn turn;
     Attend attend_many;
     void *multiply, *fork;
@@ -218,6 +220,19 @@ PD_BUILD_OP(paddlemix_quick_gelu)
     .SetKernelFn(PD_KERNEL(quick_gelu))
     .SetInferShapeFn(PD_INFER_SHAPE(same_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(same_type));
+
+/* y [..., D] += bias [D], D a multiple of 16. */
+static void add_bias(Tensor &y, const Tensor &bias) {
+    const long width = bias.numel();
+    require(width % 16 == 0 && y.shape().back() == width, "a bias of another length");
+    kernels.add_bias(y.data<float>(), bias.data<float>(), y.numel() / width, width, kernels.fork, threads());
+}
+
+PD_BUILD_OP(paddlemix_add_bias)
+    .Inputs({"y", "bias"})
+    .Outputs({"sum"})
+    .SetInplaceMap({{"y", "sum"}})
+    .SetKernelFn(PD_KERNEL(add_bias));
 
 /* x [B, L, (H + 2 Hk) D], cosine and sine [B, L, 1, D]; gives q [B, L, H, D] and k, v [B, L, Hk, D]. */
 static Tensors turn(const Tensor &x, const Tensor &cosine, const Tensor &sine, int64_t heads, int64_t kv_heads) {

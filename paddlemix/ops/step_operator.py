@@ -24,7 +24,7 @@ from paddlemix.utils import device
 
 SOURCE = Path(__file__).with_suffix(".cc")
 COMPILERS = ("c++", "g++", "clang++")
-_KERNELS = ("step", "product", "rms_norm", "swiglu", "quick_gelu", "turn", "attend_many")
+_KERNELS = ("step", "product", "rms_norm", "swiglu", "quick_gelu", "add_bias", "turn", "attend_many")
 """What the operators call, in the order of ``step_operator.cc``."""
 
 
@@ -116,6 +116,11 @@ def swiglu(both: Tensor) -> Tensor:
 def quick_gelu(x: Tensor) -> Tensor:
     """Float32 [..., D] to the same shape."""
     return paddle._C_ops._run_custom_op("paddlemix_quick_gelu", x)[0]
+
+
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """Float32 [..., D] plus ``bias`` [D], in the memory of ``y``, which nobody else may read."""
+    return paddle._C_ops._run_custom_op("paddlemix_add_bias", y, bias)[0]
 
 
 def turn(joined: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:

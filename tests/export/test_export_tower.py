@@ -24,8 +24,8 @@ TOWERS = {
     "internvit": lambda: wide(tiny_intern_config()),
 }  # fmt: skip
 OPERATORS = {
-    "clip": {"paddlemix_attend_all", "paddlemix_quick_gelu"},
-    "clip, heads of 80": {"paddlemix_attend_all", "paddlemix_quick_gelu"},
+    "clip": {"paddlemix_attend_all", "paddlemix_quick_gelu", "paddlemix_add_bias"},
+    "clip, heads of 80": {"paddlemix_attend_all", "paddlemix_quick_gelu", "paddlemix_add_bias"},
     "internvit": {"paddlemix_attend_all", "paddlemix_rms_norm"},
 }
 

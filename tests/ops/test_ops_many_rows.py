@@ -453,3 +453,40 @@ def test_other_threads_compute_while_one_traces_or_keeps_the_kernels_away():
         ask()
 
     assert all((one.numpy() == found[-1].numpy()).all() for one in found)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_bias_is_added_to_the_product_of_many_rows_with_any_threads(rows):
+    x, weight, bias = (paddle.to_tensor(drawn(*shape)) for shape in ([rows, 24], [24, 528], [528]))
+    with paddle.no_grad():
+        found = few_rows.biased(x[None], weight, bias)
+        other = paddle.matmul(x[None], weight)
+    split("add_bias", other.data_ptr(), bias.data_ptr(), rows, 528)
+
+    assert found.shape == [1, rows, 528]
+    near(found.numpy()[0], x.numpy().astype(np.float64) @ weight.numpy().astype(np.float64) + bias.numpy())
+    assert (found.numpy() == other.numpy()).all()
+
+
+def test_paddle_adds_a_bias_with_gradients_to_narrow_or_odd_columns_and_what_does_not_fit():
+    x, weight, bias = (paddle.to_tensor(drawn(*shape)) for shape in ([9, 24], [24, 528], [528]))
+    assert few_rows.biased(x, weight, bias) is None  # gradients are on
+    with paddle.no_grad():
+        assert few_rows.biased(x, weight, bias) is not None
+        assert few_rows.biased(x[:0], weight, bias) is None
+        assert few_rows.biased(x, weight[:, :496].contiguous(), bias[:496]) is None
+        assert few_rows.biased(x, paddle.to_tensor(drawn(24, 520)), bias[:520]) is None
+        assert few_rows.biased(x, weight[:, :512].contiguous(), bias) is None
+        assert few_rows.biased(*(one.astype("float64") for one in (x, weight, bias))) is None
+        with few_rows.kept_away():
+            assert few_rows.biased(x, weight, bias) is None
+
+
+def test_a_linear_layer_adds_its_bias_by_the_kernel(monkeypatch):
+    from paddlemix.ops.linear import apply_linear
+
+    x, weight, bias = (paddle.to_tensor(drawn(*shape)) for shape in ([9, 24], [24, 528], [528]))
+    marked = paddle.zeros([9, 528])
+    monkeypatch.setattr(few_rows, "biased", lambda *_: marked)
+    with paddle.no_grad():
+        assert apply_linear(x, weight, bias) is marked
