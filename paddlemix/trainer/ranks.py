@@ -31,6 +31,8 @@ FOLDER = f"{TEMPORARY_PREFIX}ranks"
 
 EVERY = 1.0
 """Seconds between two signs of life of a process, and between two looks at the others."""
+_SOON = 0.1
+"""Seconds between two looks at the processes of this machine alone, which cost nothing on a disk that is shared."""
 SILENT = 10.0
 """After so many seconds without a sign a process of this machine counts as stopped. With what paddle's launcher takes
 to end the rest (4 s, and up to 18 for its way with gloo) all is over within 30. Gloo gives up after 30 by itself."""
@@ -192,12 +194,26 @@ class RankWatch:
         write_small(self._file(self.rank), json.dumps(sign))
 
     def _watch(self) -> None:
-        while not self._over.wait(EVERY):
+        while not self._rests():
             with contextlib.suppress(OSError):
                 self._leave_sign()
             lost = self.lost()
             if lost and not self._over.is_set():
                 self._end(lost)
+
+    def _rests(self) -> bool:
+        """Wait for the next look; whether the training is over.
+
+        Less when a process on this machine ends: the launcher ends the others then, and they are to say why before.
+        """
+        until = time.monotonic() + EVERY
+        while (left := until - time.monotonic()) > 0:
+            if self._over.wait(min(left, _SOON)):
+                return True
+            signs = [seen.sign for seen in self._seen.values()]
+            if any(sign["host"] == self._host and not _alive(int(sign["process"])) for sign in signs):
+                break
+        return self._over.is_set()
 
     def _name_the_lost(self) -> None:
         """End this process with the name of the one that is lost, if one is."""

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import paddle
@@ -176,3 +177,18 @@ def test_only_the_others_wait_at_their_end(monkeypatch):
         ranks.leave_in_order(2)
     ranks.leave_in_order(1)
     assert waiting == [(ranks._outlive, os.uname().nodename, os.getpid(), ranks.LEAVING)]
+
+
+@pytest.mark.timeout(60)
+def test_the_end_of_a_process_of_this_machine_is_seen_before_the_launcher_ends_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "EVERY", 3600.0)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    leave(tmp_path, 1, process=other.pid)
+    seen = watch(tmp_path)
+    assert seen.lost() == {}
+    threading.Timer(0.3, other.kill).start()
+    assert not seen._rests()  # and not only after an hour
+    assert list(seen.lost()) == [1]
+    other.wait()
+    seen._over.set()
+    assert seen._rests()
