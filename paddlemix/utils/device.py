@@ -308,15 +308,16 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def tune_graphs() -> None:
-    """Let static graphs free what they no longer need by the 2 MB, once per process and before the first graph.
+    """Let static graphs free what they no longer need by the 10 MB, once per process and before the first graph.
 
     By default a second thread frees each tensor at once, which takes half as long as the operators of a decode step
-    (measured on a CPU). The large ones of a tower do come back at once, while the caches still hold them.
+    (measured on a CPU). Not for graphs of few operators with large tensors, which the caches still hold when they are
+    free at once.
     ``PADDLEMIX_CPU_TUNING=0`` and a flag that the user has set leave it so.
     """
     paddle: Any = sys.modules["paddle"]
-    if tunes_cpu() and env.set_default("FLAGS_eager_delete_tensor_gb", "0.002"):
-        paddle.set_flags({"FLAGS_eager_delete_tensor_gb": 0.002})
+    if tunes_cpu() and env.set_default("FLAGS_eager_delete_tensor_gb", "0.01"):
+        paddle.set_flags({"FLAGS_eager_delete_tensor_gb": 0.01})
 
 
 def mkl_cpu_type(cpuinfo: str) -> str | None:
