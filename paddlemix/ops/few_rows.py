@@ -235,9 +235,8 @@ def attend_many(
 ) -> Tensor | None:
     """Queries ``[B, L, H, D]`` over k and v ``[B, Lk, Hk, D]`` (``[B, Hk, Lk, D]``), float32; seen: ``Mask``."""
     batch, queries, heads, width = q.shape
-    places, kv_heads = (2, 1) if kv_heads_first else (1, 2)
     shape = k.shape
-    places, kv_heads = shape[places], shape[kv_heads]
+    kv_heads, places = (shape[1], shape[2]) if kv_heads_first else (shape[2], shape[1])
     if heads * width < WIDE or shape[0] != batch or shape[3] != width or v.shape != shape or heads % kv_heads:
         return None
     if _here.traced_by is not None:  # a tower: a prompt's keys lie in two tensors then

@@ -109,9 +109,10 @@ static Tensors run(const Tensor &x, const Tensor &cosine, const Tensor &sine, co
     const Shape own{count, rows, 1, kv_heads, head};
     Tensor new_keys = paddle::empty(own, x.dtype(), x.place()), new_values = paddle::empty(own, x.dtype(), x.place());
     std::copy_n(x.data<float>(), rows * width, y.data<float>());
-    if (kernels.step(table.data(), count, y.data<float>(), cosine.data<float>(), sine.data<float>(), new_keys.data<float>(),
-             new_values.data<float>(), offset.data<int64_t>(), starts.data<int64_t>(), nullptr, 0, rows, width, heads,
-             kv_heads, places, head, inner, epsilon, scale, nullptr, kernels.fork, threads()))
+    if (kernels.step(table.data(), count, y.data<float>(), cosine.data<float>(), sine.data<float>(),
+                     new_keys.data<float>(), new_values.data<float>(), offset.data<int64_t>(), starts.data<int64_t>(),
+                     nullptr, 0, rows, width, heads, kv_heads, places, head, inner, epsilon, scale, nullptr,
+                     kernels.fork, threads()))
         throw std::bad_alloc();
     return {y, new_keys, new_values};
 }
@@ -194,14 +195,12 @@ static std::vector<Shape> shape_of_gate(const Shape &x) {
     return {shape};
 }
 
-static std::vector<Type> same_type(const Type &x) { return {x}; }
-
+/* Of one input the output has its dtype, and its shape, unless something else is said. */
 PD_BUILD_OP(paddlemix_swiglu)
     .Inputs({"x"})
     .Outputs({"y"})
     .SetKernelFn(PD_KERNEL(gate))
-    .SetInferShapeFn(PD_INFER_SHAPE(shape_of_gate))
-    .SetInferDtypeFn(PD_INFER_DTYPE(same_type));
+    .SetInferShapeFn(PD_INFER_SHAPE(shape_of_gate));
 
 /* x [..., D], D a multiple of 16. */
 static Tensors quick_gelu(const Tensor &x) {
@@ -212,14 +211,7 @@ static Tensors quick_gelu(const Tensor &x) {
     return {y};
 }
 
-static std::vector<Shape> same_shape(const Shape &x) { return {x}; }
-
-PD_BUILD_OP(paddlemix_quick_gelu)
-    .Inputs({"x"})
-    .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(quick_gelu))
-    .SetInferShapeFn(PD_INFER_SHAPE(same_shape))
-    .SetInferDtypeFn(PD_INFER_DTYPE(same_type));
+PD_BUILD_OP(paddlemix_quick_gelu).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(quick_gelu));
 
 /* y [..., D] += bias [D], D a multiple of 16. */
 static void add_bias(Tensor &y, const Tensor &bias) {

@@ -76,16 +76,6 @@ def test_paddle_serves_many_rows_gradients_and_small_or_odd_weights():
 
 
 @pytest.fixture
-def views():
-    """Slices are views, as they are unless a CPU is tuned (other tests of a process may have done that)."""
-    name = "FLAGS_use_stride_kernel"
-    before = paddle.get_flags([name])
-    paddle.set_flags({name: True})
-    yield
-    paddle.set_flags(before)
-
-
-@pytest.fixture
 def paddles_own(monkeypatch):
     """A function that computes without the kernels."""
 

@@ -58,16 +58,6 @@ def blas():
     return build.multiply()
 
 
-@pytest.fixture
-def views():
-    """Slices are views, as they are unless a CPU is tuned (other tests of a process may have done that)."""
-    name = "FLAGS_use_stride_kernel"
-    before = paddle.get_flags([name])
-    paddle.set_flags({name: True})
-    yield
-    paddle.set_flags(before)
-
-
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("width", [512, 520, 1031, 1040])
 def test_norm_of_many_rows_is_that_of_numpy_with_any_threads(rows, width):
