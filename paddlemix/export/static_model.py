@@ -13,7 +13,7 @@ from paddlemix.export.graphs import BY_OPERATOR
 from paddlemix.export.manifest import Facts
 from paddlemix.models.llm.cache import Cache, KVCache
 from paddlemix.models.llm.static_cache import StaticCache
-from paddlemix.ops import step_operator
+from paddlemix.ops import few_rows, step_operator
 from paddlemix.ops.attention.contract import Mask
 from paddlemix.ops.compat import log_errors_alone
 from paddlemix.ops.runtime import Runtime
@@ -158,9 +158,13 @@ class StaticModel:
         self._require_window(mask, length)
         starts = paddle.zeros([batch], dtype="int64") if mask.key_starts is None else mask.key_starts
         offset = paddle.full([batch], mask.offset, "int64") if isinstance(mask.offset, int) else mask.offset
+        if ends is None:
+            ends = paddle.arange(length - 1, batch * length, length)
         piece = length if self._in_one_piece else PIECE
+        if length <= piece:
+            return self._run(rows, positions, offset, starts, ends, cache)
         firsts = paddle.arange(batch)
-        columns = paddle.full([batch], length - 1, "int64") if ends is None else ends - firsts * length
+        columns = ends - firsts * length
         scores = None
         for begin in range(0, length, piece):
             end = min(begin + piece, length)
@@ -180,8 +184,9 @@ class StaticModel:
         held = [self._held(cache, layer, batch) for layer in layers]
         given = [rows.token_ids, rows.source, rows.features, *rows.blend, positions, offset, starts, ends]
         scores, *new = self._text.run([*given, *(keys for keys, _ in held), *(values for _, values in held)])
-        for layer in layers:
-            cache.append(layer, new[layer], new[len(layers) + layer])
+        if length > 1 or not _put(cache, new):
+            for layer in layers:
+                cache.append(layer, new[layer], new[len(layers) + layer])
         cache.advance(length)
         return scores
 
@@ -210,6 +215,14 @@ class StaticModel:
                 f"sequence of {end} places: this model sees only the last {window} (sliding_window), which is not "
                 "supported; shorten the conversation"
             )
+
+
+def _put(cache: Cache, new: list[Tensor]) -> bool:
+    """Write a step, keys ``[B, 1, Hk, D]`` of all layers and then values, in one go; False: ``append`` has to."""
+    room = cache.room() if cache.heads_first else None
+    if room is None:
+        return False
+    return few_rows.put([keys for keys, _ in room] + [values for _, values in room], new, cache.offset)
 
 
 def require_device(facts: Facts, kind: str) -> None:

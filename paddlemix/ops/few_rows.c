@@ -484,6 +484,12 @@ typedef struct {
     long place, head, row;
 } Keys;
 
+/* Keys and values of one head, whose places lie `place` values apart. */
+typedef struct {
+    const float *k, *v;
+    long place;
+} Head;
+
 typedef struct {
     const float *q;
     float *y;
@@ -530,11 +536,11 @@ INLINE float weigh(float *scores, long count) {
     return total;
 }
 
-/* Queries `query` to `last` of one head. `scores` has room for all of them over all keys. */
-static void queries_of(const Prompt *job, float *scores, long row, long head, long query, long last) {
+/* Queries `query` to `last` of one head over the keys of `parts`, held and own. `scores` has room for all of them. */
+static void queries_of(const Prompt *job, const Head *parts, float *scores, long row, long head, long query, long last) {
     const long offset = job->offsets ? job->offsets[row] : job->offset, width = job->width, stride = job->heads * width;
     const long split = job->own.k ? offset : job->places, total = job->own.k ? offset + job->queries : job->places;
-    const long key_head = head / (job->heads / job->kv_heads), count = last - query;
+    const long count = last - query;
     const float *q = job->q + (row * job->queries + query) * stride + head * width;
     float *y = job->y + (row * job->queries + query) * stride + head * width;
     long begin = total, end = 0, first, behind;
@@ -544,14 +550,12 @@ static void queries_of(const Prompt *job, float *scores, long row, long head, lo
         end = behind > end ? behind : end;
     }
     const long keys = end - begin, near = begin < split ? (end < split ? end : split) - begin : 0;
-    const Keys *parts[] = {&job->held, &job->own};
     const long from[] = {begin, begin + near - split}, counts[] = {near, keys - near};
     for (int part = 0; part < 2; part++) {
-        const Keys *one = parts[part];
+        const Head *one = parts + part;
         if (counts[part])
             job->multiply(BY_ROWS, PLAIN, TRANSPOSED, (int)count, (int)counts[part], (int)width, job->scale, q, (int)stride,
-                          one->k + row * one->row + key_head * one->head + from[part] * one->place, (int)one->place, 0,
-                          scores + part * near, (int)keys);
+                          one->k + from[part] * one->place, (int)one->place, 0, scores + part * near, (int)keys);
     }
     float totals[QUERIES];
     for (long i = 0; i < count; i++) {
@@ -562,27 +566,53 @@ static void queries_of(const Prompt *job, float *scores, long row, long head, lo
         totals[i] = weigh(own + first - begin, behind - first);
     }
     for (int part = 0; part < 2; part++) {
-        const Keys *one = parts[part];
+        const Head *one = parts + part;
         if (counts[part])
             job->multiply(BY_ROWS, PLAIN, PLAIN, (int)count, (int)width, (int)counts[part], 1, scores + part * near,
-                          (int)keys, one->v + row * one->row + key_head * one->head + from[part] * one->place,
-                          (int)one->place, part && near, y, (int)stride);
+                          (int)keys, one->v + from[part] * one->place, (int)one->place, part && near, y, (int)stride);
     }
     for (long i = 0; i < count; i++)
         for (long d = 0; d < width; d++) y[i * stride + d] /= totals[i];
 }
 
+/* Keys and values of a head. */
+static Head head_of(const Keys *all, long row, long head) {
+    const long at = row * all->row + head * all->head;
+    return (Head){all->k + at, all->v + at, all->place};
+}
+
+/* The first `places` of them side by side at `room` (2 places width). Other heads lie between them, so that they are
+ * kilobytes apart: the products of each block of queries would take a third longer. */
+static Head side_by_side(Head one, long places, long width, float *room) {
+    for (int side = 0; side < 2; side++)
+        for (long place = 0; place < places; place++)
+            memcpy(room + (side * places + place) * width, (side ? one.v : one.k) + place * one.place,
+                   width * sizeof *room);
+    return (Head){room, room + places * width, width};
+}
+
 static void attend_many(void *given) {
     Prompt *job = given;
-    const long blocks = (job->queries + job->block - 1) / job->block;
+    const long blocks = (job->queries + job->block - 1) / job->block, group = job->heads / job->kv_heads;
+    const int last_part = job->own.k != 0; /* that of the queries' own keys: the others lie as a cache keeps them */
+    const long places = last_part ? job->queries : job->places, width = job->width, few = job->block * job->places;
+    const int apart = (last_part ? job->own : job->held).place != width;
+    Head parts[2];
     float *scores = 0;
-    for (long item; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->heads * blocks;) {
+    for (long item, known = -1; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->heads * blocks;) {
         const long one = item / blocks, query = item % blocks * job->block, last = query + job->block;
-        if (!scores && !(scores = malloc((size_t)job->block * job->places * sizeof *scores))) {
+        const long row = one / job->heads, head = one % job->heads, key_head = head / group;
+        if (!scores && !(scores = malloc((size_t)(few + 2 * apart * places * width) * sizeof *scores))) {
             atomic_store(&job->failed, 1);
             break;
         }
-        queries_of(job, scores, one / job->heads, one % job->heads, query, last < job->queries ? last : job->queries);
+        if (one / group != known) {
+            known = one / group;
+            parts[0] = head_of(&job->held, row, key_head);
+            if (last_part) parts[1] = head_of(&job->own, row, key_head);
+            if (apart) parts[last_part] = side_by_side(parts[last_part], places, width, scores + few);
+        }
+        queries_of(job, parts, scores, row, head, query, last < job->queries ? last : job->queries);
     }
     free(scores);
 }

@@ -15,7 +15,7 @@ import ctypes
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,20 +174,24 @@ def turn(
     return q, k, v
 
 
-def put(held: Tensor, new: Tensor, offset: int | Tensor) -> bool:
-    """Write float32 ``new`` [B, Hk, 1, D] to place ``offset`` (a number, or int64 [B]) of ``held`` [B, Hk, M, D].
+def put(held: Sequence[Tensor], new: Sequence[Tensor], offset: int | Tensor) -> bool:
+    """Write each ``new`` [B, Hk, 1, D] to place ``offset`` (a number, or int64 [B]) of its ``held`` [B, Hk, M, D].
 
-    False: nothing is written. Only where the kernels are loaded already: it gives what paddle's operators would.
+    All float32 and of one shape; ``new`` may as well be [B, 1, Hk, D]. False: nothing is written. Only where the kernels
+    are loaded already: it gives what paddle's operators would.
     """
     if not may_serve() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
         return False
-    rows, kv_heads, places, width = held.shape
-    if new.shape != [rows, kv_heads, 1, width] or not readable(held, new):
+    shape = held[0].shape
+    rows, kv_heads, places, width = shape
+    forms = [rows, kv_heads, 1, width], [rows, 1, kv_heads, width]
+    if not readable(*held, *new) or not all(one.shape == shape for one in held):
         return False
     offsets, number = _places(offset, rows)
-    if number is None:
+    if number is None or not all(one.shape in forms for one in new):
         return False
-    kernels.put(new.data_ptr(), held.data_ptr(), offsets, number, rows, kv_heads, places, width)
+    for one, kept in zip(new, held, strict=True):
+        kernels.put(one.data_ptr(), kept.data_ptr(), offsets, number, rows, kv_heads, places, width)
     return True
 
 

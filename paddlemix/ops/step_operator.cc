@@ -202,16 +202,18 @@ PD_BUILD_OP(paddlemix_swiglu)
     .SetKernelFn(PD_KERNEL(gate))
     .SetInferShapeFn(PD_INFER_SHAPE(shape_of_gate));
 
-/* x [..., D], D a multiple of 16. */
-static Tensors quick_gelu(const Tensor &x) {
+/* x [..., D] to quick_gelu of it, in the same memory; D is a multiple of 16. */
+static void quick_gelu(Tensor &x) {
     const long width = x.shape().back();
     require(width % 16 == 0, "an activation of another width");
-    Tensor y = paddle::empty(x.shape(), x.dtype(), x.place());
-    kernels.quick_gelu(x.data<float>(), y.data<float>(), x.numel() / width, width, kernels.fork, threads());
-    return {y};
+    kernels.quick_gelu(x.data<float>(), x.data<float>(), x.numel() / width, width, kernels.fork, threads());
 }
 
-PD_BUILD_OP(paddlemix_quick_gelu).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(quick_gelu));
+PD_BUILD_OP(paddlemix_quick_gelu)
+    .Inputs({"x"})
+    .Outputs({"y"})
+    .SetInplaceMap({{"x", "y"}})
+    .SetKernelFn(PD_KERNEL(quick_gelu));
 
 /* y [..., D] += bias [D], D a multiple of 16. */
 static void add_bias(Tensor &y, const Tensor &bias) {

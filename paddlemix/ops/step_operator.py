@@ -114,7 +114,7 @@ def swiglu(both: Tensor) -> Tensor:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Float32 [..., D] to the same shape."""
+    """Float32 ``x`` [..., D] to the same shape, in its memory, which nobody else may read."""
     return paddle._C_ops._run_custom_op("paddlemix_quick_gelu", x)[0]
 
 

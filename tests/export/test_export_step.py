@@ -20,6 +20,7 @@ from paddlemix.export.write import export_model
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
 from paddlemix.ops import few_rows, step_operator
+from paddlemix.ops.attention.contract import Mask
 from paddlemix.text.tokenizer import load_tokenizer
 from tests.export.static_kit import CLOSE, DECODINGS, Twins, prompts, talk
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer_folder
@@ -108,8 +109,6 @@ def test_steps_are_operators_and_paddles_own_where_there_is_no_compiler(
 
 @pytest.mark.parametrize("rows", [1, 3, few_rows.MOST, few_rows.MOST + 1])
 def test_steps_of_padded_rows_are_close_to_the_dynamic_ones_and_leave_the_same_cache(wide: Twins, rows: int) -> None:
-    from paddlemix.ops.attention.contract import Mask
-
     starts = paddle.to_tensor([0, 9, 4, 9, 1, 2, 3, 5, 6][:rows])  # 9: at the first step a row sees itself alone
     held, found = [], []
     for model in (wide.static.model, wide.dynamic.model):
@@ -128,6 +127,30 @@ def test_steps_of_padded_rows_are_close_to_the_dynamic_ones_and_leave_the_same_c
     assert np.abs(found[0] - found[1]).max() <= CLOSE * np.abs(found[1]).max()
     for one, other in zip(*held, strict=True):
         assert np.abs(one - other).max() <= CLOSE * np.abs(other).max()
+
+
+def test_a_step_on_keys_that_another_row_lent_leaves_them_as_they_are(wide: Twins) -> None:
+    model = wide.static.model
+    ids, places = paddle.to_tensor([[5, 9, 17, 30]]), paddle.arange(4).unsqueeze(0)
+
+    def step(cache: Any, first: int, last: int) -> np.ndarray:
+        embeds = model.embed(ids[:, first:last], paddle.arange(last - first).unsqueeze(0), None)
+        mask = Mask(causal=True, offset=cache.offset)
+        return model.score_next(embeds, places[:, first:last], mask, cache).numpy()
+
+    with paddle.no_grad():
+        lender, borrower = model.new_cache(1), model.new_cache(1)
+        step(lender, 0, 3)
+        lent = lender.lend()
+        before = [one.numpy().copy() for side in lent for one in side]
+        borrower.borrow(*lent, 3)
+        scores = [step(cache, 3, 4) for cache in (borrower, lender)]
+    assert (scores[0] == scores[1]).all()
+    assert all((one.numpy() == other).all() for one, other in zip([*lent[0], *lent[1]], before, strict=True))
+    for layer in range(2):
+        for one, other in zip(borrower.held(layer), lender.held(layer), strict=True):
+            assert (one.numpy()[:, :, :4] == other.numpy()[:, :, :4]).all()
+            assert one.numpy()[:, :, 3].any()
 
 
 def test_both_graphs_read_the_same_weights(wide: Twins) -> None:

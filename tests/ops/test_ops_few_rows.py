@@ -234,21 +234,39 @@ def test_keys_are_written_to_the_place_of_each_row_alone():
     before, wanted = held.numpy().copy(), held.numpy().copy()
     wanted[0, :, 4], wanted[1, :, 1] = new.numpy()[0, :, 0], new.numpy()[1, :, 0]
 
-    assert not few_rows.put(held, new, 2)  # gradients are on
+    assert not few_rows.put([held], [new], 2)  # gradients are on
     with paddle.no_grad():
-        assert not few_rows.put(held, new[:1], 2)
-        assert not few_rows.put(held, new.astype("float64"), 2)
-        assert not few_rows.put(held, new, paddle.to_tensor([1, 2, 3]))
+        assert not few_rows.put([held], [new[:1]], 2)
+        assert not few_rows.put([held], [new.astype("float64")], 2)
+        assert not few_rows.put([held], [new], paddle.to_tensor([1, 2, 3]))
         assert (held.numpy() == before).all()
-        assert not few_rows.put(held, new, paddle.to_tensor([[4, 9], [1, 9]])[:, 0])
+        assert not few_rows.put([held], [new], paddle.to_tensor([[4, 9], [1, 9]])[:, 0])
         assert (held.numpy() == before).all()
-        assert few_rows.put(held, new, paddle.to_tensor([5, 1]))  # a row without room spoils its own last place
+        assert few_rows.put([held], [new], paddle.to_tensor([5, 1]))  # a row without room spoils its own last place
     assert (held.numpy() == wanted).all()
 
     wanted[1, :, 4] = new.numpy()[1, :, 0]
     with paddle.no_grad():
-        assert few_rows.put(held, new, paddle.to_tensor([4, -1]))  # outside on the other side: the last place, too
+        assert few_rows.put([held], [new], paddle.to_tensor([4, -1]))  # outside on the other side: the last place, too
     assert (held.numpy() == wanted).all()
+
+
+@pytest.mark.usefixtures("views")
+def test_keys_of_several_layers_are_written_together_or_not_at_all():
+    held = [paddle.to_tensor(drawn(2, 3, 5, 8)) for _ in range(3)]
+    new = [paddle.to_tensor(drawn(2, 3, 8)).unsqueeze(axis) for axis in (1, 2, 1)]  # [B, 1, Hk, D] is the same memory
+    few_rows.compiled()
+    before = [one.numpy().copy() for one in held]
+
+    with paddle.no_grad():
+        for last in (held[0][:, :, 1:], held[0].astype("float64"), held[0][:1]):
+            assert not few_rows.put([*held[:2], last], new, 3)
+        assert not few_rows.put(held, [*new[:2], new[0].reshape([2, 8, 3, 1])], 3)
+        assert all((one.numpy() == other).all() for one, other in zip(held, before, strict=True))
+        assert few_rows.put(held, new, 3)
+    for one, other, row in zip(held, before, new, strict=True):
+        other[:, :, 3] = row.numpy().reshape(2, 3, 8)
+        assert (one.numpy() == other).all()
 
 
 def test_paddle_serves_rows_of_small_layers():

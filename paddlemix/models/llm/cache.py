@@ -185,7 +185,7 @@ class KVCache:
         if self._on_npu:
             return self._put(held, new) if new.shape[1] == 1 else self._rebuild(held, new, size)
         if self.heads_first:
-            if not few_rows.put(held, new, self.length):
+            if not few_rows.put([held], [new], self.length):
                 held[:, :, self.length : end] = new
         else:
             held[:, self.length : end] = new

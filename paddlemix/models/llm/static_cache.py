@@ -147,7 +147,7 @@ class StaticCache:
             raise ConfigError(
                 f"static KV cache of {held.shape[0]} rows was given {new.shape[0]} rows; create one per batch"
             )
-        if self.heads_first and few_rows.put(held, new, self._offset):
+        if self.heads_first and few_rows.put([held], [new], self._offset):
             return held
         key = tuple(new.shape)
         if self._index is None or self._index[0] != key:  # the same for all layers of a step
