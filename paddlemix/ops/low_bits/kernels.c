@@ -12,9 +12,10 @@
  *
  * There is one bfloat16 scale for each row and group ([out, groups]; none for 16 bits).
  *
- * Each sum has one order, whatever the number of rows and threads: group by group, WIDTH lanes side by side. The file
- * is compiled on the machine that runs it (build.py), so the compiler knows which instructions there are. Threads are
- * those of the OpenMP runtime that paddle has loaded; its fork function is an argument.
+ * Each sum has one order, whatever the number of rows and threads: group by group, WIDTH lanes side by side; the scale
+ * of a group is multiplied by its sum. The file is compiled on the machine that runs it (build.py), so the compiler
+ * knows which instructions there are. Threads are those of the OpenMP runtime that paddle has loaded; its fork function
+ * is an argument.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -74,14 +75,14 @@ INLINE V widen8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
 }
 INLINE void widen4(const uint8_t *p, V *w) {
-    const __m128i low = _mm_set1_epi8(15), middle = _mm_set1_epi8(8);
-    __m128i both = _mm_loadu_si128((const void *)p);
-    __m128i first = _mm_sub_epi8(_mm_and_si128(both, low), middle);
-    __m128i last = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(both, 4), low), middle);
-    w[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first));
-    w[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(first, 8)));
-    w[2] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(last));
-    w[3] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(last, 8)));
+    /* A code in the lowest bits of the float 2^23 is 2^23 + code: cheaper than converting it. */
+    const __m256i low = _mm256_set1_epi32(15), large = _mm256_castps_si256(_mm256_set1_ps(8388608));
+    const V middle = _mm256_set1_ps(8388608 + 8);
+    for (int half = 0; half < 2; half++) {
+        const __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p + half * 8)));
+        w[half] = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(both, low), large)), middle);
+        w[half + 2] = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32(both, 4), large)), middle);
+    }
 }
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -200,7 +201,8 @@ typedef struct {
     atomic_long next;
 } Job;
 
-/* TALL rows of the weight, every `step`-th from n on, times WIDE rows of x. Two sums for each pair, so that one does not wait for the other. */
+/* TALL rows of the weight, every `step`-th from n on, times WIDE rows of x. Of 16 bits two sums for each pair, so that one
+ * does not wait for the other; of fewer bits each group has one of its own. */
 INLINE void tile(const int bits, const int TALL, const int WIDE, const Job *job, long n, long step, long m) {
     const long groups = job->width / GROUP, bytes = groups * group_bytes(bits);
     V sums[APART][WIDEST][2];
@@ -220,14 +222,17 @@ INLINE void tile(const int bits, const int TALL, const int WIDE, const Job *job,
                 const uint8_t *codes = job->codes + (n + r * step) * bytes + g * group_bytes(bits);
                 __builtin_prefetch(codes + AHEAD);
                 widen_group(bits, codes, w);
-                if (bits != 16) {
-                    const V scale = all(scales[r][g - begin]);
-                    for (int p = 0; p < PARTS; p++) w[p] = times(w[p], scale);
+                for (int c = 0; c < WIDE; c++) {
+                    const float *own = x + c * job->width;
+                    V *sum = sums[r][c];
+                    if (bits == 16) {
+                        for (int p = 0; p < PARTS; p++) sum[p % 2] = add_product(w[p], load(own + p * WIDTH), sum[p % 2]);
+                        continue;
+                    }
+                    V of_group = times(w[0], load(own));
+                    for (int p = 1; p < PARTS; p++) of_group = add_product(w[p], load(own + p * WIDTH), of_group);
+                    sum[0] = add_product(of_group, all(scales[r][g - begin]), sum[0]);
                 }
-                for (int c = 0; c < WIDE; c++)
-                    for (int p = 0; p < PARTS; p++)
-                        sums[r][c][p % 2] =
-                            add_product(w[p], load(x + c * job->width + p * WIDTH), sums[r][c][p % 2]);
             }
         }
     }
