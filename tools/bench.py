@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -251,6 +252,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Parse, measure, print."""
     arguments = sys.argv[1:] if argv is None else argv
+    warnings.filterwarnings("ignore", message="No ccache found")  # 2026-11, paddle 3.3.1: each worker would say it
     if arguments[:1] == ["--worker"]:
         worker(json.loads(arguments[1]))
         return 0

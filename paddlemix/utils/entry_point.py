@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.ENXIO)
 
-# 2026-11, paddle 3.3.1: said at import, about compiling custom operators, which no command here does.
+# 2026-11, paddle 3.3.1: said at import, about compiling custom operators, which ccache would not hasten here.
 _NOISE = ("No ccache found", "Setuptools is replacing distutils")
 
 
