@@ -34,7 +34,7 @@ from paddlemix.eval import judge_command, run_command
 from paddlemix.utils import entry_point
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.foreign import JsonValue
-from paddlemix.utils.options import FLAGS, dashed
+from paddlemix.utils.options import FLAGS, CommandParser, dashed
 from paddlemix.utils.paths import path_at
 from paddlemix.utils.registry import nearest
 from paddlemix.utils.shown import counted, readable, shown
@@ -49,7 +49,7 @@ OPTIONS = replace(FLAGS, cards="--num-gpus", template="--conv-mode NAME")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of all verbs."""
-    found = argparse.ArgumentParser(
+    found = CommandParser(
         prog="paddlemix eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--debug", action="store_true", help=DEBUG)

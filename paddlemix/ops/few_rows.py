@@ -177,8 +177,8 @@ def turn(
 def put(held: Sequence[Tensor], new: Sequence[Tensor], offset: int | Tensor) -> bool:
     """Write each ``new`` [B, Hk, 1, D] to place ``offset`` (a number, or int64 [B]) of its ``held`` [B, Hk, M, D].
 
-    All float32 and of one shape; ``new`` may as well be [B, 1, Hk, D]. False: nothing is written. Only where the kernels
-    are loaded already: it gives what paddle's operators would.
+    All float32 and of one shape; ``new`` may as well be [B, 1, Hk, D]. False: nothing is written. Only where the
+    kernels are loaded already: it gives what paddle's operators would.
     """
     if not may_serve() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
         return False

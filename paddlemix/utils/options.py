@@ -9,14 +9,22 @@ ask ``current()``. Without a command they speak of the arguments of ``load_model
 """
 
 import contextlib
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _SubParsersAction,
+)
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from paddlemix.utils.errors import ConfigError
 from paddlemix.utils.paths import expanded
+from paddlemix.utils.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,34 @@ _CURRENT: ContextVar[Options] = ContextVar("options", default=PYTHON)
 _STRICT: ContextVar[bool] = ContextVar("strict_config", default=False)
 
 
+class CommandParser(ArgumentParser):
+    """One that names the nearest of its flags for a flag that it does not have."""
+
+    _asked = False
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse does."""
+        self._asked = True
+        return super().parse_known_args(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2, with ``message``."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        super().error(message + "".join([nearest(flag, self._flags()) for flag in flags][:1]))
+
+    def _flags(self) -> list[str]:
+        """With those of the verb that was given: what it does not know is told by the parser above it."""
+        own = [name for name in self._option_string_actions if name.startswith("--")]
+        verbs = [one.choices.values() for one in self._actions if isinstance(one, _SubParsersAction)]
+        return own + [flag for group in verbs for verb in group if verb._asked for flag in verb._flags()]
+
+
 def command_parser(
     about: str, *, debug: str = "show the traceback of an error", prog: str | None = None
 ) -> ArgumentParser:
     """A parser whose help is ``about`` as it is written, with the flag ``--debug`` that every command has."""
-    found = ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
+    found = CommandParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter)
     found.add_argument("--debug", action="store_true", help=debug)
     return found
 

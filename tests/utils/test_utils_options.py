@@ -5,6 +5,7 @@ import argparse
 
 import pytest
 
+from paddlemix.eval.__main__ import parser as eval_parser
 from paddlemix.examples.llava import run_predict_multiround as chat
 from paddlemix.examples.mv_llava import run_predict_multiview as multiview
 from paddlemix.tools import convert_weights, doctor, merge_lora_params
@@ -65,3 +66,21 @@ def test_the_defaults_of_answers_are_the_documented_ones(command):
     assert found["temperature"].default == (None if command == "chat" else 0.2)
     for name in ("top_p", "max_new_tokens"):
         assert f"default {found[name].default:g}" in found[name].help
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        ("chat", ["--temprature", "0.5"], 'unrecognized arguments: --temprature 0.5, did you mean "--temperature"?'),
+        ("chat", ["--image=x", "--xyzzy=1"], "unrecognized arguments: --xyzzy=1\n"),
+        ("convert", ["--src", "a", "--dst", "b", "--to", "own", "--bitz=8"], 'did you mean "--bits"?'),
+        ("eval", ["report", "a", "--publishd"], 'did you mean "--published"?'),
+        ("eval", ["report", "a", "--num-chunks", "2"], "unrecognized arguments: --num-chunks 2\n"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_one(command, arguments, told, capsys):
+    parser = {**PARSERS, "eval": eval_parser}[command]()
+    with pytest.raises(SystemExit) as found:
+        parser.parse_args(["--model-path", "m", *arguments] if command == "chat" else arguments)
+    assert found.value.code == 2
+    assert told in capsys.readouterr().err
