@@ -78,7 +78,8 @@ class Description:
             lines.append(
                 "  memory       estimated for one row of the full context; training on one card, with recompute"
             )
-            lines += [f"    {name:<24} {size:8.1f} GB" for name, size in self.memory.items()]
+            for name, size in self.memory.items():
+                lines.append(f"    {name:<24} {size:8.1f} GB" if size >= 0.1 else f"    {name:<24} {size * 1000:8.1f} MB")
         lines += [f"  note         {text}" for text in self.notes]
         lines += [f"  FAIL         {text}" for text in self.problems]
         lines.append("  it can be loaded" if not self.problems else "  it cannot be loaded like this")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from paddlemix.checkpoint.convert.layouts import convert
-from paddlemix.checkpoint.describe import describe, memory_needs, verify
+from paddlemix.checkpoint.describe import Description, describe, memory_needs, verify
 from paddlemix.settings.memory import expected_memory, most_tiles
 from paddlemix.settings.model import ImageConfig, LlavaConfig, TextConfig, VisionConfig
 from paddlemix.settings.run.training import TrainingSettings
@@ -47,6 +47,11 @@ def test_adapters_and_language_models_are_described(hub, tmp_path):
     found = describe(hub["vicuna"])
     assert found.facts["family"].startswith("language model")
     assert any("pretraining makes a LLaVA of it" in text for text in found.notes)
+
+
+def test_memory_of_a_tiny_model_is_told_in_megabytes():
+    lines = Description("folder", "kind", memory={"chat, float32": 14.04, "LoRA": 0.1, "chat, 8 bits": 0.0042}).as_lines()
+    assert [line.split()[-2:] for line in lines[2:5]] == [["14.0", "GB"], ["0.1", "GB"], ["4.2", "MB"]]
 
 
 def test_what_is_missing_is_named_and_nothing_is_downloaded(hub, monkeypatch):
