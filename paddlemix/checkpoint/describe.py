@@ -79,7 +79,8 @@ class Description:
                 "  memory       estimated for one row of the full context; training on one card, with recompute"
             )
             for name, size in self.memory.items():
-                lines.append(f"    {name:<24} {size:8.1f} GB" if size >= 0.1 else f"    {name:<24} {size * 1000:8.1f} MB")
+                number, unit = (size, "GB") if size >= 0.1 else (size * 1000, "MB")
+                lines.append(f"    {name:<24} {number:8.1f} {unit}")
         lines += [f"  note         {text}" for text in self.notes]
         lines += [f"  FAIL         {text}" for text in self.problems]
         lines.append("  it can be loaded" if not self.problems else "  it cannot be loaded like this")

@@ -50,7 +50,9 @@ def test_adapters_and_language_models_are_described(hub, tmp_path):
 
 
 def test_memory_of_a_tiny_model_is_told_in_megabytes():
-    lines = Description("folder", "kind", memory={"chat, float32": 14.04, "LoRA": 0.1, "chat, 8 bits": 0.0042}).as_lines()
+    lines = Description(
+        "folder", "kind", memory={"chat, float32": 14.04, "LoRA": 0.1, "chat, 8 bits": 0.0042}
+    ).as_lines()
     assert [line.split()[-2:] for line in lines[2:5]] == [["14.0", "GB"], ["0.1", "GB"], ["4.2", "MB"]]
 
 
