@@ -300,7 +300,7 @@ class Predictor:
 def _chosen(opening: Opening) -> devices.Device:
     """The device that ``opening`` names. A CPU that is asked for bfloat16 holds the weights in it."""
     name, dtype = opening.pop("device", None), opening.pop("dtype", None)
-    if dtype == "bfloat16" and devices.choose(name).kind == "cpu":
-        opening["bits"] = opening.get("bits") or 16
+    if dtype == "bfloat16" and not opening.get("bits") and devices.choose(name).kind == "cpu":
+        opening["bits"] = 16
         dtype = None
     return devices.choose(name, dtype)

@@ -91,6 +91,15 @@ def test_answers_together_equal_those_alone(folders: dict[int, Path], bits: int)
     assert [answer.ids for answer in predictor.answer(prompts, decoding)] == alone
 
 
+def test_a_dtype_beside_bits_is_not_passed_over_in_silence(
+    folders: dict[int, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        model = Predictor.load(folders[32], device="cpu", bits=8, dtype="bfloat16").model
+    assert model.llama.layers[0].mlp.down_proj.low_bits.bits == 8
+    assert any("bfloat16 was asked for, but a CPU computes in float32" in one.message for one in caplog.records)
+
+
 def test_an_adapter_is_kept_beside_few_bits_and_folded_in_before_rounding(
     folders: dict[int, Path], tmp_path: Path
 ) -> None:
