@@ -275,7 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     from paddlemix.utils.paths import new_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS)
+    # The others have commands of their own, and their names belong to what a wrong one is told.
+    parser.add_argument("kind", choices=(*KINDS, *OTHERS, "order", "rows", "validate", "start", "all"), metavar="KIND")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny", help="size of the model (default: tiny)")
     parser.add_argument("--repeat", type=at_least_one, default=5, help="times of which the median counts (default: 5)")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has torch and transformers")

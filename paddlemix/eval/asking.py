@@ -114,14 +114,6 @@ class Asker:
         return prompt
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[Said]:
-        """One batch of the prompts that have room for the longest answer; each of the others by itself, as room is."""
-        room = [self.predictor.context - prompt.length for prompt in prompts]
-        together = [number for number, left in enumerate(room) if left >= self.max_new_tokens]
-        groups = [together, *([number] for number in range(len(prompts)) if number not in together)]
-        found: dict[int, Said] = {}
-        for group in filter(None, groups):
-            limit = min(self.max_new_tokens, *(room[number] for number in group))
-            answers = self.predictor.answer([prompts[number] for number in group], Decoding(max_new_tokens=limit))
-            for number, answer in zip(group, answers, strict=True):
-                found[number] = Said(answer.text, "", answer.finish)
-        return [found[number] for number in range(len(prompts))]
+        """One batch; each answer has at most the room that its prompt leaves in the context."""
+        answers = self.predictor.answer(prompts, Decoding(max_new_tokens=self.max_new_tokens))
+        return [Said(answer.text, "", answer.finish) for answer in answers]

@@ -280,6 +280,8 @@ def parts_there(folder: Path, suffix: str = ".jsonl") -> int:
 
 def record_of(path: Path) -> dict[str, Any]:
     """What the record beside an answer file says. DataError when there is none, or it is none of ours."""
+    if not path.name:  # an empty path, a root
+        raise DataError(f'"{path}" is no file of answers')
     record = record_path(path)
     if not record.is_file():
         raise DataError(f"{path}: no {record.name} beside it; a run of this command writes both")

@@ -61,7 +61,10 @@ def _opened(prefix: Path, device: str) -> inference.Predictor:
             try:
                 return _predictor(with_operators, prefix, device)
             except _ERRORS as error:
-                _tell(prefix.name, _first_line(error))
+                _tell(
+                    prefix.name,
+                    f"export the model again: {with_operators.name} does not open here, {_first_line(error)}",
+                )
         else:
             _tell("graphs", reason)
     return _predictor(prefix.with_name(f"{prefix.name}.json"), prefix, device)

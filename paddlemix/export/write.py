@@ -72,7 +72,7 @@ def export_model(
     loaded = load_model(path, dtype=chosen.dtype, base=base, vision_tower=vision_tower, projector=projector)
     if loaded.model.bits in (8, 4):
         raise ConfigError(
-            f"{path}: its weights have {loaded.model.bits} bits, and graphs hold whole ones; "
+            f"{loaded.base}: its weights have {loaded.model.bits} bits, and graphs hold whole ones; "
             "export the model that it was made of"
         )
     if loaded.config.vision is None:

@@ -244,38 +244,47 @@ class Predictor:
         *,
         batch_size: int | None = None,
         draws: Sequence[Sequence[int]] | None = None,
+        context: int | None = None,
     ) -> list[Answer]:
         """The answers to independent prompts, in their order; ``batch_size`` of them share a step (default: all).
 
         The longest come first. ``draws`` tell the random answers of one seed apart (default: the number of the
-        prompt), so that an answer does not depend on who shares its batch.
+        prompt), so that an answer does not depend on who shares its batch. Each ends where the ``context`` does, the
+        positions of prompt and answer (default: the model's), if not before.
         """
         order = sorted(range(len(prompts)), key=lambda number: -prompts[number].length)
         draws = [(0, number) for number in range(len(prompts))] if draws is None else draws
         asked = ((prompts[number], draws[number]) for number in order)
-        answers = self.answers(asked, decoding, slots=batch_size or max(1, len(prompts)))
+        answers = self.answers(asked, decoding, slots=batch_size or max(1, len(prompts)), context=context)
         found = {order[place]: answer for place, answer in answers}
         return [found[number] for number in range(len(prompts))]
 
     def answers(
-        self, asked: Iterable[tuple[Prompt, Sequence[int]]], decoding: Decoding | None = None, *, slots: int = 8
+        self,
+        asked: Iterable[tuple[Prompt, Sequence[int]]],
+        decoding: Decoding | None = None,
+        *,
+        slots: int = 8,
+        context: int | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Number and answer of each prompt of ``asked`` (with its draw), as they end.
 
         A prompt is taken from ``asked`` when one of the ``slots`` is free, so those that come later need not be made.
-        BackendError when the scores of a prompt are not finite.
+        ``context``: see ``answer``. BackendError when the scores of a prompt are not finite.
         """
         decoding, source = self.decoding(decoding), enumerate(asked)
+        context = context or self.context
         if decoding.num_beams > 1:
             for number, (prompt, draw) in source:
-                yield number, self.stream(prompt, decoding, draw=draw).read()
+                yield number, self.stream(prompt, _fitted(decoding, context - prompt.length), draw=draw).read()
             return
         batch = self.new_batch(slots)
         open_rows: dict[Row, tuple[int, AnswerReader]] = {}
         while True:
             while len(open_rows) < slots and (taken := next(source, None)) is not None:
                 number, (prompt, draw) = taken
-                open_rows[batch.submit(prompt, decoding, draw)] = number, self.reader(decoding)
+                own = _fitted(decoding, context - prompt.length)
+                open_rows[batch.submit(prompt, own, draw)] = number, self.reader(own)
             if not open_rows:
                 return
             for row, token in batch.step():
@@ -295,6 +304,11 @@ class Predictor:
         """Logits ``[B, V]`` (float32) of the token that each prompt is followed by."""
         plan, features = plan_of(prompts, self.model.config.tokens_per_tile)
         return next_scores(self.model, plan, features).numpy()
+
+
+def _fitted(decoding: Decoding, room: int) -> Decoding:
+    """``decoding`` with ``room`` tokens at most. A prompt that leaves no room is the caller's to refuse."""
+    return decoding.with_changes(max_new_tokens=room) if 0 < room < decoding.max_new_tokens else decoding
 
 
 def _chosen(opening: Opening) -> devices.Device:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the next token is picked from the scores: penalties and bias, temperature, top-k, top-p, min-p. Numpy only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TypeAlias
@@ -64,7 +64,13 @@ class Decoding:
         if isinstance(self.stop, str):  # as a sequence it would be its letters
             object.__setattr__(self, "stop", (self.stop,))
         if isinstance(self.logit_bias, Mapping):
-            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
+            # In JSON an id is a string.
+            ids = (int(key) if isinstance(key, str) and key.isdecimal() else key for key in self.logit_bias)
+            object.__setattr__(self, "logit_bias", tuple(zip(ids, self.logit_bias.values(), strict=True)))
+        for name, (expected, good) in _SEQUENCES.items():
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)) or not all(map(good, value)):
+                raise ConfigError(f"{name} is {shown(value)}: expected {expected}")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -130,6 +136,23 @@ _KINDS = {
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), float),
 }
 """What the fields of ``Decoding`` that are numbers are."""
+
+
+def _is_id(value: float | str) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_bias(value: tuple[int, float] | float | str) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and _is_id(value[0]) and isinstance(value[1], Real)
+
+
+_SEQUENCES: dict[str, tuple[str, Callable[..., bool]]] = {
+    "logit_bias": ("pairs of an id (a whole number) and a number", _is_bias),
+    "stop": ("a string, or a sequence of them", lambda value: isinstance(value, str)),
+    "stop_ids": ("a sequence of ids (whole numbers)", _is_id),
+    "eos_ids": ("a sequence of ids (whole numbers)", _is_id),
+}
+"""What the fields of ``Decoding`` that are sequences hold."""
 
 
 def _number(name: str, value: float, good: bool, expected: str) -> None:

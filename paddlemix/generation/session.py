@@ -143,8 +143,9 @@ class ChatSession:
         """Answers to independent questions, which neither see the conversation nor stay in it.
 
         ``images`` is empty, or has an entry for each question: None, one image, or a sequence of them.
-        ``batch_size`` questions share a step (default: all); each gets the answer that it gets alone. ``changes``
-        replace fields of ``decoding``. DataError names a question that is longer than the context.
+        ``batch_size`` questions share a step (default: all); each gets the answer that it gets alone, where random ones
+        of one ``seed`` are drawn by the number of the question. ``changes`` replace fields of ``decoding``. DataError
+        names a question that is longer than the context.
         """
         if images and len(images) != len(texts):
             raise DataError(f"{len(texts)} questions and {len(images)} entries of images; give one for each, or none")
@@ -160,8 +161,12 @@ class ChatSession:
                 "none for an answer; shorten it or send fewer images"
             )
         decoding = self.decoding.with_changes(**changes)
-        decoding = decoding.with_changes(max_new_tokens=min(decoding.max_new_tokens, self.context - longest))
-        return [answer.text for answer in self.predictor.answer(prompts, decoding, batch_size=batch_size)]
+        answers = self.predictor.answer(prompts, decoding, batch_size=batch_size, context=self.context)
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            room = self.context - prompt.length
+            if answer.finish == "length" and room < decoding.max_new_tokens:
+                self.note(f"answer {number} was cut after {room} tokens: the context of {self.context} is full")
+        return [answer.text for answer in answers]
 
     def _pictures(self, text: str, images: Images) -> tuple[Picture, ...]:
         images = as_list(images)

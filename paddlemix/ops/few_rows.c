@@ -47,6 +47,7 @@
 #define GROUP 16           /* query heads of one key head that go over its keys together */
 #define PORTION 65536      /* values that a thread takes at a time */
 #define QUERIES 128        /* of a prompt that are taken together */
+#define COPIED 32          /* of them, from which on the keys of a head are copied side by side */
 #define SCORES 131072      /* of them at a time: 512 KB */
 #define STREAMS 4          /* parts of them that are read side by side: the memory of one page is waited for in the others */
 #define INLINE static inline __attribute__((always_inline))
@@ -582,7 +583,7 @@ static Head head_of(const Keys *all, long row, long head) {
 }
 
 /* The first `places` of them side by side at `room` (2 places width). Other heads lie between them, so that they are
- * kilobytes apart: the products of each block of queries would take a third longer. */
+ * kilobytes apart: the products of each block of queries would take a third longer. For few queries the copy would. */
 static Head side_by_side(Head one, long places, long width, float *room) {
     for (int side = 0; side < 2; side++)
         for (long place = 0; place < places; place++)
@@ -596,7 +597,7 @@ static void attend_many(void *given) {
     const long blocks = (job->queries + job->block - 1) / job->block, group = job->heads / job->kv_heads;
     const int last_part = job->own.k != 0; /* that of the queries' own keys: the others lie as a cache keeps them */
     const long places = last_part ? job->queries : job->places, width = job->width, few = job->block * job->places;
-    const int apart = (last_part ? job->own : job->held).place != width;
+    const int apart = (last_part ? job->own : job->held).place != width && job->queries >= COPIED;
     Head parts[2];
     float *scores = 0;
     for (long item, known = -1; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->heads * blocks;) {

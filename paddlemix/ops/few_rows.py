@@ -182,6 +182,8 @@ def put(held: Sequence[Tensor], new: Sequence[Tensor], offset: int | Tensor) -> 
     """
     if not may_serve() or not compiled.cache_info().currsize or (kernels := compiled()) is None:
         return False
+    if not held or len(new) != len(held):
+        return False
     shape = held[0].shape
     rows, kv_heads, places, width = shape
     forms = [rows, kv_heads, 1, width], [rows, 1, kv_heads, width]

@@ -82,10 +82,12 @@ class CommandParser(ArgumentParser):
 
     _asked = False
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
         """As argparse does."""
         self._asked = True
-        return super().parse_known_args(*args, **kwargs)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit code 2, with ``message``."""

@@ -349,3 +349,15 @@ def test_the_folders_of_two_runs_are_compared_by_their_score_files(tmp_path: Pat
     capsys.readouterr()
     assert run("compare", *folders) == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_score_file_that_names_no_file_of_answers_is_reported_without_its_record(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, answers = kit.pope(tmp_path / "data")
+    _, value = scored(tmp_path, "pope", answers, data)
+    value["answers"][0]["file"] = name
+    (tmp_path / "score.json").write_text(json.dumps(value))
+    assert run("report", tmp_path) == 0, capsys.readouterr().err
+    assert "POPE" in capsys.readouterr().out

@@ -138,6 +138,15 @@ def test_only_a_plain_greedy_answer_needs_no_scores_on_the_host(changed: dict[st
         ({"presence_penalty": -3.0}, "presence_penalty is -3.0: expected from -2 to 2 (0 is off)"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias is -1: expected ids of the vocabulary"),
         ({"logit_bias": ((1, float("nan")),)}, "logit_bias of id 1 is nan: expected a number"),
+        ({"logit_bias": {"a": 1}}, "logit_bias is (('a', 1),): expected pairs of an id (a whole number) and a number"),
+        ({"logit_bias": {1: "x"}}, "logit_bias is ((1, 'x'),): expected pairs of an id (a whole number) and a number"),
+        ({"logit_bias": 5}, "logit_bias is 5: expected pairs of an id (a whole number) and a number"),
+        ({"stop": 5}, "stop is 5: expected a string, or a sequence of them"),
+        ({"stop": b"x"}, "stop is b'x': expected a string, or a sequence of them"),
+        ({"stop": ["a", 1]}, "stop is ['a', 1]: expected a string, or a sequence of them"),
+        ({"stop_ids": "ab"}, "stop_ids is ab: expected a sequence of ids (whole numbers)"),
+        ({"stop_ids": (1.5,)}, "stop_ids is (1.5,): expected a sequence of ids (whole numbers)"),
+        ({"stop_ids": 5}, "stop_ids is 5: expected a sequence of ids (whole numbers)"),
         ({"logprobs": 21}, "logprobs is 21: expected 0 to 20"),
         ({"num_beams": 2, "logprobs": 1}, "num_beams 2 with logprobs 1: use num_beams 1 with it"),
         ({"seed": -3}, "seed is -3: expected a whole number from 0 to 2^64 - 1"),
@@ -162,7 +171,7 @@ def test_beams_with_a_temperature_are_refused_and_not_ignored() -> None:
 
 
 def test_one_stop_string_and_a_mapping_of_biases_are_what_they_say() -> None:
-    given = Decoding(stop="zut", logit_bias={5: 1.5, 7: -1})
+    given = Decoding(stop="zut", logit_bias={"5": 1.5, 7: -1})
     assert given == Decoding(stop=("zut",), logit_bias=((5, 1.5), (7, -1)))
 
 

@@ -267,6 +267,24 @@ def test_an_answer_that_the_context_cuts_off_comes_with_a_note(model: Any, token
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_short_question_is_answered_in_full_beside_one_that_fills_the_context(
+    model: Any, tokenizer: Tokenizer, beams: int
+) -> None:
+    notes: list[str] = []
+    session = new_session(model, tokenizer, note=notes.append, decoding=DECODING.with_changes(num_beams=beams))
+    long = "why " * 40
+    session.context = session._prompt([Turn(long)]).length + 3
+    alone = []
+    for question in ("why?", long):
+        alone.append(session.answer(question))
+        session.reset()
+    notes.clear()
+
+    assert session.batch(["why?", long]) == alone
+    assert notes == [f"answer 1 was cut after 3 tokens: the context of {session.context} is full"]
+
+
 def test_a_small_context_keeps_its_conversation_when_long_answers_are_allowed(model: Any, tokenizer: Tokenizer) -> None:
     notes: list[str] = []
     session = new_session(model, tokenizer, context=400, note=notes.append)
