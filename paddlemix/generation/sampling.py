@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the next token is picked from the scores: penalties and bias, temperature, top-k, top-p, min-p. Numpy only."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TypeAlias
@@ -69,7 +69,7 @@ class Decoding:
             object.__setattr__(self, "logit_bias", tuple(zip(ids, self.logit_bias.values(), strict=True)))
         for name, (expected, good) in _SEQUENCES.items():
             value = getattr(self, name)
-            if not isinstance(value, (tuple, list)) or not all(map(good, value)):
+            if not isinstance(value, Collection) or isinstance(value, str | bytes) or not all(map(good, value)):
                 raise ConfigError(f"{name} is {shown(value)}: expected {expected}")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
