@@ -2,6 +2,7 @@
 """Models whose weights have 8 or 4 bits: the folder form, loading, memory while loading, and what is refused."""
 
 import json
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -20,6 +21,7 @@ from paddlemix.checkpoint.load import load_model
 from paddlemix.checkpoint.lora.adapter import save_adapter
 from paddlemix.checkpoint.save import save_model
 from paddlemix.checkpoint.sources import find_sources
+from paddlemix.export.write import export_model
 from paddlemix.generation.predictor import Predictor
 from paddlemix.generation.sampling import Decoding
 from paddlemix.models.llava import build_empty, init_weights
@@ -117,6 +119,8 @@ def test_an_adapter_is_kept_beside_few_bits_and_folded_in_before_rounding(
     assert list(lora_layers(load_model(tmp_path / "a", base=folders[8]).model))
     with pytest.raises(CheckpointError, match="8 bits: an adapter is not written in few bits; merge it first"):
         convert(tmp_path / "a", tmp_path / "few", "own", bits=8)
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(folders[8]))}: its weights have 8 bits, and graphs hold"):
+        export_model(tmp_path / "a", tmp_path / "graphs", device="cpu", base=folders[8])
     data = json.loads((tmp_path / "a" / "lora_config.json").read_text())
     (tmp_path / "a" / "lora_config.json").write_text(json.dumps({**data, "use_dora": True}))
     with pytest.raises(CheckpointError):
