@@ -249,6 +249,14 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<28}{share['product']:10.0%} of the products {share['read']:10.0%} of the memory"
 
 
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        others = ", ".join((*OTHERS, "order", "rows", "validate", "start", "all"))
+        told = f"{text!r}: expected {', '.join(KINDS)}; {others} have flags of their own, behind their name"
+        raise argparse.ArgumentTypeError(told)
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, measure, print."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -275,8 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     from paddlemix.utils.paths import new_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # The others have commands of their own, and their names belong to what a wrong one is told.
-    parser.add_argument("kind", choices=(*KINDS, *OTHERS, "order", "rows", "validate", "start", "all"), metavar="KIND")
+    parser.add_argument("kind", type=_kind, metavar="{" + ",".join(KINDS) + "}")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny", help="size of the model (default: tiny)")
     parser.add_argument("--repeat", type=at_least_one, default=5, help="times of which the median counts (default: 5)")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter that has torch and transformers")

@@ -73,8 +73,7 @@ class Decoding:
                 raise ConfigError(f"{name} is {shown(value)}: expected {expected}")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            if value is not None and not (whole or (kind is float and isinstance(value, Real))):
+            if value is not None and not (_is_whole(value) or (kind is float and isinstance(value, Real))):
                 raise ConfigError(f"{name} is {shown(value)}: expected a {'whole ' if kind is int else ''}number")
         _number("max_new_tokens", self.max_new_tokens, 1 <= self.max_new_tokens < _LARGE, "a whole number from 1")
         _number("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or a positive number")
@@ -138,19 +137,19 @@ _KINDS = {
 """What the fields of ``Decoding`` that are numbers are."""
 
 
-def _is_id(value: float | str) -> bool:
+def _is_whole(value: float | str) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_bias(value: tuple[int, float] | float | str) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and _is_id(value[0]) and isinstance(value[1], Real)
+    return isinstance(value, (tuple, list)) and len(value) == 2 and _is_whole(value[0]) and isinstance(value[1], Real)
 
 
 _SEQUENCES: dict[str, tuple[str, Callable[..., bool]]] = {
     "logit_bias": ("pairs of an id (a whole number) and a number", _is_bias),
     "stop": ("a string, or a sequence of them", lambda value: isinstance(value, str)),
-    "stop_ids": ("a sequence of ids (whole numbers)", _is_id),
-    "eos_ids": ("a sequence of ids (whole numbers)", _is_id),
+    "stop_ids": ("a sequence of ids (whole numbers)", _is_whole),
+    "eos_ids": ("a sequence of ids (whole numbers)", _is_whole),
 }
 """What the fields of ``Decoding`` that are sequences hold."""
 

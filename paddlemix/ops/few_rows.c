@@ -596,14 +596,14 @@ static void attend_many(void *given) {
     Prompt *job = given;
     const long blocks = (job->queries + job->block - 1) / job->block, group = job->heads / job->kv_heads;
     const int last_part = job->own.k != 0; /* that of the queries' own keys: the others lie as a cache keeps them */
-    const long places = last_part ? job->queries : job->places, width = job->width, few = job->block * job->places;
+    const long places = last_part ? job->queries : job->places, width = job->width, scored = job->block * job->places;
     const int apart = (last_part ? job->own : job->held).place != width && job->queries >= COPIED;
     Head parts[2];
     float *scores = 0;
     for (long item, known = -1; (item = atomic_fetch_add(&job->next, 1)) < job->rows * job->heads * blocks;) {
         const long one = item / blocks, query = item % blocks * job->block, last = query + job->block;
         const long row = one / job->heads, head = one % job->heads, key_head = head / group;
-        if (!scores && !(scores = malloc((size_t)(few + 2 * apart * places * width) * sizeof *scores))) {
+        if (!scores && !(scores = malloc((size_t)(scored + 2 * apart * places * width) * sizeof *scores))) {
             atomic_store(&job->failed, 1);
             break;
         }
@@ -611,7 +611,7 @@ static void attend_many(void *given) {
             known = one / group;
             parts[0] = head_of(&job->held, row, key_head);
             if (last_part) parts[1] = head_of(&job->own, row, key_head);
-            if (apart) parts[last_part] = side_by_side(parts[last_part], places, width, scores + few);
+            if (apart) parts[last_part] = side_by_side(parts[last_part], places, width, scores + scored);
         }
         queries_of(job, parts, scores, row, head, query, last < job->queries ? last : job->queries);
     }

@@ -46,6 +46,14 @@ def test_a_peer_that_is_no_program_is_refused_before_anything_is_measured(capsys
     assert "--peer /nowhere/python: there is no such program" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["foo"], ["--repeat", "1", "static"]])
+def test_a_kind_that_is_not_at_its_place_is_told_all_kinds(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main(arguments)
+    assert ended.value.code == 2
+    assert "expected vision, prefill, decode, batch, chat; load, head, static" in capsys.readouterr().err
+
+
 def test_a_worker_that_dies_is_an_error(capfd):
     broken = bench.Contestant("broken", [sys.executable, "-c", "raise SystemExit(3)"], {})
     with pytest.raises(SystemExit, match="broken: the worker ended with code 3"):

@@ -262,6 +262,8 @@ def test_keys_of_several_layers_are_written_together_or_not_at_all():
         for last in (held[0][:, :, 1:], held[0].astype("float64"), held[0][:1]):
             assert not few_rows.put([*held[:2], last], new, 3)
         assert not few_rows.put(held, [*new[:2], new[0].reshape([2, 8, 3, 1])], 3)
+        assert not few_rows.put(held, new[:2], 3)
+        assert not few_rows.put([], [], 3)
         assert all((one.numpy() == other).all() for one, other in zip(held, before, strict=True))
         assert few_rows.put(held, new, 3)
     for one, other, row in zip(held, before, new, strict=True):
